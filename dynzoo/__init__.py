@@ -1,0 +1,1 @@
+"""dynzoo: neural networks that are discretised dynamical systems, with guarantees, on Keras 3."""

@@ -1,0 +1,82 @@
+r"""Per-image attack losses of the logits, all of them to be **maximised**.
+
+Cross-entropy alone overestimates the robustness of a 1-Lipschitz network: its logits differ by
+so little that the softmax spreads the gradient over classes that the attack cannot reach. The
+margin looks only at the class that is closest to winning, and is the default of `PGD`.
+
+With $y$ the label, $m = \max_{j \ne y} z_j$, and $z_{(k)}$ the $k$-th largest logit:
+
+| name | untargeted | targeted, $y$ the target |
+|---|---|---|
+| `"margin"` | $m - z_y$ | $z_y - m$ |
+| `"ce"` | $\log\sum_j e^{z_j} - z_y$ | $z_y - \log\sum_j e^{z_j}$ |
+| `"dlr"` | $(m - z_y)/(z_{(1)} - z_{(3)})$ | $(z_y - m)/(z_{(1)} - (z_{(3)} + z_{(4)})/2)$ |
+| `"pairwise"` | $z_r - z_y$, $r$ a runner-up fixed at the clean image | - |
+
+Reference: Carlini and Wagner, *Towards evaluating the robustness of neural networks* (2017),
+objective f6 (margin); Croce and Hein, *Reliable evaluation of adversarial robustness with an
+ensemble of diverse parameter-free attacks* (2020), equations 5 and 6 (DLR); Gowal et al., *An
+alternative surrogate loss for PGD-based adversarial testing* (2019) (pairwise).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import ops
+
+LOSSES = ("margin", "ce", "dlr", "pairwise")
+
+
+def margin(logits: Any, y: Any) -> Any:
+    """Largest other logit minus the logit of `y`: positive where `y` does not win. Shape (n,)."""
+    own = _own(logits, y)
+    return _best_other(logits, y) - own
+
+
+def attack_loss(name: str, logits: Any, y: Any, rival: Any, targeted: bool) -> Any:
+    """The loss called `name`, per image.
+
+    Args:
+        name: One of `LOSSES`.
+        logits: Float tensor of shape (n, classes).
+        y: Integer tensor of shape (n,): labels, or targets if `targeted`.
+        rival: Integer tensor of shape (n,): the fixed runner-up, read by `"pairwise"` only.
+        targeted: Whether `y` is the class to reach instead of the class to leave.
+
+    Returns:
+        Float tensor of shape (n,).
+    """
+    if name == "margin":
+        loss = margin(logits, y)
+    elif name == "ce":
+        loss = ops.logsumexp(logits, axis=-1) - _own(logits, y)
+    elif name == "dlr":
+        top = ops.top_k(logits, 4 if targeted else 3)[0]
+        low = (top[:, 2] + top[:, 3]) / 2 if targeted else top[:, 2]
+        loss = margin(logits, y) / (top[:, 0] - low + 1e-12)
+    else:
+        loss = _own(logits, rival) - _own(logits, y)
+    return -loss if targeted else loss
+
+
+def classes_needed(name: str, targeted: bool) -> int:
+    """How many classes the loss needs to be defined."""
+    if name == "dlr":
+        return 4 if targeted else 3
+    return 2
+
+
+def _mask(logits: Any, y: Any) -> Any:
+    classes = ops.arange(logits.shape[-1], dtype="int32")
+    return ops.equal(ops.cast(y, "int32")[:, None], classes[None, :])
+
+
+def _own(logits: Any, y: Any) -> Any:
+    # `where`, not a product with one-hot: an infinite logit elsewhere must not give NaN.
+    return ops.sum(ops.where(_mask(logits, y), logits, ops.zeros_like(logits)), axis=-1)
+
+
+def _best_other(logits: Any, y: Any) -> Any:
+    low = ops.full_like(logits, -3e38)
+    return ops.max(ops.where(_mask(logits, y), low, logits), axis=-1)

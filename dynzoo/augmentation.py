@@ -1,0 +1,256 @@
+"""Random crop and horizontal flip, image by image: as a function, a layer, and a data set."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+_MODES = ("reflect", "constant")
+
+
+def random_crop_flip(x, dy, dx, flip, padding: int, mode: str = "reflect"):
+    """Pad every image, cut a window of the original size out of it, and mirror it where asked.
+
+    $$ y[b, i, j] = \\mathrm{pad}(x)[b,\\ i + dy_b,\\ j' + dx_b], \\qquad
+       j' = w - 1 - j \\text{ if } flip_b \\text{ else } j $$
+
+    Every image has offsets of its own, which the random choice belongs to (Keras' `RandomCrop`
+    draws one offset a batch). Pixels are copied, never computed with, so values stay exact. Nothing
+    is padded in memory: the indices are folded back into the image.
+
+    Args:
+        x: images (n, h, w, c).
+        dy, dx: integer offsets (n,), each in [0, 2 padding]; `padding` leaves the image in place.
+        flip: booleans (n,).
+        padding: rows and columns added on each side, less than h and w with `mode="reflect"`.
+        mode: `"reflect"` (the border pixel is not repeated) or `"constant"` (zeros).
+
+    Returns:
+        Images (n, h, w, c) of the type of `x`.
+    """
+    _check(padding, mode, x.shape)
+    height, width, channels = x.shape[1:]
+    n = ops.shape(x)[0]
+    columns = ops.arange(width, dtype="int32")
+    mirrored = ops.where(ops.cast(flip, "bool")[:, None], width - 1 - columns, columns)
+    rows = ops.cast(dy, "int32")[:, None] + ops.arange(height, dtype="int32") - padding
+    columns = ops.cast(dx, "int32")[:, None] + mirrored - padding
+    source = _fold(rows, height)[:, :, None] * width + _fold(columns, width)[:, None, :]
+    source = source + (ops.arange(n, dtype="int32") * (height * width))[:, None, None]
+    y = ops.take(ops.reshape(x, (-1, channels)), source, axis=0)
+    if mode == "constant":
+        inside_y = ops.logical_and(rows >= 0, rows < height)
+        inside_x = ops.logical_and(columns >= 0, columns < width)
+        inside = ops.logical_and(inside_y[:, :, None], inside_x[:, None, :])
+        y = ops.where(inside[..., None], y, ops.zeros_like(y))
+    return y
+
+
+def _fold(index, size: int):
+    """Mirror an index in (-size, 2 size - 1) back into [0, size), as reflection padding does."""
+    return (size - 1) - ops.abs((size - 1) - ops.abs(index))
+
+
+def _check(padding: int, mode: str, shape) -> None:
+    if mode not in _MODES:
+        raise ValueError(f"`mode` must be one of {_MODES}. Received: mode={mode!r}")
+    if padding != int(padding) or padding < 0:
+        raise ValueError(f"`padding` must be an integer >= 0. Received: padding={padding}")
+    if len(shape) != 4 or shape[1] is None or shape[2] is None or shape[3] is None:
+        raise ValueError(
+            f"images must be of shape (n, height, width, channels). Received: {tuple(shape)}"
+        )
+    if padding >= min(shape[1], shape[2]):
+        raise ValueError(
+            f"`padding` must be less than the image's height and width. "
+            f"Received: padding={padding} for images of shape {tuple(shape)}"
+        )
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class RandomCropFlip(keras.layers.Layer):
+    """Random crop and flip of every image while training; the identity at inference.
+
+    Guarantee: at inference the layer is the identity, so its Lipschitz bound is exactly 1.
+
+    Args:
+        padding: largest shift in pixels, each way.
+        flip: whether to mirror half of the images horizontally.
+        mode: `"reflect"` or `"constant"`, what appears at the border.
+        seed: seed of the layer's own generator; None for a different one each time.
+
+    Example:
+
+    >>> layer = RandomCropFlip(padding=4, seed=0)
+    >>> layer(images, training=True).shape == images.shape
+    True
+    """
+
+    def __init__(self, padding=4, flip=True, mode="reflect", seed=None, **kwargs):
+        super().__init__(**kwargs)
+        if padding != int(padding) or padding < 0:
+            raise ValueError(f"`padding` must be an integer >= 0. Received: padding={padding}")
+        if mode not in _MODES:
+            raise ValueError(f"`mode` must be one of {_MODES}. Received: mode={mode!r}")
+        self.padding = int(padding)
+        self.flip = bool(flip)
+        self.mode = mode
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        _check(self.padding, self.mode, input_shape)
+
+    def call(self, inputs, training=False):
+        if not training:
+            return inputs
+        shape = (ops.shape(inputs)[0],)
+        limit = 2 * self.padding + 1
+        dy = keras.random.randint(shape, 0, limit, seed=self.seed_generator)
+        dx = keras.random.randint(shape, 0, limit, seed=self.seed_generator)
+        if self.flip:
+            flip = keras.random.randint(shape, 0, 2, seed=self.seed_generator)
+        else:
+            flip = ops.zeros(shape, dtype="int32")
+        return random_crop_flip(inputs, dy, dx, flip, self.padding, self.mode)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def lipschitz_bound(self, input_shape) -> float:
+        """Upper bound of the L2 gain at inference: 1, for the layer is then the identity."""
+        return 1.0
+
+    def call_float64(self, x: np.ndarray) -> np.ndarray:
+        """NumPy float64 reference of the inference call."""
+        return np.asarray(x, dtype=np.float64)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(padding=self.padding, flip=self.flip, mode=self.mode, seed=self.seed)
+        return config
+
+
+class Augmented(keras.utils.PyDataset):
+    """Shuffled, cropped and flipped batches that depend on (seed, epoch, batch) and nothing else.
+
+    A run that was interrupted and goes on with the same three numbers sees exactly the batches that
+    it would have seen: on any backend, machine and number of workers. The object is one epoch, and
+    reading it changes nothing. For several epochs in one `fit`, give `fit` the callback
+    `follow_epochs()`; without it every epoch is the same.
+
+    Args:
+        x: images (n, h, w, c), uint8 or float32 in [0, 1].
+        y: labels (n,).
+        batch_size: images a batch; a last, smaller batch is dropped.
+        seed: seed of the order and of the augmentation.
+        epoch: number of the epoch, from 0.
+        start_batch: first batch of the epoch, to go on part-way: it is shorter by as many.
+        shuffle: whether to permute the images anew every epoch.
+        padding: largest shift in pixels each way, with reflected borders; 0 for none.
+        flip: whether to mirror half of the images.
+        **kwargs: `workers`, `use_multiprocessing` and `max_queue_size` of `keras.utils.PyDataset`.
+
+    Example:
+
+    >>> batches = Augmented(x_train, y_train, batch_size=256, seed=0)
+    >>> model.fit(batches, epochs=10, callbacks=[batches.follow_epochs()])
+    """
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        batch_size: int = 256,
+        seed: int = 0,
+        epoch: int = 0,
+        start_batch: int = 0,
+        shuffle: bool = True,
+        padding: int = 4,
+        flip: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        _check(padding, "reflect", x.shape)
+        if x.dtype not in (np.uint8, np.float32):
+            raise ValueError(f"`x` must be uint8 or float32. Received: x.dtype={x.dtype}")
+        if len(x) != len(y):
+            raise ValueError(f"`x` and `y` must be of one length. Received: {len(x)} and {len(y)}")
+        if not 1 <= batch_size <= len(x):
+            raise ValueError(
+                f"`batch_size` must be in [1, {len(x)}]. Received: batch_size={batch_size}"
+            )
+        if not 0 <= start_batch < len(x) // batch_size:
+            raise ValueError(
+                f"`start_batch` must be in [0, {len(x) // batch_size - 1}]. "
+                f"Received: start_batch={start_batch}"
+            )
+        self.x, self.y = x, y
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = epoch
+        self.start_batch = start_batch
+        self.shuffle = shuffle
+        self.padding = padding
+        self.flip = flip
+        self._order: tuple[int, np.ndarray] = (-1, np.arange(0))
+
+    def __len__(self) -> int:
+        return len(self.x) // self.batch_size - self.start_batch
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        batch = index + self.start_batch
+        chosen = self._permutation()[batch * self.batch_size : (batch + 1) * self.batch_size]
+        # the batch counts from 1: NumPy reads [seed, epoch] and [seed, epoch, 0] as one seed
+        rng = np.random.default_rng([self.seed, self.epoch, batch + 1])
+        dy, dx = rng.integers(0, 2 * self.padding + 1, size=(2, len(chosen)))
+        mirror = rng.integers(0, 2, size=len(chosen)).astype(bool) & self.flip
+        return self._cut(self.x[chosen], dy, dx, mirror), self.y[chosen]
+
+    def follow_epochs(self) -> keras.callbacks.Callback:
+        """A callback that sets `epoch` to the number of each epoch that `fit` begins.
+
+        Not by `on_epoch_end`, which Keras also calls after it looked at a first batch to build the
+        model: the count would depend on whether the model had been used before.
+
+        Raises:
+            ValueError: with a `start_batch`, for `fit` fixes the number of batches at the start.
+        """
+        if self.start_batch:
+            raise ValueError(
+                "`follow_epochs` needs whole epochs: run the rest of a broken one in a `fit` of "
+                f"its own. Received: start_batch={self.start_batch}"
+            )
+        return _FollowEpochs(self)
+
+    def _permutation(self) -> np.ndarray:
+        epoch, order = self._order
+        if epoch != self.epoch:
+            rng = np.random.default_rng([self.seed, self.epoch])
+            order = rng.permutation(len(self.x)) if self.shuffle else np.arange(len(self.x))
+            self._order = (self.epoch, order)
+        return order
+
+    def _cut(self, x: np.ndarray, dy, dx, mirror) -> np.ndarray:
+        # The same map as `random_crop_flip`. On a CPU, slices of memory beat gathering by index.
+        height, width = x.shape[1:3]
+        out = np.empty(x.shape, dtype=np.float32)
+        pad = (self.padding, self.padding)
+        padded = np.pad(x, ((0, 0), pad, pad, (0, 0)), mode="reflect") if self.padding else x
+        for i in range(len(x)):
+            window = padded[i, dy[i] : dy[i] + height, dx[i] : dx[i] + width]
+            out[i] = window[:, ::-1] if mirror[i] else window
+        if x.dtype == np.uint8:
+            out /= np.float32(255)
+        return out
+
+
+class _FollowEpochs(keras.callbacks.Callback):
+    def __init__(self, batches: Augmented):
+        super().__init__()
+        self.batches = batches
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.batches.epoch = epoch

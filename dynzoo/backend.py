@@ -1,0 +1,186 @@
+"""The one module that knows which backend runs: input gradients, compilation, tensor to NumPy.
+
+Keras 3 has no public gradient of a function with respect to its input, and the three backends
+treat model weights differently inside a compiled function: TensorFlow reads variables by
+reference, PyTorch runs eagerly, JAX freezes whatever it closes over when it traces. The functions
+here hide that, so that an attack is written once and never runs on stale weights.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def name() -> str:
+    """Name of the running Keras backend: `"tensorflow"`, `"jax"` or `"torch"`."""
+    return str(keras.backend.backend())
+
+
+def version() -> str:
+    """Version of the running backend's package."""
+    import importlib
+
+    return str(importlib.import_module(name()).__version__)
+
+
+def compiles() -> bool:
+    """Whether `jit` compiles for fixed shapes, so that a new batch shape costs a new trace."""
+    return name() in ("tensorflow", "jax")
+
+
+def to_numpy(x: Any) -> np.ndarray:
+    """NumPy copy of a tensor, cut from its gradient graph and moved to the host."""
+    return np.asarray(keras.ops.convert_to_numpy(x))
+
+
+def value_and_grad(fn: Callable[..., Any]) -> Callable[..., tuple[tuple[Any, Any], Any]]:
+    r"""Value of a scalar function and its gradient with respect to the first argument.
+
+    Returns $g(x, \ldots) = ((f(x, \ldots), a), \nabla_x f(x, \ldots))$. Only the input is
+    differentiated: no gradient is accumulated in any variable on any backend.
+
+    Args:
+        fn: Maps a tensor `x`, and further arguments that are passed through, to a scalar tensor
+            or to a pair (scalar tensor, auxiliary tensors).
+
+    Returns:
+        A function of the same arguments that returns `((value, aux), gradient)`; `aux` is `None`
+        if `fn` returns a scalar alone.
+
+    Example:
+
+    >>> g = value_and_grad(lambda x: keras.ops.sum(x**2))
+    >>> (value, _), gradient = g(keras.ops.ones((1, 3)))
+    >>> to_numpy(gradient).tolist()
+    [[2.0, 2.0, 2.0]]
+    """
+
+    def with_aux(x: Any, *args: Any) -> tuple[Any, Any]:
+        result = fn(x, *args)
+        return result if isinstance(result, tuple) else (result, None)
+
+    maker = {"tensorflow": _tensorflow_grad, "jax": _jax_grad, "torch": _torch_grad}
+    if name() not in maker:
+        raise RuntimeError(f"The backend {name()!r} has no input gradients. Use {list(maker)}.")
+    return maker[name()](with_aux)
+
+
+def _jax_grad(fn: Callable[..., Any]) -> Callable[..., Any]:
+    import jax
+
+    return jax.value_and_grad(fn, has_aux=True)
+
+
+def _tensorflow_grad(fn: Callable[..., Any]) -> Callable[..., Any]:
+    import tensorflow as tf
+
+    def run(x: Any, *args: Any) -> Any:
+        x = tf.convert_to_tensor(x)
+        # Watching only the input keeps the tape from recording what the variables would need.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            value, aux = fn(x, *args)
+        gradient = tape.gradient(value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return (value, aux), gradient
+
+    return run
+
+
+def _torch_grad(fn: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+
+    def run(x: Any, *args: Any) -> Any:
+        with torch.enable_grad():
+            x = keras.ops.convert_to_tensor(x).detach().clone().requires_grad_(True)
+            value, aux = fn(x, *args)
+            if value.requires_grad:
+                # autograd.grad, unlike backward(), leaves the `.grad` of the weights alone.
+                (gradient,) = torch.autograd.grad(value, x, allow_unused=True)
+            else:
+                gradient = None
+        if gradient is None:
+            gradient = torch.zeros_like(x)
+        return (value.detach(), keras.tree.map_structure(_detach, aux)), gradient.detach()
+
+    return run
+
+
+def _detach(t: Any) -> Any:
+    return t.detach() if hasattr(t, "detach") else t
+
+
+def jit(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn` compiled by `jax.jit` or `tf.function`; on PyTorch `fn` itself.
+
+    Arguments must be tensors (or nested lists of them): a Python number would cost TensorFlow one
+    trace per value.
+    """
+    if name() == "jax":
+        import jax
+
+        return jax.jit(fn)
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(fn, autograph=False)
+    return fn
+
+
+def weights_of(model: Any) -> list[Any]:
+    """The present weights in the form that the function of `inference(model)` expects."""
+    return [v.value for v in model.variables] if name() == "jax" else []
+
+
+def inference(model: Any) -> Callable[[Any, Any], Any]:
+    """Pure function `(weights, x) -> model(x, training=False)` that is safe to compile.
+
+    On JAX the weights enter as arguments, so a compiled function follows later training; on
+    TensorFlow and PyTorch variables are read by reference and `weights` is an empty list. The
+    function holds the model weakly: a cache of compiled functions keeps no model alive.
+    """
+    reference = weakref.ref(model)
+
+    def call(weights: list[Any], x: Any) -> Any:
+        live = reference()
+        if live is None:
+            raise RuntimeError("The model of this compiled function was deleted.")
+        if name() != "jax":
+            return live(x, training=False)
+        pairs = list(zip(live.variables, weights, strict=True))
+        with keras.StatelessScope(state_mapping=pairs):
+            return live(x, training=False)
+
+    return call
+
+
+def without_grad(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, recording no gradient graph on PyTorch; `fn` itself elsewhere."""
+    if name() != "torch":
+        return fn
+    import torch
+
+    return torch.no_grad()(fn)
+
+
+def accelerator() -> str | None:
+    """Name of the accelerator that the backend computes on, or `None` on a CPU."""
+    if name() == "torch":
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    if name() == "jax":
+        import jax
+
+        device = jax.devices()[0]
+        return None if device.platform == "cpu" else str(device.device_kind)
+    import tensorflow as tf
+
+    devices = tf.config.list_physical_devices("GPU")
+    if not devices:
+        return None
+    return str(tf.config.experimental.get_device_details(devices[0]).get("device_name", "GPU"))

@@ -1,0 +1,186 @@
+"""The model card: what a preset's metadata say, as a page in Markdown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_CERTIFICATE = (
+    "The certificate is a proof about one input at a time: no perturbation whose L2 norm is below "
+    "the certified radius changes the prediction. Inputs are images in [0, 1]; the radius is "
+    "counted in that scale over all pixels and channels together. It says nothing of other "
+    "changes (rotation, blur, new cameras), of L-infinity perturbations beyond what their L2 norm "
+    "implies, or of whether the prediction is right in the first place."
+)
+_ATTACKED = (
+    "Attacked accuracy is what is left after the listed attacks, hence an upper bound of the true "
+    "robust accuracy: a stronger attack can only lower it."
+)
+
+
+def model_card(metadata: Mapping[str, Any]) -> str:
+    """Write the model card of a preset in Markdown.
+
+    What the metadata do not say is left out; no number is made up or computed here.
+
+    Args:
+        metadata: the content of `metadata.json`. Known keys, all optional:
+            `name`, `description`, `dataset`, `license`, `limits`, `references` (list): text;
+            `parameters`, `num_classes`, `input_shape`, `lipschitz`: numbers;
+            `accuracy`: share in [0, 1]; `certified_accuracy`, `attacked_accuracy`: share for each
+            L2 radius, such as `{"36/255": 0.61}`;
+            `evaluation`: what the numbers were measured on and how (`split`, `images`, `attacks`,
+            `command`, ...); `training`: `hardware`, `seconds`, `epochs`, `seed`, `config`,
+            `command`, ...; `versions`, `saved`, `files`.
+
+    Returns:
+        The text of `README.md`.
+
+    Example:
+
+    >>> print(model_card({"name": "small", "dataset": "cifar10", "accuracy": 0.7}))
+    """
+    name = str(metadata.get("name", "model"))
+    sections = [
+        f"# {name}",
+        str(metadata.get("description") or _what_it_is(metadata)),
+        _section("Numbers", _numbers(metadata), _pairs(metadata.get("evaluation"))),
+        _section("Model", _pairs(_model(metadata))),
+        _section("Use", _usage(name)),
+        _section("Training", _pairs(metadata.get("training"))),
+        _section("What the numbers mean, and what they do not", _limits(metadata)),
+        _section("References", "\n".join(f"* {_text(r)}" for r in metadata.get("references", []))),
+        _section("Licence", _text(metadata.get("license"))),
+        _section("Files", _files(metadata)),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _section(title: str, *parts: str) -> str:
+    body = "\n\n".join(part for part in parts if part)
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _what_it_is(metadata: Mapping[str, Any]) -> str:
+    dataset = metadata.get("dataset")
+    trained = f", trained on {_text(dataset)}" if dataset else ""
+    return f"An image classifier for Keras 3 (TensorFlow, JAX, PyTorch){trained}, made with dynzoo."
+
+
+def _numbers(metadata: Mapping[str, Any]) -> str:
+    """One row an L2 radius: clean at 0, then certified and attacked where known."""
+    certified = _by_radius(metadata.get("certified_accuracy"))
+    attacked = _by_radius(metadata.get("attacked_accuracy"))
+    columns = [("certified", certified), ("attacked", attacked)]
+    columns = [(title, values) for title, values in columns if values]
+    clean = metadata.get("accuracy")
+    if clean is None and not columns:
+        return ""
+    if not columns:
+        return f"Accuracy: {_percent(clean)}"
+    lines = [
+        "| L2 radius | " + " | ".join(f"{title} accuracy" for title, _ in columns) + " |",
+        "|" + " --- |" * (1 + len(columns)),
+    ]
+    if clean is not None:
+        lines.append(f"| 0 (clean) | {' | '.join([_percent(clean)] * len(columns))} |")
+    for radius in sorted({r for _, values in columns for r in values}, key=_radius):
+        cells = [_percent(values[radius]) if radius in values else "" for _, values in columns]
+        lines.append(f"| {radius} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _by_radius(values: Mapping[Any, float] | None) -> dict[str, float]:
+    return {_radius_name(key): float(value) for key, value in (values or {}).items()}
+
+
+def _radius(text: str) -> float:
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / float(denominator or 1)
+
+
+def _radius_name(key: Any) -> str:
+    """`36/255` for 0.14117..., as the literature writes it; other radii as they are."""
+    if "/" in str(key):
+        return str(key)
+    pixels = 255 * float(key)
+    if abs(pixels - round(pixels)) < 1e-6:
+        return f"{round(pixels)}/255"
+    return str(key)
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * float(value):.2f} %"
+
+
+def _model(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    shape = metadata.get("input_shape")
+    return {
+        "data set": metadata.get("dataset"),
+        "input": " x ".join(str(n) for n in shape) + " in [0, 1]" if shape else None,
+        "classes": metadata.get("num_classes"),
+        "parameters": metadata.get("parameters"),
+        "Lipschitz bound (input to logits, L2)": metadata.get("lipschitz"),
+        "saved": metadata.get("saved"),
+        "versions": metadata.get("versions"),
+    }
+
+
+def _pairs(values: Any) -> str:
+    """A list of `key: value`, in the order of the metadata; a plain text stays as it is."""
+    if not isinstance(values, Mapping):
+        return _text(values)
+    lines = []
+    for key, value in values.items():
+        if key == "seconds" and isinstance(value, (int, float)):
+            key, value = "duration", _duration(value)
+        if value is None or value == "":
+            continue
+        code = "`" if key == "command" else ""
+        lines.append(f"* {str(key).replace('_', ' ')}: {code}{_text(value)}{code}")
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(item) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}" if value >= 10_000 else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
+
+
+def _usage(name: str) -> str:
+    return f'''```python
+import dynzoo
+
+model = dynzoo.from_preset("{name}")  # compiled: model.fit and model.predict work at once
+labels, radii = dynzoo.certify(model).radii(images)  # images: (n, height, width, channels)
+```'''
+
+
+def _limits(metadata: Mapping[str, Any]) -> str:
+    certified = metadata.get("certified_accuracy") or metadata.get("lipschitz") is not None
+    parts = [
+        _CERTIFICATE if certified else "",
+        _ATTACKED if metadata.get("attacked_accuracy") else "",
+        _text(metadata.get("limits")),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _files(metadata: Mapping[str, Any]) -> str:
+    files = metadata.get("files")
+    if not files:
+        return ""
+    rows = [f"| {name} | `{digest}` |" for name, digest in files.items()]
+    return "\n".join(["| file | SHA-256 |", "| --- | --- |", *rows])

@@ -1,0 +1,170 @@
+"""The graph of a Keras model as a flat list of steps: layer, input slots, output slot.
+
+Nested models are opened, a shared layer gives one step per call, and a model that cannot be
+reduced to such a list is refused. Certificates and the float64 reference both run this list, and
+nothing else looks at Keras' graph.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from dynzoo.certificates.errors import UncertifiableLayerError
+
+__all__ = ["Program", "Step", "trace"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of one layer: reads the slots `inputs`, writes the slot `output`."""
+
+    layer: Any
+    name: str
+    inputs: tuple[int, ...]
+    output: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """The steps of a model in the order of execution; slot 0 holds the input."""
+
+    steps: tuple[Step, ...]
+    output: int
+    input_shape: tuple[int, ...]
+    num_classes: int
+
+
+def trace(model: keras.Model) -> Program:
+    """Flattens a built single-input, single-output Sequential or Functional model.
+
+    Args:
+        model: built model from one input of fixed shape (n, ...) to logits (n, K), K >= 2.
+
+    Returns:
+        The steps, with `input_shape` free of the batch axis.
+
+    Raises:
+        ValueError: if the model is not built, is subclassed, or has another input or output.
+        UncertifiableLayerError: if a call in the graph is not that of a layer at inference.
+    """
+    _check_model(model)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            "`certify` needs a model with one input and one output. "
+            f"Received: {len(model.inputs)} input(s) and {len(model.outputs)} output(s)."
+        )
+    inner_shape = tuple(model.inputs[0].shape[1:])
+    if any(n is None for n in inner_shape):
+        raise ValueError(
+            "`certify` needs a fixed input shape: the norm of a convolution depends on the image "
+            f"size. Received: input shape {(None, *inner_shape)}. Build the model with "
+            "`keras.Input` of the size that is used."
+        )
+    output_shape = tuple(model.outputs[0].shape)
+    if len(output_shape) != 2 or output_shape[1] is None or output_shape[1] < 2:
+        raise ValueError(
+            "`certify` needs logits of shape (n, K) with K >= 2 classes (write a binary "
+            f"classifier with two logits). Received: output shape {output_shape}"
+        )
+    steps: list[Step] = []
+    slots = itertools.count(1)
+    (output,) = _trace_into(model, [0], "", steps, slots)
+    return Program(tuple(steps), output, inner_shape, int(output_shape[1]))
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a keras.Model. Received: {type(model).__name__}")
+    if not model.built:
+        raise ValueError(
+            f"Model '{model.name}' is not built, so it has no weights to certify. Call "
+            "`model.build(input_shape)`, or start the model with `keras.Input`."
+        )
+    # A class of the user's may add training code, but not a forward pass that no graph shows.
+    for method in ("call", "__call__"):
+        definer = next(c for c in type(model).__mro__ if method in vars(c))
+        if definer.__module__.split(".")[0] != "keras":
+            raise ValueError(
+                f"Model '{model.name}' of class `{type(model).__name__}` defines its own "
+                f"`{method}`, which hides its graph. Certify a Sequential or Functional model."
+            )
+    try:
+        tensors = [*model.inputs, *model.outputs]
+    except (AttributeError, TypeError):
+        tensors = []
+    if not tensors:
+        raise ValueError(
+            f"Model '{model.name}' of class `{type(model).__name__}` has no graph. "
+            "Certify a Sequential or Functional model with a `keras.Input`."
+        )
+
+
+def _trace_into(
+    model: keras.Model, inputs: list[int], prefix: str, steps: list[Step], slots: Iterator[int]
+) -> list[int]:
+    """Appends the steps of one (possibly nested) model; returns the slots of its outputs."""
+    slot_of = {id(t): s for t, s in zip(model.inputs, inputs, strict=True)}
+    stack = list(model.outputs)
+    while stack:
+        tensor = stack[-1]
+        if id(tensor) in slot_of:
+            stack.pop()
+            continue
+        node = _node(tensor)
+        missing = [t for t in node.input_tensors if id(t) not in slot_of]
+        if missing:
+            stack.extend(missing)
+            continue
+        operation, name = node.operation, prefix + node.operation.name
+        if not node.input_tensors:
+            raise UncertifiableLayerError(
+                name, type(operation).__name__, "it does not depend on the model's input."
+            )
+        _check_arguments(node, name)
+        sources = [slot_of[id(t)] for t in node.input_tensors]
+        if isinstance(operation, keras.Model):
+            _check_model(operation)
+            targets = _trace_into(operation, sources, name + "/", steps, slots)
+        elif len(node.outputs) == 1 and isinstance(operation, keras.Layer):
+            targets = [next(slots)]
+            steps.append(Step(operation, name, tuple(sources), targets[0]))
+        elif isinstance(operation, keras.Layer):
+            raise UncertifiableLayerError(
+                name, type(operation).__name__, f"it has {len(node.outputs)} outputs."
+            )
+        else:
+            raise UncertifiableLayerError(
+                name,
+                type(operation).__name__,
+                "it is a bare operation on a tensor (such as `x + y` or `keras.ops.*`), not a "
+                "layer; for a sum of branches write `keras.layers.Add()([x, y])`.",
+            )
+        slot_of.update((id(t), s) for t, s in zip(node.outputs, targets, strict=True))
+    return [slot_of[id(t)] for t in model.outputs]
+
+
+def _node(tensor: Any) -> Any:
+    """The call that made a symbolic tensor (the one place that needs Keras' graph internals)."""
+    history = tensor._keras_history
+    if history.operation is None:
+        raise ValueError(f"Tensor '{tensor.name}' of the model does not come from its input.")
+    return history.operation._inbound_nodes[history.node_index]
+
+
+def _check_arguments(node: Any, name: str) -> None:
+    """Only tensors may be passed to a layer: `training=True` or a mask changes what it computes."""
+    values = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+    for value in values:
+        if isinstance(value, keras.KerasTensor) or value is None or value is False:
+            continue
+        raise UncertifiableLayerError(
+            name,
+            type(node.operation).__name__,
+            f"it was called with the extra argument {value!r} (for example `training=True`), "
+            "so inference is not the plain layer.",
+        )

@@ -1,0 +1,90 @@
+"""Training checkpoints: one file, replaced atomically, readable on every backend."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from keras import ops
+
+__all__ = ["CheckpointError", "read", "write", "write_atomically"]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and the reason."""
+
+
+def write_atomically(path, content: bytes) -> None:
+    """Writes a file so that at every moment either the old or the new content is there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write(path, model, state: dict) -> None:
+    """Saves weights, optimizer variables and a JSON state.
+
+    Raises:
+        CheckpointError: if a weight is not finite; the file on disk is left as it was.
+    """
+    arrays = {}
+    for prefix, variables in _groups(model).items():
+        for i, variable in enumerate(variables):
+            value = np.asarray(ops.convert_to_numpy(variable.value))
+            if prefix == "weight" and not np.isfinite(value).all():
+                raise CheckpointError(f"{variable.path} is not finite: {path} was not written")
+            arrays[f"{prefix}_{i:04d}"] = value
+    arrays["state"] = np.frombuffer(json.dumps(state).encode(), dtype=np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+def _groups(model) -> dict:
+    return {"weight": model.variables, "optimizer": model.optimizer.variables}
+
+
+def read(path, model, check=None) -> dict:
+    """Puts a checkpoint's weights and optimizer variables into a compiled, built model.
+
+    Args:
+        path: file written by `write`.
+        model: the model, of the same architecture and with the same optimizer.
+        check: called with the state before anything is changed; may raise.
+
+    Returns:
+        The state.
+
+    Raises:
+        CheckpointError: if the file is damaged or does not fit the model; nothing is changed then.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        state = json.loads(arrays.pop("state").tobytes())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is damaged or not a dynzoo checkpoint ({error})") from None
+    if check is not None:
+        check(state)
+    pairs = []
+    for prefix, variables in _groups(model).items():
+        stored = [k for k in sorted(arrays) if k.startswith(prefix + "_")]
+        shapes = [tuple(arrays[k].shape) for k in stored]
+        if shapes != [tuple(v.shape) for v in variables]:
+            raise CheckpointError(
+                f"{path} holds {prefix} variables of another model or optimizer; "
+                "start in a new output folder, or use the recipe that it was made with"
+            )
+        pairs += [(v, arrays[k]) for v, k in zip(variables, stored, strict=True)]
+    for variable, value in pairs:
+        variable.assign(value)
+    return state

@@ -1,0 +1,230 @@
+"""Keras constraints that keep an operator non-expansive or norm-preserving.
+
+A constraint is a pure function of the kernel: it holds no state, works in float32 under jit on
+every backend, and returns the kernel's own dtype. Keras applies it after each optimizer update of
+a *trainable* variable and at no other time; `project` imposes every constraint of a model now
+(after ``set_weights``, weight averaging, or a custom training loop).
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from keras import ops
+
+from dynzoo import spectral
+
+__all__ = ["Orthonormal", "ProjectWeights", "SpectralNorm", "project"]
+
+# A norm this little above the limit is left alone, so that a feasible kernel is not touched by
+# the rounding of its own bound, and projecting twice is projecting once.
+_TOLERANCE = 5e-6
+
+
+def _as_matrix(kernel):
+    """Rows = outputs of a dense or 1x1 kernel are its last axis: (inputs, outputs) -> A^T."""
+    return ops.reshape(kernel, (-1, kernel.shape[-1]))
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class SpectralNorm(keras.constraints.Constraint):
+    r"""Scales a kernel back so that its operator norm is at most ``max_norm``.
+
+    $$K \leftarrow K \cdot \min(1, \text{max\_norm} / \overline{\sigma}(K))$$
+
+    Guarantee: the true operator norm is at most ``max_norm * (1 + 1e-5)`` afterwards. For a
+    2-D kernel it is that of the matrix; for a 4-D convolution kernel (stride 1) it is that of the
+    convolution itself, not of the reshaped kernel, whose norm can be k times smaller.
+    $\overline{\sigma}$ is an upper bound by Gram iteration. A feasible kernel is left untouched;
+    a small kernel is never scaled up.
+
+    Args:
+        max_norm: largest allowed operator norm, positive.
+        spatial: image size (height, width) in pixels on which a convolution kernel acts. ``None``
+            gives a (slightly larger) bound that holds for every image size.
+        padding: ``"zero"`` or ``"circular"``, the padding of the convolution.
+        iterations: Gram iterations; the bound's relative excess is about 1e-3 at 6, 1e-5 at 10.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+
+    >>> layer = keras.layers.Dense(8, kernel_constraint=SpectralNorm(1.0))
+
+    Reference: Delattre et al., ICML 2023 (Gram iteration); Sedghi et al., ICLR 2019 (symbols).
+    """
+
+    def __init__(self, max_norm=1.0, spatial=None, padding="zero", iterations=10):
+        if not max_norm > 0:
+            raise ValueError(f"`max_norm` must be positive. Received: max_norm={max_norm}")
+        if padding not in ("zero", "circular"):
+            raise ValueError(
+                f"`padding` must be 'zero' or 'circular'. Received: padding={padding!r}"
+            )
+        if spatial is not None and (len(spatial) != 2 or min(spatial) < 1):
+            raise ValueError(
+                f"`spatial` must be None or two positive sizes. Received: spatial={spatial}"
+            )
+        if int(iterations) < 1:
+            raise ValueError(f"`iterations` must be at least 1. Received: iterations={iterations}")
+        self.max_norm = float(max_norm)
+        self.spatial = None if spatial is None else tuple(int(n) for n in spatial)
+        self.padding = padding
+        self.iterations = int(iterations)
+
+    def __call__(self, w):
+        w = ops.convert_to_tensor(w)
+        kernel = ops.cast(w, "float32")
+        bound = self._bound(kernel)
+        limit = self.max_norm
+        scale = ops.where(bound > limit * (1 + _TOLERANCE), limit / bound, ops.ones_like(bound))
+        return ops.cast(kernel * scale, w.dtype)
+
+    def _bound(self, kernel):
+        if len(kernel.shape) == 4 and tuple(kernel.shape[:2]) != (1, 1):
+            if self.spatial is not None:
+                return spectral.conv_norm(kernel, self.spatial, self.padding, self.iterations)
+            # Same sampling argument as spectral.conv_all_sizes_norm_float64.
+            grid = max(32, 8 * max(kernel.shape[:2]))
+            loss = np.prod([np.cos((k - 1) * np.pi / grid) for k in kernel.shape[:2]])
+            sampled = spectral.conv_norm(kernel, (grid, grid), "circular", self.iterations)
+            return sampled / float(np.sqrt(loss))
+        return spectral.dense_norm(_as_matrix(kernel), self.iterations)
+
+    def nearest(self, kernel: np.ndarray) -> np.ndarray:
+        """The same projection in float64, with the norm of `certify` (used by `project`)."""
+        kernel = np.asarray(kernel, dtype=np.float64)
+        if kernel.ndim == 4 and kernel.shape[:2] != (1, 1):
+            if self.spatial is None:
+                norm = spectral.conv_all_sizes_norm_float64(kernel)
+            else:
+                norm = spectral.conv_norm_float64(kernel, self.spatial, self.padding)
+        else:
+            norm = spectral.dense_norm_float64(kernel.reshape(-1, kernel.shape[-1]))
+        limit = self.max_norm * (1 + _TOLERANCE)
+        return kernel if norm <= limit else kernel * (self.max_norm / norm)
+
+    def get_config(self):
+        return {
+            "max_norm": self.max_norm,
+            "spatial": self.spatial,
+            "padding": self.padding,
+            "iterations": self.iterations,
+        }
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class Orthonormal(keras.constraints.Constraint):
+    r"""Pulls a matrix towards orthonormal rows or columns, by Newton-Schulz.
+
+    $$X \leftarrow \tfrac32 X - \tfrac12 X X^T X, \qquad X X^T \to I$$
+
+    The shorter side becomes orthonormal: the rows of a wide matrix, the columns of a tall one.
+
+    Guarantee: the spectral norm is at most 1 up to float32 rounding (below 1e-5) after every
+    call, from any finite kernel. The distance to orthonormality squares with each step: a kernel
+    with singular values within 0.1 of 1 is within 3e-4 after two steps; `project` uses the exact
+    polar factor.
+
+    Args:
+        steps: Newton-Schulz steps a call, at least 1.
+
+    Raises:
+        ValueError: if ``steps`` is below 1, or the kernel is not a matrix or a 1x1 convolution.
+
+    Example:
+
+    >>> layer = keras.layers.Dense(8, kernel_constraint=Orthonormal())
+
+    Reference: Björck and Bowie, SIAM J. Numer. Anal. 8 (1971).
+    """
+
+    def __init__(self, steps=2):
+        if int(steps) < 1:
+            raise ValueError(f"`steps` must be at least 1. Received: steps={steps}")
+        self.steps = int(steps)
+
+    def __call__(self, w):
+        w = ops.convert_to_tensor(w)
+        self._check(w.shape)
+        matrix = _as_matrix(ops.cast(w, "float32"))
+        return ops.cast(ops.reshape(spectral.orthonormalize(matrix, self.steps), w.shape), w.dtype)
+
+    def nearest(self, kernel: np.ndarray) -> np.ndarray:
+        """The exact polar factor, in float64."""
+        self._check(kernel.shape)
+        matrix = np.asarray(kernel, dtype=np.float64).reshape(-1, kernel.shape[-1])
+        return spectral.nearest_orthonormal_float64(matrix).reshape(kernel.shape)
+
+    @staticmethod
+    def _check(shape):
+        if len(shape) != 2 and tuple(shape[:-2]) != (1,) * (len(shape) - 2):
+            raise ValueError(
+                "`Orthonormal` applies to matrices and 1x1 convolution kernels. "
+                f"Received: a kernel of shape {tuple(shape)}"
+            )
+
+    def get_config(self):
+        return {"steps": self.steps}
+
+
+def project(model) -> None:
+    """Imposes every weight constraint of a model (or layer) now, in place.
+
+    Keras applies constraints only to trainable variables inside an optimizer update. Call this
+    after ``set_weights``, ``load_weights``, weight averaging, or a custom training loop. dynzoo's
+    own constraints are imposed by a float64 SVD, others by calling them.
+
+    Args:
+        model: a built `keras.Model` or `keras.Layer`.
+
+    Raises:
+        ValueError: if a constrained weight is not finite (nothing is changed then).
+
+    Example:
+
+    >>> model.set_weights(other_weights)
+    >>> dynzoo.project(model)
+    """
+    constrained = [v for v in model.variables if getattr(v, "constraint", None) is not None]
+    values = []
+    for variable in constrained:
+        value = np.asarray(ops.convert_to_numpy(ops.cast(variable.value, "float32")))
+        if not np.isfinite(value).all():
+            raise ValueError(
+                f"`model` has a weight that is not finite: {variable.path}. "
+                "Load a good checkpoint before projecting."
+            )
+        values.append(value)
+    for variable, value in zip(constrained, values, strict=True):
+        if hasattr(variable.constraint, "nearest"):
+            variable.assign(variable.constraint.nearest(value).astype("float32"))
+        else:
+            variable.assign(variable.constraint(variable.value))
+
+
+class ProjectWeights(keras.callbacks.Callback):
+    """Calls `project` when training ends and, with ``every_epoch``, after each epoch.
+
+    Needed with ``use_ema=True``: the optimizer averages weights from *before* the constraint, and
+    writes the averages back unprojected at the end of ``fit`` and at ``ema_overwrite_frequency``.
+
+    Args:
+        every_epoch: also project after each epoch.
+
+    Example:
+
+    >>> model.fit(x, y, callbacks=[dynzoo.constraints.ProjectWeights()])
+    """
+
+    def __init__(self, every_epoch=False):
+        super().__init__()
+        self.every_epoch = every_epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.every_epoch:
+            project(self.model)
+
+    def on_train_end(self, logs=None):
+        project(self.model)

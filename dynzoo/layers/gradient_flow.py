@@ -1,0 +1,303 @@
+"""Gradient flow of a convex potential: the 1-Lipschitz building block."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from dynzoo import activations, integrators
+from dynzoo.operators import base as operators
+
+__all__ = ["GradientFlow", "contractive_factor"]
+
+# Runge-Kutta methods above one stage have no sharp bound beyond their radius, so their maximal
+# step keeps a distance that covers the constraint's tolerance (1e-5 on the norm).
+_RUNGE_KUTTA_MARGIN = 1.0 - 4e-5
+
+
+def contractive_factor(step_size, norm, smallest, slope_min, slope_max=1.0) -> float:
+    r"""Lipschitz constant of $x - hA^T\sigma(Ax+b)$: $\max(|1-h a s_{min}^2|, |1-h s_{max}^2|)$.
+
+    The Jacobian is $I - hA^TDA$ with $D$ diagonal in [slope_min, slope_max], a symmetric matrix
+    with spectrum in the interval that the two terms span.
+    """
+    low = step_size * slope_min * smallest**2
+    high = step_size * slope_max * norm**2
+    return max(abs(1.0 - low), abs(1.0 - high))
+
+
+def gradient_field(operator, activation, x, kernel, bias, scale=1.0):
+    r"""$s A^T\sigma(Ax + b)$ over ``keras.ops``; the scale goes to the kernel, the small factor."""
+    inner = operator.apply(x, kernel)
+    if bias is not None:
+        inner = inner + bias
+    return operator.adjoint(activation(inner), kernel * scale)
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class GradientFlow(keras.layers.Layer):
+    r"""Gradient flow of a convex potential, discretised in time.
+
+    $$x' = \mp A^T\sigma(Ax + b), \qquad x \leftarrow x \mp h A^T\sigma(Ax + b) \quad (Euler)$$
+
+    Guarantee (contractive, ``-``): with $\|A\| \le$ ``max_norm`` (kept by the constraint), an
+    activation with slopes in [0, 1] and $h \le 2r/\text{max\_norm}^2$, where r is the
+    integrator's circle-contractivity radius (1 for all that ship), every step is 1-Lipschitz.
+    With orthonormal rows, ReLU, Euler and h = 2 the Jacobian $I - 2A^TDA$ is exactly orthogonal:
+    the step loses neither signal nor gradient. Guarantee (expansive, ``+``): an Euler step has
+    a Lipschitz constant of at most $1 + h\|A\|^2$.
+
+    Args:
+        operator: linear operator A, for example ``dynzoo.operators.Dense(units)``.
+        activation: name of a monotone activation with slopes in [0, 1].
+        step_size: ``"maximal"`` (contractive only), a positive float (fixed; dimensionless), or
+            ``"learned"`` (one trainable step a time step, kept inside the admissible interval).
+        steps: number of time steps, each with its own kernel and bias unless ``shared``.
+        integrator: ``"euler"``, ``"heun"``, ``"ssp3"`` or ``"rk4"``.
+        direction: ``"contractive"`` or ``"expansive"``.
+        constraint: ``"orthonormal"`` (matrix operators), ``"spectral_norm"``, or ``None``; with
+            ``None`` nothing bounds A, a fixed step is needed, and `lipschitz_bound` tells.
+        max_norm: norm that the ``"spectral_norm"`` constraint allows.
+        max_step: largest learned step of an expansive flow.
+        projection_steps: Newton-Schulz steps of the orthonormal constraint.
+        shared: use one kernel and bias in all steps (an autonomous system).
+        use_bias: add b.
+        seed: integer seed of the kernel initialiser, or ``None``.
+
+    Input and output shape: equal; (batch, features) or (batch, height, width, channels), as the
+    operator needs.
+
+    Raises:
+        ValueError: if an argument is out of its range, naming it and what is allowed.
+
+    Example:
+
+    >>> layer = GradientFlow(operators.Dense(16), step_size="maximal", steps=3)
+    >>> layer(np.ones((2, 32), "float32")).shape
+    (2, 32)
+
+    Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023
+    (arXiv 2210.02373), section on 1-Lipschitz networks; Runge-Kutta: arXiv 2306.17332.
+    """
+
+    def __init__(
+        self,
+        operator,
+        activation="relu",
+        step_size="maximal",
+        steps=1,
+        integrator="euler",
+        direction="contractive",
+        constraint="default",
+        max_norm=1.0,
+        max_step=1.0,
+        projection_steps=2,
+        shared=False,
+        use_bias=True,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.operator = operators.get(operator)
+        self._activation = activations.get(activation)
+        self._integrator = integrators.get(integrator)
+        self.activation = self._activation.name
+        self.integrator = self._integrator.name
+        if direction not in ("contractive", "expansive"):
+            raise ValueError(
+                f"`direction` must be 'contractive' or 'expansive'. Received: {direction!r}"
+            )
+        if constraint == "default":
+            matrix = isinstance(self.operator, operators.MatrixOperator)
+            constraint = "orthonormal" if matrix else "spectral_norm"
+        if constraint not in ("orthonormal", "spectral_norm", None):
+            raise ValueError(
+                "`constraint` must be 'orthonormal', 'spectral_norm' or None. "
+                f"Received: constraint={constraint!r}"
+            )
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"`steps` must be a positive integer. Received: steps={steps!r}")
+        if not (max_norm > 0 and math.isfinite(max_norm)):
+            raise ValueError(f"`max_norm` must be positive. Received: max_norm={max_norm}")
+        if not (max_step > 0 and math.isfinite(max_step)):
+            raise ValueError(f"`max_step` must be positive. Received: max_step={max_step}")
+        self.direction = direction
+        self.constraint = constraint
+        self.steps = steps
+        self.max_norm = float(max_norm)
+        self.max_step = float(max_step)
+        self.projection_steps = projection_steps
+        self.shared = bool(shared)
+        self.use_bias = bool(use_bias)
+        self.seed = seed
+        self.step_size = self._checked_step_size(step_size)
+        self.supports_masking = True
+
+    @property
+    def step_limit(self) -> float:
+        """Largest step that the guarantee allows (infinite where nothing bounds the operator)."""
+        if self.direction == "expansive":
+            return math.inf
+        if self.constraint is None:
+            return math.inf
+        norm = 1.0 if self.constraint == "orthonormal" else self.max_norm
+        limit = 2.0 * self._integrator.circle_contractivity_radius / norm**2
+        return limit if self.integrator == "euler" else limit * _RUNGE_KUTTA_MARGIN
+
+    def _checked_step_size(self, step_size):
+        limit = self.step_limit
+        if step_size in ("maximal", "learned"):
+            unbounded = self.constraint is None and self.direction == "contractive"
+            if unbounded or (step_size == "maximal" and self.direction == "expansive"):
+                raise ValueError(
+                    "`step_size` must be a positive number when nothing bounds the step "
+                    f"(direction={self.direction!r}, constraint={self.constraint!r}). "
+                    f"Received: step_size={step_size!r}"
+                )
+            return step_size
+        if isinstance(step_size, str | bool) or not 0 < float(step_size) <= limit:
+            allowed = f"(0, {limit:g}]" if math.isfinite(limit) else "(0, inf)"
+            raise ValueError(
+                f"`step_size` must be in {allowed}, 'maximal' or 'learned'. "
+                f"Received: step_size={step_size!r}"
+            )
+        return float(step_size)
+
+    def build(self, input_shape):
+        shape = self.operator.kernel_shape(input_shape)
+        if self.constraint == "orthonormal":
+            constraint = self.operator.orthonormal_constraint(self.projection_steps)
+        elif self.constraint == "spectral_norm":
+            constraint = self.operator.spectral_norm_constraint(self.max_norm, input_shape)
+        else:
+            constraint = None
+        self.kernels, self.biases, self.raw_steps = [], [], []
+        for i in range(1 if self.shared else self.steps):
+            seed = None if self.seed is None else self.seed + i
+            initializer = self.operator.initializer(seed)
+            self.kernels.append(
+                self.add_weight(
+                    shape=shape,
+                    initializer=_Scaled(initializer, min(1.0, self.max_norm)),
+                    constraint=constraint,
+                    name=f"kernel_{i}",
+                )
+            )
+            if self.use_bias:
+                self.biases.append(
+                    self.add_weight(shape=shape[-1:], initializer="zeros", name=f"bias_{i}")
+                )
+        if self.step_size == "learned":
+            for i in range(self.steps):
+                self.raw_steps.append(
+                    self.add_weight(shape=(), initializer="zeros", name=f"raw_step_{i}")
+                )
+
+    @property
+    def _learned_limit(self) -> float:
+        return min(self.step_limit, self.max_step if self.direction == "expansive" else math.inf)
+
+    def _step(self, i):
+        if self.step_size == "maximal":
+            return self.step_limit
+        if self.step_size == "learned":
+            # A logistic map keeps the step strictly inside its admissible interval.
+            return self._learned_limit * ops.sigmoid(self.raw_steps[i])
+        return self.step_size
+
+    def step_sizes(self) -> list[float]:
+        """The present step sizes, one a time step, in float64."""
+        if self.step_size != "learned":
+            return [float(self._step(0))] * self.steps
+        raw = [float(ops.convert_to_numpy(r.value)) for r in self.raw_steps]
+        return [self._learned_limit * 0.5 * (1 + math.tanh(0.5 * r)) for r in raw]
+
+    def call(self, x):
+        sign = -1.0 if self.direction == "contractive" else 1.0
+        for i in range(self.steps):
+            j = 0 if self.shared else i
+            bias = self.biases[j] if self.use_bias else None
+            kernel = ops.convert_to_tensor(self.kernels[j])
+
+            def field(y, kernel=kernel, bias=bias, scale=sign * self._step(i)):
+                return gradient_field(self.operator, self._activation, y, kernel, bias, scale)
+
+            x = self._integrator.step(field, x, 1.0)
+        return x
+
+    def call_float64(self, x):
+        """The inference pass in NumPy float64."""
+        x = np.asarray(x, dtype=np.float64)
+        sign = -1.0 if self.direction == "contractive" else 1.0
+        for i, h in enumerate(self.step_sizes()):
+            j = 0 if self.shared else i
+            kernel = _float64(self.kernels[j])
+            bias = _float64(self.biases[j]) if self.use_bias else 0.0
+
+            def field(y, kernel=kernel, bias=bias):
+                inner = self._activation.reference(self.operator.apply_float64(y, kernel) + bias)
+                return self.operator.adjoint_float64(inner, kernel)
+
+            x = self._integrator.step(field, x, sign * h)
+        return x
+
+    def lipschitz_bound(self, input_shape) -> float:
+        """Upper bound of the layer's Lipschitz constant with its present weights (float64)."""
+        slopes = (self._activation.slope_min, self._activation.slope_max)
+        kernels = [_float64(k) for k in self.kernels]
+        norms = [self.operator.norm_float64(k, input_shape) for k in kernels]
+        bound = 1.0
+        for i, h in enumerate(self.step_sizes()):
+            j = 0 if self.shared else i
+            stiffness = h * slopes[1] * norms[j] ** 2
+            if self.direction == "expansive":
+                bound *= self._integrator.growth_bound(stiffness)
+            elif self.integrator == "euler":
+                smallest = 0.0
+                if slopes[0] > 0:
+                    smallest = self.operator.min_singular_value_float64(kernels[j], input_shape)
+                bound *= contractive_factor(h, norms[j], smallest, *slopes)
+            elif stiffness <= 2.0 * self._integrator.circle_contractivity_radius:
+                bound *= 1.0
+            else:
+                bound *= self._integrator.growth_bound(stiffness)
+        return bound
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "operator": keras.saving.serialize_keras_object(self.operator),
+            "activation": self.activation,
+            "step_size": self.step_size,
+            "steps": self.steps,
+            "integrator": self.integrator,
+            "direction": self.direction,
+            "constraint": self.constraint,
+            "max_norm": self.max_norm,
+            "max_step": self.max_step,
+            "projection_steps": self.projection_steps,
+            "shared": self.shared,
+            "use_bias": self.use_bias,
+            "seed": self.seed,
+        }
+
+
+def _float64(variable) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(variable.value), dtype=np.float64)
+
+
+class _Scaled(keras.initializers.Initializer):
+    """An initializer times a constant, so that a kernel starts inside its constraint."""
+
+    def __init__(self, initializer, scale):
+        self.initializer = initializer
+        self.scale = scale
+
+    def __call__(self, shape, dtype=None):
+        return self.initializer(shape, dtype=dtype) * self.scale

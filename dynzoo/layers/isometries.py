@@ -1,0 +1,256 @@
+"""Layers without trainable weights that move pixels and channels about and keep every distance."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from keras import ops
+
+from dynzoo.operators.shift import check_padding, shift, shift_float64
+
+__all__ = ["ChannelPadding", "MaxMin", "MeanShift", "SpaceToDepth", "SpatialShift"]
+
+
+class _Isometry(keras.layers.Layer):
+    """A layer with Lipschitz constant 1, whatever its (few) settings."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def lipschitz_bound(self, input_shape) -> float:
+        """Upper bound of the layer's Lipschitz constant: 1."""
+        return 1.0
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def _positive(name, value):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    return value
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class MaxMin(_Isometry):
+    r"""Sorts pairs of channels: channel i against channel i + C/2.
+
+    $$(a, b) \mapsto (\max(a, b), \min(a, b))$$
+
+    Guarantee: 1-Lipschitz; the Jacobian is a permutation, so gradients keep their norm. Use it
+    between gradient steps, never inside one.
+
+    Input and output shape: equal, with an even last axis.
+
+    Raises:
+        ValueError: if the number of channels is odd.
+
+    Example:
+
+    >>> MaxMin()(np.array([[1.0, 2.0, 3.0, 0.0]], "float32"))  # [[3, 2, 1, 0]]
+
+    Reference: Anil, Lucas and Grosse, "Sorting out Lipschitz function approximation", ICML 2019.
+    """
+
+    def build(self, input_shape):
+        if input_shape[-1] is None or input_shape[-1] % 2:
+            raise ValueError(
+                f"`MaxMin` needs an even number of channels. Received: input_shape={input_shape}"
+            )
+
+    def call(self, x):
+        a, b = ops.split(x, 2, axis=-1)
+        # max = a + relu(b - a) and min = b - relu(b - a): cheaper to differentiate than max/min.
+        excess = ops.relu(b - a)
+        return ops.concatenate([a + excess, b - excess], axis=-1)
+
+    def call_float64(self, x):
+        """The inference pass in NumPy float64."""
+        a, b = np.split(np.asarray(x, dtype=np.float64), 2, axis=-1)
+        return np.concatenate([np.maximum(a, b), np.minimum(a, b)], axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class SpaceToDepth(_Isometry):
+    """Folds each block of pixels into channels: (H, W, C) to (H/b, W/b, b*b*C).
+
+    Guarantee: a permutation of the entries, so an isometry.
+
+    Args:
+        block_size: side b of a block in pixels, a positive integer that divides H and W.
+
+    Raises:
+        ValueError: if the image cannot be cut into such blocks.
+
+    Example:
+
+    >>> SpaceToDepth(2)(np.zeros((1, 32, 32, 3), "float32")).shape
+    (1, 16, 16, 12)
+    """
+
+    def __init__(self, block_size=2, **kwargs):
+        super().__init__(**kwargs)
+        self.block_size = _positive("block_size", block_size)
+
+    def build(self, input_shape):
+        b = self.block_size
+        if len(input_shape) != 4 or any(n is None or n % b for n in input_shape[1:3]):
+            raise ValueError(
+                "`SpaceToDepth` needs NHWC images with height and width divisible by "
+                f"block_size={b}. Received: input_shape={tuple(input_shape)}"
+            )
+
+    def _fold(self, x, reshape, transpose):
+        b = self.block_size
+        height, width, channels = x.shape[1] // b, x.shape[2] // b, x.shape[3]
+        x = reshape(x, (-1, height, b, width, b, channels))
+        x = transpose(x, (0, 1, 3, 2, 4, 5))
+        return reshape(x, (-1, height, width, b * b * channels))
+
+    def call(self, x):
+        return self._fold(x, ops.reshape, ops.transpose)
+
+    def call_float64(self, x):
+        """The inference pass in NumPy float64."""
+        return self._fold(np.asarray(x, dtype=np.float64), np.reshape, np.transpose)
+
+    def compute_output_shape(self, input_shape):
+        n, height, width, channels = input_shape
+        b = self.block_size
+        return (n, height // b, width // b, b * b * channels)
+
+    def get_config(self):
+        return {**super().get_config(), "block_size": self.block_size}
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class ChannelPadding(_Isometry):
+    """Appends zero channels up to a given width.
+
+    Guarantee: an isometric embedding.
+
+    Args:
+        channels: number of channels after padding, not below that of the input.
+
+    Raises:
+        ValueError: if ``channels`` is not a positive integer or below the input's.
+
+    Example:
+
+    >>> ChannelPadding(64)(np.zeros((1, 16, 16, 12), "float32")).shape
+    (1, 16, 16, 64)
+    """
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = _positive("channels", channels)
+
+    def build(self, input_shape):
+        if input_shape[-1] > self.channels:
+            raise ValueError(
+                f"`channels` must be at least {input_shape[-1]}, the channels of the input. "
+                f"Received: channels={self.channels}"
+            )
+
+    def call(self, x):
+        widths = [(0, 0)] * (len(x.shape) - 1) + [(0, self.channels - x.shape[-1])]
+        return ops.pad(x, widths)
+
+    def call_float64(self, x):
+        """The inference pass in NumPy float64."""
+        x = np.asarray(x, dtype=np.float64)
+        return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, self.channels - x.shape[-1])])
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.channels)
+
+    def get_config(self):
+        return {**super().get_config(), "channels": self.channels}
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class SpatialShift(_Isometry):
+    """Moves four groups of channels by one pixel up, down, left and right; the rest stays.
+
+    Guarantee: circular padding permutes the entries, an isometry; zero padding drops the border,
+    1-Lipschitz. Between two pointwise steps it lets neighbouring pixels mix.
+
+    Args:
+        reverse: move the other way (the exact adjoint).
+        padding: ``"circular"`` or ``"zero"``.
+        fraction: share of the channels that moves, in (0, 1].
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+
+    >>> SpatialShift()(np.zeros((1, 8, 8, 16), "float32")).shape
+    (1, 8, 8, 16)
+
+    Reference: Wu et al., "Shift: a zero FLOP, zero parameter alternative", CVPR 2018.
+    """
+
+    def __init__(self, reverse=False, padding="circular", fraction=0.5, **kwargs):
+        super().__init__(**kwargs)
+        if not 0 < fraction <= 1:
+            raise ValueError(f"`fraction` must be in (0, 1]. Received: fraction={fraction}")
+        self.reverse = bool(reverse)
+        self.padding = check_padding(padding)
+        self.fraction = float(fraction)
+
+    def call(self, x):
+        return shift(x, self.reverse, self.padding, self.fraction)
+
+    def call_float64(self, x):
+        """The inference pass in NumPy float64."""
+        x = np.asarray(x, dtype=np.float64)
+        return shift_float64(x, self.reverse, self.padding, self.fraction)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "reverse": self.reverse,
+            "padding": self.padding,
+            "fraction": self.fraction,
+        }
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class MeanShift(_Isometry):
+    """Subtracts a constant per channel; no division, which would scale the Lipschitz constant.
+
+    Guarantee: an isometry (a translation).
+
+    Args:
+        mean: one number a channel, in the unit of the input.
+
+    Raises:
+        ValueError: if the number of channels differs from that of the input.
+
+    Example:
+
+    >>> MeanShift([0.5, 0.5, 0.5])(np.zeros((1, 4, 4, 3), "float32"))
+    """
+
+    def __init__(self, mean, **kwargs):
+        super().__init__(**kwargs)
+        self.mean = [float(m) for m in mean]
+
+    def build(self, input_shape):
+        if input_shape[-1] != len(self.mean):
+            raise ValueError(
+                f"`mean` must have {input_shape[-1]} entries, the channels of the input. "
+                f"Received: mean={self.mean}"
+            )
+
+    def call(self, x):
+        return x - ops.cast(np.array(self.mean, dtype="float32"), x.dtype)
+
+    def call_float64(self, x):
+        """The inference pass in NumPy float64."""
+        return np.asarray(x, dtype=np.float64) - np.array(self.mean, dtype="float32")
+
+    def get_config(self):
+        return {**super().get_config(), "mean": self.mean}

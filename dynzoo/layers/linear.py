@@ -1,0 +1,299 @@
+"""Trainable 1-Lipschitz linear layers: orthonormal maps, per-position offset, pooling, head."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from keras import ops
+
+from dynzoo import constraints, spectral
+from dynzoo.operators.dense import matmul_channels
+
+__all__ = [
+    "OrthonormalDense",
+    "OrthonormalPointwise",
+    "PositionOffset",
+    "ScaledAveragePooling2D",
+    "UnitRowDense",
+]
+
+
+def _float64(variable) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(variable.value), dtype=np.float64)
+
+
+def _positive(name, value):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    return value
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class OrthonormalDense(keras.layers.Layer):
+    r"""A dense map with an orthonormal matrix: $y = Wx + b$, $WW^T = I$ or $W^TW = I$.
+
+    Guarantee: 1-Lipschitz. With units >= inputs it is an isometric embedding; with fewer units it
+    is the projection on an orthonormal set, which keeps the norm of gradients on the way back.
+
+    Args:
+        units: number of outputs, a positive integer.
+        use_bias: add a bias.
+        projection_steps: Newton-Schulz steps after each optimizer update.
+        seed: integer seed of the orthogonal initialiser, or ``None``.
+
+    Input shape: (batch, ..., inputs). Output shape: (batch, ..., units).
+
+    Raises:
+        ValueError: if ``units`` is not a positive integer.
+
+    Example:
+
+    >>> OrthonormalDense(16)(np.ones((2, 64), "float32")).shape
+    (2, 16)
+
+    Reference: orthonormality by Newton-Schulz: Björck and Bowie (1971).
+    """
+
+    def __init__(self, units, use_bias=False, projection_steps=2, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.units = _positive("units", units)
+        self.use_bias = bool(use_bias)
+        self.projection_steps = _positive("projection_steps", projection_steps)
+        self.seed = seed
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(
+            shape=(int(input_shape[-1]), self.units),
+            initializer=keras.initializers.Orthogonal(seed=self.seed),
+            constraint=constraints.Orthonormal(self.projection_steps),
+            name="kernel",
+        )
+        if self.use_bias:
+            self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
+
+    def call(self, x):
+        x = matmul_channels(x, ops.convert_to_tensor(self.kernel))
+        return x + self.bias if self.use_bias else x
+
+    def call_float64(self, x):
+        """The inference pass in NumPy float64."""
+        x = np.asarray(x, dtype=np.float64) @ _float64(self.kernel)
+        return x + _float64(self.bias) if self.use_bias else x
+
+    def lipschitz_bound(self, input_shape) -> float:
+        """Spectral norm of the present kernel (float64 upper bound)."""
+        return spectral.dense_norm_float64(_float64(self.kernel))
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "use_bias": self.use_bias,
+            "projection_steps": self.projection_steps,
+            "seed": self.seed,
+        }
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class OrthonormalPointwise(OrthonormalDense):
+    """The same orthonormal matrix on the channels of each pixel (a 1x1 convolution).
+
+    Guarantee: as `OrthonormalDense`, for every image size.
+
+    Args:
+        units: number of output channels, a positive integer.
+        use_bias: add a bias.
+        projection_steps: Newton-Schulz steps after each optimizer update.
+        seed: integer seed of the orthogonal initialiser, or ``None``.
+
+    Input shape: (batch, height, width, channels).
+
+    Raises:
+        ValueError: if ``units`` is not a positive integer or the inputs are not images.
+
+    Example:
+
+    >>> OrthonormalPointwise(8)(np.ones((2, 4, 4, 32), "float32")).shape
+    (2, 4, 4, 8)
+    """
+
+    def build(self, input_shape):
+        if len(input_shape) != 4:
+            raise ValueError(
+                f"`OrthonormalPointwise` needs NHWC images. Received: input_shape={input_shape}"
+            )
+        super().build(input_shape)
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class PositionOffset(keras.layers.Layer):
+    """Adds a learned offset to each pixel and channel, so that a step can tell places apart.
+
+    Guarantee: an isometry (a translation).
+
+    Input and output shape: (batch, height, width, channels) with a known size.
+
+    Raises:
+        ValueError: if the image size is not known.
+
+    Example:
+
+    >>> PositionOffset()(np.ones((2, 4, 4, 8), "float32")).shape
+    (2, 4, 4, 8)
+    """
+
+    def build(self, input_shape):
+        if None in input_shape[1:]:
+            raise ValueError(
+                f"`PositionOffset` needs a known image size. Received: input_shape={input_shape}"
+            )
+        self.offset = self.add_weight(
+            shape=tuple(input_shape[1:]), initializer="zeros", name="offset"
+        )
+
+    def call(self, x):
+        return x + self.offset
+
+    def call_float64(self, x):
+        """The inference pass in NumPy float64."""
+        return np.asarray(x, dtype=np.float64) + _float64(self.offset)
+
+    def lipschitz_bound(self, input_shape) -> float:
+        """Upper bound of the layer's Lipschitz constant: 1."""
+        return 1.0
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class ScaledAveragePooling2D(keras.layers.Layer):
+    r"""Average over disjoint p x p blocks, times p: $y = \tfrac1p \sum_{block} x$.
+
+    Guarantee: 1-Lipschitz, and norm-preserving on blockwise constant images. (The plain average
+    has norm 1/p and would waste a factor p of certified radius.)
+
+    Args:
+        pool_size: side p of a block in pixels, a positive integer that divides the image size.
+
+    Raises:
+        ValueError: if the image cannot be cut into such blocks.
+
+    Example:
+
+    >>> ScaledAveragePooling2D(2)(np.ones((1, 4, 4, 3), "float32")).shape
+    (1, 2, 2, 3)
+    """
+
+    def __init__(self, pool_size=2, **kwargs):
+        super().__init__(**kwargs)
+        self.pool_size = _positive("pool_size", pool_size)
+
+    def build(self, input_shape):
+        p = self.pool_size
+        if len(input_shape) != 4 or any(n is None or n % p for n in input_shape[1:3]):
+            raise ValueError(
+                "`ScaledAveragePooling2D` needs NHWC images with height and width divisible by "
+                f"pool_size={p}. Received: input_shape={tuple(input_shape)}"
+            )
+
+    def _blocks(self, shape):
+        p = self.pool_size
+        return (-1, shape[1] // p, p, shape[2] // p, p, shape[3])
+
+    def call(self, x):
+        return ops.sum(ops.reshape(x, self._blocks(x.shape)), axis=(2, 4)) / self.pool_size
+
+    def call_float64(self, x):
+        """The inference pass in NumPy float64."""
+        x = np.asarray(x, dtype=np.float64)
+        return x.reshape(self._blocks(x.shape)).sum(axis=(2, 4)) / self.pool_size
+
+    def lipschitz_bound(self, input_shape) -> float:
+        """Upper bound of the layer's Lipschitz constant: 1."""
+        return 1.0
+
+    def compute_output_shape(self, input_shape):
+        p = self.pool_size
+        return (input_shape[0], input_shape[1] // p, input_shape[2] // p, input_shape[3])
+
+    def get_config(self):
+        return {**super().get_config(), "pool_size": self.pool_size}
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class UnitRowDense(keras.layers.Layer):
+    r"""Classification head whose weight vectors have length one: $z_i = w_i^Tx/\|w_i\| + b_i$.
+
+    Guarantee: each logit is 1-Lipschitz; the difference of logits i and j is
+    $\|w_i - w_j\|$-Lipschitz, which `certify` uses exactly. (The map to all logits at once is
+    not 1-Lipschitz.)
+
+    Args:
+        units: number of classes, a positive integer.
+        use_bias: add a bias.
+        seed: integer seed of the orthogonal initialiser, or ``None``.
+
+    Input shape: (batch, features). Output shape: (batch, units).
+
+    Raises:
+        ValueError: if ``units`` is not a positive integer.
+
+    Example:
+
+    >>> UnitRowDense(10)(np.ones((2, 64), "float32")).shape
+    (2, 10)
+
+    Reference: Singla, Singla and Feizi, "Improved deterministic l2 robustness on CIFAR-10 and
+    CIFAR-100", ICLR 2022 (last-layer normalisation).
+    """
+
+    def __init__(self, units, use_bias=True, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.units = _positive("units", units)
+        self.use_bias = bool(use_bias)
+        self.seed = seed
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(
+            shape=(int(input_shape[-1]), self.units),
+            initializer=keras.initializers.Orthogonal(seed=self.seed),
+            name="kernel",
+        )
+        if self.use_bias:
+            self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
+
+    def call(self, x):
+        kernel = ops.convert_to_tensor(self.kernel)
+        squares = ops.sum(ops.square(ops.cast(kernel, "float32")), axis=0)
+        kernel = kernel * ops.cast(ops.rsqrt(ops.maximum(squares, 1e-30)), kernel.dtype)
+        z = matmul_channels(x, kernel)
+        return z + self.bias if self.use_bias else z
+
+    def effective_kernel(self) -> np.ndarray:
+        """The normalised kernel (features, units) in float64."""
+        kernel = _float64(self.kernel)
+        return kernel / np.sqrt(np.maximum(np.sum(kernel**2, axis=0), 1e-30))
+
+    def call_float64(self, x):
+        """The inference pass in NumPy float64."""
+        z = np.asarray(x, dtype=np.float64) @ self.effective_kernel()
+        return z + _float64(self.bias) if self.use_bias else z
+
+    def lipschitz_bound(self, input_shape) -> float:
+        """Spectral norm of the normalised kernel (float64 upper bound)."""
+        return spectral.dense_norm_float64(self.effective_kernel())
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "use_bias": self.use_bias,
+            "seed": self.seed,
+        }

@@ -1,0 +1,124 @@
+"""Classifiers whose every layer keeps norms: orthonormal gradient flows on a pixel pyramid."""
+
+from __future__ import annotations
+
+import keras
+
+from dynzoo import layers as dl
+from dynzoo import operators
+
+__all__ = ["isometric_classifier"]
+
+# Channel means of the CIFAR-10 training images in [0, 1].
+_CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+
+
+def isometric_classifier(
+    input_shape=(32, 32, 3),
+    num_classes=10,
+    widths=(64, 128, 256),
+    steps=(4, 4, 4),
+    operator="shifted",
+    inner_ratio=0.5,
+    shift_fraction=0.5,
+    activation="relu",
+    mean=_CIFAR10_MEAN,
+    block_size=2,
+    neck_units=256,
+    dense_steps=3,
+    seed=0,
+    name=None,
+) -> keras.Model:
+    r"""Builds a 1-Lipschitz image classifier out of norm-preserving gradient flows.
+
+    Mean shift; space-to-depth; then per stage k an orthonormal map to ``widths[k]`` channels and
+    ``steps[k]`` gradient steps $x \leftarrow x - 2A^T\sigma(Ax + b)$ with orthonormal rows, MaxMin
+    after each; space-to-depth between stages; an orthonormal neck, ``dense_steps`` dense gradient
+    steps, and a head with unit rows.
+
+    Guarantee: the body is 1-Lipschitz up to the rounding of its constraints, so the L2 radius
+    $\min_j (z_y - z_j)/\|w_y - w_j\|$ is certified; `dynzoo.certify` gives the exact number.
+
+    Args:
+        input_shape: (height, width, channels) in pixels; height and width divisible by
+            ``block_size * 2 ** (len(widths) - 1)``.
+        num_classes: number of classes, at least 2.
+        widths: channels of each stage.
+        steps: gradient steps of each stage.
+        operator: ``"shifted"`` (a spatial shift, then a pointwise flow: x stays where the shift
+            took it, and the next step shifts back), ``"shifted_pointwise"`` (the shift inside A)
+            or ``"conv"`` (3x3, norm-constrained).
+        inner_ratio: rows of A over the width, in (0, 1].
+        shift_fraction: share of the channels that is shifted, in (0, 1].
+        activation: monotone activation inside the steps.
+        mean: channel means to subtract, or ``None``.
+        block_size: side of the first space-to-depth block in pixels.
+        neck_units: features after the neck.
+        dense_steps: gradient steps on the neck features.
+        seed: integer seed of all initialisers.
+        name: name of the model.
+
+    Returns:
+        A functional `keras.Model` from images in [0, 1] to logits.
+
+    Raises:
+        ValueError: if an argument is out of its range, naming it.
+
+    Example:
+
+    >>> model = isometric_classifier(widths=(16,), steps=(1,), neck_units=16, dense_steps=1)
+    >>> dynzoo.certify(model).lipschitz
+    """
+    if len(widths) != len(steps) or not widths:
+        raise ValueError(
+            "`steps` must have one entry for each of `widths`. "
+            f"Received: widths={tuple(widths)}, steps={tuple(steps)}"
+        )
+    if operator not in ("shifted", "shifted_pointwise", "conv"):
+        raise ValueError(
+            "`operator` must be 'shifted', 'shifted_pointwise' or 'conv'. "
+            f"Received: operator={operator!r}"
+        )
+    if not 0 < inner_ratio <= 1:
+        raise ValueError(f"`inner_ratio` must be in (0, 1]. Received: inner_ratio={inner_ratio}")
+    if num_classes < 2:
+        raise ValueError(f"`num_classes` must be at least 2. Received: num_classes={num_classes}")
+
+    seeds = iter(range(1000 * seed, 1000 * seed + 1000))
+
+    def inner(width):
+        return max(1, int(width * inner_ratio))
+
+    def flow(op):
+        return dl.GradientFlow(op, activation=activation, step_size="maximal", seed=next(seeds))
+
+    inputs = keras.Input(tuple(input_shape), name="image")
+    x = inputs
+    if mean is not None:
+        x = dl.MeanShift(mean)(x)
+    for stage, (width, count) in enumerate(zip(widths, steps, strict=True)):
+        x = dl.SpaceToDepth(block_size if stage == 0 else 2)(x)
+        if stage == 0:
+            if x.shape[-1] <= width:
+                x = dl.ChannelPadding(width)(x)
+            else:
+                x = dl.OrthonormalPointwise(width, seed=next(seeds))(x)
+            x = dl.PositionOffset()(x)
+        else:
+            x = dl.OrthonormalPointwise(width, seed=next(seeds))(x)
+        for i in range(count):
+            if operator == "shifted":
+                x = dl.SpatialShift(reverse=i % 2 == 1, fraction=shift_fraction)(x)
+                x = flow(operators.Pointwise(inner(width)))(x)
+            elif operator == "shifted_pointwise":
+                x = flow(operators.ShiftedPointwise(inner(width), fraction=shift_fraction))(x)
+            else:
+                x = flow(operators.Conv(inner(width)))(x)
+            x = dl.MaxMin()(x)
+    x = keras.layers.Flatten()(x)
+    x = dl.OrthonormalDense(neck_units, seed=next(seeds), name="neck")(x)
+    for _ in range(dense_steps):
+        x = flow(operators.Dense(inner(neck_units)))(x)
+        x = dl.MaxMin()(x)
+    outputs = dl.UnitRowDense(num_classes, seed=next(seeds), name="head")(x)
+    return keras.Model(inputs, outputs, name=name or "isometric")

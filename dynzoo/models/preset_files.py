@@ -1,0 +1,131 @@
+"""A preset folder on disk: read only if whole and unchanged, written whole or not at all."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = 1
+_AGAIN = "Restore the folder from where it came, or write it again with save_to_preset."
+
+
+def parse_json(path: Path) -> Any:
+    """Parse a file of a preset; what is wrong with it becomes a `ValueError` naming it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path.parent} is not a whole preset: it lacks {path.name}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}. {_AGAIN}") from error
+
+
+def read_metadata(folder: Path) -> dict:
+    """Metadata of a preset folder, with a table of files that has the right form."""
+    path = folder / "metadata.json"
+    metadata = parse_json(path)
+    files = metadata.get("files") if isinstance(metadata, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(h, str) for h in files.values()):
+        raise ValueError(f"{path} is damaged: it has no table 'files' of SHA-256 sums. {_AGAIN}")
+    if metadata.get("format", FORMAT) != FORMAT:
+        raise ValueError(
+            f"{path} has format {metadata['format']}, this dynzoo reads {FORMAT}: update dynzoo."
+        )
+    return metadata
+
+
+def verify(folder: Path, metadata: dict) -> Path:
+    """Check every file against the metadata; returns the path that `load_weights` takes."""
+    listed = metadata["files"]
+    for name, expected in listed.items():
+        file = folder / name
+        if name != Path(name).name or "\\" in name or name in (".", "..", ""):
+            raise ValueError(
+                f"{folder / 'metadata.json'} is refused: {name!r} is not the plain name of a file."
+            )
+        if not file.is_file():
+            raise ValueError(f"{folder} is not a whole preset: it lacks {name}. {_AGAIN}")
+        if sha256(file) != expected:
+            raise ValueError(
+                f"{file} is damaged or was changed: its SHA-256 is not the one in metadata.json. "
+                f"{_AGAIN}"
+            )
+    for file in folder.iterdir():
+        loadable = file.suffix in (".json", ".h5") and file.name != "metadata.json"
+        if loadable and file.name not in listed:
+            raise ValueError(
+                f"{file} is not listed in metadata.json, so it is not trusted. {_AGAIN}"
+            )
+    if "config.json" not in listed:
+        raise ValueError(f"{folder} is not a whole preset: it lacks config.json. {_AGAIN}")
+    if "model.weights.json" in listed:
+        weights = folder / "model.weights.json"
+        for name in _shards(weights):
+            if name not in listed:
+                raise ValueError(f"{weights} names {name!r}, which metadata.json does not list.")
+        return weights
+    if "model.weights.h5" not in listed:
+        raise ValueError(f"{folder} is not a whole preset: it lacks model.weights.h5. {_AGAIN}")
+    return folder / "model.weights.h5"
+
+
+def _shards(weights: Path) -> set[str]:
+    table = parse_json(weights)
+    shards = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(shards, dict):
+        raise ValueError(f"{weights} is damaged: it has no table 'weight_map'. {_AGAIN}")
+    names: set[str] = set()
+    for entry in shards.values():
+        names.update(map(str, entry if isinstance(entry, list) else [entry]))
+    return names
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def to_json(metadata: dict) -> str:
+    """Metadata as JSON text; NumPy numbers become plain ones, NaN is refused."""
+
+    def plain(value):
+        if isinstance(value, (np.generic, np.ndarray)):
+            return value.tolist()
+        raise TypeError(f"{type(value).__name__} {value!r}")
+
+    try:
+        return json.dumps(metadata, indent=2, default=plain, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`metadata` must be what JSON can hold. Received: {error}") from error
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Refuse to write over anything but nothing, an empty folder, or (if asked) a preset."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / "metadata.json").is_file():
+        raise FileExistsError(f"{target} exists and is not a preset; it is left as it is.")
+    if not overwrite:
+        raise FileExistsError(
+            f"{target} holds a preset already; pass overwrite=True to replace it."
+        )
+
+
+def move_into_place(work: Path, target: Path) -> None:
+    """Renames only: at every moment the target is the old preset, or the new one, or absent."""
+    old = work.with_suffix(".old")
+    if target.exists():
+        target.rename(old)
+    try:
+        work.rename(target)
+    except BaseException:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,222 @@
+"""Presets: a model, its weights and what is known of them, in a folder that any backend loads.
+
+config.json        the model, serialised by Keras
+model.weights.h5   its weights; above 15 MiB model.weights.json and shards model_<n>.weights.h5
+metadata.json      data set, numbers, versions, and the SHA-256 of the files above
+README.md          the model card, written from the metadata
+"""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import keras
+
+# imported so that their classes are registered before a config names them
+import dynzoo.augmentation
+import dynzoo.constraints
+import dynzoo.layers
+import dynzoo.operators  # noqa: F401
+from dynzoo import losses
+from dynzoo.cards import model_card
+from dynzoo.models import preset_files as files
+from dynzoo.models.safe_config import check_config, without_compile_config
+
+_SHARD_BYTES = 15 * 2**20  # git hosts and reviewers dislike larger files
+
+
+def presets() -> dict[str, dict]:
+    """All presets that come with dynzoo: name -> metadata.
+
+    Example:
+
+    >>> for name, about in dynzoo.presets().items():
+    ...     print(name, about["dataset"], about["parameters"])
+    """
+    return {name: files.read_metadata(folder) for name, folder in _shipped().items()}
+
+
+def from_preset(
+    name_or_path: str | os.PathLike, num_classes: int | None = None, load_weights: bool = True
+) -> keras.Model:
+    """Load a model from the name of a preset or from a folder that `save_to_preset` wrote.
+
+    Every file is checked against its SHA-256 before it is read, and the config may only name Keras'
+    and dynzoo's own classes: loading never runs code of the preset and needs no network. The model
+    comes compiled (Adam, `OffsetCrossentropy`, accuracy), so that `fit` works at once; your own
+    `compile` overrides that.
+
+    Args:
+        name_or_path: one of `dynzoo.presets()`, or a path.
+        num_classes: number of classes, if another than the preset's: the body and its weights stay
+            as they are, bit by bit, and the last layer is a fresh one.
+        load_weights: False for the architecture alone, with newly initialised weights.
+
+    Returns:
+        A `keras.Model` from images in [0, 1] to logits.
+
+    Raises:
+        ValueError: unknown name, or a damaged or refused file (which the message names).
+
+    Example:
+
+    >>> model = dynzoo.from_preset(next(iter(dynzoo.presets())), num_classes=3)
+    >>> model.fit(x_train, y_train)
+    """
+    folder = _resolve(os.fspath(name_or_path))
+    metadata = files.read_metadata(folder)
+    weights = files.verify(folder, metadata)
+    config = files.parse_json(folder / "config.json")
+    check_config(config, str(folder / "config.json"))
+    model = _deserialize(config, folder)
+    if load_weights:
+        try:
+            model.load_weights(str(weights))
+        except Exception as error:  # HDF5, shape and key errors alike: the user needs the file
+            raise ValueError(f"{weights} does not fit {folder}/config.json: {error}") from error
+    if num_classes is not None:
+        model = _with_classes(model, config, num_classes, folder)
+    model.compile(
+        optimizer="adam",
+        loss=losses.OffsetCrossentropy(),
+        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+    )
+    return model
+
+
+def save_to_preset(
+    model: keras.Model,
+    path: str | os.PathLike,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a model as a preset folder, whole or not at all.
+
+    The optimizer is not stored. What the metadata say of the model itself (shapes, parameters,
+    versions, files) is filled in; everything else is the caller's, and goes into the model card:
+    see `dynzoo.cards.model_card` for the keys that it knows.
+
+    Args:
+        model: a built model made of Keras' and dynzoo's layers.
+        path: the folder to write.
+        metadata: what is known of the model; values that JSON has.
+        overwrite: replace a preset that stands there already.
+
+    Raises:
+        FileExistsError: the folder exists and is not empty, or is not a preset.
+        ValueError: a layer that a preset may not hold, or metadata that JSON cannot hold.
+
+    Example:
+
+    >>> dynzoo.save_to_preset(model, "my_preset", {"dataset": "digits", "accuracy": 0.98})
+    >>> model = dynzoo.from_preset("my_preset")
+    """
+    target = Path(path).absolute()
+    files.check_target(target, overwrite)
+    if not model.built:
+        raise ValueError("`model` must be built before it is saved. Call it on an input first.")
+    config = without_compile_config(keras.saving.serialize_keras_object(model))
+    config = json.loads(json.dumps(config))
+    check_config(config, f"The model {model.name!r}")
+    # Through a copy without optimizer, whose slots Keras would store as well: three times the size.
+    # Making it also proves that the config is enough to rebuild the model.
+    copy = _deserialize(config, target)
+    copy.set_weights(model.get_weights())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+    work.mkdir()
+    try:
+        (work / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        _save_weights(copy, work)
+        about = {
+            "name": target.name,
+            **(metadata or {}),
+            "format": files.FORMAT,
+            "input_shape": list(copy.input_shape[1:]),
+            "num_classes": copy.output_shape[-1],
+            "parameters": copy.count_params(),
+            "versions": _versions(),
+            "saved": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "files": {file.name: files.sha256(file) for file in sorted(work.iterdir())},
+        }
+        text = files.to_json(about)
+        (work / "metadata.json").write_text(text, encoding="utf-8")
+        (work / "README.md").write_text(model_card(json.loads(text)), encoding="utf-8")
+        files.move_into_place(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _shipped() -> dict[str, Path]:
+    package = Path(__file__).resolve().parents[1]
+    for root in (package / "_pretrained", package.parent / "pretrained"):  # wheel, checkout
+        if root.is_dir():
+            return {f.name: f for f in sorted(root.iterdir()) if (f / "metadata.json").is_file()}
+    return {}
+
+
+def _resolve(name: str) -> Path:
+    shipped = _shipped()
+    if name in shipped:
+        return shipped[name]
+    if Path(name).is_dir():
+        return Path(name)
+    raise ValueError(
+        f"There is no preset {name!r}, nor a folder of that name. "
+        f"Presets: {', '.join(shipped) or 'none'}."
+    )
+
+
+def _deserialize(config: dict, folder: Path) -> keras.Model:
+    try:
+        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+    except Exception as error:
+        raise ValueError(f"{folder}/config.json does not describe a model: {error}") from error
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"{folder}/config.json holds a {type(model).__name__}, not a model.")
+    return model
+
+
+def _with_classes(model: keras.Model, config: dict, num_classes: int, folder: Path) -> keras.Model:
+    head = model.layers[-1]
+    if not isinstance(num_classes, int) or num_classes < 2:
+        raise ValueError(f"`num_classes` must be an integer >= 2. Received: {num_classes!r}")
+    if getattr(head, "units", None) == num_classes:
+        return model
+    layers = config["config"].get("layers", [])
+    entry: dict = next((layer for layer in layers if layer["config"].get("name") == head.name), {})
+    if "units" not in entry.get("config", {}):
+        raise ValueError(
+            f"`num_classes` needs a model whose last layer has `units`; {head.name!r} has none. "
+            f"Received: num_classes={num_classes}"
+        )
+    entry["config"]["units"] = num_classes
+    resized = _deserialize(config, folder)
+    for old, new in zip(model.layers[:-1], resized.layers[:-1], strict=True):
+        new.set_weights(old.get_weights())
+    return resized
+
+
+def _save_weights(model: keras.Model, folder: Path) -> None:
+    sizes = [array.nbytes for array in model.get_weights()]
+    if sum(sizes) <= _SHARD_BYTES:
+        model.save_weights(str(folder / "model.weights.h5"))
+        return
+    limit = max(_SHARD_BYTES, *sizes)  # Keras does not cut an array in two
+    model.save_weights(str(folder / "model.weights.json"), max_shard_size=limit / 2**30)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"keras": keras.__version__, "backend": keras.backend.backend()}
+    try:
+        versions["dynzoo"] = importlib.metadata.version("dynzoo")
+    except importlib.metadata.PackageNotFoundError:
+        pass  # a checkout that was not installed has no version
+    return versions

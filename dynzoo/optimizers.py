@@ -1,0 +1,50 @@
+"""Muon on the manifold of orthonormal matrices."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from dynzoo import constraints
+
+__all__ = ["RiemannianMuon", "tangent"]
+
+
+def tangent(matrix, gradient):
+    r"""Part of a gradient that is tangent to the orthonormal matrices at ``matrix``.
+
+    For rows: $G - \tfrac12 (GX^T + XG^T) X$; for a tall matrix the same with columns. What is cut
+    off points away from the manifold and would be undone by the projection.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = ops.transpose(matrix) if tall else matrix
+    g = ops.transpose(gradient) if tall else gradient
+    s = ops.matmul(g, ops.transpose(x))
+    g = g - 0.5 * ops.matmul(s + ops.transpose(s), x)
+    return ops.transpose(g) if tall else g
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class RiemannianMuon(keras.optimizers.Muon):
+    r"""Keras' Muon with gradients made tangent for kernels under an `Orthonormal` constraint.
+
+    $$M \leftarrow \mu M + P_X(G), \qquad X \leftarrow \Pi(X - \eta\, \mathrm{msign}(P_X(G)+\mu M))$$
+
+    $P_X$ is the tangent projection, msign the polar factor, and $\Pi$ the constraint. Every
+    singular direction of a kernel moves equally fast, which suits kernels whose singular values
+    are all one; without $P_X$ the polar factor spends part of each step on directions that the
+    constraint takes back. Other variables: as in `keras.optimizers.Muon`, whose arguments these
+    are.
+
+    Example:
+
+    >>> model.compile(RiemannianMuon(0.05, rms_rate=None, weight_decay=None), "mse")
+
+    Reference: K. Jordan et al., "Muon" (2024); retraction by Newton-Schulz as in `Orthonormal`.
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        if isinstance(getattr(variable, "constraint", None), constraints.Orthonormal):
+            if len(variable.shape) == 2:
+                gradient = tangent(ops.convert_to_tensor(variable), gradient)
+        super().update_step(gradient, variable, learning_rate)

@@ -1,0 +1,134 @@
+"""Figures, drawn by matplotlib without a display and without touching its global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+INK = "#1d2433"
+CERTIFIED = "#1b7f5c"
+ATTACKED = "#c2410c"
+CLEAN = "#5b6478"
+
+
+def eps_text(eps: float) -> str:
+    """`eps` the way papers write it: `36/255` if it is a multiple of 1/255, else a decimal."""
+    steps = eps * 255.0
+    if abs(steps - round(steps)) < 1e-6 and round(steps) > 0 and eps < 1.0:
+        return f"{round(steps)}/255"
+    simple = Fraction(eps).limit_denominator(1000)
+    return f"{float(simple):g}" if abs(float(simple) - eps) < 1e-9 else f"{eps:.4g}"
+
+
+def certified_curve(radii: np.ndarray, stop: float) -> tuple[np.ndarray, np.ndarray]:
+    r"""Certified accuracy by radius: $c(\varepsilon) = \#\{i : r_i > \varepsilon\}/n$.
+
+    Args:
+        radii: Certified radius of each image, 0 for a wrong one. Shape (n,).
+        stop: Largest radius of the curve.
+
+    Returns:
+        Radii and accuracies, ready to draw as a step that changes at each radius.
+    """
+    inner = np.unique(radii[(radii > 0.0) & (radii < stop)])
+    grid = np.concatenate([[0.0], inner, [stop]])
+    ordered = np.sort(radii)
+    return grid, 1.0 - np.searchsorted(ordered, grid, side="right") / len(radii)
+
+
+def robustness_figure(
+    clean: float,
+    robust: Mapping[float, float],
+    radii: np.ndarray | None,
+    norm: str,
+) -> Any:
+    """Accuracy versus radius: the certified curve, the attacked points, and the gap between.
+
+    Args:
+        clean: Clean accuracy.
+        robust: Attacked accuracy at each radius.
+        radii: Certified radius of each image in the same norm, 0 for a wrong one, or `None`.
+        norm: `"l2"` or `"linf"`, for the label.
+
+    Returns:
+        A matplotlib `Figure`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    points = [0.0, *sorted(robust)]
+    values = [clean, *(robust[e] for e in sorted(robust))]
+    stop = 1.12 * points[-1]
+    if radii is not None:
+        grid, curve = certified_curve(radii, stop)
+        axes.fill_between(grid, curve, step="post", color=CERTIFIED, alpha=0.13, linewidth=0)
+        axes.step(grid, curve, where="post", color=CERTIFIED, linewidth=2, label="certified")
+        dense = np.union1d(grid[grid <= points[-1]], points)
+        lower = 1.0 - np.searchsorted(np.sort(radii), dense, side="right") / len(radii)
+        upper = np.interp(dense, points, values)
+        axes.fill_between(
+            dense, lower, upper, where=upper >= lower, color=ATTACKED, alpha=0.07, linewidth=0,
+            label="undecided: no proof, no attack",
+        )  # fmt: skip
+    axes.plot(
+        points, values, "o-", color=ATTACKED, linewidth=1.6, markersize=6, label="under attack"
+    )
+    axes.axhline(clean, color=CLEAN, linewidth=1.2, linestyle=(0, (4, 3)), label="clean")
+    name = "L2" if norm == "l2" else "Linf"
+    axes.set_xlabel(f"{name} radius of the perturbation", color=INK)
+    axes.set_ylabel("accuracy", color=INK)
+    axes.set_xlim(0.0, stop)
+    axes.set_ylim(0.0, 1.0)
+    axes.set_xticks(points, ["0", *(eps_text(e) for e in points[1:])])
+    if len(points) > 8:
+        axes.tick_params(axis="x", labelrotation=45)
+    axes.set_yticks(np.linspace(0, 1, 6), [f"{v:.0%}" for v in np.linspace(0, 1, 6)])
+    axes.grid(color="#e4e7ee", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#b8bfcc")
+    axes.tick_params(colors=INK)
+    axes.legend(frameon=False, loc="best", fontsize=9)
+    return figure
+
+
+def png(figure: Any) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160)
+    return buffer.getvalue()
+
+
+def image_png(pixels: np.ndarray) -> bytes:
+    """An array of shape (height, width, 3) with values in [0, 1] as the bytes of a PNG file."""
+    import io
+
+    from matplotlib.image import imsave
+
+    buffer = io.BytesIO()
+    imsave(buffer, np.clip(pixels, 0.0, 1.0), format="png")
+    return buffer.getvalue()
+
+
+def displayable(image: np.ndarray) -> np.ndarray | None:
+    """`image` as an array (height, width, 3), or `None` if it cannot be seen as a picture.
+
+    Grey and colour images (channels last), and flat vectors of square length as grey images.
+    """
+    if image.ndim == 1 and round(image.size**0.5) ** 2 == image.size:
+        image = image.reshape(round(image.size**0.5), -1)
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[-1] not in (1, 3):
+        return None
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image

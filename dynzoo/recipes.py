@@ -1,0 +1,180 @@
+"""Training recipes: one YAML file a preset, read and checked key by key."""
+
+from __future__ import annotations
+
+import copy
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = ["DEFAULTS", "RecipeError", "find", "load", "validate"]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message names the key."""
+
+
+# The recipe's keys, their defaults, and thereby their types. `...` marks a key that must be given;
+# a mapping that is empty here takes any keys, which the function behind it checks.
+DEFAULTS: dict[str, Any] = {
+    "name": ...,
+    "description": "",
+    "architecture": {},
+    "data": {
+        "name": ...,
+        "validation": 5000,
+        "crop_padding": 4,
+        "flip": True,
+    },
+    "training": {
+        "seed": 0,
+        "epochs": ...,
+        "batch_size": 256,
+        "dtype": "float32",
+        "keep": "last",
+        "loss": {},
+        "optimizer": {},
+        "schedule": {"warmup": 0.02, "decay": 0.5},
+    },
+    "evaluation": {"norm": "l2", "eps": ["36/255", "72/255", "108/255"]},
+}
+
+_RANGES = {
+    "data.validation": (1, None),
+    "data.crop_padding": (0, None),
+    "training.epochs": (1, None),
+    "training.batch_size": (1, None),
+    "training.schedule.warmup": (0, 1),
+    "training.schedule.decay": (0, 1),
+}
+_CHOICES = {
+    "training.dtype": ("float32", "mixed_bfloat16", "mixed_float16"),
+    "training.keep": ("last", "best"),
+    "evaluation.norm": ("l2", "linf"),
+}
+
+
+def find(name_or_path) -> Path:
+    """Path of a recipe: a file, or the name of one that ships in ``zoo_configs/``.
+
+    Raises:
+        RecipeError: if there is none, listing those that ship.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    package = Path(__file__).resolve().parent
+    shipped: dict[str, Path] = {}
+    for folder in (package / "_zoo_configs", package.parent / "zoo_configs"):
+        if folder.is_dir():
+            shipped.update({p.stem: p for p in sorted(folder.glob("*.yaml"))})
+    if str(name_or_path) in shipped:
+        return shipped[str(name_or_path)]
+    raise RecipeError(
+        f"there is no recipe file {str(name_or_path)!r}. Recipes that ship: "
+        f"{', '.join(sorted(shipped)) or 'none'}"
+    )
+
+
+def load(source) -> dict:
+    """Reads and validates a recipe from a mapping, a path, or the name of one that ships.
+
+    Raises:
+        RecipeError: naming the file and the key that is wrong.
+    """
+    if isinstance(source, dict):
+        return validate(source)
+    path = find(os.fspath(source))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not readable as YAML ({error})") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: must hold a mapping with the keys {', '.join(DEFAULTS)}")
+    try:
+        return validate(content)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def validate(recipe: dict) -> dict:
+    """A complete recipe: defaults filled in, types, ranges and names checked.
+
+    Raises:
+        RecipeError: naming the key that is missing, unknown or out of range.
+    """
+    result = _merge(DEFAULTS, recipe, "")
+    result["evaluation"]["eps"] = [_eps(e) for e in result["evaluation"]["eps"]]
+    if not result["evaluation"]["eps"]:
+        raise RecipeError("`evaluation.eps` must name at least one radius. Received: eps=[]")
+    architecture = dict(result["architecture"])
+    from dynzoo.models import ARCHITECTURES
+
+    _named("architecture.name", architecture.get("name"), ARCHITECTURES)
+    from dynzoo.optimization import LOSSES, OPTIMIZERS
+
+    training = result["training"]
+    _named("training.loss.name", training["loss"].get("name"), LOSSES)
+    _named("training.optimizer.name", training["optimizer"].get("name"), OPTIMIZERS)
+    if "learning_rate" not in training["optimizer"]:
+        raise RecipeError("`training.optimizer.learning_rate` is missing")
+    return result
+
+
+def _named(key, value, choices):
+    if value not in choices:
+        raise RecipeError(f"`{key}` must be one of {', '.join(sorted(choices))}. Received: {value}")
+
+
+def _merge(defaults: dict, given: dict, prefix: str) -> dict:
+    for key in given:
+        if key not in defaults:
+            raise RecipeError(
+                f"`{prefix}{key}` is not a key of a recipe. Known: "
+                f"{', '.join(prefix + k for k in defaults)}"
+            )
+    result: dict = {}
+    for key, default in defaults.items():
+        path = prefix + key
+        if key not in given:
+            if default is ...:
+                raise RecipeError(f"`{path}` is missing")
+            result[key] = copy.deepcopy(default)
+        elif isinstance(default, dict):
+            if not isinstance(given[key], dict):
+                raise RecipeError(f"`{path}` must be a mapping. Received: {given[key]!r}")
+            nested = _merge(default, given[key], path + ".") if default else dict(given[key])
+            result[key] = nested
+        else:
+            result[key] = _checked(path, given[key], default)
+    return result
+
+
+def _checked(path: str, value, default):
+    kind = {"name": str, "data.name": str, "training.epochs": int}.get(path, type(default))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise RecipeError(f"`{path}` must be of type {kind.__name__}. Received: {value!r}")
+    if path in _RANGES:
+        low, high = _RANGES[path]
+        if value < low or (high is not None and value > high):
+            allowed = f"at least {low}" if high is None else f"in [{low}, {high}]"
+            raise RecipeError(f"`{path}` must be {allowed}. Received: {value}")
+    if path in _CHOICES:
+        _named(path, value, _CHOICES[path])
+    return value
+
+
+def _eps(value) -> float:
+    """A positive radius: a number, or a fraction such as ``36/255``."""
+    try:
+        eps = float(Fraction(str(value)))
+    except (ValueError, ZeroDivisionError):
+        eps = -1.0
+    if not 0 < eps < float("inf"):
+        raise RecipeError(f"`evaluation.eps` must hold positive numbers. Received: {value!r}")
+    return eps

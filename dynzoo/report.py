@@ -1,0 +1,170 @@
+"""The result of an evaluation: its numbers, its figure, and the files it is saved to."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynzoo import plots
+from dynzoo.attacks.checks import EvaluationWarning
+from dynzoo.attacks.geometry import distances
+
+# Attacked images in the gallery.
+EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class AttackedImage:
+    """One image that an attack fooled: for the gallery of the report."""
+
+    index: int
+    label: int
+    fooled_label: int
+    eps: float
+    distance: float
+    x: np.ndarray
+    x_adv: np.ndarray
+
+
+def attacked_images(
+    x: np.ndarray,
+    points: np.ndarray,
+    rows: np.ndarray,
+    hit: np.ndarray,
+    y: np.ndarray,
+    labels: np.ndarray,
+    eps: float,
+    norm: str,
+) -> list[AttackedImage]:
+    """The first few images among `rows` that an attack hit, as examples."""
+    chosen = np.flatnonzero(hit)[:EXAMPLES]
+    gone = distances(points[chosen], x[rows[chosen]], norm)
+    return [
+        AttackedImage(
+            index=int(rows[k]),
+            label=int(y[rows[k]]),
+            fooled_label=int(labels[k]),
+            eps=eps,
+            distance=float(distance),
+            x=x[rows[k]].copy(),
+            x_adv=points[k].copy(),
+        )
+        for k, distance in zip(chosen, gone, strict=True)
+    ]
+
+
+def spread(examples: list[AttackedImage]) -> list[AttackedImage]:
+    """At most `EXAMPLES` of the examples, taken from each radius in turn, smallest first."""
+    ranked = []
+    seen: dict[float, int] = {}
+    for example in examples:
+        seen[example.eps] = seen.get(example.eps, 0) + 1
+        ranked.append((seen[example.eps], example.eps, example))
+    ranked.sort(key=lambda item: item[:2])
+    return sorted((item[2] for item in ranked[:EXAMPLES]), key=lambda item: item.eps)
+
+
+@dataclass
+class RobustnessReport:
+    r"""What `dynzoo.evaluate` found.
+
+    At every radius $\text{certified} \le \text{true robust accuracy} \le \text{robust}$: the first
+    is proved, the last is what survived the attacks that were tried.
+
+    Args:
+        norm: `"l2"` or `"linf"`.
+        clean: Accuracy without an attack.
+        robust: Accuracy under attack at each radius.
+        certified: Certified accuracy at each radius; `None` values if there is no certificate.
+        warnings: Named reasons to doubt the numbers.
+        per_image: `"correct"` (n,), `"robust"` (radii, n), both bool, and `"radii"`: certified L2
+            radii (n,), 0 for wrong images, or `None`.
+        examples: A few attacked images.
+        details: Attacks with every parameter, certificate, seed, versions, time.
+        title: Heading of the page.
+        class_names: Names of the classes.
+        sections: Further parts of the page: (heading, text) or (heading, list of (name, value)).
+    """
+
+    norm: str
+    clean: float
+    robust: dict[float, float]
+    certified: dict[float, float | None]
+    warnings: list[EvaluationWarning] = field(default_factory=list)
+    per_image: dict[str, Any] = field(default_factory=dict)
+    examples: list[AttackedImage] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    title: str = "Robustness"
+    class_names: list[str] | None = None
+    sections: list[tuple[str, Any]] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """Number of evaluated images."""
+        return len(self.per_image["correct"])
+
+    def radii(self) -> np.ndarray | None:
+        """Certified radius of each image in the report's norm, or `None`."""
+        radii = self.per_image.get("radii")
+        if radii is None or self.norm == "l2":
+            return radii
+        return radii / np.sqrt(np.prod(self.details["image_shape"]))
+
+    def to_dict(self, per_image: bool = False) -> dict[str, Any]:
+        """The report as JSON-able data; `per_image=True` adds one entry for every image."""
+        result: dict[str, Any] = {
+            "schema": 1,
+            "title": self.title,
+            "norm": self.norm,
+            "images": self.images,
+            "eps": sorted(self.robust),
+            "clean": self.clean,
+            "robust": {repr(e): v for e, v in self.robust.items()},
+            "certified": {repr(e): v for e, v in self.certified.items()},
+            "warnings": [w.to_dict() for w in self.warnings],
+            **self.details,
+        }
+        if per_image:
+            radii = self.per_image["radii"]
+            result["per_image"] = {
+                "correct": self.per_image["correct"].tolist(),
+                "robust": self.per_image["robust"].tolist(),
+                "radii": None if radii is None else radii.tolist(),
+            }
+        return result
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Accuracy versus radius as a matplotlib figure; saved too if `path` is given."""
+        figure = plots.robustness_figure(self.clean, self.robust, self.radii(), self.norm)
+        if path is not None:
+            figure.savefig(path, dpi=160)
+        return figure
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a page (`.html`) or data (`.json`); the file appears complete or not at all.
+
+        Raises:
+            ValueError: If the suffix is another one.
+        """
+        path = Path(path)
+        if path.suffix.lower() == ".html":
+            from dynzoo.page import render  # the page reads the report, so it imports this file
+
+            text = render(self)
+        elif path.suffix.lower() == ".json":
+            text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        else:
+            raise ValueError(f"`path` must end in .html or .json. Received: path={str(path)!r}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path

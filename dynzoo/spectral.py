@@ -1,0 +1,230 @@
+"""Spectra of linear maps: upper bounds of the operator norm and projections.
+
+Two kinds of function live here, and they are never mixed up.
+
+* ``*_float64`` work on NumPy arrays in float64. They are what a certificate is made of: each
+  returns a number that is not below the true operator norm.
+* The others are pure functions over ``keras.ops``, traceable under jit on every backend, and are
+  used by the constraints during training. Their norms are upper bounds as well (Gram iteration,
+  never power iteration), up to float32 rounding.
+
+Matrices are written ``(rows, columns)`` and act as ``A x``; convolution kernels have the Keras
+layout ``(height, width, channels_in, channels_out)`` and stride 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from keras import ops
+
+__all__ = [
+    "conv_all_sizes_norm_float64",
+    "conv_norm",
+    "conv_norm_float64",
+    "dense_min_singular_value_float64",
+    "dense_norm",
+    "dense_norm_float64",
+    "nearest_orthonormal_float64",
+    "newton_schulz",
+    "orthonormalize",
+]
+
+# One float64 SVD is backward stable: computed singular values are off by a small multiple of
+# n * eps * sigma_max. 1e-12 covers every matrix size a float64 SVD is feasible for.
+_SVD_SLACK = 1.0 + 1e-12
+# Newton-Schulz maps singular values in [0, sqrt(3)) into [0, 1]; stay clear of the edge.
+_NEWTON_SCHULZ_RADIUS = 1.7
+
+
+# --- float64, for certificates -------------------------------------------------------------
+
+
+def dense_norm_float64(kernel) -> float:
+    """Upper bound of the spectral norm of a matrix, by a float64 SVD."""
+    kernel = np.asarray(kernel, dtype=np.float64)
+    if kernel.size == 0:
+        return 0.0
+    return float(np.linalg.norm(kernel, ord=2)) * _SVD_SLACK
+
+
+def dense_min_singular_value_float64(kernel) -> float:
+    """Lower bound of the smallest of the ``min(rows, columns)`` singular values."""
+    singular_values = np.linalg.svd(np.asarray(kernel, dtype=np.float64), compute_uv=False)
+    return max(0.0, float(singular_values[-1] - (_SVD_SLACK - 1.0) * singular_values[0]))
+
+
+def _symbols_float64(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Fourier symbols (frequencies, channels_in, channels_out) of a circular convolution.
+
+    A real kernel has conjugate symbols at opposite frequencies, so half of the columns do.
+    """
+    symbols = np.fft.rfft2(kernel, s=grid, axes=(0, 1))
+    return symbols.reshape(-1, *kernel.shape[2:])
+
+
+def _largest_singular_value_float64(symbols: np.ndarray) -> float:
+    """Largest singular value over a stack of complex matrices, through the smaller Gram matrix."""
+    if symbols.shape[-2] > symbols.shape[-1]:
+        symbols = symbols.swapaxes(-1, -2)
+    gram = symbols @ symbols.conj().swapaxes(-1, -2)
+    squared = float(np.linalg.eigvalsh(gram)[..., -1].max())
+    # Forming the Gram matrix costs n * eps of the *squared* norm, relative to the largest.
+    return math.sqrt(max(squared, 0.0)) * (1.0 + 1e-11)
+
+
+def conv_norm_float64(kernel, spatial, padding: str = "zero") -> float:
+    """Upper bound of the operator norm of a stride-1 convolution on images of one size.
+
+    Circular padding: exact, the largest singular value of the Fourier symbols on the ``n`` grid.
+    Zero padding: the zero-padded convolution on ``n`` points is a compression of the circular one
+    on ``n + k - 1`` points, whose norm therefore bounds it. (The circular norm on the ``n`` grid
+    itself does not.)
+
+    Args:
+        kernel: array (height, width, channels_in, channels_out).
+        spatial: image size (height, width) in pixels.
+        padding: ``"zero"`` or ``"circular"``.
+
+    Returns:
+        A float that is not below the true norm.
+    """
+    kernel = np.asarray(kernel, dtype=np.float64)
+    if padding not in ("zero", "circular"):
+        raise ValueError(f"`padding` must be 'zero' or 'circular'. Received: padding={padding!r}")
+    grid = tuple(
+        int(n) + (k - 1 if padding == "zero" else 0)
+        for n, k in zip(spatial, kernel.shape[:2], strict=True)
+    )
+    if padding == "circular" and any(n < k for n, k in zip(grid, kernel.shape[:2], strict=True)):
+        kernel = _wrap(kernel, grid)
+    return _largest_singular_value_float64(_symbols_float64(kernel, grid))
+
+
+def _wrap(kernel: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    """Fold a kernel that is larger than a periodic image onto that image."""
+    folded = np.zeros((*grid, *kernel.shape[2:]))
+    for i in range(kernel.shape[0]):
+        for j in range(kernel.shape[1]):
+            folded[i % grid[0], j % grid[1]] += kernel[i, j]
+    return folded
+
+
+def conv_all_sizes_norm_float64(kernel, grid: int = 64) -> float:
+    r"""Upper bound of a stride-1 convolution's norm that holds for every image size.
+
+    For fixed $v$, $p(\omega) = \|\hat K(\omega) v\|^2$ is a trigonometric polynomial of degree
+    $k - 1$ in each variable. A polynomial of degree $d$ and maximum $M$ stays above
+    $M \cos(d\,\delta)$ within a distance $\delta$ of its maximum (Riesz), so sampling at $N$
+    points gives $\sup \|\hat K\| \le \max_{grid} \|\hat K\| / \cos((k - 1)\pi / N)$.
+
+    Reference: H. Ehlich, K. Zeller, "Schwankung von Polynomen zwischen Gitterpunkten",
+    Mathematische Zeitschrift 86 (1964).
+    """
+    kernel = np.asarray(kernel, dtype=np.float64)
+    largest = _largest_singular_value_float64(_symbols_float64(kernel, (grid, grid)))
+    loss = 1.0
+    for k in kernel.shape[:2]:
+        if (k - 1) * math.pi / grid >= math.pi / 2:
+            raise ValueError(f"`grid` must be above {2 * (k - 1)}. Received: grid={grid}")
+        loss *= math.cos((k - 1) * math.pi / grid)
+    return largest / math.sqrt(loss)
+
+
+def nearest_orthonormal_float64(kernel) -> np.ndarray:
+    """Closest matrix with orthonormal rows (or columns, whichever are fewer): the polar factor."""
+    kernel = np.asarray(kernel, dtype=np.float64)
+    u, _, vt = np.linalg.svd(kernel, full_matrices=False)
+    return u @ vt
+
+
+# --- keras.ops, for training ---------------------------------------------------------------
+
+
+def _smaller_gram(matrix):
+    """The smaller of A A^T and A^T A, over the last two axes."""
+    transposed = ops.swapaxes(matrix, -1, -2)
+    if matrix.shape[-2] > matrix.shape[-1]:
+        return ops.matmul(transposed, matrix)
+    return ops.matmul(matrix, transposed)
+
+
+def _gram_bound(gram, iterations: int):
+    r"""Upper bound of the largest eigenvalue of each symmetric positive semi-definite matrix.
+
+    $\lambda_{max}(G) \le \|G^{2^t}\|^{2^{-t}}$ for every norm; the smaller of the Frobenius and
+    the maximal row-sum norm is used. Each power is rescaled, with the scales gathered as
+    logarithms, so that nothing overflows. A zero matrix gives a bound of about 1e-30.
+    """
+    tiny = 1e-30
+    log_bound = 0.0
+    exponent = 1.0
+    for step in range(iterations + 1):
+        row_sums = ops.max(ops.sum(ops.abs(gram), axis=-1), axis=-1)
+        frobenius = ops.sqrt(ops.sum(ops.square(gram), axis=(-1, -2)))
+        size = ops.maximum(ops.minimum(row_sums, frobenius), tiny)
+        log_bound = log_bound + exponent * ops.log(size)
+        if step < iterations:
+            gram = gram / size[..., None, None]
+            gram = ops.matmul(gram, gram)
+            exponent *= 0.5
+    return ops.exp(log_bound)
+
+
+def dense_norm(matrix, iterations: int = 8):
+    """Upper bound of a matrix's spectral norm by Gram iteration (traceable; float32).
+
+    Reference: Delattre et al., "Efficient bound of Lipschitz constant for convolutional layers by
+    Gram iteration", ICML 2023.
+    """
+    return ops.sqrt(_gram_bound(_smaller_gram(matrix), iterations))
+
+
+def conv_norm(kernel, spatial, padding: str = "zero", iterations: int = 8):
+    """Upper bound of a convolution's operator norm by Gram iteration per frequency (traceable).
+
+    The complex symbol ``R + iJ`` enters as the real matrix ``[[R, -J], [J, R]]``, which has the
+    same norm. Meaning of the arguments: see `conv_norm_float64`.
+    """
+    height, width, channels_in, channels_out = kernel.shape
+    grow = (height - 1, width - 1) if padding == "zero" else (0, 0)
+    rows, columns = int(spatial[0]) + grow[0], int(spatial[1]) + grow[1]
+    # The symbol is a DFT of only k*k taps: a small constant matrix does it on every backend.
+    u = np.repeat(np.arange(rows), columns // 2 + 1)
+    v = np.tile(np.arange(columns // 2 + 1), rows)
+    i = np.repeat(np.arange(height), width)
+    j = np.tile(np.arange(width), height)
+    phase = 2 * np.pi * (np.outer(u, i) / rows + np.outer(v, j) / columns)
+    taps = ops.reshape(kernel, (height * width, channels_in * channels_out))
+    shape = (-1, channels_in, channels_out)
+    real = ops.reshape(ops.matmul(ops.cast(np.cos(phase), kernel.dtype), taps), shape)
+    imaginary = ops.reshape(ops.matmul(ops.cast(-np.sin(phase), kernel.dtype), taps), shape)
+    symbols = ops.concatenate(
+        [
+            ops.concatenate([real, -imaginary], axis=-1),
+            ops.concatenate([imaginary, real], axis=-1),
+        ],
+        axis=-2,
+    )
+    return ops.sqrt(ops.max(_gram_bound(_smaller_gram(symbols), iterations)))
+
+
+def newton_schulz(matrix, steps: int):
+    r"""Newton-Schulz iteration $X \leftarrow \tfrac32 X - \tfrac12 X X^T X$ to the polar factor.
+
+    Maps each singular value by $s \mapsto \tfrac32 s - \tfrac12 s^3$: every value in
+    $[0, \sqrt3)$ lands in $[0, 1]$ and non-zero ones converge to 1 quadratically.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = ops.transpose(matrix) if tall else matrix
+    for _ in range(steps):
+        x = 1.5 * x - 0.5 * ops.matmul(ops.matmul(x, ops.transpose(x)), x)
+    return ops.transpose(x) if tall else x
+
+
+def orthonormalize(matrix, steps: int = 2):
+    """Newton-Schulz from any start: a matrix that is too large for it is scaled down first."""
+    bound = ops.sqrt(_gram_bound(_smaller_gram(matrix), 2))
+    scale = ops.where(bound > _NEWTON_SCHULZ_RADIUS, 1.0 / bound, ops.ones_like(bound))
+    return newton_schulz(matrix * scale, steps)

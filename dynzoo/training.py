@@ -1,0 +1,341 @@
+"""Training a preset from its recipe: a resumable job around ``model.fit``."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from dynzoo import augmentation, backend, checkpoints, constraints, data, optimization, recipes
+
+__all__ = ["TrainingDivergedError", "build_model", "train"]
+
+_COLUMNS = (
+    "epoch",
+    "seconds",
+    "learning_rate",
+    "loss",
+    "accuracy",
+    "val_accuracy",
+    "val_certified",
+)
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss was no longer finite; the last good checkpoint is kept."""
+
+
+def build_model(recipe: dict, num_classes: int, input_shape, dtype=None) -> keras.Model:
+    """The model that a (validated) recipe describes, with fresh weights."""
+    from dynzoo.models import ARCHITECTURES
+
+    arguments = dict(recipe["architecture"])
+    builder = ARCHITECTURES[arguments.pop("name")]
+    arguments.setdefault("input_shape", tuple(input_shape))
+    arguments.setdefault("num_classes", num_classes)
+    arguments.setdefault("seed", recipe["training"]["seed"])
+    before = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy(dtype or recipe["training"]["dtype"])
+        return builder(name=recipe["name"], **arguments)
+    except TypeError as error:
+        raise recipes.RecipeError(f"`architecture`: {error}") from None
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+class _Watch(keras.callbacks.Callback):
+    """Stops at the time limit and at a loss that is not finite; counts the batches done."""
+
+    def __init__(self, deadline):
+        super().__init__()
+        self.deadline = deadline
+        self.batches = 0
+        self.out_of_time = False
+        self.diverged = False
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches += 1
+        if not math.isfinite(float((logs or {}).get("loss", 0.0))):
+            self.diverged = self.model.stop_training = True
+        elif self.deadline is not None and time.monotonic() > self.deadline:
+            self.out_of_time = self.model.stop_training = True
+
+
+class _Run:
+    """Paths and records of one training run."""
+
+    def __init__(self, recipe: dict, output: Path):
+        self.recipe = recipe
+        self.output = output
+        self.checkpoint = output / "checkpoint.npz"
+        self.best = output / "best.npz"
+        self.state = {
+            "epoch": 0,
+            "batch": 0,
+            "seconds": 0.0,
+            "history": [],
+            "sessions": [],
+            "identity": self.identity(),
+        }
+
+    def identity(self) -> str:
+        """What a resumed run must share: everything but the length and what is done with it."""
+        parts = {k: self.recipe[k] for k in ("architecture", "data")}
+        training = self.recipe["training"]
+        parts["training"] = {k: training[k] for k in ("seed", "batch_size", "loss", "dtype")}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def check(self, state: dict) -> None:
+        if state.get("identity") != self.state["identity"]:
+            raise checkpoints.CheckpointError(
+                f"{self.checkpoint} belongs to another recipe (architecture, data, seed, batch "
+                "size, loss or dtype differ); use another output folder"
+            )
+
+    def log(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=_COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.state["history"])
+        checkpoints.write_atomically(self.output / "log.csv", text.getvalue().encode())
+
+
+def _prepare(recipe, data_file):
+    section = recipe["data"]
+    (x, y), _ = data.load(str(data_file) if data_file else section["name"], dtype="uint8")
+    if section["validation"] >= len(x):
+        raise recipes.RecipeError(
+            f"`data.validation` must be below {len(x)}, the training images. "
+            f"Received: {section['validation']}"
+        )
+    # The held-out part does not depend on the training seed: seeds stay comparable.
+    return data.split_validation(x, y, section["validation"], seed=0), int(y.max()) + 1
+
+
+def train(
+    config,
+    data_file=None,
+    output=None,
+    max_seconds=None,
+    resume=False,
+    verbose="auto",
+    log=print,
+) -> keras.Model:
+    """Trains the model of a recipe and returns it, in float32.
+
+    After each epoch, and when the time is up, everything needed to go on is written to
+    ``output/checkpoint.npz`` in one atomic step, and ``output/log.csv`` has a row an epoch
+    (accuracies in percent; ``val_certified`` at the recipe's first eps). Model choice uses a
+    held-out part of the training images; the test set is not read for it. When the last epoch is
+    done, the preset is written to ``output/preset``.
+
+    Args:
+        config: a recipe: mapping, YAML file, or the name of one that ships.
+        data_file: ``.npz`` file to use in place of the recipe's data set.
+        output: run folder; default ``runs/<name>``.
+        max_seconds: stop cleanly after this many seconds, data loading included.
+        resume: go on from the checkpoint in ``output`` if there is one.
+        verbose: as in ``model.fit``.
+        log: called with each message.
+
+    Returns:
+        The trained (or so far trained) model.
+
+    Raises:
+        RecipeError: if the recipe is wrong, naming the key.
+        CheckpointError: if the run folder holds a run and ``resume`` is not set, or the
+            checkpoint is damaged or belongs to another recipe.
+        TrainingDivergedError: if the loss is not finite; the last good checkpoint is kept.
+        ValueError: if ``max_seconds`` is not positive.
+
+    Example:
+
+    >>> train("isometric_small_cifar10", max_seconds=600, resume=True)
+    """
+    started = time.monotonic()
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"`max_seconds` must be positive. Received: max_seconds={max_seconds}")
+    recipe = recipes.load(config)
+    settings = recipe["training"]
+    run = _Run(recipe, Path(output) if output else Path("runs") / recipe["name"])
+    if run.checkpoint.exists() and not resume:
+        raise checkpoints.CheckpointError(
+            f"{run.checkpoint} exists: pass --resume to go on, or choose another output folder"
+        )
+    ((x, y), validation), num_classes = _prepare(recipe, data_file)
+
+    keras.utils.set_random_seed(settings["seed"])
+    model = build_model(recipe, num_classes, x.shape[1:])
+    batches = len(x) // settings["batch_size"]
+    if batches == 0:
+        raise recipes.RecipeError(
+            f"`training.batch_size` must be at most {len(x)}, the training images. "
+            f"Received: {settings['batch_size']}"
+        )
+    model.compile(
+        optimizer=optimization.make_optimizer(
+            settings["optimizer"], settings["epochs"] * batches, settings["schedule"]
+        ),
+        loss=optimization.make_loss(settings["loss"]),
+        metrics=["accuracy"],
+    )
+    model.optimizer.build(model.trainable_variables)
+    if run.checkpoint.exists():
+        run.state = checkpoints.read(run.checkpoint, model, run.check)
+        log(f"resumed at epoch {run.state['epoch']}, batch {run.state['batch']}")
+    run.state["sessions"].append(_session(max_seconds))
+
+    deadline = None if max_seconds is None else started + max_seconds
+    finished = _loop(run, model, (x, y), validation, batches, deadline, started, verbose, log)
+    if not finished:
+        log(f"stopped at the time limit; {run.checkpoint} goes on with --resume")
+        return _float32_twin(recipe, model)
+    if settings["keep"] == "best" and run.best.exists():
+        checkpoints.read(run.best, model, run.check)
+    final = _float32_twin(recipe, model)
+    constraints.project(final)
+    _save_preset(run, final, log)
+    return final
+
+
+def _loop(run, model, train_data, validation, batches, deadline, started, verbose, log) -> bool:
+    """Epoch after epoch; returns whether the last one was reached."""
+    recipe, state, settings = run.recipe, run.state, run.recipe["training"]
+    seconds_before = state["seconds"]
+    while state["epoch"] < settings["epochs"]:
+        dataset = augmentation.Augmented(
+            *train_data,
+            batch_size=settings["batch_size"],
+            seed=settings["seed"],
+            epoch=state["epoch"],
+            start_batch=state["batch"],
+            padding=recipe["data"]["crop_padding"],
+            flip=recipe["data"]["flip"],
+        )
+        watch = _Watch(deadline)
+        history = model.fit(
+            dataset,
+            initial_epoch=state["epoch"],
+            epochs=state["epoch"] + 1,
+            callbacks=[watch],
+            shuffle=False,
+            verbose=verbose,
+        )
+        if watch.diverged:
+            raise TrainingDivergedError(
+                f"the loss was not finite in epoch {state['epoch'] + 1}. The last good checkpoint "
+                f"is kept: {run.checkpoint}. Try a lower `training.optimizer.learning_rate`."
+            )
+        state["batch"] += watch.batches
+        state["seconds"] = seconds_before + time.monotonic() - started
+        if state["batch"] >= batches:
+            row = _epoch_row(run, model, history, validation)
+            state.update(epoch=state["epoch"] + 1, batch=0)
+            state["history"].append(row)
+            if row["val_certified"] >= max(r["val_certified"] for r in state["history"]):
+                checkpoints.write(run.best, model, state)
+            log(
+                f"epoch {row['epoch']}/{settings['epochs']}: loss {row['loss']:.4f}, accuracy "
+                f"{row['accuracy']:.2f} %, held-out {row['val_accuracy']:.2f} %, certified "
+                f"{row['val_certified']:.2f} %, {row['seconds']:.0f} s"
+            )
+        checkpoints.write(run.checkpoint, model, state)
+        run.log()
+        out_of_time = deadline is not None and time.monotonic() > deadline
+        if (watch.out_of_time or out_of_time) and state["epoch"] < settings["epochs"]:
+            return False
+    return True
+
+
+def _epoch_row(run, model, history, validation) -> dict:
+    from dynzoo import certificates
+
+    recipe, (x, y) = run.recipe, validation
+    twin = _float32_twin(recipe, model)
+    labels, radii = certificates.certify(twin).radii(x.astype("float32") / np.float32(255))
+    correct = labels == y
+    rate = model.optimizer.learning_rate
+    return {
+        "epoch": run.state["epoch"] + 1,
+        "seconds": round(run.state["seconds"], 1),
+        "learning_rate": round(float(backend.to_numpy(rate)), 8),
+        "loss": round(float(history.history["loss"][-1]), 6),
+        "accuracy": round(100 * float(history.history["accuracy"][-1]), 3),
+        "val_accuracy": round(100 * float(correct.mean()), 3),
+        "val_certified": round(
+            100 * float((correct & (radii > recipe["evaluation"]["eps"][0])).mean()), 3
+        ),
+    }
+
+
+def _float32_twin(recipe, model) -> keras.Model:
+    """The model itself in float32, or a float32 copy of a mixed-precision one."""
+    if recipe["training"]["dtype"] == "float32":
+        return model
+    twin = build_model(recipe, model.output_shape[-1], model.input_shape[1:], "float32")
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+def _session(max_seconds) -> dict:
+    return {
+        "command": "dynzoo " + " ".join(sys.argv[1:]),
+        "backend": keras.backend.backend(),
+        "hardware": hardware(),
+        "max_seconds": max_seconds,
+        "keras": keras.__version__,
+    }
+
+
+def hardware() -> str:
+    """What the training runs on, in a few words."""
+    accelerator = backend.accelerator()
+    if accelerator:
+        return accelerator
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            model = next(line.split(":")[1].strip() for line in file if "model name" in line)
+    except (OSError, StopIteration):
+        pass
+    return f"{os.cpu_count()} CPU cores ({model}), no GPU"
+
+
+def _save_preset(run, model, log) -> None:
+    from dynzoo.models import presets
+
+    recipe, state = run.recipe, run.state
+    sessions = state["sessions"]
+    chosen = "last epoch"
+    if recipe["training"]["keep"] == "best":
+        best = max(state["history"], key=lambda row: row["val_certified"])
+        chosen = f"epoch {best['epoch']}, best held-out certified accuracy"
+    metadata = {
+        "name": recipe["name"],
+        "description": recipe["description"],
+        "dataset": recipe["data"]["name"],
+        "recipe": recipe,
+        "training": {
+            "hardware": " + ".join(dict.fromkeys(s["hardware"] for s in sessions)),
+            "backend": " + ".join(dict.fromkeys(s["backend"] for s in sessions)),
+            "seconds": round(state["seconds"]),
+            "epochs": state["epoch"],
+            "seed": recipe["training"]["seed"],
+            "command": f"dynzoo train {recipe['name']}",
+            "chosen": chosen,
+            "held_out": state["history"][-1],
+        },
+    }
+    presets.save_to_preset(model, run.output / "preset", metadata, overwrite=True)
+    log(f"preset written to {run.output / 'preset'}")
