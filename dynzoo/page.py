@@ -38,7 +38,7 @@ def render(report: RobustnessReport) -> str:
         f'<section><h2>Accuracy versus radius</h2><div class="curve">{figure}</div>'
         "<p class=note>Certified: proved, no perturbation of that size changes a correct answer. "
         "Under attack: what survived the attacks below; the true robust accuracy lies between "
-        "the two.</p></section>",
+        f"the two.{_conversion(report)}</p></section>",
         f"<section><h2>Numbers</h2>{_numbers(report)}</section>",
         f"<section><h2>Attacked images</h2>{_gallery(report)}</section>",
     ]
@@ -113,6 +113,15 @@ def _warnings(warnings: Sequence[EvaluationWarning]) -> str:
     return f'<section class="alarm"><h2>Warnings</h2><ul>{items}</ul></section>'
 
 
+def _conversion(report: RobustnessReport) -> str:
+    if report.norm == "l2" or report.radii() is None:
+        return ""
+    return (
+        " The certificate is an L2 one: a Linf ball lies in the L2 ball whose radius is larger by "
+        "the square root of the number of pixel values."
+    )
+
+
 def _numbers(report: RobustnessReport) -> str:
     def cell(value: float | None) -> str:
         if value is None:
@@ -120,8 +129,7 @@ def _numbers(report: RobustnessReport) -> str:
         low, high = interval(value, report.images)
         return f"{_percent(value)} <small>{100 * low:.1f}&ndash;{100 * high:.1f}</small>"
 
-    rows = [["0 (clean)", cell(report.clean), cell(report.clean)]]
-    rows[0][1] = "&ndash;"
+    rows = [["0 (clean)", cell(None), cell(report.clean)]]
     for e in sorted(report.robust):
         rows.append([_text(plots.eps_text(e)), cell(report.certified[e]), cell(report.robust[e])])
     note = '<p class="note">Small print: 95 % interval of a measurement on this many images.</p>'

@@ -73,7 +73,7 @@ def robustness_figure(
         lower = 1.0 - np.searchsorted(np.sort(radii), dense, side="right") / len(radii)
         upper = np.interp(dense, points, values)
         axes.fill_between(
-            dense, lower, upper, where=upper >= lower, color=ATTACKED, alpha=0.07, linewidth=0,
+            dense, lower, upper, where=upper >= lower, color=ATTACKED, alpha=0.12, linewidth=0,
             label="undecided: no proof, no attack",
         )  # fmt: skip
     axes.plot(

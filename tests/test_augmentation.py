@@ -193,7 +193,7 @@ def test_augmented_refuses(kwargs, message):
 
 @pytest.mark.parametrize("built", [False, True])
 def test_fit_gets_the_batches_of_its_epochs(built):
-    """Keras looks at a first batch of a model that was never trained; that must not shift epochs."""
+    """Keras looks at a first batch of a model never trained before; that must not shift epochs."""
     x = np.random.default_rng(1).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
     y = np.arange(20)
     losses = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

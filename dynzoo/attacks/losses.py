@@ -30,8 +30,7 @@ LOSSES = ("margin", "ce", "dlr", "pairwise")
 
 def margin(logits: Any, y: Any) -> Any:
     """Largest other logit minus the logit of `y`: positive where `y` does not win. Shape (n,)."""
-    own = _own(logits, y)
-    return _best_other(logits, y) - own
+    return ops.max(_without(logits, y), axis=-1) - _own(logits, y)
 
 
 def attack_loss(name: str, logits: Any, y: Any, rival: Any, targeted: bool) -> Any:
@@ -50,7 +49,10 @@ def attack_loss(name: str, logits: Any, y: Any, rival: Any, targeted: bool) -> A
     if name == "margin":
         loss = margin(logits, y)
     elif name == "ce":
-        loss = ops.logsumexp(logits, axis=-1) - _own(logits, y)
+        # The same value as logsumexp(z) - z_y, but its gradient p - e_y does not cancel where the
+        # model is sure: there p_y - 1 in float32 is mostly rounding, and its sign is noise.
+        others = ops.logsumexp(_without(logits, y), axis=-1)
+        loss = ops.softplus(others - _own(logits, y))
     elif name == "dlr":
         top = ops.top_k(logits, 4 if targeted else 3)[0]
         low = (top[:, 2] + top[:, 3]) / 2 if targeted else top[:, 2]
@@ -77,6 +79,5 @@ def _own(logits: Any, y: Any) -> Any:
     return ops.sum(ops.where(_mask(logits, y), logits, ops.zeros_like(logits)), axis=-1)
 
 
-def _best_other(logits: Any, y: Any) -> Any:
-    low = ops.full_like(logits, -3e38)
-    return ops.max(ops.where(_mask(logits, y), low, logits), axis=-1)
+def _without(logits: Any, y: Any) -> Any:
+    return ops.where(_mask(logits, y), ops.full_like(logits, -3e38), logits)

@@ -51,9 +51,7 @@ def max_pooling_forward(layer: Any, x: np.ndarray) -> np.ndarray:
 
     def pool(images: np.ndarray) -> np.ndarray:
         for axis, seen in enumerate(_axis_windows(layer, images.shape[1:3]), start=1):
-            columns = [
-                images.take(np.flatnonzero(row), axis=axis).max(axis=axis) for row in seen
-            ]
+            columns = [images.take(np.flatnonzero(row), axis=axis).max(axis=axis) for row in seen]
             images = np.stack(columns, axis=axis)
         return images
 

@@ -6,6 +6,7 @@ metadata.json      data set, numbers, versions, and the SHA-256 of the files abo
 README.md          the model card, written from the metadata
 """
 
+import copy
 import importlib.metadata
 import json
 import os
@@ -127,21 +128,21 @@ def save_to_preset(
     check_config(config, f"The model {model.name!r}")
     # Through a copy without optimizer, whose slots Keras would store as well: three times the size.
     # Making it also proves that the config is enough to rebuild the model.
-    copy = _deserialize(config, target)
-    copy.set_weights(model.get_weights())
+    bare = _deserialize(config, target)
+    bare.set_weights(model.get_weights())
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
     work.mkdir()
     try:
         (work / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        _save_weights(copy, work)
+        _save_weights(bare, work)
         about = {
             "name": target.name,
             **(metadata or {}),
             "format": files.FORMAT,
-            "input_shape": list(copy.input_shape[1:]),
-            "num_classes": copy.output_shape[-1],
-            "parameters": copy.count_params(),
+            "input_shape": list(bare.input_shape[1:]),
+            "num_classes": bare.output_shape[-1],
+            "parameters": bare.count_params(),
             "versions": _versions(),
             "saved": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
             "files": {file.name: files.sha256(file) for file in sorted(work.iterdir())},
@@ -154,12 +155,16 @@ def save_to_preset(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _shipped() -> dict[str, Path]:
+def _root() -> Path:
     package = Path(__file__).resolve().parents[1]
-    for root in (package / "_pretrained", package.parent / "pretrained"):  # wheel, checkout
-        if root.is_dir():
-            return {f.name: f for f in sorted(root.iterdir()) if (f / "metadata.json").is_file()}
-    return {}
+    installed = package / "_pretrained"
+    return installed if installed.is_dir() else package.parent / "pretrained"  # a checkout
+
+
+def _shipped() -> dict[str, Path]:
+    root = _root()
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    return {f.name: f for f in folders if (f / "metadata.json").is_file()}
 
 
 def _resolve(name: str) -> Path:
@@ -176,7 +181,8 @@ def _resolve(name: str) -> Path:
 
 def _deserialize(config: dict, folder: Path) -> keras.Model:
     try:
-        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        # of a copy, for Keras takes the config apart while it reads it
+        model = keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
     except Exception as error:
         raise ValueError(f"{folder}/config.json does not describe a model: {error}") from error
     if not isinstance(model, keras.Model):

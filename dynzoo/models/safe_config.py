@@ -81,9 +81,11 @@ def without_compile_config(config):
 def _problem(value: dict) -> str | None:
     class_name, module = value["class_name"], value.get("module")
     registered = value.get("registered_name")
+    if not isinstance(class_name, str):
+        return f"it contains {class_name!r}, which is not the name of a class"
     if class_name in _PLAIN:
         return None
-    if not isinstance(class_name, str) or not re.fullmatch(r"[A-Z]\w*", class_name):
+    if not re.fullmatch(r"[A-Z]\w*", class_name):
         return f"it contains {class_name!r}, which is not the name of a class"
     if isinstance(registered, str) and registered.startswith("dynzoo>"):
         if keras.saving.get_registered_object(registered) is None:

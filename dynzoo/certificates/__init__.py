@@ -1,0 +1,9 @@
+"""Certificates: a proved Lipschitz bound of a Keras model and the radii that follow from it."""
+
+from dynzoo.certificates.certificate import Certificate as Certificate
+from dynzoo.certificates.certificate import certify as certify
+from dynzoo.certificates.errors import ReferenceMismatchError as ReferenceMismatchError
+from dynzoo.certificates.errors import StaleCertificateError as StaleCertificateError
+from dynzoo.certificates.errors import UncertifiableLayerError as UncertifiableLayerError
+from dynzoo.certificates.lipschitz import LayerBound as LayerBound
+from dynzoo.certificates.rounding import forward_float64 as forward_float64

@@ -1,0 +1,162 @@
+"""Lipschitz bounds of a whole graph: one number for each tensor, and a table that shows them."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from dynzoo import spectral
+from dynzoo.certificates.errors import UncertifiableLayerError
+from dynzoo.certificates.graph import Program, Step
+from dynzoo.certificates.joins import JOINS
+from dynzoo.certificates.linear_rules import Shape, float64
+from dynzoo.certificates.rules import (
+    ends_in_softmax,
+    is_identity,
+    linear_head,
+    rule_for,
+)
+
+__all__ = ["Head", "LayerBound", "bound_layers", "check_layers", "find_head"]
+
+# A product or a norm in float64 rounds by a few 1e-16 each; this covers it a thousand times.
+_SLACK = 1.0 + 1e-12
+
+
+class LayerBound(NamedTuple):
+    """A row of the table: the layer's own gain, and the bound from the model input to here.
+
+    `gain` is None for a layer that joins branches: it has no constant of its own.
+    """
+
+    name: str
+    class_name: str
+    gain: float | None
+    bound: float
+
+
+class Head(NamedTuple):
+    """The end of the model: bounds of the differences of logits, per unit of body movement."""
+
+    linear: bool
+    body_slot: int
+    norm: float
+    distances: np.ndarray
+
+
+def check_layers(program: Program) -> None:
+    """Refuses layers that are unknown, in reduced precision, or hold numbers that are not finite.
+
+    Raises:
+        UncertifiableLayerError: for a layer that no rule covers.
+        ValueError: for the other reasons, with the remedy.
+    """
+    for step in program.steps:
+        layer = step.layer
+        if type(layer) not in JOINS:
+            rule_for(layer)
+            if len(step.inputs) != 1:
+                raise UncertifiableLayerError(
+                    step.name, type(layer).__name__, f"it joins {len(step.inputs)} tensors."
+                )
+        policy = layer.dtype_policy
+        kinds = {policy.compute_dtype, policy.variable_dtype}
+        if getattr(layer, "quantization_mode", None) or kinds not in ({"float32"}, {"float64"}):
+            raise ValueError(
+                f"Layer '{step.name}' runs with dtype policy '{policy.name}'. In bfloat16, float16 "
+                "or integer arithmetic the model's output is off by more than the radii that "
+                "would be certified, so a certificate would not hold. Build the model again under "
+                "`keras.config.set_dtype_policy('float32')` and load the same weights."
+            )
+        for weight in layer.weights:
+            if not np.all(np.isfinite(float64(weight))):
+                raise ValueError(
+                    f"Weight '{weight.path}' of layer '{step.name}' is not finite. "
+                    "Training diverged; load an earlier checkpoint."
+                )
+
+
+def bound_layers(program: Program, shapes: dict[int, Shape]) -> tuple[dict[int, float], list]:
+    """Upper bound of the Lipschitz constant of every slot with respect to the model's input.
+
+    Args:
+        program: steps of the model.
+        shapes: shape of each slot, batch axis first (None).
+
+    Returns:
+        (bound of each slot, list of `LayerBound` in the order of execution).
+    """
+    bounds: dict[int, float] = {0: 1.0}
+    table: list[LayerBound] = []
+    known: dict[tuple[int, Shape], float] = {}
+    for step in program.steps:
+        layer, gain = step.layer, None
+        inputs = [bounds[slot] for slot in step.inputs]
+        if type(layer) in JOINS:
+            join = JOINS[type(layer)]
+            bound = join.bound(layer, inputs, [shapes[slot] for slot in step.inputs]) * _SLACK
+        else:
+            shape = shapes[step.inputs[0]]
+            key = (id(layer), shape)
+            if key not in known:
+                known[key] = _gain(step, shape)
+            gain = known[key]
+            # Multiplying by exactly 1 does not round.
+            bound = inputs[0] if gain == 1.0 else inputs[0] * gain * (1.0 + 1e-15)
+        bounds[step.output] = bound
+        table.append(LayerBound(step.name, type(layer).__name__, gain, bound))
+    return bounds, table
+
+
+def _gain(step: Step, shape: Shape) -> float:
+    gain = float(rule_for(step.layer).gain(step.layer, shape))
+    if not (math.isfinite(gain) and gain >= 0):
+        raise ValueError(
+            f"Layer '{step.name}' of class `{type(step.layer).__name__}` states a Lipschitz bound "
+            f"that is not a finite number >= 0. Received: {gain}"
+        )
+    return gain
+
+
+def find_head(program: Program, shapes: dict[int, Shape]) -> Head:
+    r"""Bounds of logit differences: $\|w_i - w_j\|$ after a linear head, $\sqrt2$ otherwise.
+
+    Raises:
+        ValueError: if the model ends in a softmax: radii are margins of logits.
+    """
+    producers = {step.output: step for step in program.steps}
+    slot = program.output
+    while slot in producers and is_identity(producers[slot].layer):
+        slot = producers[slot].inputs[0]
+    last = producers.get(slot)
+    if last is not None and ends_in_softmax(last.layer):
+        raise ValueError(
+            f"The model ends in a softmax (layer '{last.name}'). Certified radii are margins of "
+            "logits: remove it, and train with `from_logits=True`."
+        )
+    kernel = linear_head(last.layer) if last is not None and len(last.inputs) == 1 else None
+    if last is None or kernel is None or len(shapes[last.inputs[0]]) != 2:
+        classes = program.num_classes
+        return Head(False, program.output, 1.0, np.sqrt(2.0) * _SLACK * (1 - np.eye(classes)))
+    _check_kernel(last, kernel, shapes[last.inputs[0]])
+    distances = np.stack(
+        [np.linalg.norm(kernel - kernel[:, [i]], axis=0) for i in range(kernel.shape[1])]
+    )
+    norm = spectral.dense_norm_float64(kernel)
+    return Head(True, last.inputs[0], norm, distances * _SLACK)
+
+
+def _check_kernel(step: Step, kernel: np.ndarray, shape: Shape) -> None:
+    """The layer must be x W + b with exactly this W, or the pair distances mean nothing."""
+    x = np.random.default_rng(0).standard_normal((2, int(shape[1] or 0)))
+    forward = rule_for(step.layer).forward
+    difference = forward(step.layer, x[:1]) - forward(step.layer, x[1:])
+    expected = (x[:1] - x[1:]) @ kernel
+    if difference.shape != expected.shape or not np.allclose(
+        difference, expected, rtol=1e-9, atol=1e-9 * max(1.0, float(np.abs(expected).max()))
+    ):
+        raise ValueError(
+            f"`effective_kernel()` of layer '{step.name}' is not the matrix of its forward pass."
+        )

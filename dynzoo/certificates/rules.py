@@ -1,0 +1,234 @@
+"""What is known of each layer: a bound of its Lipschitz constant and its float64 forward pass.
+
+Standard Keras layers are recognised by their exact class, for a subclass may compute something
+else. Any other layer speaks for itself with `lipschitz_bound` and `call_float64`, or is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from dynzoo.certificates import linear_rules as linear
+from dynzoo.certificates import window_rules as window
+from dynzoo.certificates.linear_rules import Shape, float64, refuse
+from dynzoo.certificates.slopes import ACTIVATIONS, elu, leaky_relu, softmax
+
+__all__ = ["Rule", "activation_rule", "ends_in_softmax", "is_identity", "linear_head", "rule_for"]
+
+kl = keras.layers
+
+
+class Rule(NamedTuple):
+    """`gain(layer, input_shape)` bounds the constant; `forward(layer, x)` is the reference."""
+
+    gain: Callable[[Any, Shape], float]
+    forward: Callable[[Any, np.ndarray], np.ndarray]
+
+
+def _one(layer: Any, shape: Shape) -> float:
+    return 1.0
+
+
+def _same(layer: Any, x: np.ndarray) -> np.ndarray:
+    return x
+
+
+# --- activations ---------------------------------------------------------------------------
+
+
+def activation_rule(layer: Any) -> Rule:
+    """The rule of a layer's `activation`, which is a Keras function or a layer."""
+    activation = layer.activation
+    if activation is None:
+        return Rule(_one, _same)
+    if isinstance(activation, kl.Layer):
+        inner = rule_for(activation)
+        return Rule(
+            lambda _, shape: inner.gain(activation, shape),
+            lambda _, x: inner.forward(activation, x),
+        )
+    known = ACTIVATIONS.get(activation) if callable(activation) else None
+    if known is None:
+        name = getattr(activation, "__name__", repr(activation))
+        raise refuse(layer, f"the Lipschitz constant of its activation `{name}` is not known.")
+    return Rule(lambda _, shape: known.slope, lambda _, x: known.function(x))
+
+
+def _with_activation(gain: Any, forward: Any) -> Rule:
+    """An affine map, then the layer's own activation."""
+
+    def total_gain(layer: Any, shape: Shape) -> float:
+        output = (None, *layer.compute_output_shape(shape)[1:])
+        return gain(layer, shape) * activation_rule(layer).gain(layer, output)
+
+    def total_forward(layer: Any, x: np.ndarray) -> np.ndarray:
+        return activation_rule(layer).forward(layer, forward(layer, x))
+
+    return Rule(total_gain, total_forward)
+
+
+def _relu_gain(layer: Any, shape: Shape) -> float:
+    if layer.threshold != 0:
+        raise refuse(layer, "with a threshold other than 0 it jumps.")
+    return max(1.0, abs(layer.negative_slope))
+
+
+def _relu_forward(layer: Any, x: np.ndarray) -> np.ndarray:
+    y = leaky_relu(x, layer.negative_slope)
+    return y if layer.max_value is None else np.minimum(y, layer.max_value)
+
+
+def _softmax_gain(layer: Any, shape: Shape) -> float:
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    if any(axis % len(shape) == 0 for axis in axes):
+        raise refuse(layer, "it normalises along the batch axis.")
+    return 0.5
+
+
+def _softmax_forward(layer: Any, x: np.ndarray) -> np.ndarray:
+    axis = tuple(layer.axis) if isinstance(layer.axis, (list, tuple)) else layer.axis
+    return softmax(x, axis)
+
+
+# --- the table -----------------------------------------------------------------------------
+
+# Identity at inference. Layers that clip, resize or blur there too are left out.
+_IDENTITY: tuple[type, ...] = (
+    kl.InputLayer,
+    kl.Identity,
+    kl.ActivityRegularization,
+    kl.Dropout,
+    kl.SpatialDropout1D,
+    kl.SpatialDropout2D,
+    kl.SpatialDropout3D,
+    kl.AlphaDropout,
+    kl.GaussianDropout,
+    kl.GaussianNoise,
+    kl.RandomBrightness,
+    kl.RandomContrast,
+    kl.RandomFlip,
+    kl.RandomRotation,
+    kl.RandomTranslation,
+    kl.RandomZoom,
+)
+
+_RULES: dict[type, Rule] = {
+    **{cls: Rule(_one, _same) for cls in _IDENTITY},
+    kl.Flatten: Rule(_one, lambda layer, x: _flatten(layer, x)),
+    kl.Reshape: Rule(
+        _one, lambda layer, x: x.reshape(len(x), *layer.compute_output_shape(x.shape)[1:])
+    ),
+    kl.Permute: Rule(_one, lambda layer, x: x.transpose(0, *layer.dims)),
+    kl.Activation: Rule(
+        lambda layer, shape: activation_rule(layer).gain(layer, shape),
+        lambda layer, x: activation_rule(layer).forward(layer, x),
+    ),
+    kl.ReLU: Rule(_relu_gain, _relu_forward),
+    kl.LeakyReLU: Rule(
+        lambda layer, shape: max(1.0, abs(layer.negative_slope)),
+        lambda layer, x: leaky_relu(x, layer.negative_slope),
+    ),
+    kl.PReLU: Rule(
+        lambda layer, shape: max(1.0, float(np.max(np.abs(float64(layer.alpha))))),
+        lambda layer, x: leaky_relu(x, float64(layer.alpha)),
+    ),
+    kl.ELU: Rule(
+        lambda layer, shape: max(1.0, abs(layer.alpha)), lambda layer, x: elu(x, layer.alpha)
+    ),
+    kl.Softmax: Rule(_softmax_gain, _softmax_forward),
+    kl.Dense: _with_activation(linear.dense_gain, linear.dense_forward),
+    kl.Conv2D: _with_activation(linear.conv_gain, linear.conv_forward),
+    kl.DepthwiseConv2D: _with_activation(linear.depthwise_gain, linear.depthwise_forward),
+    kl.BatchNormalization: Rule(linear.batchnorm_gain, linear.batchnorm_forward),
+    kl.Normalization: Rule(linear.normalization_gain, linear.normalization_forward),
+    kl.Rescaling: Rule(linear.rescaling_gain, linear.rescaling_forward),
+    kl.MaxPooling2D: Rule(window.max_pooling_gain, window.max_pooling_forward),
+    kl.AveragePooling2D: Rule(window.average_pooling_gain, window.average_pooling_forward),
+    kl.GlobalAveragePooling2D: Rule(window.global_average_gain, window.global_average_forward),
+    kl.GlobalMaxPooling2D: Rule(_one, window.global_max_forward),
+    kl.ZeroPadding2D: Rule(_one, window.zero_padding_forward),
+    kl.Cropping2D: Rule(_one, window.cropping_forward),
+    kl.UpSampling2D: Rule(window.upsampling_gain, window.upsampling_forward),
+}
+
+
+def _flatten(layer: Any, x: np.ndarray) -> np.ndarray:
+    if layer.data_format == "channels_first" and x.ndim > 1:
+        x = np.moveaxis(x, 1, -1)
+    return x.reshape(len(x), -1)
+
+
+_PROTOCOL = Rule(
+    lambda layer, shape: float(layer.lipschitz_bound(shape)),
+    lambda layer, x: np.asarray(layer.call_float64(x), dtype=np.float64),
+)
+
+
+def _speaks_for_itself(layer: Any) -> bool:
+    """Whether the class states its bound, and states it for the `call` that is in force.
+
+    A subclass that overrides `call` alone inherits a bound that was proved for something else.
+    """
+    mro = type(layer).__mro__
+
+    def depth(method: str) -> int:
+        return next((i for i, cls in enumerate(mro) if method in vars(cls)), len(mro))
+
+    bound, reference, call = depth("lipschitz_bound"), depth("call_float64"), depth("call")
+    return max(bound, reference) < len(mro) and min(bound, reference) <= call
+
+
+def rule_for(layer: Any) -> Rule:
+    """The rule of a layer with one input.
+
+    Raises:
+        UncertifiableLayerError: if nothing is known of the layer's class.
+    """
+    if type(layer) in _RULES:
+        return _RULES[type(layer)]
+    if _speaks_for_itself(layer):
+        return _PROTOCOL
+    base = next((cls.__name__ for cls in type(layer).__mro__ if cls in _RULES), None)
+    if base is not None:
+        raise refuse(layer, f"it is a subclass of `{base}` and may compute something else.")
+    if hasattr(layer, "lipschitz_bound"):
+        raise refuse(
+            layer,
+            "it must define both `lipschitz_bound` and `call_float64`, and define at least one "
+            "of them anew where it overrides `call`.",
+        )
+    raise refuse(layer, "no bound of its Lipschitz constant is known.")
+
+
+# --- what the last layers are --------------------------------------------------------------
+
+
+def is_identity(layer: Any) -> bool:
+    """Whether the layer returns its input at inference."""
+    if type(layer) is kl.Activation:
+        return layer.activation is keras.activations.linear
+    return type(layer) in _IDENTITY
+
+
+def ends_in_softmax(layer: Any) -> bool:
+    """Whether the layer's output is a softmax (or its logarithm), not logits."""
+    activation = getattr(layer, "activation", None)
+    return type(layer) is kl.Softmax or activation in (
+        keras.activations.softmax,
+        keras.activations.log_softmax,
+    )
+
+
+def linear_head(layer: Any) -> np.ndarray | None:
+    """Float64 kernel (features, K) of a layer z = x W + b, or None if it is not of this form."""
+    if type(layer) is kl.Dense:
+        if layer.activation in (None, keras.activations.linear):
+            return float64(layer.kernel)
+        return None
+    if type(layer) not in _RULES and hasattr(layer, "effective_kernel"):
+        return np.asarray(layer.effective_kernel(), dtype=np.float64)
+    return None

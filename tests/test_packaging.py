@@ -1,0 +1,114 @@
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import keras
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _python(code, cwd, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_import_is_light():
+    """Keras itself imports TensorFlow on any backend if it is there; dynzoo must add nothing."""
+    heavy = ("keras_tuner", "tensorflow_datasets", "matplotlib", "sklearn", "rich", "tensorflow")
+    code = (
+        "import json, sys; import keras; before = set(sys.modules); import dynzoo; "
+        f"print(json.dumps([m for m in {heavy} if m in set(sys.modules) - before]))"
+    )
+    assert json.loads(_python(code, ROOT)) == []
+
+
+def test_import_prints_nothing_and_runs_no_work():
+    code = (
+        "import io, sys; import keras; sys.stdout = out = io.StringIO(); import dynzoo; "
+        "sys.stdout = sys.__stdout__; print(repr(out.getvalue()))"
+    )
+    assert _python(code, ROOT) == "''"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The sdist and the wheel, made by the declared build back-end without a download."""
+    pytest.importorskip("hatchling")
+    folder = tmp_path_factory.mktemp("dist")
+    code = (
+        "from hatchling import build; "
+        f"build.build_sdist({str(folder)!r}); build.build_wheel({str(folder)!r}); print('ok')"
+    )
+    assert _python(code, ROOT) == "ok"
+    return folder
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_hold_presets_and_recipes(built):
+    wheel = zipfile.ZipFile(next(built.glob("*.whl"))).namelist()
+    sdist = tarfile.open(next(built.glob("*.tar.gz"))).getnames()
+    for kind, inside in (("pretrained", "_pretrained"), ("zoo_configs", "_zoo_configs")):
+        for file in (ROOT / kind).rglob("*"):
+            if not file.is_file() or file.name.startswith("."):
+                continue
+            name = file.relative_to(ROOT / kind).as_posix()
+            assert f"dynzoo/{inside}/{name}" in wheel
+            assert any(entry.endswith(f"/{kind}/{name}") for entry in sdist)
+    metadata = next(name for name in wheel if name.endswith("entry_points.txt"))
+    entry_points = zipfile.ZipFile(next(built.glob("*.whl"))).read(metadata).decode()
+    assert "dynzoo = dynzoo.cli:main" in entry_points
+    assert not [name for name in wheel if name.startswith(("tests/", "pretrained/"))]
+
+
+@pytest.mark.slow
+def test_wheel_works_outside_the_checkout(built, tmp_path):
+    site = tmp_path / "site"
+    zipfile.ZipFile(next(built.glob("*.whl"))).extractall(site)
+    code = (
+        "import json, dynzoo; from dynzoo.models import presets as p; "
+        "[p.from_preset(name) for name in p.presets()]; "
+        "print(json.dumps([dynzoo.__file__, sorted(p.presets())]))"
+    )
+    where, names = json.loads(_python(code, tmp_path, PYTHONPATH=str(site)))
+    assert Path(where).is_relative_to(site)
+    committed = [f.parent.name for f in sorted((ROOT / "pretrained").glob("*/metadata.json"))]
+    assert names == sorted(committed)
+
+
+@pytest.mark.slow
+def test_preset_of_one_backend_loads_on_the_others(tmp_path):
+    """Weights, batch statistics and the state of the random generators cross over."""
+    write = (
+        "import keras, numpy as np; from dynzoo.models import presets; "
+        "from dynzoo import layers as dl, augmentation as a; from keras import layers as kl; "
+        "keras.utils.set_random_seed(0); "
+        "m = keras.Sequential([keras.Input((8, 8, 3)), a.RandomCropFlip(1), dl.SpaceToDepth(2), "
+        "kl.Conv2D(8, 3), kl.BatchNormalization(), kl.Dropout(0.1), dl.MaxMin(), kl.Flatten(), "
+        "dl.OrthonormalDense(8), dl.UnitRowDense(3)]); presets.save_to_preset(m, 'p'); "
+    )
+    read = (
+        "import numpy as np, keras; from dynzoo.models import presets; "
+        "m = presets.from_preset('p'); x = np.random.default_rng(0).random((4, 8, 8, 3)); "
+        "print(m.predict(x.astype('float32'), verbose=0).tolist())"
+    )
+    here = {"KERAS_BACKEND": keras.backend.backend(), "PYTHONPATH": str(ROOT)}
+    _python(write + "print('ok')", tmp_path, **here)
+    expected = json.loads(_python(read, tmp_path, **here))
+    for other in ("tensorflow", "jax", "torch"):
+        pytest.importorskip(other)
+        logits = json.loads(_python(read, tmp_path, **{**here, "KERAS_BACKEND": other}))
+        for row, expected_row in zip(logits, expected, strict=True):
+            assert row == pytest.approx(expected_row, abs=2e-6)

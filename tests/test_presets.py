@@ -1,0 +1,496 @@
+import copy
+import hashlib
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from dynzoo import backend, cards
+from dynzoo import layers as dl
+from dynzoo.augmentation import RandomCropFlip
+from dynzoo.models import preset_files, presets, safe_config
+
+
+def _model(classes=4, compiled=False):
+    inputs = keras.Input((8, 8, 3))
+    x = RandomCropFlip(padding=1, seed=0)(inputs)
+    x = dl.SpaceToDepth(2)(x)
+    x = dl.OrthonormalPointwise(8)(x)
+    x = dl.MaxMin()(x)
+    x = layers.BatchNormalization()(x)
+    x = x + layers.Conv2D(8, 3, padding="same", kernel_constraint="max_norm")(x)
+    x = dl.OrthonormalDense(6)(layers.Flatten()(x))
+    model = keras.Model(inputs, dl.UnitRowDense(classes, name="head")(x), name="small")
+    if compiled:
+        model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(_images(8), np.arange(8) % classes, batch_size=4, verbose=0)
+    return model
+
+
+def _images(n=5):
+    return np.random.default_rng(0).random((n, 8, 8, 3)).astype("float32")
+
+
+def _logits(model):
+    return backend.to_numpy(model(_images(), training=False))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = _model()
+    folder = tmp_path / "small"
+    presets.save_to_preset(model, folder, {"dataset": "digits", "accuracy": 0.5})
+    return model, folder
+
+
+def _rehash(folder):
+    """What a malicious author can do, unlike an accident: fix the sums after a change."""
+    path = folder / "metadata.json"
+    metadata = json.loads(path.read_text())
+    for name in metadata["files"]:
+        metadata["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    path.write_text(json.dumps(metadata))
+
+
+def _edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_round_trip(saved):
+    model, folder = saved
+    again = presets.from_preset(folder)
+    np.testing.assert_array_equal(_logits(again), _logits(model))
+    assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
+    metadata = json.loads((folder / "metadata.json").read_text())
+    assert metadata["name"] == "small" and metadata["dataset"] == "digits"
+    assert metadata["parameters"] == model.count_params()
+    assert metadata["num_classes"] == 4 and metadata["input_shape"] == [8, 8, 3]
+    assert sorted(metadata["files"]) == ["config.json", "model.weights.h5"]
+    assert "50.00 %" in (folder / "README.md").read_text()
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["small"]
+
+
+def test_sequential_round_trip_with_a_new_head(tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(4)])
+    presets.save_to_preset(model, tmp_path / "s")
+    np.testing.assert_array_equal(_logits(presets.from_preset(tmp_path / "s")), _logits(model))
+    assert presets.from_preset(tmp_path / "s", num_classes=7).output_shape == (None, 7)
+
+
+def test_loaded_model_is_compiled_and_trains(saved):
+    _, folder = saved
+    model = presets.from_preset(str(folder), num_classes=3)
+    history = model.fit(_images(6), np.arange(6) % 3, epochs=1, verbose=0)
+    assert np.isfinite(history.history["loss"][0]) and "accuracy" in history.history
+    model.compile("sgd", "mse")  # the user's own overrides it
+    assert model.loss == "mse"
+
+
+def test_optimizer_is_not_stored(tmp_path):
+    model = _model(compiled=True)
+    presets.save_to_preset(model, tmp_path / "trained")
+    presets.save_to_preset(presets.from_preset(tmp_path / "trained"), tmp_path / "fresh")
+    np.testing.assert_array_equal(
+        _logits(presets.from_preset(tmp_path / "trained")), _logits(model)
+    )
+    sizes = [(tmp_path / n / "model.weights.h5").stat().st_size for n in ("trained", "fresh")]
+    assert sizes[0] == sizes[1]
+    assert "compile_config" not in (tmp_path / "trained" / "config.json").read_text()
+    assert model.optimizer is not None  # and the model itself is left as it was
+
+
+def test_new_classes_keep_the_body_bit_by_bit(saved):
+    model, folder = saved
+    other = presets.from_preset(folder, num_classes=9)
+    assert other.output_shape == (None, 9)
+    compared = 0
+    for old, new in zip(model.layers[:-1], other.layers[:-1], strict=True):
+        for a, b in zip(old.get_weights(), new.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+            compared += 1
+    assert compared >= 6
+    body = keras.Model(model.input, model.layers[-2].output)
+    other_body = keras.Model(other.input, other.layers[-2].output)
+    np.testing.assert_array_equal(_logits(body), _logits(other_body))
+
+
+def test_same_number_of_classes_keeps_the_head(saved):
+    model, folder = saved
+    np.testing.assert_array_equal(
+        _logits(presets.from_preset(folder, num_classes=4)), _logits(model)
+    )
+
+
+@pytest.mark.parametrize("num_classes", [0, 1, -2, 2.0, "3", True])
+def test_bad_number_of_classes(saved, num_classes):
+    with pytest.raises(ValueError, match="`num_classes` must be an integer >= 2"):
+        presets.from_preset(saved[1], num_classes=num_classes)
+
+
+def test_new_classes_need_a_head_with_units(tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 8), layers.Flatten()])
+    presets.save_to_preset(model, tmp_path / "s")
+    with pytest.raises(ValueError, match="last layer has `units`; 'flatten"):
+        presets.from_preset(tmp_path / "s", num_classes=3)
+
+
+def test_without_weights_is_fresh(saved):
+    model, folder = saved
+    fresh = presets.from_preset(folder, load_weights=False)
+    assert fresh.count_params() == model.count_params()
+    assert not np.array_equal(_logits(fresh), _logits(model))
+
+
+def test_unknown_name_lists_the_presets(monkeypatch, tmp_path):
+    monkeypatch.setattr(presets, "_shipped", lambda: {"one": tmp_path, "two": tmp_path})
+    with pytest.raises(ValueError, match="no preset 'three'.*Presets: one, two"):
+        presets.from_preset("three")
+    with pytest.raises(ValueError, match="lacks metadata.json"):
+        presets.from_preset(tmp_path)
+
+
+def test_shipped_presets_are_whole():
+    for name, metadata in presets.presets().items():
+        assert metadata["name"] == name
+        model = presets.from_preset(name)
+        assert model.count_params() == metadata["parameters"]
+        x = np.zeros((1, *metadata["input_shape"]), "float32")
+        assert backend.to_numpy(model(x)).shape == (1, metadata["num_classes"])
+
+
+def test_names_come_from_folders_with_metadata(monkeypatch, saved):
+    _, folder = saved
+    (folder.parent / "unfinished").mkdir()
+    monkeypatch.setattr(presets, "_root", lambda: folder.parent)
+    assert list(presets.presets()) == ["small"]
+    assert presets.presets()["small"]["accuracy"] == 0.5
+    assert presets.from_preset("small").name == "small"
+
+
+# Damage
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.weights.h5"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
+def test_damaged_files_are_named(saved, name, damage):
+    _, folder = saved
+    file = folder / name
+    content = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+    elif damage == "flip":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    else:
+        file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    with pytest.raises(ValueError, match=name):
+        presets.from_preset(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "metadata.json is damaged"),
+        ("[]", "no table 'files'"),
+        ("{}", "no table 'files'"),
+        ('{"files": {"config.json": 3}}', "no table 'files'"),
+        ('{"files": {}, "format": 99}', "format 99.*update dynzoo"),
+        ('{"files": {}}', "is not listed"),
+        ("[" * 100_000, "metadata.json is damaged"),
+    ],
+)
+def test_damaged_metadata(saved, text, message):
+    _, folder = saved
+    (folder / "metadata.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        presets.from_preset(folder)
+
+
+def test_unlisted_files_are_not_trusted(saved):
+    _, folder = saved
+    (folder / "model.weights.json").write_text("{}")
+    with pytest.raises(ValueError, match="model.weights.json is not listed"):
+        presets.from_preset(folder)
+    (folder / "model.weights.json").unlink()
+    _edit(folder / "metadata.json", lambda m: m["files"].pop("model.weights.h5"))
+    with pytest.raises(ValueError, match="model.weights.h5 is not listed"):
+        presets.from_preset(folder)
+    (folder / "model.weights.h5").unlink()
+    with pytest.raises(ValueError, match="lacks model.weights.h5"):
+        presets.from_preset(folder)
+
+
+@pytest.mark.parametrize("name", ["../secret.json", "/etc/passwd", "..", "a/b.json", "a\\b", ""])
+def test_listed_names_stay_inside_the_folder(saved, name):
+    _, folder = saved
+    (folder.parent / "secret.json").write_text("{}")
+    _edit(folder / "metadata.json", lambda m: m["files"].update({name: "0" * 64}))
+    with pytest.raises(ValueError, match="is not the plain name of a file"):
+        presets.from_preset(folder)
+
+
+def test_weights_of_another_model_are_refused(saved, tmp_path):
+    _, folder = saved
+    presets.save_to_preset(_model(classes=5), tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.weights.h5", folder)
+    _rehash(folder)
+    with pytest.raises(ValueError, match="model.weights.h5 does not fit"):
+        presets.from_preset(folder)
+
+
+# Attacks by the config: the sums are right, so only the allow-list stands between it and Keras
+
+
+def _layer(module, class_name, config=None, registered_name=None):
+    return {
+        "module": module,
+        "class_name": class_name,
+        "config": config or {},
+        "registered_name": registered_name,
+    }
+
+
+class _NotOurs(layers.Layer):
+    made = 0
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        _NotOurs.made += 1
+
+
+_EVIL = {
+    "lambda layer": _layer("keras.layers", "Lambda", {"function": {"class_name": "__lambda__"}}),
+    "marshalled code": _layer("builtins", "__lambda__", {"value": "4wEAAAA="}),
+    "function": _layer("builtins", "function", "get_file"),
+    "module os": _layer("os", "system", {"command": "true"}),
+    "class of os": _layer("os", "PathLike"),
+    "module subprocess": _layer("subprocess", "Popen", {"args": "true"}),
+    "keras tool": _layer("keras.utils", "get_file", {"origin": "file:///etc/passwd"}),
+    "keras class outside": _layer("keras.callbacks", "LambdaCallback"),
+    "look-alike module": _layer("keras_evil.layers", "Dense"),
+    "saved model": _layer("keras.layers", "TFSMLayer", {"filepath": "x"}),
+    "pickled torch": _layer("keras.layers", "TorchModuleWrapper", {"module": "gASV"}),
+    "vocabulary file": _layer("keras.layers", "StringLookup", {"vocabulary": "/etc/passwd"}),
+    "no module": {"class_name": "Dense", "config": {"units": 3}},
+    "another package": _layer("x", "NotOurs", {}, "test>NotOurs"),
+    "another package as keras": _layer("keras.layers", "Dense", {}, "test>NotOurs"),
+    "unknown of ours": _layer("dynzoo.layers", "FutureFlow", {}, "dynzoo>FutureFlow"),
+    "not a name": _layer("keras.layers", ["Dense"]),
+    "typespec": _layer("keras.layers", "__typespec__"),
+}
+
+
+@pytest.mark.parametrize("kind", _EVIL)
+@pytest.mark.parametrize("where", ["model", "layer", "deep"])
+def test_only_known_classes_are_made(saved, kind, where):
+    _, folder = saved
+    keras.saving.get_custom_objects()["test>NotOurs"] = _NotOurs
+    evil = copy.deepcopy(_EVIL[kind])
+    config = json.loads((folder / "config.json").read_text())
+    if where == "model":
+        config = evil
+    elif where == "layer":
+        config["config"]["layers"][2] = evil
+    else:
+        config["config"]["layers"][2]["config"]["anything"] = [{"a": [evil]}]
+    (folder / "config.json").write_text(json.dumps(config))
+    _rehash(folder)
+    try:
+        with pytest.raises(ValueError, match="config.json is refused") as error:
+            presets.from_preset(folder)
+    finally:
+        del keras.saving.get_custom_objects()["test>NotOurs"]
+    assert "config.json" in str(error.value) and _NotOurs.made == 0
+
+
+def test_config_that_is_no_model(saved):
+    _, folder = saved
+    (folder / "config.json").write_text(json.dumps(_layer("keras.layers", "ReLU")))
+    _rehash(folder)
+    with pytest.raises(ValueError, match="holds a ReLU, not a model"):
+        presets.from_preset(folder)
+    for text in ("{}", "[]", "3", '{"class_name": "Functional", "module": "keras.models"}'):
+        (folder / "config.json").write_text(text)
+        _rehash(folder)
+        with pytest.raises(ValueError, match="config.json"):
+            presets.from_preset(folder)
+
+
+def test_every_keras_and_dynzoo_block_of_a_model_is_allowed():
+    config = keras.saving.serialize_keras_object(_model(compiled=True))
+    with pytest.raises(ValueError, match="keras.(optimizers|losses)"):
+        safe_config.check_config(config)
+    safe_config.check_config(safe_config.without_compile_config(config))
+
+
+# Writing
+
+
+def test_models_with_foreign_classes_are_refused_when_saving(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: 2 * x), layers.Dense(2)])
+    with pytest.raises(ValueError, match="'sequential.*refused.*Lambda"):
+        presets.save_to_preset(model, tmp_path / "no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unbuilt_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must be built"):
+        presets.save_to_preset(keras.Sequential([layers.Dense(2)]), tmp_path / "no")
+
+
+@pytest.mark.parametrize("metadata", [{"accuracy": float("nan")}, {"model": object()}])
+def test_bad_metadata_leaves_nothing_behind(tmp_path, metadata):
+    with pytest.raises(ValueError, match="what JSON can hold"):
+        presets.save_to_preset(_model(), tmp_path / "no", metadata)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numpy_numbers_become_plain_ones(tmp_path):
+    metadata = {"accuracy": np.float32(0.5), "eps": np.array([1, 2])}
+    presets.save_to_preset(_model(), tmp_path / "yes", metadata)
+    written = json.loads((tmp_path / "yes" / "metadata.json").read_text())
+    assert written["accuracy"] == 0.5 and written["eps"] == [1, 2]
+
+
+def test_metadata_of_another_model_do_not_stick(saved, tmp_path):
+    """A fine-tuned model is saved with its parent's metadata: what is counted is counted anew."""
+    _, folder = saved
+    parent = json.loads((folder / "metadata.json").read_text())
+    tuned = presets.from_preset(folder, num_classes=7)
+    presets.save_to_preset(tuned, tmp_path / "tuned", {**parent, "name": "tuned"})
+    metadata = json.loads((tmp_path / "tuned" / "metadata.json").read_text())
+    assert metadata["num_classes"] == 7 and metadata["files"] != parent["files"]
+    assert presets.from_preset(tmp_path / "tuned").output_shape == (None, 7)
+
+
+def test_existing_folders_are_kept(saved, tmp_path):
+    model, folder = saved
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        presets.save_to_preset(model, folder)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="not a preset"):
+            presets.save_to_preset(model, tmp_path / "home", overwrite=overwrite)
+    assert (tmp_path / "home" / "letter.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    presets.save_to_preset(model, tmp_path / "empty")
+    assert presets.from_preset(tmp_path / "empty").output_shape == (None, 4)
+
+
+def test_overwrite_swaps_the_whole_folder(saved):
+    _, folder = saved
+    (folder / "old.txt").write_text("of the old preset")
+    presets.save_to_preset(_model(classes=6), folder, overwrite=True)
+    assert presets.from_preset(folder).output_shape == (None, 6)
+    assert not (folder / "old.txt").exists()
+    assert [p.name for p in folder.parent.iterdir()] == ["small"]
+
+
+@pytest.mark.parametrize("broken", ["weights", "card", "rename"])
+def test_failure_while_writing_leaves_the_old_preset(saved, monkeypatch, broken):
+    model, folder = saved
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def fail(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    other = _model(classes=6)
+    if broken == "weights":
+        monkeypatch.setattr(keras.Model, "save_weights", fail)
+    elif broken == "card":
+        monkeypatch.setattr(presets, "model_card", fail)
+    else:
+        rename = preset_files.Path.rename
+
+        def only_away(self, target):
+            if self.suffix == ".partial":
+                fail()
+            return rename(self, target)
+
+        monkeypatch.setattr(preset_files.Path, "rename", only_away)
+    with pytest.raises(OSError, match="no space"):
+        presets.save_to_preset(other, folder, overwrite=True)
+    with pytest.raises(OSError, match="no space"):
+        presets.save_to_preset(other, folder.parent / "new")
+    monkeypatch.undo()
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert [p.name for p in folder.parent.iterdir()] == ["small"]
+    np.testing.assert_array_equal(_logits(presets.from_preset(folder)), _logits(model))
+
+
+def test_large_models_are_sharded(saved, tmp_path, monkeypatch):
+    model, _ = saved
+    monkeypatch.setattr(presets, "_SHARD_BYTES", 1500)
+    presets.save_to_preset(model, tmp_path / "large")
+    names = {p.name for p in (tmp_path / "large").iterdir()}
+    shards = {n for n in names if n.endswith(".h5")}
+    assert "model.weights.json" in names and len(shards) >= 2
+    again = presets.from_preset(tmp_path / "large")
+    np.testing.assert_array_equal(_logits(again), _logits(model))
+
+    weights = tmp_path / "large" / "model.weights.json"
+    original = weights.read_text()
+    _edit(weights, lambda w: w["weight_map"].update({"/vars": "../../other.weights.h5"}))
+    _rehash(tmp_path / "large")
+    with pytest.raises(ValueError, match="names '../../other.weights.h5'"):
+        presets.from_preset(tmp_path / "large")
+    for text in ("[]", '{"weight_map": 3}'):
+        weights.write_text(text)
+        _rehash(tmp_path / "large")
+        with pytest.raises(ValueError, match="model.weights.json is damaged"):
+            presets.from_preset(tmp_path / "large")
+    weights.write_text(original)
+    _rehash(tmp_path / "large")
+    (tmp_path / "large" / min(shards)).unlink()
+    with pytest.raises(ValueError, match=f"lacks {min(shards)}"):
+        presets.from_preset(tmp_path / "large")
+
+
+def test_mixed_precision_model_comes_back(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, dtype="mixed_bfloat16")(inputs)
+    model = keras.Model(inputs, layers.Dense(2, dtype="float32")(layers.Flatten()(x)))
+    presets.save_to_preset(model, tmp_path / "mixed")
+    again = presets.from_preset(tmp_path / "mixed")
+    assert again.layers[1].compute_dtype == "bfloat16"
+    np.testing.assert_array_equal(_logits(again), _logits(model))
+
+
+# Cards
+
+
+def test_card_says_what_is_known():
+    text = cards.model_card(
+        {
+            "name": "tiny",
+            "dataset": "cifar10",
+            "accuracy": 0.7512,
+            "certified_accuracy": {"36/255": 0.6, str(72 / 255): 0.45, "108/255": 0.3},
+            "attacked_accuracy": {"36/255": 0.65},
+            "parameters": 1234567,
+            "lipschitz": 1.0000012,
+            "training": {"hardware": "2 CPU cores", "seconds": 3700, "command": "dynzoo train x"},
+            "files": {"config.json": "ab" * 32},
+        }
+    )
+    assert text.startswith("# tiny\n")
+    assert "| 0 (clean) | 75.12 % | 75.12 % |" in text
+    assert "| 36/255 | 60.00 % | 65.00 % |" in text
+    assert "| 72/255 | 45.00 % |  |" in text
+    assert text.index("72/255") < text.index("108/255")
+    for part in ("1,234,567", "1 h 1 min", "`dynzoo train x`", "ab" * 32, 'from_preset("tiny")'):
+        assert part in text
+    assert "proof" in text and "upper bound" in text
+
+
+def test_card_invents_nothing():
+    text = cards.model_card({"name": "bare"})
+    for word in ("%", "## Numbers", "## Training", "## Files", "None", "certified radius", "nan"):
+        assert word not in text
+    assert "Accuracy: 50.00 %" in cards.model_card({"accuracy": 0.5})
