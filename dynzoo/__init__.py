@@ -1,1 +1,87 @@
-"""dynzoo: neural networks that are discretised dynamical systems, with guarantees, on Keras 3."""
+"""dynzoo: neural networks that are discretised dynamical systems, with guarantees, on Keras 3.
+
+`import dynzoo` registers dynzoo's layers, constraints, losses and optimizers with Keras, so that
+`keras.saving.load_model` knows them; everything else is imported when it is first used.
+
+If `KERAS_BACKEND` is not set, Keras has no configuration that says otherwise, and TensorFlow is not
+installed, the first installed of JAX and PyTorch becomes the backend.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from dynzoo import _startup
+
+_startup.prepare()
+
+# isort: split
+from dynzoo import augmentation as augmentation  # noqa: E402
+from dynzoo import constraints as constraints  # noqa: E402
+from dynzoo import layers as layers  # noqa: E402
+from dynzoo import losses as losses  # noqa: E402
+from dynzoo import operators as operators  # noqa: E402
+from dynzoo import optimization as optimization  # noqa: E402
+from dynzoo import optimizers as optimizers  # noqa: E402
+from dynzoo.constraints import project as project  # noqa: E402
+
+if TYPE_CHECKING:
+    from dynzoo import attacks as attacks
+    from dynzoo import certificates as certificates
+    from dynzoo import data as data
+    from dynzoo import models as models
+    from dynzoo import recipes as recipes
+    from dynzoo import robustness as robustness
+    from dynzoo import training as training
+    from dynzoo.certificates import certify as certify
+    from dynzoo.models.presets import from_preset as from_preset
+    from dynzoo.models.presets import presets as presets
+    from dynzoo.models.presets import save_to_preset as save_to_preset
+    from dynzoo.robustness import evaluate as evaluate
+
+# name -> (module, attribute), or (module, None) for the module itself
+_LAZY: dict[str, tuple[str, str | None]] = {
+    "attacks": ("dynzoo.attacks", None),
+    "certificates": ("dynzoo.certificates", None),
+    "data": ("dynzoo.data", None),
+    "models": ("dynzoo.models", None),
+    "recipes": ("dynzoo.recipes", None),
+    "robustness": ("dynzoo.robustness", None),
+    "training": ("dynzoo.training", None),
+    "certify": ("dynzoo.certificates", "certify"),
+    "evaluate": ("dynzoo.robustness", "evaluate"),
+    "from_preset": ("dynzoo.models.presets", "from_preset"),
+    "presets": ("dynzoo.models.presets", "presets"),
+    "save_to_preset": ("dynzoo.models.presets", "save_to_preset"),
+}
+_EAGER = (
+    "augmentation constraints layers losses operators optimization optimizers project __version__"
+)
+
+__all__ = sorted([*_LAZY, *_EAGER.split()])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _LAZY:
+        import importlib
+
+        module, attribute = _LAZY[name]
+        value = importlib.import_module(module)
+        value = value if attribute is None else getattr(value, attribute)
+    else:
+        raise AttributeError(f"module 'dynzoo' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("dynzoo")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"  # a checkout that was not installed

@@ -46,7 +46,7 @@ class SpectralNorm(keras.constraints.Constraint):
         iterations: Gram iterations; the bound's relative excess is about 1e-3 at 6, 1e-5 at 10.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or the kernel is neither 2-D nor 4-D.
 
     Example:
 
@@ -75,6 +75,7 @@ class SpectralNorm(keras.constraints.Constraint):
 
     def __call__(self, w):
         w = ops.convert_to_tensor(w)
+        self._check(w.shape)
         kernel = ops.cast(w, "float32")
         bound = self._bound(kernel)
         limit = self.max_norm
@@ -94,6 +95,7 @@ class SpectralNorm(keras.constraints.Constraint):
 
     def nearest(self, kernel: np.ndarray) -> np.ndarray:
         """The same projection in float64, with the norm of `certify` (used by `project`)."""
+        self._check(kernel.shape)
         kernel = np.asarray(kernel, dtype=np.float64)
         if kernel.ndim == 4 and kernel.shape[:2] != (1, 1):
             if self.spatial is None:
@@ -104,6 +106,15 @@ class SpectralNorm(keras.constraints.Constraint):
             norm = spectral.dense_norm_float64(kernel.reshape(-1, kernel.shape[-1]))
         limit = self.max_norm * (1 + _TOLERANCE)
         return kernel if norm <= limit else kernel * (self.max_norm / norm)
+
+    @staticmethod
+    def _check(shape):
+        # Of any other kernel (Conv1D, Conv3D, EinsumDense) the reshaped matrix bounds nothing.
+        if len(shape) not in (2, 4):
+            raise ValueError(
+                "`SpectralNorm` applies to matrices and 2-D convolution kernels. "
+                f"Received: a kernel of shape {tuple(shape)}"
+            )
 
     def get_config(self):
         return {
@@ -124,7 +135,7 @@ class Orthonormal(keras.constraints.Constraint):
 
     Guarantee: the spectral norm is at most 1 up to float32 rounding (below 1e-5) after every
     call, from any finite kernel. The distance to orthonormality squares with each step: a kernel
-    with singular values within 0.1 of 1 is within 3e-4 after two steps; `project` uses the exact
+    with singular values within 0.1 of 1 is within 4e-4 after two steps; `project` uses the exact
     polar factor.
 
     Args:

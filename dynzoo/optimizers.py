@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from dynzoo import constraints
+from dynzoo import constraints, spectral
 
 __all__ = ["RiemannianMuon", "tangent"]
 
@@ -48,3 +48,8 @@ class RiemannianMuon(keras.optimizers.Muon):
             if len(variable.shape) == 2:
                 gradient = tangent(ops.convert_to_tensor(variable), gradient)
         super().update_step(gradient, variable, learning_rate)
+
+    def zeropower_via_newtonschulz5(self, x, steps):
+        """Keras' iteration, run on the Gram matrix: for long matrices many times cheaper."""
+        x = x / (ops.norm(x) + 1e-7)
+        return spectral.polar_iteration(x, [(self.muon_a, self.muon_b, self.muon_c)] * steps)

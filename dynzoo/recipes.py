@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -45,6 +46,7 @@ DEFAULTS: dict[str, Any] = {
 _RANGES = {
     "data.validation": (1, None),
     "data.crop_padding": (0, None),
+    "training.seed": (0, None),
     "training.epochs": (1, None),
     "training.batch_size": (1, None),
     "training.schedule.warmup": (0, 1),
@@ -121,11 +123,24 @@ def validate(recipe: dict) -> dict:
     _named("training.optimizer.name", training["optimizer"].get("name"), OPTIMIZERS)
     if "learning_rate" not in training["optimizer"]:
         raise RecipeError("`training.optimizer.learning_rate` is missing")
+    rate = training["optimizer"]["learning_rate"]
+    if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate < math.inf:
+        # YAML reads 1e-3 as text; it wants 1.0e-3 or 0.001.
+        raise RecipeError(
+            "`training.optimizer.learning_rate` must be a positive number such as 0.001. "
+            f"Received: {rate!r}"
+        )
+    schedule = training["schedule"]
+    if not schedule["warmup"] + schedule["decay"] <= 1:
+        raise RecipeError(
+            "`training.schedule.warmup` and `training.schedule.decay` must add up to at most 1. "
+            f"Received: {schedule}"
+        )
     return result
 
 
 def _named(key, value, choices):
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise RecipeError(f"`{key}` must be one of {', '.join(sorted(choices))}. Received: {value}")
 
 
@@ -173,7 +188,7 @@ def _eps(value) -> float:
     """A positive radius: a number, or a fraction such as ``36/255``."""
     try:
         eps = float(Fraction(str(value)))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ArithmeticError):
         eps = -1.0
     if not 0 < eps < float("inf"):
         raise RecipeError(f"`evaluation.eps` must hold positive numbers. Received: {value!r}")

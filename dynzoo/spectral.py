@@ -29,6 +29,7 @@ __all__ = [
     "nearest_orthonormal_float64",
     "newton_schulz",
     "orthonormalize",
+    "polar_iteration",
 ]
 
 # One float64 SVD is backward stable: computed singular values are off by a small multiple of
@@ -36,6 +37,10 @@ __all__ = [
 _SVD_SLACK = 1.0 + 1e-12
 # Newton-Schulz maps singular values in [0, sqrt(3)) into [0, 1]; stay clear of the edge.
 _NEWTON_SCHULZ_RADIUS = 1.7
+_NEWTON_SCHULZ = [(1.5, -0.5, 0.0)]
+# Rounding makes a zero eigenvalue of G slightly negative, and each step enlarges it: after some
+# 20 steps on one Gram matrix a rank-deficient kernel would blow up. G is formed anew before that.
+_STEPS_A_GRAM = 5
 
 
 # --- float64, for certificates -------------------------------------------------------------
@@ -155,7 +160,7 @@ def _gram_bound(gram, iterations: int):
 
     $\lambda_{max}(G) \le \|G^{2^t}\|^{2^{-t}}$ for every norm; the smaller of the Frobenius and
     the maximal row-sum norm is used. Each power is rescaled, with the scales gathered as
-    logarithms, so that nothing overflows. A zero matrix gives a bound of about 1e-30.
+    logarithms, so that nothing overflows. A zero matrix gives a bound near 0.
     """
     tiny = 1e-30
     log_bound = 0.0
@@ -172,13 +177,20 @@ def _gram_bound(gram, iterations: int):
     return ops.exp(log_bound)
 
 
+def _unit_entries(array):
+    """An array over its largest entry, and that entry: squares neither overflow nor vanish."""
+    size = ops.maximum(ops.max(ops.abs(array)), 1e-30)
+    return array / size, size
+
+
 def dense_norm(matrix, iterations: int = 8):
     """Upper bound of a matrix's spectral norm by Gram iteration (traceable; float32).
 
     Reference: Delattre et al., "Efficient bound of Lipschitz constant for convolutional layers by
     Gram iteration", ICML 2023.
     """
-    return ops.sqrt(_gram_bound(_smaller_gram(matrix), iterations))
+    matrix, size = _unit_entries(matrix)
+    return size * ops.sqrt(_gram_bound(_smaller_gram(matrix), iterations))
 
 
 def conv_norm(kernel, spatial, padding: str = "zero", iterations: int = 8):
@@ -188,6 +200,7 @@ def conv_norm(kernel, spatial, padding: str = "zero", iterations: int = 8):
     same norm. Meaning of the arguments: see `conv_norm_float64`.
     """
     height, width, channels_in, channels_out = kernel.shape
+    kernel, size = _unit_entries(kernel)
     grow = (height - 1, width - 1) if padding == "zero" else (0, 0)
     rows, columns = int(spatial[0]) + grow[0], int(spatial[1]) + grow[1]
     # The symbol is a DFT of only k*k taps: a small constant matrix does it on every backend.
@@ -207,7 +220,7 @@ def conv_norm(kernel, spatial, padding: str = "zero", iterations: int = 8):
         ],
         axis=-2,
     )
-    return ops.sqrt(ops.max(_gram_bound(_smaller_gram(symbols), iterations)))
+    return size * ops.sqrt(ops.max(_gram_bound(_smaller_gram(symbols), iterations)))
 
 
 def newton_schulz(matrix, steps: int):
@@ -216,15 +229,48 @@ def newton_schulz(matrix, steps: int):
     Maps each singular value by $s \mapsto \tfrac32 s - \tfrac12 s^3$: every value in
     $[0, \sqrt3)$ lands in $[0, 1]$ and non-zero ones converge to 1 quadratically.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = ops.transpose(matrix) if tall else matrix
-    for _ in range(steps):
-        x = 1.5 * x - 0.5 * ops.matmul(ops.matmul(x, ops.transpose(x)), x)
-    return ops.transpose(x) if tall else x
+    return polar_iteration(matrix, _NEWTON_SCHULZ * steps)
+
+
+def polar_iteration(matrix, coefficients):
+    r"""Iterates $X \leftarrow (aI + bG + cG^2) X$ with $G = XX^T$, one (a, b, c) a step.
+
+    The factors commute with G, so all steps run on the smaller Gram matrix, and the (long) matrix
+    itself is multiplied once at the end: two large products for a few steps.
+    """
+    for i in range(0, len(coefficients), _STEPS_A_GRAM):
+        factor = _polar_factor(_smaller_gram(matrix), coefficients[i : i + _STEPS_A_GRAM])
+        matrix = _apply_left(factor, matrix)
+    return matrix
+
+
+def _polar_factor(gram, coefficients):
+    """Product of the factors aI + bG + cG^2 of `polar_iteration`."""
+    identity = ops.eye(gram.shape[0], dtype=gram.dtype)
+    total = identity
+    for i, (a, b, c) in enumerate(coefficients):
+        factor = a * identity + b * gram
+        if c:
+            factor = factor + c * ops.matmul(gram, gram)
+        total = factor if i == 0 else ops.matmul(factor, total)
+        if i + 1 < len(coefficients):
+            gram = ops.matmul(ops.matmul(factor, gram), factor)
+    return total
+
+
+def _apply_left(factor, matrix):
+    """Multiplies the shorter side of a matrix by a symmetric factor."""
+    if matrix.shape[0] > matrix.shape[1]:
+        return ops.matmul(matrix, factor)
+    return ops.matmul(factor, matrix)
 
 
 def orthonormalize(matrix, steps: int = 2):
     """Newton-Schulz from any start: a matrix that is too large for it is scaled down first."""
-    bound = ops.sqrt(_gram_bound(_smaller_gram(matrix), 2))
-    scale = ops.where(bound > _NEWTON_SCHULZ_RADIUS, 1.0 / bound, ops.ones_like(bound))
-    return newton_schulz(matrix * scale, steps)
+    unit, size = _unit_entries(matrix)
+    gram = _smaller_gram(unit)
+    bound = ops.sqrt(_gram_bound(gram, 2))
+    scale = ops.where(size * bound > _NEWTON_SCHULZ_RADIUS, 1.0 / bound, size)
+    first = min(steps, _STEPS_A_GRAM)
+    factor = _polar_factor(gram * ops.square(scale), _NEWTON_SCHULZ * first)
+    return newton_schulz(_apply_left(factor * scale, unit), steps - first)

@@ -38,12 +38,20 @@ def _logits(model):
     return backend.to_numpy(model(_images(), training=False))
 
 
-@pytest.fixture
-def saved(tmp_path):
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    keras.utils.set_random_seed(1)
     model = _model()
-    folder = tmp_path / "small"
+    folder = tmp_path_factory.mktemp("original") / "small"
     presets.save_to_preset(model, folder, {"dataset": "digits", "accuracy": 0.5})
     return model, folder
+
+
+@pytest.fixture
+def saved(original, tmp_path):
+    """A model and a copy of its preset, which the test may change."""
+    model, folder = original
+    return model, shutil.copytree(folder, tmp_path / "small")
 
 
 def _rehash(folder):

@@ -1,4 +1,8 @@
-"""`certify` a model and ask the certificate for the radius of each prediction."""
+"""`certify` a model and ask the certificate for the radius of each prediction.
+
+`certify` itself runs nothing on the backend, so it costs no compilation. The rounding margin is
+measured with the first call of `Certificate.radii`, on images that ride along with the user's.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from dynzoo.backend import compiles, to_numpy
 from dynzoo.backend import name as backend_name
-from dynzoo.backend import to_numpy
 from dynzoo.certificates.errors import StaleCertificateError
 from dynzoo.certificates.graph import Program, trace
 from dynzoo.certificates.lipschitz import (
@@ -20,6 +24,7 @@ from dynzoo.certificates.lipschitz import (
     find_head,
 )
 from dynzoo.certificates.rounding import (
+    PROBES,
     SAFETY_FACTOR,
     probe_images,
     rounding_margin,
@@ -33,7 +38,7 @@ _BLOCK = 4096
 
 
 def certify(model: keras.Model) -> Certificate:
-    r"""Proves an upper bound of a model's L2 Lipschitz constant and measures its rounding.
+    r"""Proves an upper bound of a model's L2 Lipschitz constant.
 
     The graph is walked from the input to the logits: along a chain the layers' constants
     multiply, at an `Add` the bounds of the branches add, at a `Concatenate` their squares do.
@@ -52,7 +57,6 @@ def certify(model: keras.Model) -> Certificate:
 
     Raises:
         UncertifiableLayerError: (a ValueError) at a layer without a known constant.
-        ReferenceMismatchError: if the model's output is not what its layers state in float64.
         ValueError: if the model is not built, subclassed, in reduced precision, ends in a softmax,
             has weights that are not finite, or has other than one input and one output (n, K).
 
@@ -66,22 +70,13 @@ def certify(model: keras.Model) -> Certificate:
     """
     program = trace(model)
     check_layers(program)
-    dtype = keras.backend.standardize_dtype(model.inputs[0].dtype)
-    if dtype not in ("float32", "float64"):
-        raise ValueError(
-            "The model's input must be float32 or float64 images: a perturbation of an integer "
-            f"image has no radius. Received: input dtype {dtype}"
-        )
+    _input_dtype(model)
     digest = _weights_hash(model)
-    images = probe_images(program.input_shape)
-    values = run_program(program, images)
+    values = run_program(program, np.zeros((1, *program.input_shape)))
     shapes = {slot: (None, *value.shape[1:]) for slot, value in values.items()}
     head = find_head(program, shapes)
     bounds, table = bound_layers(program, shapes)
-    logits = to_numpy(model(images, training=False))
-    tau = rounding_margin(values, program.output, logits)
-    body = bounds[head.body_slot]
-    return Certificate(model, program, head, tuple(table), body, tau, digest)
+    return Certificate(model, program, head, tuple(table), bounds[head.body_slot], digest)
 
 
 class Certificate:
@@ -94,7 +89,8 @@ class Certificate:
         lipschitz: upper bound of the L2 Lipschitz constant of the map from input to logits.
         body_lipschitz: the same up to the input of a linear head (to the logits without one).
         pair_distances: array (K, K); $\|w_i - w_j\|$ of a linear head, $\sqrt2$ without one.
-        rounding: margin tau for one logit, 10 times the largest measured difference.
+        rounding: margin tau for one logit, 10 times the largest difference between the
+            model and its float64 reference on probe images (measured when first needed).
         layers: a `LayerBound` (name, class, gain, bound so far) for each call of a layer.
         weights_sha256: hash of the weights the certificate is for.
 
@@ -108,7 +104,6 @@ class Certificate:
         head: Head,
         layers: tuple[LayerBound, ...],
         body_lipschitz: float,
-        rounding: float,
         weights_sha256: str,
     ):
         self._model = model
@@ -119,8 +114,17 @@ class Certificate:
         self.body_lipschitz = float(body_lipschitz)
         self.lipschitz = float(body_lipschitz * head.norm * (1 + 1e-15))
         self.pair_distances = head.distances
-        self.rounding = float(rounding)
+        self._rounding: float | None = None
         self.weights_sha256 = weights_sha256
+
+    @property
+    def rounding(self) -> float:
+        """Margin tau in units of the logits; measured on the first use."""
+        if self._rounding is None:
+            self._check_current()
+            self._predict(np.zeros((0, *self._program.input_shape), _input_dtype(self._model)), 256)
+        assert self._rounding is not None
+        return self._rounding
 
     def radii(self, x: Any, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
         r"""Predicted labels, and the L2 radius within which each is proved not to change.
@@ -151,13 +155,10 @@ class Certificate:
         """
         given = self._check_images(x)
         self._check_current()
-        images = given.astype(keras.backend.standardize_dtype(self._model.inputs[0].dtype))
+        images = given.astype(_input_dtype(self._model))
         if not len(images):
             return np.zeros(0, np.int64), np.zeros(0, np.float64)
-        raw = np.asarray(self._model.predict(images, batch_size=batch_size, verbose=0))
-        few = images[:_REMEASURED]
-        values = run_program(self._program, few)
-        tau = max(self.rounding, rounding_margin(values, self._program.output, raw[: len(few)]))
+        raw, tau = self._predict(images, batch_size)
         labels, radii = np.zeros(len(raw), np.int64), np.zeros(len(raw), np.float64)
         for start in range(0, len(raw), _BLOCK):
             block = slice(start, start + _BLOCK)
@@ -190,8 +191,29 @@ class Certificate:
     def __repr__(self) -> str:
         return (
             f"Certificate(model={self._model.name!r}, lipschitz={self.lipschitz:.6g}, "
-            f"classes={len(self.pair_distances)}, rounding={self.rounding:.2g})"
+            f"classes={len(self.pair_distances)})"
         )
+
+    def _predict(self, images: np.ndarray, batch_size: int) -> tuple[np.ndarray, float]:
+        """Logits of the model and the rounding margin; the first call sends probe images along."""
+        given, probes = len(images), images[:0]
+        if self._rounding is None:
+            probes = probe_images(self._program.input_shape).astype(_input_dtype(self._model))
+            if compiles() and given and given % batch_size == 0:
+                # A last batch of a new size would be compiled anew, at the cost of many batches.
+                probes = np.resize(probes, (batch_size, *probes.shape[1:]))
+        sent = np.concatenate([images, probes]) if len(probes) else images
+        raw = np.asarray(self._model.predict(sent, batch_size=batch_size, verbose=0))
+        if self._rounding is None:
+            distinct = slice(given, given + PROBES)
+            self._rounding = self._margin(sent[distinct], raw[distinct])
+        few = slice(0, min(given, _REMEASURED))
+        measured = self._margin(sent[few], raw[few]) if given else 0.0
+        return raw[:given], max(self._rounding, measured)
+
+    def _margin(self, images: np.ndarray, logits: np.ndarray) -> float:
+        values = run_program(self._program, images)
+        return rounding_margin(values, self._program.output, logits)
 
     def _from_logits(self, z: np.ndarray, tau: float) -> tuple[np.ndarray, np.ndarray]:
         finite = np.all(np.isfinite(z), axis=1)
@@ -230,6 +252,19 @@ class Certificate:
                 "The weights of the model changed after it was certified, so its bounds no longer "
                 "hold. Certify it again: `dynzoo.certify(model)`."
             )
+
+
+def _input_dtype(model: keras.Model) -> str:
+    """The type that images have when they reach the model: Keras rounds them to `floatx` first."""
+    dtypes = (keras.backend.standardize_dtype(model.inputs[0].dtype), keras.config.floatx())
+    for dtype in dtypes:
+        if dtype not in ("float32", "float64"):
+            raise ValueError(
+                "The model's input and `keras.config.floatx()` must be float32 or float64: a "
+                "perturbation of an integer image has no radius, and a 16-bit image is not the "
+                f"one that was given. Received: input dtype {dtypes[0]}, floatx {dtypes[1]}"
+            )
+    return min(dtypes)
 
 
 def _weights_hash(model: keras.Model) -> str:

@@ -125,7 +125,8 @@ def _trace_into(
             raise UncertifiableLayerError(
                 name, type(operation).__name__, "it does not depend on the model's input."
             )
-        _check_arguments(node, name)
+        if isinstance(operation, keras.Layer):
+            _check_arguments(node, name)
         sources = [slot_of[id(t)] for t in node.input_tensors]
         if isinstance(operation, keras.Model):
             _check_model(operation)

@@ -20,12 +20,19 @@ from dynzoo.certificates.graph import Program, trace
 from dynzoo.certificates.joins import JOINS
 from dynzoo.certificates.rules import rule_for
 
-__all__ = ["SAFETY_FACTOR", "forward_float64", "probe_images", "rounding_margin", "run_program"]
+__all__ = [
+    "PROBES",
+    "SAFETY_FACTOR",
+    "forward_float64",
+    "probe_images",
+    "rounding_margin",
+    "run_program",
+]
 
 SAFETY_FACTOR = 10.0
 # Rounding of float32 leaves the logits within about 1e-5 of their size; TF32 about 1e-3.
 _SUSPICIOUS = 1e-3
-_PROBES = 16
+PROBES = 16
 _PROBE_NUMBERS = 2_000_000
 
 
@@ -64,7 +71,7 @@ def run_program(program: Program, x: Any) -> dict[int, np.ndarray]:
 
 def probe_images(input_shape: tuple[int, ...]) -> np.ndarray:
     """A small deterministic float32 batch in [0, 1]: black, white, and uniform noise."""
-    count = max(3, min(_PROBES, _PROBE_NUMBERS // max(1, int(np.prod(input_shape)))))
+    count = max(3, min(PROBES, _PROBE_NUMBERS // max(1, int(np.prod(input_shape)))))
     images = np.random.default_rng(0).uniform(size=(count, *input_shape)).astype(np.float32)
     images[0], images[1] = 0.0, 1.0
     return images
@@ -97,5 +104,5 @@ def rounding_margin(values: dict[int, np.ndarray], output: int, logits: np.ndarr
             "precision (TF32, bfloat16 matrix products: switch it off) or a layer's "
             "`call_float64` is not what its `call` computes at inference."
         )
-    unit = np.finfo(logits.dtype).eps / 2
+    unit = float(np.finfo(logits.dtype).eps) / 2
     return SAFETY_FACTOR * max(gap, unit * size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 import keras
 import numpy as np
@@ -158,7 +159,8 @@ class GradientFlow(keras.layers.Layer):
                     f"Received: step_size={step_size!r}"
                 )
             return step_size
-        if isinstance(step_size, str | bool) or not 0 < float(step_size) <= limit:
+        number = isinstance(step_size, numbers.Real) and not isinstance(step_size, bool)
+        if not (number and math.isfinite(step_size) and 0 < step_size <= limit):
             allowed = f"(0, {limit:g}]" if math.isfinite(limit) else "(0, inf)"
             raise ValueError(
                 f"`step_size` must be in {allowed}, 'maximal' or 'learned'. "

@@ -1,0 +1,85 @@
+"""What must be settled before Keras is imported: the backend, and how talkative TensorFlow is.
+
+Keras chooses its backend once, when it is imported: by `KERAS_BACKEND`, else by its `keras.json`,
+else TensorFlow. Where that would be TensorFlow and TensorFlow is not installed, the first installed
+of JAX and PyTorch is taken, so that one installed backend is enough. `dynzoo --backend NAME` has to
+be read here too, for the command's own module is imported after this one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def choose_backend(environ: Mapping[str, str], asked: str | None = None) -> str | None:
+    """Value that `KERAS_BACKEND` needs, or `None` where Keras' own choice stands.
+
+    Args:
+        environ: the environment variables.
+        asked: the backend that the command line names.
+    """
+    if asked in BACKENDS and _installed(asked):
+        return asked
+    if environ.get("KERAS_BACKEND") or _configured(environ) != "tensorflow":
+        return None
+    found = [name for name in BACKENDS if _installed(name)]
+    return found[0] if found and found[0] != "tensorflow" else None
+
+
+def asked_backend(argv: Sequence[str], orig_argv: Sequence[str]) -> str | None:
+    """The backend in `dynzoo --backend NAME ...`; `None` in any other process."""
+    if not is_command(argv, orig_argv):
+        return None
+    arguments = list(orig_argv[orig_argv.index("-m") + 2 :] if argv[0] == "-m" else argv[1:])
+    for i, argument in enumerate(arguments):
+        if not argument.startswith("-"):
+            break  # the subcommand: what follows is its own
+        if argument == "--backend":
+            return arguments[i + 1] if i + 1 < len(arguments) else None
+        if argument.startswith("--backend="):
+            return argument.partition("=")[2]
+    return None
+
+
+def is_command(argv: Sequence[str], orig_argv: Sequence[str]) -> bool:
+    """Whether this process is the `dynzoo` command, as a script or by `python -m dynzoo`."""
+    if not argv:
+        return False
+    if argv[0] == "-m":  # what Python puts there while it looks for the module
+        after = list(orig_argv)[list(orig_argv).index("-m") + 1 :] if "-m" in orig_argv else []
+        return after[:1] == ["dynzoo"]
+    return Path(argv[0]).name in ("dynzoo", "dynzoo.exe")
+
+
+def prepare() -> None:
+    """Settle the environment; does nothing once Keras is imported."""
+    if "keras" in sys.modules:
+        return
+    if is_command(sys.argv, sys.orig_argv):
+        # a command's standard error is for its own messages
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    name = choose_backend(os.environ, asked_backend(sys.argv, sys.orig_argv))
+    if name is not None:
+        os.environ["KERAS_BACKEND"] = name
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _configured(environ: Mapping[str, str]) -> str:
+    """The backend in Keras' configuration file; Keras writes TensorFlow there by default."""
+    home = environ.get("KERAS_HOME")
+    folder = Path(home).expanduser() if home else Path.home() / ".keras"
+    try:
+        content = json.loads((folder / "keras.json").read_text(encoding="utf-8"))
+        return str(content.get("backend", "tensorflow"))
+    except (OSError, ValueError, AttributeError):
+        return "tensorflow"

@@ -1,0 +1,237 @@
+"""The `dynzoo` command: its arguments, its exit codes, and errors as one line.
+
+Exit codes: 0 done, 1 a certificate was refuted, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, NoReturn
+
+import keras
+
+import dynzoo
+from dynzoo._startup import BACKENDS
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {_one_line(message)} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code.
+
+    Args:
+        argv: arguments, without the name of the program; default those of the process.
+
+    Example:
+
+    >>> main(["list"])
+    0
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as stop:  # --help, --version, or wrong arguments: all is said
+        return int(stop.code or 0)
+    try:
+        _check_backend(arguments.backend)
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("dynzoo: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        code = _code(error)
+        if arguments.traceback or code is None:
+            raise
+        print(f"dynzoo: error: {_one_line(error)}", file=sys.stderr)
+        return code
+    return 0
+
+
+def _code(error: Exception) -> int | None:
+    """Exit code of an error that the user can do something about; `None` for any other."""
+    from dynzoo.robustness import CertificateViolation
+    from dynzoo.training import TrainingDivergedError
+
+    if isinstance(error, CertificateViolation):
+        return 1
+    known = (ValueError, OSError, TrainingDivergedError)
+    return 2 if isinstance(error, known) else None
+
+
+def _one_line(message: Any) -> str:
+    return " ".join(str(message).split())
+
+
+def _check_backend(asked: str | None) -> None:
+    running = keras.backend.backend()
+    if asked is not None and asked != running:
+        raise ValueError(
+            f"Keras runs on {running}, not on {asked}: is {asked} installed? "
+            f"(pip install 'dynzoo[{asked}]')"
+        )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def _radii(text: str) -> list[float]:
+    try:
+        values = [float(Fraction(part.strip())) for part in text.split(",")]
+    except (ValueError, ZeroDivisionError):
+        values = []
+    if not values or not all(0 < value < float("inf") for value in values):
+        raise argparse.ArgumentTypeError(
+            f"must be positive numbers or fractions such as 36/255,72/255, not {text!r}"
+        )
+    return values
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="dynzoo",
+        description="Image models made of dynamical systems, with proved robustness, on Keras 3.",
+        epilog="`dynzoo COMMAND --help` says more. Start with `dynzoo demo`.",
+    )
+    parser.add_argument("--version", action="version", version=f"dynzoo {dynzoo.__version__}")
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        help="backend of Keras, in place of the environment variable KERAS_BACKEND",
+    )
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where an error arose, not only its message"
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _list(commands)
+    _info(commands)
+    _demo(commands)
+    _evaluate(commands)
+    _finetune(commands)
+    _train(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, function: str, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+
+    def run(arguments: argparse.Namespace) -> None:
+        from dynzoo import commands as module  # rich and the models: only once they are needed
+
+        getattr(module, function)(arguments)
+
+    parser.set_defaults(run=run)
+    return parser
+
+
+_PRESET = "name of a preset (see `dynzoo list`) or a folder with one"
+_FILE = "data as an .npz file with the keys x_train, y_train, x_test, y_test"
+_NAME = "cifar10, cifar100, mnist or digits"
+
+
+def _list(commands: Any) -> None:
+    _command(commands, "list", "list_presets", "list the presets that come with dynzoo")
+
+
+def _info(commands: Any) -> None:
+    parser = _command(commands, "info", "info", "say what is known of a preset")
+    parser.add_argument("preset", metavar="PRESET", help=_PRESET)
+
+
+def _demo(commands: Any) -> None:
+    text = "fine-tune a pretrained model on handwritten digits, certify it, attack it, and report"
+    parser = _command(commands, "demo", "demo", text)
+    parser.add_argument("--output", default=".", metavar="DIR", help="where report.html goes")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _evaluate(commands: Any) -> None:
+    text = "measure clean, certified and attacked accuracy of a preset on its own test set"
+    parser = _command(commands, "evaluate", "evaluate", text)
+    parser.add_argument("preset", metavar="PRESET", help=_PRESET)
+    parser.add_argument("--data", metavar="FILE", help=_FILE)
+    parser.add_argument("--dataset", metavar="NAME", help=f"another data set: {_NAME}")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="the first N images only")
+    parser.add_argument("--norm", choices=("l2", "linf"), help="default: the preset's, else l2")
+    parser.add_argument(
+        "--eps",
+        type=_radii,
+        metavar="RADII",
+        help="radii for pixels in [0, 1], such as 36/255,72/255; default: the preset's",
+    )
+    parser.add_argument(
+        "--attacks",
+        choices=("standard", "fast", "none"),
+        default="standard",
+        help="standard: several PGD runs of 100 steps; fast: one of 20 steps (default: standard)",
+    )
+    parser.add_argument(
+        "--attack-limit",
+        type=_positive,
+        default=1000,
+        metavar="N",
+        help="attack the first N images (default: 1000); all are certified",
+    )
+    parser.add_argument("--output", metavar="FILE", help="write the report: .html or .json")
+    parser.add_argument("--batch-size", type=_positive, default=256, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the attacks")
+    parser.add_argument(
+        "--update-card",
+        action="store_true",
+        help="put the numbers into the preset's metadata.json and README.md",
+    )
+
+
+def _finetune(commands: Any) -> None:
+    text = "fit a preset to other data and save it as a preset of its own"
+    parser = _command(commands, "finetune", "finetune", text)
+    parser.add_argument("preset", metavar="PRESET", help=_PRESET)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", metavar="FILE", help=_FILE)
+    source.add_argument("--dataset", metavar="NAME", help=_NAME)
+    parser.add_argument(
+        "--num-classes",
+        default="auto",
+        metavar="N",
+        help="default: as many as the labels have; with the preset's own number its head is kept",
+    )
+    parser.add_argument("--epochs", type=_positive, default=10, metavar="N")
+    parser.add_argument("--learning-rate", type=float, default=0.02, metavar="RATE")
+    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N")
+    parser.add_argument("--freeze-body", action="store_true", help="train the last layer only")
+    parser.add_argument(
+        "--limit", type=_positive, metavar="N", help="the first N training and test images only"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="the new preset; default runs/PRESET_DATA"
+    )
+
+
+def _train(commands: Any) -> None:
+    text = "train a preset from its recipe; can be stopped at any time and resumed"
+    parser = _command(commands, "train", "train", text)
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a YAML recipe, or the name of one in zoo_configs/"
+    )
+    parser.add_argument(
+        "--max-seconds", type=float, metavar="N", help="stop cleanly after N seconds"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on where the last run stopped")
+    parser.add_argument("--data", metavar="FILE", help=f"{_FILE}, in place of the recipe's")
+    parser.add_argument("--output", metavar="DIR", help="run folder; default runs/<recipe's name>")
+    parser.add_argument("--quiet", action="store_true", help="a line an epoch, no progress bar")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

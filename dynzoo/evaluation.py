@@ -1,0 +1,189 @@
+"""Evaluating a preset: all images certified, the first ones attacked, the numbers on its card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from dynzoo import plots
+from dynzoo.cards import model_card
+from dynzoo.certificates import certify
+from dynzoo.checkpoints import write_atomically
+from dynzoo.models import preset_files
+from dynzoo.report import RobustnessReport
+from dynzoo.robustness import evaluate
+
+__all__ = ["Measurement", "accuracy", "measure", "radius_text", "update_card"]
+
+_CHUNK = 1024
+
+
+@dataclass
+class Measurement:
+    """Accuracies of a model on `images` images; attacks ran on the first `attacked_images`."""
+
+    norm: str
+    images: int
+    clean: float
+    certified: dict[float, float]
+    lipschitz: float
+    attacked_images: int
+    report: RobustnessReport | None
+
+    def rows(self) -> list[list[float | None]]:
+        """(radius, certified on all, certified on the attacked ones, attacked); radius 0 first."""
+        first = self.report
+        rows: list[list[float | None]] = [
+            [0.0, self.clean, first and first.clean, first and first.clean]
+        ]
+        for eps, share in self.certified.items():
+            rows.append([eps, share, first and first.certified[eps], first and first.robust[eps]])
+        return rows
+
+
+def measure(
+    model: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    norm: str = "l2",
+    eps: Sequence[float] = (36 / 255, 72 / 255, 108 / 255),
+    attacks: str = "standard",
+    attack_limit: int = 1000,
+    batch_size: int = 256,
+    seed: int = 0,
+    verbose: int = 0,
+    class_names: list[str] | None = None,
+    title: str | None = None,
+    tick: Callable[[int], None] | None = None,
+) -> Measurement:
+    """Clean and certified accuracy on all images, attacked accuracy on the first few.
+
+    Args:
+        model: a model that `certify` knows.
+        x: images (n, height, width, channels) in [0, 1].
+        y: integer labels (n,).
+        norm: `"l2"` or `"linf"`.
+        eps: radii in the pixel range [0, 1].
+        attacks: `"standard"`, `"fast"` or `"none"`.
+        attack_limit: number of images that are attacked, from the first one on.
+        batch_size: images at once.
+        seed: seed of the attacks.
+        verbose: 1 prints a line an attack.
+        class_names: names of the classes, for the report.
+        title: heading of the report.
+        tick: called with the number of images that were certified since its last call.
+
+    Returns:
+        A `Measurement`; its `report` is `None` where nothing is attacked.
+
+    Raises:
+        UncertifiableLayerError: if the model has a layer without a known constant.
+        CertificateViolation: if an attack refutes the certificate.
+    """
+    certificate = certify(model)
+    labels, radii = [], []
+    for start in range(0, len(x), _CHUNK):
+        part = certificate.radii(x[start : start + _CHUNK], batch_size=batch_size)
+        labels.append(part[0])
+        radii.append(part[1])
+        if tick is not None:
+            tick(len(part[0]))
+    correct = np.concatenate(labels) == y
+    proved = np.where(correct, np.concatenate(radii), 0.0)
+    factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
+    report = None
+    if attacks != "none":
+        report = evaluate(
+            model,
+            x[:attack_limit],
+            y[:attack_limit],
+            norm=norm,
+            eps=eps,
+            attacks=attacks,
+            batch_size=batch_size,
+            certificate=certificate,
+            seed=seed,
+            verbose=verbose,
+            class_names=class_names,
+            title=title,
+        )
+        if report.images < len(x):
+            report.sections.append(_all_images(correct, proved, eps, factor))
+    return Measurement(
+        norm=norm,
+        images=len(x),
+        clean=float(correct.mean()),
+        certified={e: float((proved > e * factor).mean()) for e in sorted(eps)},
+        lipschitz=float(certificate.lipschitz),
+        attacked_images=0 if report is None else report.images,
+        report=report,
+    )
+
+
+def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, batch_size: int = 256) -> float:
+    """Share of the images that a model classifies right."""
+    logits = model.predict(x, batch_size=batch_size, verbose=0)
+    return float((logits.argmax(axis=-1) == y).mean())
+
+
+def _all_images(correct, proved, eps, factor) -> tuple[str, Any]:
+    rows = [("clean", f"{100 * correct.mean():.2f} %")]
+    for e in sorted(eps):
+        share = 100 * (proved > e * factor).mean()
+        rows.append((f"certified at {radius_text(e)}", f"{share:.2f} %"))
+    return f"All {len(correct)} images, not attacked", rows
+
+
+def radius_text(eps: float) -> str:
+    """A radius the way papers write it, `36/255`, where it is such a one; else every digit."""
+    text = plots.eps_text(eps)
+    return text if "/" in text else repr(eps)
+
+
+def update_card(folder: Path, measured: Measurement, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the numbers of a measurement into a preset's metadata and write its card again.
+
+    Each of the two files is replaced in one step; the model and its weights are not touched.
+
+    Args:
+        folder: a preset folder.
+        measured: L2 numbers; the numbers that stand there are replaced, all of them.
+        about: how they were measured, for the card: split, attacks, command.
+
+    Returns:
+        The new metadata.
+
+    Raises:
+        ValueError: if the numbers are not L2 ones, which is what a card holds.
+
+    Example:
+
+    >>> update_card(Path("my_preset"), measure(model, x, y), {"split": "test"})
+    """
+    if measured.norm != "l2":
+        raise ValueError(f"A model card holds L2 numbers. Received: norm={measured.norm!r}")
+    metadata = preset_files.read_metadata(folder)
+    for key in ("accuracy", "certified_accuracy", "attacked_accuracy", "lipschitz", "evaluation"):
+        metadata.pop(key, None)
+    metadata["accuracy"] = measured.clean
+    metadata["certified_accuracy"] = {radius_text(e): v for e, v in measured.certified.items()}
+    metadata["lipschitz"] = measured.lipschitz
+    evaluation: dict[str, Any] = {"images": measured.images}
+    if measured.report is not None:
+        metadata["attacked_accuracy"] = {
+            radius_text(e): v for e, v in measured.report.robust.items()
+        }
+        evaluation["attacked_images"] = measured.attacked_images
+        evaluation["warnings"] = [warning.name for warning in measured.report.warnings]
+    metadata["evaluation"] = {**evaluation, **about}
+    text = preset_files.to_json(metadata)
+    card = model_card(json.loads(text))
+    write_atomically(folder / "metadata.json", text.encode())
+    write_atomically(folder / "README.md", card.encode())
+    return metadata

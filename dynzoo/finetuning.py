@@ -1,0 +1,79 @@
+"""Fine-tuning: a preset's body, a new data set, a few epochs of `model.fit`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from dynzoo import constraints, losses, optimization
+
+__all__ = ["finetune"]
+
+
+def finetune(
+    model: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    epochs: int = 10,
+    learning_rate: float = 0.02,
+    batch_size: int = 64,
+    freeze_body: bool = False,
+    seed: int = 0,
+    verbose: Any = "auto",
+) -> keras.callbacks.History:
+    """Compile a model the way the zoo's recipes do, fit it, and impose its constraints once more.
+
+    Guarantee: the model's constraints hold afterwards, so what `certify` says of a preset's layers
+    it says of the fine-tuned ones.
+
+    Args:
+        model: classifier from images to logits, such as `from_preset` gives; changed in place.
+        x: images (n, height, width, channels) in [0, 1].
+        y: integer labels (n,).
+        epochs: passes over the images, positive.
+        learning_rate: peak of the schedule for kernels under an `Orthonormal` constraint, positive;
+            other weights get a tenth of it.
+        batch_size: images in a step, positive.
+        freeze_body: train the last layer only.
+        seed: seed of the shuffling.
+        verbose: as in `model.fit`.
+
+    Returns:
+        The history of `model.fit`.
+
+    Raises:
+        ValueError: if an argument is out of its range, naming it.
+
+    Example:
+
+    >>> model = dynzoo.from_preset("isometric_small_cifar10", num_classes=10)
+    >>> (x_train, y_train), _ = dynzoo.data.load("digits")
+    >>> finetune(model, x_train, y_train, epochs=5)
+    """
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(
+            f"`learning_rate` must be positive. Received: learning_rate={learning_rate}"
+        )
+    keras.utils.set_random_seed(seed)
+    for layer in model.layers[:-1]:
+        layer.trainable = not freeze_body
+    optimizer = {
+        "name": "muon",
+        "learning_rate": learning_rate,
+        "adam_learning_rate": 0.1 * learning_rate,
+    }
+    steps = epochs * math.ceil(len(x) / batch_size)
+    model.compile(
+        optimizer=optimization.make_optimizer(optimizer, steps, {"warmup": 0.1, "decay": 0.9}),
+        loss=losses.OffsetCrossentropy(),
+        metrics=["accuracy"],
+    )
+    history = model.fit(x, y, epochs=epochs, batch_size=batch_size, verbose=verbose)
+    constraints.project(model)
+    return history

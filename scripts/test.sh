@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# usage: scripts/test.sh [arguments for pytest]
+# Sets everything up in .venv (the first time) and runs the tests on TensorFlow, JAX and PyTorch.
+# BACKENDS="jax torch" chooses among them; DYNZOO_TEST_WORKERS sets the number of processes.
+# Tests that need CIFAR-10 are skipped unless DYNZOO_CIFAR10_NPZ or TFDS_DATA_DIR says where it is.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+bash scripts/venv.sh test || exit 1
+
+cores=$(.venv/bin/python -c 'import os; print(os.cpu_count() or 1)')
+workers=${DYNZOO_TEST_WORKERS:-$((cores < 4 ? cores : 4))}
+parallel=()
+if [ "$workers" -gt 1 ]; then
+  # a file stays in one process, for its fixtures; one thread each, or they wait for one another
+  parallel=(-n "$workers" --dist loadfile)
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+  export TF_NUM_INTRAOP_THREADS=${TF_NUM_INTRAOP_THREADS:-1}
+  export TF_NUM_INTEROP_THREADS=${TF_NUM_INTEROP_THREADS:-1}
+fi
+
+status=0
+summary=()
+for backend in ${BACKENDS:-tensorflow jax torch}; do
+  printf '\n=== tests on %s\n' "$backend"
+  start=$SECONDS
+  if KERAS_BACKEND=$backend .venv/bin/python -m pytest -q ${parallel[@]+"${parallel[@]}"} "$@" \
+    </dev/null; then
+    result=passed
+  else
+    result=FAILED
+    status=1
+  fi
+  summary+=("$(printf '%-10s  %s in %d s' "$backend" "$result" $((SECONDS - start)))")
+done
+printf '\n=== summary\n'
+printf '%s\n' "${summary[@]}"
+exit $status

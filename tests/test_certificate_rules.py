@@ -1,0 +1,268 @@
+"""Every rule: its constant against the unrolled Jacobian, its float64 forward against Keras."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers as kl
+
+from dynzoo.backend import to_numpy
+from dynzoo.certificates import UncertifiableLayerError
+from dynzoo.certificates.joins import JOINS
+from dynzoo.certificates.rules import rule_for
+from dynzoo.certificates.slopes import ACTIVATIONS
+
+IMAGE = (5, 6, 4)
+FIRST = (4, 5, 6)
+VECTOR = (12,)
+
+
+def seeded_weights(layer, shape):
+    """Builds a layer and gives all its weights random values (variances stay positive)."""
+    layer.build((None, *shape))
+    rng = np.random.default_rng(3)
+    for weight in layer.weights:
+        value = rng.normal(scale=0.7, size=weight.shape)
+        weight.assign(np.abs(value) + 0.1 if "variance" in weight.path else value)
+    return layer
+
+
+def jacobian(layer, x, step=1e-6):
+    """Jacobian of the float64 reference at one input, by central differences."""
+    forward = rule_for(layer).forward
+    n = x.size
+    moves = (np.eye(n) * step).reshape(n, *x.shape)
+    difference = forward(layer, x + moves) - forward(layer, x - moves)
+    return difference.reshape(n, -1) / (2 * step)
+
+
+def measured_gain(layer, shape, points=6):
+    rng = np.random.default_rng(4)
+    scales = np.linspace(0.3, 4.0, points)
+    return max(np.linalg.norm(jacobian(layer, s * rng.normal(size=shape)), ord=2) for s in scales)
+
+
+# name: (layer, input shape, the share of the bound that the measured gain must reach)
+CASES = {
+    "dense": (lambda: kl.Dense(7), VECTOR, 0.999),
+    "dense_wide": (lambda: kl.Dense(20, use_bias=False), VECTOR, 0.999),
+    "dense_relu": (lambda: kl.Dense(7, activation="relu"), VECTOR, 0.5),
+    "dense_sigmoid": (lambda: kl.Dense(7, activation="sigmoid"), VECTOR, 0.2),
+    "dense_on_images": (lambda: kl.Dense(3), IMAGE, 0.999),
+    "dense_activation_layer": (
+        lambda: kl.Dense(7, activation=kl.LeakyReLU(negative_slope=2.0)),
+        VECTOR,
+        0.3,
+    ),
+    "conv_same": (lambda: kl.Conv2D(3, 3, padding="same"), IMAGE, 0.9),
+    "conv_valid": (lambda: kl.Conv2D(3, 3), IMAGE, 0.8),
+    "conv_even": (lambda: kl.Conv2D(3, (2, 4), padding="same"), IMAGE, 0.85),
+    "conv_pointwise": (lambda: kl.Conv2D(5, 1), IMAGE, 0.999),
+    "conv_patches": (lambda: kl.Conv2D(5, 2, strides=2), IMAGE, 0.999),
+    "conv_patches_same": (lambda: kl.Conv2D(5, 2, strides=2, padding="same"), IMAGE, 0.9),
+    "conv_strided": (lambda: kl.Conv2D(3, 3, strides=2, padding="same"), IMAGE, 0.6),
+    "conv_strided_valid": (lambda: kl.Conv2D(3, (3, 2), strides=(2, 1)), IMAGE, 0.5),
+    "conv_dilated": (lambda: kl.Conv2D(3, 3, dilation_rate=2, padding="same"), IMAGE, 0.7),
+    "conv_groups": (lambda: kl.Conv2D(6, 3, groups=2, padding="same"), IMAGE, 0.85),
+    "conv_tanh": (lambda: kl.Conv2D(3, 3, padding="same", activation="tanh"), IMAGE, 0.3),
+    "conv_channels_first": (
+        lambda: kl.Conv2D(3, 3, padding="same", data_format="channels_first"),
+        FIRST,
+        0.85,
+    ),
+    "depthwise": (lambda: kl.DepthwiseConv2D(3, padding="same"), IMAGE, 0.8),
+    "depthwise_multiplied": (
+        lambda: kl.DepthwiseConv2D(3, padding="same", depth_multiplier=2),
+        IMAGE,
+        0.8,
+    ),
+    "depthwise_strided": (lambda: kl.DepthwiseConv2D(3, strides=2), IMAGE, 0.5),
+    "batchnorm": (kl.BatchNormalization, IMAGE, 0.999),
+    "batchnorm_first": (lambda: kl.BatchNormalization(axis=1), FIRST, 0.999),
+    "batchnorm_plain": (
+        lambda: kl.BatchNormalization(scale=False, center=False),
+        VECTOR,
+        0.999,
+    ),
+    "rescaling": (lambda: kl.Rescaling(-2.5, offset=1.0), IMAGE, 0.999),
+    "rescaling_channels": (
+        lambda: kl.Rescaling([1.0, -3.0, 0.5, 2.0], offset=[0.1, 0.2, 0.3, 0.4]),
+        IMAGE,
+        0.999,
+    ),
+    "normalization": (
+        lambda: kl.Normalization(mean=[0.1, 0.2, 0.3, 0.4], variance=[1.0, 0.04, 2.0, 3.0]),
+        IMAGE,
+        0.999,
+    ),
+    "normalization_inverse": (
+        lambda: kl.Normalization(mean=0.3, variance=4.0, invert=True),
+        VECTOR,
+        0.999,
+    ),
+    "max_pool": (lambda: kl.MaxPooling2D(2), IMAGE, 0.999),
+    "max_pool_same": (lambda: kl.MaxPooling2D(2, padding="same"), IMAGE, 0.999),
+    "max_pool_overlap": (lambda: kl.MaxPooling2D(3, strides=1), IMAGE, 0.6),
+    "max_pool_overlap_same": (lambda: kl.MaxPooling2D(3, strides=2, padding="same"), IMAGE, 0.5),
+    "average_pool": (lambda: kl.AveragePooling2D(2), IMAGE, 0.999),
+    "average_pool_overlap": (lambda: kl.AveragePooling2D(3, strides=1), IMAGE, 0.999),
+    "average_pool_skipping": (lambda: kl.AveragePooling2D(2, strides=3), IMAGE, 0.999),
+    "global_average": (kl.GlobalAveragePooling2D, IMAGE, 0.999),
+    "global_average_first": (
+        lambda: kl.GlobalAveragePooling2D(data_format="channels_first", keepdims=True),
+        FIRST,
+        0.999,
+    ),
+    "global_max": (kl.GlobalMaxPooling2D, IMAGE, 0.999),
+    "upsampling": (lambda: kl.UpSampling2D((2, 3)), IMAGE, 0.999),
+    "zero_padding": (lambda: kl.ZeroPadding2D(((1, 2), (0, 3))), IMAGE, 0.999),
+    "cropping": (lambda: kl.Cropping2D(((1, 0), (2, 1))), IMAGE, 0.999),
+    "flatten": (kl.Flatten, IMAGE, 0.999),
+    "flatten_first": (lambda: kl.Flatten(data_format="channels_first"), FIRST, 0.999),
+    "reshape": (lambda: kl.Reshape((6, -1)), IMAGE, 0.999),
+    "permute": (lambda: kl.Permute((3, 1, 2)), IMAGE, 0.999),
+    "relu": (kl.ReLU, VECTOR, 0.999),
+    "relu_all": (lambda: kl.ReLU(max_value=1.5, negative_slope=0.3), VECTOR, 0.999),
+    "leaky": (lambda: kl.LeakyReLU(negative_slope=0.1), VECTOR, 0.999),
+    "leaky_steep": (lambda: kl.LeakyReLU(negative_slope=3.0), VECTOR, 0.999),
+    "prelu": (lambda: kl.PReLU(shared_axes=[1, 2]), IMAGE, 0.9),
+    "elu_steep": (lambda: kl.ELU(alpha=2.0), (400,), 0.9),
+    "softmax": (kl.Softmax, (2,), 0.7),
+    "softmax_axes": (lambda: kl.Softmax(axis=(1, 2)), (2, 3, 4), 0.1),
+    "dropout": (lambda: kl.Dropout(0.5), VECTOR, 0.999),
+    "noise": (lambda: kl.GaussianNoise(0.5), VECTOR, 0.999),
+    "random_flip": (kl.RandomFlip, IMAGE, 0.999),
+    "random_rotation": (lambda: kl.RandomRotation(0.2), IMAGE, 0.999),
+    "random_contrast": (lambda: kl.RandomContrast(0.2), IMAGE, 0.999),
+    "random_brightness": (lambda: kl.RandomBrightness(0.2), IMAGE, 0.999),
+    "random_translation": (lambda: kl.RandomTranslation(0.2, 0.2), IMAGE, 0.999),
+    "random_zoom": (lambda: kl.RandomZoom(0.2), IMAGE, 0.999),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gain_bounds_the_unrolled_jacobian(name):
+    make, shape, tightness = CASES[name]
+    layer = seeded_weights(make(), shape)
+    gain = rule_for(layer).gain(layer, (None, *shape))
+    measured = measured_gain(layer, shape, points=1 if np.prod(shape) > 300 else 6)
+    assert measured <= gain * (1 + 1e-7)
+    assert measured >= tightness * gain
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float64_forward_is_what_keras_computes(name):
+    make, shape, _ = CASES[name]
+    if name == "conv_channels_first" and keras.backend.backend() == "tensorflow":
+        pytest.skip("TensorFlow has no channels_first convolution on the CPU")
+    layer = seeded_weights(make(), shape)
+    x = np.random.default_rng(5).normal(size=(3, *shape)).astype("float32")
+    expected = to_numpy(layer(x, training=False) if layer._call_has_training_arg else layer(x))
+    reference = rule_for(layer).forward(layer, x.astype("float64"))
+    assert reference.dtype == np.float64
+    assert reference.shape == expected.shape
+    np.testing.assert_allclose(reference, expected, atol=1e-5, rtol=1e-5)
+
+
+def activation_layers():
+    return {function.__name__: kl.Activation(function) for function in ACTIVATIONS}
+
+
+@pytest.mark.parametrize("name", activation_layers())
+def test_slope_of_every_activation(name):
+    layer = activation_layers()[name]
+    rule = rule_for(layer)
+    if name == "softmax":
+        x = np.stack([np.linspace(-6, 6, 4001), np.zeros(4001)], axis=1)
+        slopes = [np.linalg.norm(jacobian(layer, row), ord=2) for row in x[::100]]
+    else:
+        x = np.linspace(-12, 12, 40001)[:, None]
+        y = rule.forward(layer, x)[:, 0]
+        slopes = np.abs(np.diff(y) / np.diff(x[:, 0]))
+    slope = rule.gain(layer, (None, 1))
+    # 1 %: some suprema are only reached at infinity
+    assert 0.99 * slope <= np.max(slopes) <= slope * (1 + 1e-9)
+    x32 = x.astype("float32")
+    np.testing.assert_allclose(
+        rule.forward(layer, x32.astype("float64")), to_numpy(layer(x32)), atol=2e-6, rtol=2e-6
+    )
+
+
+JOIN_LAYERS = {
+    "add": kl.Add,
+    "subtract": kl.Subtract,
+    "average": kl.Average,
+    "maximum": kl.Maximum,
+    "minimum": kl.Minimum,
+    "concatenate": kl.Concatenate,
+}
+
+
+@pytest.mark.parametrize("second", [(3, 2), (1, 2)], ids=["same_shape", "broadcast"])
+@pytest.mark.parametrize("name", JOIN_LAYERS)
+def test_join_of_two_linear_branches(name, second):
+    """The Jacobian of join(Ax, Bx) never exceeds the combined bound of |A| and |B|."""
+    if name == "concatenate":
+        second = (3, 5)
+    layer = JOIN_LAYERS[name]()
+    join = JOINS[type(layer)]
+    rng = np.random.default_rng(6)
+    for trial in range(20):
+        maps = [rng.normal(size=(4, *shape)) for shape in [(3, 2), second]]
+        if trial % 2 and maps[0].shape == maps[1].shape:
+            maps[1] = -maps[0] if name == "subtract" else maps[0]
+        bounds = [np.linalg.norm(m.reshape(4, -1), ord=2) for m in maps]
+
+        def forward(x, maps=maps):
+            return join.forward(layer, [np.tensordot(x, m, axes=1) for m in maps])
+
+        x = rng.normal(size=(1, 4))
+        step = 1e-6 * np.eye(4)
+        jac = ((forward(x + step) - forward(x - step)) / 2e-6).reshape(4, -1)
+        bound = join.bound(layer, bounds, [(None, 3, 2), (None, *second)])
+        measured = np.linalg.norm(jac, ord=2)
+        assert measured <= bound * (1 + 1e-6)
+        if trial % 2 and second == (3, 2) and name in ("add", "subtract", "average"):
+            assert measured >= 0.999 * bound
+    arrays = [rng.normal(size=(2, *shape)).astype("float32") for shape in [(3, 2), second]]
+    np.testing.assert_allclose(
+        join.forward(layer, [a.astype("float64") for a in arrays]),
+        to_numpy(layer(arrays)),
+        atol=1e-6,
+    )
+
+
+REFUSED = {
+    "normalises": (kl.LayerNormalization, IMAGE),
+    "lambda": (lambda: kl.Lambda(lambda x: 2 * x), VECTOR),
+    "jumps": (lambda: kl.ReLU(threshold=1.0), VECTOR),
+    "cut_windows": (lambda: kl.AveragePooling2D(2, padding="same"), IMAGE),
+    "bilinear": (lambda: kl.UpSampling2D(2, interpolation="bilinear"), IMAGE),
+    "exponential": (lambda: kl.Dense(3, activation="exponential"), VECTOR),
+    "callable": (lambda: kl.Activation(lambda x: 5 * x), VECTOR),
+    "grows": (lambda: kl.Rescaling(np.ones((7, 5, 6, 4))), IMAGE),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_known_is_refused_by_name(name):
+    make, shape = REFUSED[name]
+    layer = make()
+    if name != "grows":
+        layer.build((None, *shape))
+    with pytest.raises(UncertifiableLayerError, match=layer.name) as error:
+        rule_for(layer).gain(layer, (None, *shape))
+    assert error.value.class_name == type(layer).__name__
+
+
+def test_joins_refuse_the_batch_axis_and_mixed_ranks():
+    with pytest.raises(UncertifiableLayerError, match="batch axis"):
+        JOINS[kl.Concatenate].bound(kl.Concatenate(axis=0), [1.0, 1.0], [(None, 3)] * 2)
+    with pytest.raises(UncertifiableLayerError, match="ranks"):
+        JOINS[kl.Add].bound(kl.Add(), [1.0, 1.0], [(None, 3), (None, 3, 3)])
+
+
+def test_large_images_use_the_bound_for_all_sizes():
+    layer = seeded_weights(kl.Conv2D(2, 3, padding="same"), (8, 8, 2))
+    gain = rule_for(layer).gain
+    exact = gain(layer, (None, 60, 60, 2))
+    assert exact <= gain(layer, (None, 500, 500, 2)) <= 1.01 * exact

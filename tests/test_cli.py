@@ -1,0 +1,381 @@
+"""The command: exit codes, one-line errors, and each subcommand on a tiny preset and tiny data."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import yaml
+
+import dynzoo
+from dynzoo import cli
+from dynzoo import evaluation as measuring
+from dynzoo.models import presets
+
+SMALL = dict(widths=(8,), steps=(1,), neck_units=8, dense_steps=1)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A preset of 8 x 8 images in three classes that is mostly right on `images`, and its data."""
+    folder = tmp_path_factory.mktemp("cli")
+    model = dynzoo.models.isometric_classifier(input_shape=(8, 8, 3), num_classes=3, **SMALL)
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (72, 8, 8, 3), dtype=np.uint8)
+    y = model.predict(x / np.float32(255), verbose=0).argmax(axis=1).astype("int64")
+    y[:6] = (y[:6] + 1) % 3  # so that accuracy is a number of its own: 11/12 on the first 72
+    y[-3:] = [0, 1, 2]
+    np.savez(folder / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    dynzoo.save_to_preset(
+        model,
+        folder / "presets" / "tiny",
+        {
+            "description": "A tiny one.",
+            "dataset": str(folder / "data.npz"),
+            "accuracy": 0.25,
+            "certified_accuracy": {"36/255": 0.125},
+            "recipe": {"evaluation": {"norm": "l2", "eps": [0.01, 36 / 255]}},
+        },
+    )
+    return folder
+
+
+@pytest.fixture
+def tiny(original, tmp_path, monkeypatch):
+    """A fresh copy, shipped under the name `tiny`; the working directory is empty."""
+    shutil.copytree(original / "presets", tmp_path / "presets")
+    monkeypatch.setattr(presets, "_root", lambda: tmp_path / "presets")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "presets" / "tiny"
+
+
+@pytest.fixture
+def file(original):
+    return str(original / "data.npz")
+
+
+@pytest.fixture
+def fails(capsys):
+    """Check that a command fails with the given code and one line on standard error."""
+
+    def run(*arguments, code=2):
+        capsys.readouterr()
+        assert cli.main([str(a) for a in arguments]) == code
+        captured = capsys.readouterr()
+        assert captured.err.count("\n") == 1 and captured.err.endswith("\n"), captured.err
+        assert "Traceback" not in captured.err
+        return captured.err
+
+    return run
+
+
+# Help, version, wrong arguments
+
+
+@pytest.mark.parametrize("arguments", [[], *([c] for c in "list info demo evaluate train".split())])
+def test_help(arguments, capsys):
+    assert cli.main([*arguments, "--help"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("usage: dynzoo") and not captured.err
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dynzoo {dynzoo.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["info"], "required: PRESET"),
+        (["evaluate", "tiny", "--limit", "0"], "--limit: must be at least 1, not 0"),
+        (["evaluate", "tiny", "--limit", "many"], "--limit: invalid"),
+        (["evaluate", "tiny", "--eps", "36/0"], "--eps: must be positive numbers"),
+        (["evaluate", "tiny", "--eps", "0.1,-1"], "--eps: must be positive numbers"),
+        (["evaluate", "tiny", "--eps", "inf"], "--eps: must be positive numbers"),
+        (["evaluate", "tiny", "--norm", "l7"], "invalid choice: 'l7'"),
+        (["finetune", "tiny"], "one of the arguments --data --dataset is required"),
+        (["--backend", "theano", "list"], "invalid choice: 'theano'"),
+    ],
+)
+def test_wrong_arguments(fails, arguments, message):
+    error = fails(*arguments)
+    assert message in error and "--help" in error
+
+
+def test_backend_that_does_not_run(fails):
+    other = "torch" if keras.backend.backend() != "torch" else "jax"
+    assert f"not on {other}: is {other} installed?" in fails("--backend", other, "list")
+    assert cli.main(["--backend", keras.backend.backend(), "list"]) == 0
+
+
+def test_interrupt(monkeypatch, fails):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(presets, "presets", interrupted)
+    assert fails("list", code=130) == "dynzoo: interrupted\n"
+
+
+def test_own_mistakes_are_not_hidden(monkeypatch):
+    monkeypatch.setattr(presets, "presets", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["list"])
+
+
+def test_traceback_on_request(tiny):
+    with pytest.raises(ValueError, match="no preset 'nope'"):
+        cli.main(["--traceback", "info", "nope"])
+
+
+# list, info
+
+
+def test_list(tiny, capsys):
+    assert cli.main(["list"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "tiny" in line)
+    assert "25.00 %" in line and "12.50 % at 36/255" in line
+
+
+def test_list_without_presets(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(presets, "_root", lambda: tmp_path)
+    assert cli.main(["list"]) == 0
+    assert "No presets" in capsys.readouterr().out
+
+
+def test_info(tiny, capsys):
+    for name in ("tiny", str(tiny)):
+        assert cli.main(["info", name]) == 0
+        out = capsys.readouterr().out
+        for part in ("A tiny one.", "8 x 8 x 3", "25.00 %", "model.weights.h5", tiny.name):
+            assert part in out
+        assert f'dynzoo.from_preset("{name}")' in out
+
+
+def test_unknown_and_damaged_presets(tiny, fails):
+    assert "There is no preset 'nope'" in fails("info", "nope")
+    weights = tiny / "model.weights.h5"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    for command in ("evaluate", "finetune"):
+        assert "model.weights.h5 is damaged" in fails(command, "tiny", "--dataset", "digits")
+
+
+# evaluate
+
+
+def _rows(out):
+    """The cells of a printed table, by radius."""
+    rows = {}
+    for line in out.splitlines():
+        cells = [cell.strip() for cell in line.split("  ") if cell.strip()]
+        if len(cells) > 1 and cells[-1].endswith("%"):
+            rows[cells[0]] = cells[1:]
+    return rows
+
+
+def test_evaluate_certifies_all_and_attacks_the_first(tiny, capsys):
+    assert cli.main(["evaluate", "tiny", "--attacks", "fast", "--attack-limit", "12"]) == 0
+    out = capsys.readouterr().out
+    rows = _rows(out)
+    assert list(rows) == ["0 (clean)", "0.01", "36/255"]
+    for cells in rows.values():
+        certified_first, attacked = (float(cell.split()[0]) for cell in cells[1:])
+        assert len(cells) == 3 and certified_first <= attacked
+    model = dynzoo.from_preset(tiny)
+    with np.load(json.loads((tiny / "metadata.json").read_text())["dataset"]) as arrays:
+        x, y = arrays["x_test"] / np.float32(255), arrays["y_test"]
+    labels, radii = dynzoo.certify(model).radii(x)
+    assert rows["0 (clean)"][0] == f"{100 * (labels == y).mean():.2f} %"
+    assert rows["0.01"][0] == f"{100 * ((labels == y) & (radii > 0.01)).mean():.2f} %"
+    assert f"{dynzoo.certify(model).lipschitz:.6g}" in out
+
+
+def test_evaluate_writes_the_report(tiny, capsys):
+    arguments = "evaluate tiny --limit 8 --attacks fast --eps 1/50 --output sub/report.json".split()
+    assert cli.main(arguments) == 0
+    report = json.loads((tiny.parents[1] / "work/sub/report.json").read_text())
+    assert report["images"] == 8 and report["eps"] == [0.02]
+    assert "sub/report.json" in capsys.readouterr().out
+
+
+def test_evaluate_linf_is_the_converted_certificate(tiny, capsys):
+    arguments = "evaluate tiny --attacks none --eps 0.001 --norm".split()
+    assert cli.main([*arguments, "linf"]) == 0
+    linf = _rows(capsys.readouterr().out)
+    eps = 0.001 * np.sqrt(8 * 8 * 3)
+    assert cli.main(["evaluate", "tiny", "--attacks", "none", "--eps", repr(float(eps))]) == 0
+    l2 = _rows(capsys.readouterr().out)
+    assert list(linf.values()) == list(l2.values())
+
+
+def test_update_card(tiny):
+    before = json.loads((tiny / "metadata.json").read_text())
+    command = "evaluate tiny --update-card --attacks fast --attack-limit 10 --limit 30"
+    assert cli.main(command.split()) == 0
+    after = json.loads((tiny / "metadata.json").read_text())
+    assert after["files"] == before["files"] and after["dataset"] == before["dataset"]
+    assert set(after["certified_accuracy"]) == set(after["attacked_accuracy"]) == {"0.01", "36/255"}
+    assert after["accuracy"] == 24 / 30 and after["lipschitz"] > 0
+    how = after["evaluation"]
+    assert (how["images"], how["attacked_images"]) == (30, 10)
+    assert how["command"].startswith("dynzoo evaluate tiny --update-card --limit 30")
+    assert cli.main(how["command"].split()[1:]) == 0
+    assert json.loads((tiny / "metadata.json").read_text()) == after
+    card = (tiny / "README.md").read_text()
+    assert "80.00 %" in card and how["command"] in card and "25.00 %" not in card
+    assert dynzoo.from_preset(tiny).name == "isometric"
+    assert {p.name for p in tiny.iterdir()} == {*before["files"], "metadata.json", "README.md"}
+
+
+def test_card_without_attacks_keeps_no_old_ones(tiny, file):
+    model = dynzoo.from_preset(tiny)
+    (_, _), (x, y) = dynzoo.data.load(file)
+    full = measuring.measure(model, x[:8], y[:8], eps=[0.01], attacks="fast")
+    measuring.update_card(tiny, full, {"split": "test"})
+    assert "attacked_accuracy" in json.loads((tiny / "metadata.json").read_text())
+    proved = measuring.measure(model, x[:8], y[:8], eps=[0.01], attacks="none")
+    metadata = measuring.update_card(tiny, proved, {"split": "test"})
+    assert "attacked_accuracy" not in metadata
+    assert metadata == json.loads((tiny / "metadata.json").read_text())
+
+
+def test_evaluate_refuses(tiny, file, fails, tmp_path):
+    assert "There is no data file gone.npz" in fails("evaluate", "tiny", "--data", "gone.npz")
+    assert "must be one of" in fails("evaluate", "tiny", "--dataset", "imagenet")
+    assert "images of shape (32, 32, 3)" in fails("evaluate", "tiny", "--dataset", "digits")
+    assert "needs attacks" in fails("evaluate", "tiny", "--attacks", "none", "--output", "r.html")
+    assert ".html or .json" in fails("evaluate", "tiny", "--output", "r.pdf")
+    assert "--norm l2" in fails("evaluate", "tiny", "--norm", "linf", "--update-card")
+    (_, _), (x, y) = dynzoo.data.load(file)
+    np.savez(tmp_path / "more.npz", x_train=x, y_train=y + 2, x_test=x, y_test=y + 2)
+    more = fails("evaluate", "tiny", "--data", tmp_path / "more.npz")
+    assert "3 classes" in more and "label 4" in more
+
+
+def test_evaluate_names_the_layer_without_a_certificate(tmp_path, file, fails):
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3, "softmax")]
+    )
+    dynzoo.save_to_preset(model, tmp_path / "plain", {"dataset": file})
+    assert "softmax" in fails("evaluate", tmp_path / "plain", "--attacks", "none").lower()
+
+
+def test_data_that_is_nowhere(tiny, fails, monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(dynzoo.data, "_unreachable", lambda url: "no network")
+    assert "TFDS_DATA_DIR" in fails("evaluate", "tiny", "--dataset", "cifar10")
+
+
+def test_refuted_certificate_has_its_own_code(tiny, fails, monkeypatch):
+    def refuted(*args, **kwargs):
+        x = np.zeros((2, 2), "float32")
+        raise dynzoo.robustness.CertificateViolation(7, x, x, 0.5, 0.1)
+
+    monkeypatch.setattr(measuring, "evaluate", refuted)
+    assert "Image 7 is certified" in fails("evaluate", "tiny", code=1)
+
+
+# finetune
+
+
+def test_finetune(tiny, file, capsys):
+    arguments = ["finetune", "tiny", "--data", file, "--epochs", "2", "--batch-size", "16"]
+    assert cli.main([*arguments, "--num-classes", "4", "--limit", "32"]) == 0
+    out = capsys.readouterr().out
+    assert "32 test images before" in out and "Lipschitz bound" in out
+    folder = tiny.parents[1] / "work" / "runs" / "tiny_data"
+    assert str(folder) in out
+    metadata = json.loads((folder / "metadata.json").read_text())
+    assert metadata["training"]["parent"] == "tiny" and metadata["num_classes"] == 4
+    model = dynzoo.from_preset(folder)
+    (_, _), (x, y) = dynzoo.data.load(file)
+    assert metadata["accuracy"] == measuring.accuracy(model, x[:32], y[:32])
+    # its certificate, measured before it was saved, holds for what was saved
+    assert metadata["lipschitz"] == dynzoo.certify(model).lipschitz
+
+
+def test_finetune_with_frozen_body(tiny, file):
+    body = dynzoo.from_preset(tiny).get_weights()
+    arguments = ["finetune", "tiny", "--data", file, "--epochs", "1", "--freeze-body"]
+    assert cli.main([*arguments, "--output", "frozen"]) == 0
+    tuned = dynzoo.from_preset("frozen")
+    head = len(tuned.layers[-1].weights)
+    for old, new in zip(body[:-head], tuned.get_weights()[:-head], strict=True):
+        np.testing.assert_allclose(new, old, atol=1e-5)  # `project` polishes what it finds
+    assert not all(
+        np.array_equal(old, new)
+        for old, new in zip(body[-head:], tuned.get_weights()[-head:], strict=True)
+    )
+
+
+def test_finetune_refuses(tiny, file, fails):
+    start = ["finetune", "tiny", "--data", file]
+    assert "exists already" in fails(*start, "--output", tiny)
+    assert "--num-classes must be" in fails(*start, "--num-classes", "some")
+    assert "the model has 2 classes" in fails(*start, "--num-classes", "2")
+    assert "`learning_rate` must be positive" in fails(*start, "--learning-rate", "-1")
+
+
+# train
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    content = {
+        "name": "mini",
+        "architecture": {"name": "isometric", **{k: v for k, v in SMALL.items()}},
+        "data": {"name": "digits", "validation": 8, "crop_padding": 1, "flip": False},
+        "training": {
+            "epochs": 1,
+            "batch_size": 16,
+            "loss": {"name": "offset_crossentropy"},
+            "optimizer": {"name": "muon", "learning_rate": 0.01},
+        },
+    }
+    content["architecture"].update(widths=[8], steps=[1])
+
+    def write(**training):
+        content["training"].update(training)
+        path = tmp_path / "mini.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+def test_train_then_evaluate(tiny, recipe, file, capsys, fails):
+    arguments = ["train", recipe(), "--data", file, "--output", "run", "--quiet"]
+    assert cli.main([str(a) for a in arguments]) == 0
+    out = capsys.readouterr().out
+    assert "epoch 1/1" in out and "preset written to" in out
+    assert cli.main(["evaluate", "run/preset", "--data", file, "--attacks", "none"]) == 0
+    assert "pass --resume" in fails(*arguments)
+
+
+def test_train_stops_and_resumes(tiny, recipe, file, capsys):
+    arguments = [str(a) for a in ("train", recipe(), "--data", file, "--output", "r", "--quiet")]
+    assert cli.main([*arguments, "--max-seconds", "0.001"]) == 0
+    assert "stopped at the time limit" in capsys.readouterr().out
+    assert cli.main([*arguments, "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert "resumed at epoch 0" in out and "preset written to" in out
+
+
+def test_train_refuses(tiny, recipe, file, fails):
+    assert "there is no recipe file 'nope'" in fails("train", "nope")
+    assert "`training.epochs` must be at least 1" in fails("train", recipe(epochs=0))
+    path = recipe(epochs=1)
+    assert "There is no data file gone.npz" in fails("train", path, "--data", "gone.npz")
+    assert "`max_seconds` must be positive" in fails("train", path, "--max-seconds", "-1")
+    assert "`data.validation` must be below" in fails(
+        "train", _with(path, "validation: 8", "validation: 8000"), "--data", file
+    )
+
+
+def _with(path, old, new):
+    path.write_text(path.read_text().replace(old, new))
+    return path

@@ -1,0 +1,240 @@
+"""Constraints as functions of a kernel, and `project`: what they guarantee from any start."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from helpers import conv_matrix, norm, normal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+
+from dynzoo import backend, constraints, spectral
+from dynzoo.constraints import Orthonormal, SpectralNorm
+
+SCALES = [0.0, 1e-20, 0.05, 1.0, 50.0, 1e4, 1e25]
+
+
+def impose(constraint, kernel):
+    return backend.to_numpy(constraint(ops.convert_to_tensor(kernel)))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (1, 1, 3, 5)])
+def test_spectral_norm_of_matrices(shape, scale):
+    kernel = normal(shape, 1, scale)
+    before = norm(kernel.reshape(-1, shape[-1]))
+    for limit in (1.0, 0.7):
+        after = impose(SpectralNorm(limit), kernel)
+        size = norm(after.reshape(-1, shape[-1]))
+        assert size <= limit * (1 + 1e-5)
+        if before <= limit:
+            np.testing.assert_array_equal(after, kernel)
+        else:
+            assert size >= limit * 0.999
+            np.testing.assert_allclose(after / size, kernel / before, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["zero", "circular"])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("k", "spatial"), [(3, (4, 5)), (2, (4, 4)), (3, None)])
+def test_spectral_norm_of_convolutions(k, spatial, scale, padding):
+    kernel = normal((k, k, 2, 3), 2, scale)
+    constraint = SpectralNorm(spatial=spatial, padding=padding)
+    after = impose(constraint, kernel)
+    sizes = [spatial] if spatial else [(2, 3), (5, 5), (8, 8)]
+    for size in sizes:
+        assert norm(conv_matrix(after, size, padding)) <= 1 + 1e-5
+    exact = constraint.nearest(kernel)
+    np.testing.assert_allclose(after, exact, atol=2e-2 * np.abs(exact).max())
+    if scale in (0.0, 1e-20):
+        np.testing.assert_array_equal(after, kernel)
+
+
+def test_all_ones_kernel_is_scaled_by_the_norm_of_the_convolution():
+    after = impose(SpectralNorm(spatial=(8, 8)), np.ones((3, 3, 1, 1), "float32"))
+    assert 0.9 < norm(conv_matrix(after, (8, 8), "zero")) <= 1 + 1e-5
+    assert after[0, 0, 0, 0] < 1 / 8  # the reshaped matrix would have allowed 1/3
+
+
+@settings(max_examples=15)
+@given(st.sampled_from([(5, 3), (3, 5)]), st.floats(0.01, 100.0), st.integers(0, 1000))
+def test_idempotent(shape, scale, seed):
+    for constraint, tolerance in ((SpectralNorm(), 1e-6), (Orthonormal(30), 1e-6)):
+        once = impose(constraint, normal(shape, seed, scale))
+        np.testing.assert_allclose(impose(constraint, once), once, atol=tolerance)
+
+
+def test_feasible_convolution_is_untouched():
+    kernel = normal((3, 3, 2, 2), 3)
+    kernel *= np.float32(0.999 / spectral.conv_norm_float64(kernel, (5, 5)))
+    np.testing.assert_array_equal(impose(SpectralNorm(spatial=(5, 5), iterations=14), kernel), kernel)
+    assert SpectralNorm(spatial=(5, 5)).nearest(kernel) is not None
+    np.testing.assert_array_equal(SpectralNorm(spatial=(5, 5)).nearest(kernel), kernel)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (1, 1, 4, 3)])
+def test_orthonormal_never_expands(shape, scale):
+    for steps in (1, 2, 5):
+        after = impose(Orthonormal(steps), normal(shape, 4, scale))
+        assert after.shape == shape and np.isfinite(after).all()
+        assert norm(after.reshape(-1, shape[-1])) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("steps", [2, 5, 6, 40])
+@pytest.mark.parametrize("values", [[1, 0, 0, 0], [2, 1, 0, 0], [1.0, 1e-2, 1e-4, 1e-6]])
+def test_orthonormal_of_a_singular_kernel(values, steps):
+    # Rounding turns a zero singular value into a tiny one, which the iteration then enlarges.
+    u, _, vt = np.linalg.svd(normal((4, 9), 8), full_matrices=False)
+    after = impose(Orthonormal(steps), ((u * values) @ vt).astype("float32"))
+    assert norm(after) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
+def test_orthonormal_two_steps_as_documented(shape):
+    u, _, vt = np.linalg.svd(normal(shape, 5), full_matrices=False)
+    kernel = (u * np.linspace(0.9, 1.1, min(shape))) @ vt
+    values = np.linalg.svd(impose(Orthonormal(2), kernel), compute_uv=False)
+    assert np.abs(values - 1).max() <= 4e-4
+    exact = (u @ vt).astype("float32")
+    np.testing.assert_allclose(impose(Orthonormal(), exact), exact, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "shape"),
+    [
+        (SpectralNorm(), (4, 3)),
+        (SpectralNorm(spatial=(4, 4)), (3, 3, 2, 2)),
+        (SpectralNorm(0.5), (3, 3, 1, 2)),
+        (Orthonormal(), (3, 4)),
+    ],
+)
+def test_compiled_is_the_same(constraint, shape):
+    kernel = normal(shape, 6, 3.0)
+    compiled = backend.jit(constraint)(ops.convert_to_tensor(kernel))
+    np.testing.assert_allclose(backend.to_numpy(compiled), impose(constraint, kernel), atol=1e-6)
+
+
+@pytest.mark.parametrize("constraint", [SpectralNorm(), Orthonormal()])
+def test_keeps_the_dtype_of_the_kernel(constraint):
+    kernel = ops.cast(normal((4, 3), 7, 5.0), "bfloat16")
+    after = constraint(kernel)
+    assert keras.backend.standardize_dtype(after.dtype) == "bfloat16"
+    assert norm(backend.to_numpy(ops.cast(after, "float32"))) <= 1.01
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        SpectralNorm(0.5, spatial=(7, 9), padding="circular", iterations=7),
+        SpectralNorm(2, spatial=None),
+        Orthonormal(steps=5),
+    ],
+)
+def test_config_round_trip(constraint):
+    stored = json.loads(json.dumps(keras.constraints.serialize(constraint)))
+    assert stored["registered_name"].startswith("dynzoo>")
+    again = keras.constraints.deserialize(stored)
+    assert type(again) is type(constraint) and again.get_config() == constraint.get_config()
+    assert vars(again) == vars(constraint)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SpectralNorm(0.0), "`max_norm` must be positive"),
+        (lambda: SpectralNorm(float("nan")), "`max_norm` must be positive"),
+        (lambda: SpectralNorm(padding="same"), "`padding` must be"),
+        (lambda: SpectralNorm(spatial=(4,)), "`spatial` must be"),
+        (lambda: SpectralNorm(spatial=(0, 4)), "`spatial` must be"),
+        (lambda: SpectralNorm(iterations=0), "`iterations` must be"),
+        (lambda: Orthonormal(0), "`steps` must be at least 1"),
+        (lambda: Orthonormal()(normal((3, 3, 2, 2))), "applies to matrices"),
+        (lambda: Orthonormal().nearest(normal((3, 2, 2))), "applies to matrices"),
+        # the kernel of a Conv1D: as a matrix its norm would be too small
+        (lambda: SpectralNorm()(normal((3, 2, 2))), "shape \\(3, 2, 2\\)"),
+        (lambda: SpectralNorm().nearest(normal((3, 3, 3, 2, 2))), "shape \\(3, 3, 3, 2, 2\\)"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# --- project ----------------------------------------------------------------------------------
+
+
+def small_model():
+    inner = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            keras.layers.Conv2D(
+                2, 3, padding="same", kernel_constraint=SpectralNorm(spatial=(4, 4))
+            ),
+            keras.layers.Flatten(),
+        ]
+    )
+    return keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            inner,
+            keras.layers.Dense(6, kernel_constraint=Orthonormal()),
+            keras.layers.Dense(5, kernel_constraint=SpectralNorm(0.5)),
+            keras.layers.Dense(3, kernel_constraint="non_neg"),
+            keras.layers.Dense(2),
+        ]
+    )
+
+
+def random_weights(model, seed=0, scale=3.0):
+    return [normal(w.shape, seed + i, scale) for i, w in enumerate(model.get_weights())]
+
+
+def test_project_imposes_every_constraint_of_a_nested_model():
+    model = small_model()
+    weights = random_weights(model)
+    model.set_weights(weights)
+    constraints.project(model)
+    conv, conv_bias, frame, _, dense, _, non_negative, _, free, free_bias = model.get_weights()
+    assert norm(conv_matrix(conv, (4, 4), "zero")) <= 1 + 1e-5
+    np.testing.assert_allclose(frame.T @ frame, np.eye(6), atol=1e-5)
+    assert 0.5 * (1 - 1e-5) <= norm(dense) <= 0.5 * (1 + 1e-5)
+    np.testing.assert_array_equal(non_negative, np.maximum(weights[6], 0))
+    for now, before in ((conv_bias, 1), (free, 8), (free_bias, 9)):
+        np.testing.assert_array_equal(now, weights[before])
+    once = model.get_weights()
+    constraints.project(model)
+    for first, second in zip(once, model.get_weights(), strict=True):
+        np.testing.assert_allclose(second, first, atol=1e-6)
+
+
+def test_project_covers_weights_that_are_frozen():
+    # Keras constrains only what it trains; a frozen layer must hold its bound all the same.
+    model = small_model()
+    model.trainable = False
+    model.set_weights(random_weights(model))
+    constraints.project(model)
+    assert norm(model.get_weights()[4]) <= 0.5 * (1 + 1e-5)
+
+
+def test_project_takes_a_layer():
+    layer = keras.layers.Dense(4, kernel_constraint=Orthonormal())
+    layer.build((None, 3))
+    layer.kernel.assign(normal((3, 4), 1, 10.0))
+    constraints.project(layer)
+    kernel = backend.to_numpy(layer.kernel.value)
+    np.testing.assert_allclose(kernel @ kernel.T, np.eye(3), atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_project_refuses_weights_that_are_not_finite_and_changes_nothing(bad):
+    model = small_model()
+    weights = random_weights(model)
+    weights[4][0, 0] = bad
+    model.set_weights(weights)
+    with pytest.raises(ValueError, match="not finite: .*kernel"):
+        constraints.project(model)
+    for now, before in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(now, before)

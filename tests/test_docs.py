@@ -1,0 +1,68 @@
+"""The README says what the presets' metadata say."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+ABOUT = {
+    "name": "small",
+    "dataset": "cifar10",
+    "parameters": 1234567,
+    "accuracy": 0.75,
+    "certified_accuracy": {"108/255": 0.3, "36/255": 0.625, "72/255": 0.45},
+    "attacked_accuracy": {"36/255": 0.6875},
+    "training": {"hardware": "2 CPU cores", "seconds": 5400},
+    "evaluation": {"images": 10000, "attacked_images": 1000, "command": "dynzoo evaluate small"},
+}
+
+
+@pytest.fixture(scope="module")
+def tables():
+    path = ROOT / "docs" / "make_tables.py"
+    if not path.is_file():
+        pytest.skip("needs a checkout: docs/ is not part of a source distribution")
+    spec = importlib.util.spec_from_file_location("make_tables", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_is_up_to_date(tables):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.updated(readme, tables.read_presets()) == readme
+
+
+def test_readme_names_files_that_exist(tables):
+    import re
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", readme):
+        assert (ROOT / target).exists(), target
+    for script in re.findall(r"(?:bash|python) ((?:scripts|docs)/\S+)", readme):
+        assert (ROOT / script).is_file(), script
+
+
+def test_table(tables):
+    text = tables.results_table([ABOUT])
+    header, _, row, _, note = text.splitlines()
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    names = [cell.strip() for cell in header.strip("|").split("|")]
+    values = dict(zip(names, cells, strict=True))
+    assert values["clean"] == "75.00 %" and values["parameters"] == "1,234,567"
+    assert names.index("certified 72/255") < names.index("certified 108/255")
+    assert values["certified 36/255"] == "62.50 %" and values["attacked 36/255"] == "68.75 %"
+    assert values["training time"] == "1 h 30 min"
+    assert "10,000 test images certified" in note and "`dynzoo evaluate small`" in note
+
+
+def test_only_the_table_is_rewritten(tables):
+    readme = f"a\n{tables.BEGIN}\nold\n{tables.END}\nb\n"
+    new = tables.updated(readme, [ABOUT])
+    assert new.startswith("a\n") and new.endswith("\nb\n") and "old" not in new
+    assert tables.updated(new, [ABOUT]) == new
+    for broken in ("no markers", f"{tables.BEGIN}", f"{tables.END}{tables.BEGIN}", readme + readme):
+        with pytest.raises(ValueError, match="once each"):
+            tables.updated(broken, [ABOUT])

@@ -1,0 +1,188 @@
+"""Norm bounds: never below the truth, tight, and what breaks if the padding is forgotten."""
+
+import numpy as np
+import pytest
+from helpers import conv_matrix, norm, normal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+
+from dynzoo import backend, spectral
+
+PADDINGS = ("zero", "circular")
+seeds = st.integers(0, 10_000)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.floats(-8, 8), seeds)
+def test_dense_norms_enclose_the_singular_values(rows, columns, log_scale, seed):
+    matrix = normal((rows, columns), seed).astype(np.float64) * 10**log_scale
+    values = np.linalg.svd(matrix, compute_uv=False)
+    largest = spectral.dense_norm_float64(matrix)
+    assert values[0] <= largest <= values[0] * (1 + 1e-9)
+    smallest = spectral.dense_min_singular_value_float64(matrix)
+    assert smallest <= values[-1] and smallest == pytest.approx(values[-1], abs=1e-9 * values[0])
+
+
+def test_empty_and_zero_matrices_have_norm_zero():
+    assert spectral.dense_norm_float64(np.zeros((0, 3))) == 0.0
+    assert spectral.dense_norm_float64(np.zeros((4, 3))) == 0.0
+    assert spectral.conv_norm_float64(np.zeros((3, 3, 2, 2)), (4, 4)) == 0.0
+
+
+@settings(max_examples=20)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    seeds,
+)
+def test_conv_norm_bounds_the_unrolled_operator(k_rows, k_columns, c_in, c_out, spatial, seed):
+    kernel = normal((k_rows, k_columns, c_in, c_out), seed)
+    truth = norm(conv_matrix(kernel, spatial, "zero"))
+    assert spectral.conv_norm_float64(kernel, spatial, "zero") >= truth
+    truth = norm(conv_matrix(kernel, spatial, "circular"))
+    bound = spectral.conv_norm_float64(kernel, spatial, "circular")
+    assert truth * (1 - 1e-12) <= bound <= truth * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_zero_padding_bound_is_tight(size):
+    for seed in range(3):
+        kernel = normal((size, size, 2, 3), seed)
+        truth = norm(conv_matrix(kernel, (14, 14), "zero"))
+        assert truth <= spectral.conv_norm_float64(kernel, (14, 14), "zero") <= 1.05 * truth
+
+
+def test_circular_norm_is_no_bound_for_zero_padding():
+    # The symbol peaks at frequency pi, which a grid of three points does not have.
+    alternating = np.outer([-1, 1, -1], [-1, 1, -1]).reshape(3, 3, 1, 1)
+    truth = norm(conv_matrix(alternating, (3, 3), "zero"))
+    circular = spectral.conv_norm_float64(alternating, (3, 3), "circular")
+    assert truth == pytest.approx((1 + np.sqrt(2)) ** 2)
+    assert circular == pytest.approx(4.0)
+    assert spectral.conv_norm_float64(alternating, (3, 3), "zero") >= truth > 1.4 * circular
+
+
+def test_all_ones_kernel():
+    ones = np.ones((3, 3, 1, 1))
+    truth = (1 + 2 * np.cos(np.pi / 9)) ** 2  # the zero-padded operator on 8 x 8
+    assert norm(conv_matrix(ones, (8, 8), "zero")) == pytest.approx(truth)
+    assert spectral.dense_norm_float64(ones.reshape(9, 1)) == pytest.approx(3.0)  # a third of it
+    bound = spectral.conv_norm_float64(ones, (8, 8), "zero")
+    assert truth <= bound <= 9 * (1 + 1e-9)
+    assert spectral.conv_norm_float64(ones, (8, 8), "circular") == pytest.approx(9.0)
+    assert 9.0 <= spectral.conv_all_sizes_norm_float64(ones) <= 9.05
+
+
+@settings(max_examples=8)
+@given(st.integers(1, 4), st.integers(1, 2), st.sampled_from(PADDINGS), seeds)
+def test_all_sizes_bound_holds_at_every_size(k, channels, padding, seed):
+    kernel = normal((k, k, channels, 2), seed)
+    bound = spectral.conv_all_sizes_norm_float64(kernel)
+    for spatial in ((1, 1), (2, 5), (4, 4), (7, 3), (9, 9)):
+        assert norm(conv_matrix(kernel, spatial, padding)) <= bound
+    # The circular operator of a fine odd grid, whose frequencies the bound did not sample.
+    for n in (151, 179):
+        fine = spectral.conv_norm_float64(kernel, (n, n), "circular")
+        assert fine * (1 - 1e-10) <= bound <= fine * 1.02
+
+
+def test_all_sizes_bound_with_a_coarse_grid():
+    kernel = normal((3, 3, 1, 1), 1)
+    fine = spectral.conv_norm_float64(kernel, (501, 501), "circular")
+    for grid in (5, 6, 9, 16):
+        assert spectral.conv_all_sizes_norm_float64(kernel, grid) >= fine
+    with pytest.raises(ValueError, match="`grid` must be above 4"):
+        spectral.conv_all_sizes_norm_float64(kernel, 4)
+
+
+def test_unknown_padding_is_refused():
+    with pytest.raises(ValueError, match="`padding` must be"):
+        spectral.conv_norm_float64(np.ones((3, 3, 1, 1)), (4, 4), "same")
+
+
+# --- the training side: Gram iteration over keras.ops -----------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 8), (8, 3), (1, 6)])
+@pytest.mark.parametrize("log_scale", [-9, 0, 9, 25])
+def test_gram_bound_of_a_matrix(shape, log_scale):
+    for seed in range(3):
+        matrix = (normal(shape, seed) * 10.0**log_scale).astype("float32")
+        truth = norm(matrix)
+        bound = float(backend.to_numpy(spectral.dense_norm(ops.convert_to_tensor(matrix))))
+        assert truth * (1 - 1e-5) <= bound <= truth * 1.005
+
+
+def test_gram_bound_of_close_singular_values():
+    # The hardest case for an iteration: all values equal, or nearly.
+    matrix = spectral.nearest_orthonormal_float64(normal((12, 12), 4)).astype("float32")
+    matrix = matrix @ np.diag(np.linspace(0.999, 1, 12)).astype("float32")
+    for iterations, excess in ((6, 0.03), (8, 0.006), (12, 1e-3)):
+        bound = float(backend.to_numpy(spectral.dense_norm(matrix, iterations)))
+        assert norm(matrix) * (1 - 1e-5) <= bound <= norm(matrix) * (1 + excess)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize(("k", "spatial"), [(3, (4, 5)), (2, (5, 4)), (3, (2, 2))])
+def test_gram_bound_of_a_convolution(k, spatial, padding):
+    for seed, scale in ((0, 1e-6), (1, 1.0), (2, 1e6)):
+        kernel = normal((k, k, 2, 3), seed, scale)
+        truth = norm(conv_matrix(kernel, spatial, padding))
+        exact = spectral.conv_norm_float64(kernel, spatial, padding)
+        bound = float(backend.to_numpy(spectral.conv_norm(kernel, spatial, padding, 10)))
+        assert bound >= truth * (1 - 1e-5)
+        assert exact * (1 - 1e-5) <= bound <= exact * 1.003
+
+
+def test_gram_bounds_compile():
+    kernel = ops.convert_to_tensor(normal((3, 3, 2, 2), 7))
+    matrix = ops.convert_to_tensor(normal((6, 4), 7))
+    for function, argument in (
+        (lambda k: spectral.conv_norm(k, (4, 4)), kernel),
+        (spectral.dense_norm, matrix),
+        (spectral.orthonormalize, matrix),
+    ):
+        eager = backend.to_numpy(function(argument))
+        np.testing.assert_allclose(
+            backend.to_numpy(backend.jit(function)(argument)), eager, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_gram_bound_of_zero_is_harmless():
+    assert 0 <= float(backend.to_numpy(spectral.dense_norm(np.zeros((3, 4), "float32")))) < 1e-12
+    bound = spectral.conv_norm(np.zeros((3, 3, 2, 2), "float32"), (4, 4))
+    assert 0 <= float(backend.to_numpy(bound)) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3)])
+def test_newton_schulz_maps_the_singular_values(shape):
+    u, _, vt = np.linalg.svd(normal(shape, 3).astype(np.float64), full_matrices=False)
+    values = np.array([0.0, 0.7, 1.7])
+    matrix = ((u * values) @ vt).astype("float32")
+    after = backend.to_numpy(spectral.newton_schulz(ops.convert_to_tensor(matrix), 1))
+    np.testing.assert_allclose(after, (u * (1.5 * values - 0.5 * values**3)) @ vt, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (7, 4), (5, 5)])
+@pytest.mark.parametrize("scale", [1e-3, 0.5, 1.0, 1e4, 1e25])
+def test_orthonormalize_contracts_and_converges(shape, scale):
+    matrix = ops.convert_to_tensor(normal(shape, 2, scale))
+    assert norm(backend.to_numpy(spectral.orthonormalize(matrix, 1))) <= 1 + 1e-5
+    after = backend.to_numpy(spectral.orthonormalize(matrix, 40))
+    np.testing.assert_allclose(after, spectral.nearest_orthonormal_float64(matrix), atol=1e-5)
+
+
+def test_nearest_orthonormal_is_the_polar_factor():
+    for shape in ((3, 6), (6, 3), (4, 4)):
+        matrix = normal(shape, 5).astype(np.float64)
+        nearest = spectral.nearest_orthonormal_float64(matrix)
+        small = min(shape)
+        gram = nearest @ nearest.T if shape[0] == small else nearest.T @ nearest
+        np.testing.assert_allclose(gram, np.eye(small), atol=1e-12)
+        # A = U P with P symmetric positive semi-definite characterises the polar factor.
+        p = nearest.T @ matrix if shape[0] >= shape[1] else matrix @ nearest.T
+        np.testing.assert_allclose(p, p.T, atol=1e-12)
+        assert np.linalg.eigvalsh(p)[0] > 0
