@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 import dynzoo
-from dynzoo import training
+from dynzoo import runs
 
 
 def seconds(function):
@@ -45,7 +45,7 @@ def main():
         json.dumps(
             {
                 "backend": keras.backend.backend(),
-                "hardware": training.hardware(),
+                "hardware": runs.hardware(),
                 "lipschitz": certificate.lipschitz,
                 "certify_seconds": round(certify_seconds, 3),
                 "predict_seconds": round(float(np.median(times["predict"])), 3),

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 
 import dynzoo
-from dynzoo import checkpoints, training
+from dynzoo import checkpoints, runs
 
 
 def main():
@@ -60,7 +60,7 @@ def main():
     result = {
         "preset": args.preset,
         "backend": keras.backend.backend(),
-        "hardware": training.hardware(),
+        "hardware": runs.hardware(),
         "images": len(x),
         "certified_and_attacked": len(order),
         "steps": args.steps,

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from dynzoo import layers as dl
-from dynzoo import optimization, recipes, training
+from dynzoo import optimization, recipes, runs, training
 
 
 def plain_twin(model):
@@ -76,7 +76,7 @@ def main():
         json.dumps(
             {
                 "backend": keras.backend.backend(),
-                "hardware": training.hardware(),
+                "hardware": runs.hardware(),
                 "batch_size": args.batch_size,
                 "images_per_second": median,
                 "ratio": round(ratio, 3),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -68,10 +67,13 @@ def read(path, model, check=None) -> dict:
         CheckpointError: if the file is damaged or does not fit the model; nothing is changed then.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Read whole, so that a damaged archive leaves no open file behind.
+        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         state = json.loads(arrays.pop("state").tobytes())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        if not isinstance(state, dict):
+            raise ValueError("its state is not a mapping")
+    except Exception as error:  # zipfile and NumPy raise some ten kinds over a damaged archive
         raise CheckpointError(f"{path} is damaged or not a dynzoo checkpoint ({error})") from None
     if check is not None:
         check(state)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo import backend, data, training
+from dynzoo import backend, data, runs, training
 from dynzoo import demo as demonstration
 from dynzoo import evaluation as measuring
 from dynzoo import finetuning as tuning
@@ -152,7 +152,7 @@ def finetune(arguments: Namespace) -> None:
             "lipschitz": measured.lipschitz,
             "evaluation": {"split": "test", "images": measured.images},
             "training": {
-                "hardware": training.hardware(),
+                "hardware": runs.hardware(),
                 "backend": backend.name(),
                 "parent": parent,
                 "images": len(x),

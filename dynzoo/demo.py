@@ -16,7 +16,7 @@ from dynzoo.models import presets
 __all__ = ["run"]
 
 PRESET = "isometric_small_cifar10"
-EPOCHS = 8
+EPOCHS = 5
 EPS = (36 / 255, 72 / 255, 108 / 255)
 ATTACKED = 200
 

@@ -39,12 +39,15 @@ class Measurement:
     def rows(self) -> list[list[float | None]]:
         """(radius, certified on all, certified on the attacked ones, attacked); radius 0 first."""
         first = self.report
-        rows: list[list[float | None]] = [
-            [0.0, self.clean, first and first.clean, first and first.clean]
+        if first is None:
+            return [
+                [0.0, self.clean, None, None],
+                *([eps, share, None, None] for eps, share in self.certified.items()),
+            ]
+        return [
+            [0.0, self.clean, first.clean, first.clean],
+            *([e, v, first.certified[e], first.robust[e]] for e, v in self.certified.items()),
         ]
-        for eps, share in self.certified.items():
-            rows.append([eps, share, first and first.certified[eps], first and first.robust[eps]])
-        return rows
 
 
 def measure(

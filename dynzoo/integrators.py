@@ -78,9 +78,7 @@ def _combine(x, coefficients, slopes, step_size):
 EULER = RungeKutta("euler", 1, ((),), (1.0,))
 HEUN = RungeKutta("heun", 2, ((), (1.0,)), (0.5, 0.5))
 SSP3 = RungeKutta("ssp3", 3, ((), (1.0,), (0.25, 0.25)), (1 / 6, 1 / 6, 2 / 3))
-RK4 = RungeKutta(
-    "rk4", 4, ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)
-)
+RK4 = RungeKutta("rk4", 4, ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
 
 _METHODS = {m.name: m for m in (EULER, HEUN, SSP3, RK4)}
 

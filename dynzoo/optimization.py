@@ -7,7 +7,7 @@ from keras import ops
 
 from dynzoo import losses, optimizers
 
-__all__ = ["LOSSES", "OPTIMIZERS", "Trapezoid", "make_loss", "make_optimizer"]
+__all__ = ["LOSSES", "OPTIMIZERS", "Trapezoid", "at_epoch", "make_loss", "make_optimizer"]
 
 LOSSES = {
     "offset_crossentropy": losses.OffsetCrossentropy,
@@ -94,12 +94,31 @@ OPTIMIZERS = {
 }
 
 
+def at_epoch(config: dict, epoch: int) -> dict:
+    """A recipe's loss in one epoch: an argument may be a mapping from first epoch to value.
+
+    >>> at_epoch({"name": "offset_crossentropy", "offset": {0: 0.4, 6: 0.8}}, 7)
+    {'name': 'offset_crossentropy', 'offset': 0.8}
+    """
+    return {k: _value_at(k, v, epoch) if isinstance(v, dict) else v for k, v in config.items()}
+
+
+def _value_at(key: str, values: dict, epoch: int):
+    starts = list(values)
+    if starts != sorted(starts, key=int) or not starts or int(starts[0]) != 0:
+        raise ValueError(
+            f"`training.loss.{key}` must map increasing epochs, from 0, to values. "
+            f"Received: {values}"
+        )
+    return values[max((s for s in starts if int(s) <= epoch), key=int)]
+
+
 def make_loss(config: dict) -> keras.losses.Loss:
     """The loss that a recipe's ``training.loss`` describes."""
     arguments = {k: v for k, v in config.items() if k != "name"}
     try:
         return LOSSES[config["name"]](**arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"`training.loss`: {error}") from None
 
 
@@ -109,5 +128,5 @@ def make_optimizer(config: dict, total_steps: int, schedule: dict) -> keras.opti
     rate = Trapezoid(config["learning_rate"], total_steps, **schedule)
     try:
         return OPTIMIZERS[config["name"]](**arguments)(rate)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"`training.optimizer`: {error}") from None

@@ -28,7 +28,7 @@ def tangent(matrix, gradient):
 class RiemannianMuon(keras.optimizers.Muon):
     r"""Keras' Muon with gradients made tangent for kernels under an `Orthonormal` constraint.
 
-    $$M \leftarrow \mu M + P_X(G), \qquad X \leftarrow \Pi(X - \eta\, \mathrm{msign}(P_X(G)+\mu M))$$
+    $$M \leftarrow \mu M + P_X(G), \quad X \leftarrow \Pi(X - \eta\,\mathrm{msign}(P_X(G)+\mu M))$$
 
     $P_X$ is the tangent projection, msign the polar factor, and $\Pi$ the constraint. Every
     singular direction of a kernel moves equally fast, which suits kernels whose singular values

@@ -43,7 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "evaluation": {"norm": "l2", "eps": ["36/255", "72/255", "108/255"]},
 }
 
-_RANGES = {
+_RANGES: dict[str, tuple[float, float | None]] = {
     "data.validation": (1, None),
     "data.crop_padding": (0, None),
     "training.seed": (0, None),
@@ -157,19 +157,21 @@ def _merge(defaults: dict, given: dict, prefix: str) -> dict:
         if key not in given:
             if default is ...:
                 raise RecipeError(f"`{path}` is missing")
-            result[key] = copy.deepcopy(default)
+            nested = isinstance(default, dict)
+            result[key] = _merge(default, {}, path + ".") if nested else copy.deepcopy(default)
         elif isinstance(default, dict):
             if not isinstance(given[key], dict):
                 raise RecipeError(f"`{path}` must be a mapping. Received: {given[key]!r}")
-            nested = _merge(default, given[key], path + ".") if default else dict(given[key])
-            result[key] = nested
+            free = not default
+            result[key] = dict(given[key]) if free else _merge(default, given[key], path + ".")
         else:
             result[key] = _checked(path, given[key], default)
     return result
 
 
-def _checked(path: str, value, default):
-    kind = {"name": str, "data.name": str, "training.epochs": int}.get(path, type(default))
+def _checked(path: str, value: Any, default: Any) -> Any:
+    required: dict[str, type] = {"name": str, "data.name": str, "training.epochs": int}
+    kind = required.get(path, type(default))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

@@ -60,7 +60,7 @@ def dense_min_singular_value_float64(kernel) -> float:
     return max(0.0, float(singular_values[-1] - (_SVD_SLACK - 1.0) * singular_values[0]))
 
 
-def _symbols_float64(kernel: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def _symbols_float64(kernel: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
     """Fourier symbols (frequencies, channels_in, channels_out) of a circular convolution.
 
     A real kernel has conjugate symbols at opposite frequencies, so half of the columns do.
@@ -179,6 +179,7 @@ def _gram_bound(gram, iterations: int):
 
 def _unit_entries(array):
     """An array over its largest entry, and that entry: squares neither overflow nor vanish."""
+    array = ops.convert_to_tensor(array)
     size = ops.maximum(ops.max(ops.abs(array)), 1e-30)
     return array / size, size
 

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import json
 import math
-import os
-import platform
-import sys
 import time
 from pathlib import Path
 
@@ -17,18 +10,9 @@ import keras
 import numpy as np
 
 from dynzoo import augmentation, backend, checkpoints, constraints, data, optimization, recipes
+from dynzoo.runs import Run, session
 
 __all__ = ["TrainingDivergedError", "build_model", "train"]
-
-_COLUMNS = (
-    "epoch",
-    "seconds",
-    "learning_rate",
-    "loss",
-    "accuracy",
-    "val_accuracy",
-    "val_certified",
-)
 
 
 class TrainingDivergedError(RuntimeError):
@@ -70,45 +54,6 @@ class _Watch(keras.callbacks.Callback):
             self.diverged = self.model.stop_training = True
         elif self.deadline is not None and time.monotonic() > self.deadline:
             self.out_of_time = self.model.stop_training = True
-
-
-class _Run:
-    """Paths and records of one training run."""
-
-    def __init__(self, recipe: dict, output: Path):
-        self.recipe = recipe
-        self.output = output
-        self.checkpoint = output / "checkpoint.npz"
-        self.best = output / "best.npz"
-        self.state = {
-            "epoch": 0,
-            "batch": 0,
-            "seconds": 0.0,
-            "history": [],
-            "sessions": [],
-            "identity": self.identity(),
-        }
-
-    def identity(self) -> str:
-        """What a resumed run must share: everything but the length and what is done with it."""
-        parts = {k: self.recipe[k] for k in ("architecture", "data")}
-        training = self.recipe["training"]
-        parts["training"] = {k: training[k] for k in ("seed", "batch_size", "loss", "dtype")}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    def check(self, state: dict) -> None:
-        if state.get("identity") != self.state["identity"]:
-            raise checkpoints.CheckpointError(
-                f"{self.checkpoint} belongs to another recipe (architecture, data, seed, batch "
-                "size, loss or dtype differ); use another output folder"
-            )
-
-    def log(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=_COLUMNS)
-        writer.writeheader()
-        writer.writerows(self.state["history"])
-        checkpoints.write_atomically(self.output / "log.csv", text.getvalue().encode())
 
 
 def _prepare(recipe, data_file):
@@ -168,7 +113,7 @@ def train(
         raise ValueError(f"`max_seconds` must be positive. Received: max_seconds={max_seconds}")
     recipe = recipes.load(config)
     settings = recipe["training"]
-    run = _Run(recipe, Path(output) if output else Path("runs") / recipe["name"])
+    run = Run(recipe, Path(output) if output else Path("runs") / recipe["name"])
     if run.checkpoint.exists() and not resume:
         raise checkpoints.CheckpointError(
             f"{run.checkpoint} exists: pass --resume to go on, or choose another output folder"
@@ -187,14 +132,14 @@ def train(
         optimizer=optimization.make_optimizer(
             settings["optimizer"], settings["epochs"] * batches, settings["schedule"]
         ),
-        loss=optimization.make_loss(settings["loss"]),
+        loss=optimization.make_loss(optimization.at_epoch(settings["loss"], 0)),
         metrics=["accuracy"],
     )
     model.optimizer.build(model.trainable_variables)
     if run.checkpoint.exists():
         run.state = checkpoints.read(run.checkpoint, model, run.check)
         log(f"resumed at epoch {run.state['epoch']}, batch {run.state['batch']}")
-    run.state["sessions"].append(_session(max_seconds))
+    run.state["sessions"].append(session(max_seconds))
 
     deadline = None if max_seconds is None else started + max_seconds
     finished = _loop(run, model, (x, y), validation, batches, deadline, started, verbose, log)
@@ -205,17 +150,26 @@ def train(
         checkpoints.read(run.best, model, run.check)
     final = _float32_twin(recipe, model)
     constraints.project(final)
-    _save_preset(run, final, log)
+    log(f"preset written to {run.save_preset(final)}")
     return final
 
 
 def _loop(run, model, train_data, validation, batches, deadline, started, verbose, log) -> bool:
     """Epoch after epoch; returns whether the last one was reached."""
     recipe, state, settings = run.recipe, run.state, run.recipe["training"]
+    x, y = train_data
     seconds_before = state["seconds"]
+    loss = None
     while state["epoch"] < settings["epochs"]:
+        due = optimization.at_epoch(settings["loss"], state["epoch"])
+        if due != loss:
+            loss = due
+            model.compile(
+                optimizer=model.optimizer, loss=optimization.make_loss(due), metrics=["accuracy"]
+            )
         dataset = augmentation.Augmented(
-            *train_data,
+            x,
+            y,
             batch_size=settings["batch_size"],
             seed=settings["seed"],
             epoch=state["epoch"],
@@ -286,56 +240,3 @@ def _float32_twin(recipe, model) -> keras.Model:
     twin = build_model(recipe, model.output_shape[-1], model.input_shape[1:], "float32")
     twin.set_weights(model.get_weights())
     return twin
-
-
-def _session(max_seconds) -> dict:
-    return {
-        "command": "dynzoo " + " ".join(sys.argv[1:]),
-        "backend": keras.backend.backend(),
-        "hardware": hardware(),
-        "max_seconds": max_seconds,
-        "keras": keras.__version__,
-    }
-
-
-def hardware() -> str:
-    """What the training runs on, in a few words."""
-    accelerator = backend.accelerator()
-    if accelerator:
-        return accelerator
-    model = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            model = next(line.split(":")[1].strip() for line in file if "model name" in line)
-    except (OSError, StopIteration):
-        pass
-    return f"{os.cpu_count()} CPU cores ({model}), no GPU"
-
-
-def _save_preset(run, model, log) -> None:
-    from dynzoo.models import presets
-
-    recipe, state = run.recipe, run.state
-    sessions = state["sessions"]
-    chosen = "last epoch"
-    if recipe["training"]["keep"] == "best":
-        best = max(state["history"], key=lambda row: row["val_certified"])
-        chosen = f"epoch {best['epoch']}, best held-out certified accuracy"
-    metadata = {
-        "name": recipe["name"],
-        "description": recipe["description"],
-        "dataset": recipe["data"]["name"],
-        "recipe": recipe,
-        "training": {
-            "hardware": " + ".join(dict.fromkeys(s["hardware"] for s in sessions)),
-            "backend": " + ".join(dict.fromkeys(s["backend"] for s in sessions)),
-            "seconds": round(state["seconds"]),
-            "epochs": state["epoch"],
-            "seed": recipe["training"]["seed"],
-            "command": f"dynzoo train {recipe['name']}",
-            "chosen": chosen,
-            "held_out": state["history"][-1],
-        },
-    }
-    presets.save_to_preset(model, run.output / "preset", metadata, overwrite=True)
-    log(f"preset written to {run.output / 'preset'}")

@@ -1,5 +1,7 @@
 """Every rule: its constant against the unrolled Jacobian, its float64 forward against Keras."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -14,6 +16,13 @@ from dynzoo.certificates.slopes import ACTIVATIONS
 IMAGE = (5, 6, 4)
 FIRST = (4, 5, 6)
 VECTOR = (12,)
+
+
+@functools.cache
+def built(name):
+    """The layer of a case, its input shape, and how tight its bound must be."""
+    make, shape, tightness = CASES[name]
+    return seeded_weights(make(), shape), shape, tightness
 
 
 def seeded_weights(layer, shape):
@@ -141,8 +150,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_gain_bounds_the_unrolled_jacobian(name):
-    make, shape, tightness = CASES[name]
-    layer = seeded_weights(make(), shape)
+    layer, shape, tightness = built(name)
     gain = rule_for(layer).gain(layer, (None, *shape))
     measured = measured_gain(layer, shape, points=1 if np.prod(shape) > 300 else 6)
     assert measured <= gain * (1 + 1e-7)
@@ -151,10 +159,9 @@ def test_gain_bounds_the_unrolled_jacobian(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_float64_forward_is_what_keras_computes(name):
-    make, shape, _ = CASES[name]
     if name == "conv_channels_first" and keras.backend.backend() == "tensorflow":
         pytest.skip("TensorFlow has no channels_first convolution on the CPU")
-    layer = seeded_weights(make(), shape)
+    layer, shape, _ = built(name)
     x = np.random.default_rng(5).normal(size=(3, *shape)).astype("float32")
     expected = to_numpy(layer(x, training=False) if layer._call_has_training_arg else layer(x))
     reference = rule_for(layer).forward(layer, x.astype("float64"))

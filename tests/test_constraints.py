@@ -69,7 +69,9 @@ def test_idempotent(shape, scale, seed):
 def test_feasible_convolution_is_untouched():
     kernel = normal((3, 3, 2, 2), 3)
     kernel *= np.float32(0.999 / spectral.conv_norm_float64(kernel, (5, 5)))
-    np.testing.assert_array_equal(impose(SpectralNorm(spatial=(5, 5), iterations=14), kernel), kernel)
+    np.testing.assert_array_equal(
+        impose(SpectralNorm(spatial=(5, 5), iterations=14), kernel), kernel
+    )
     assert SpectralNorm(spatial=(5, 5)).nearest(kernel) is not None
     np.testing.assert_array_equal(SpectralNorm(spatial=(5, 5)).nearest(kernel), kernel)
 

@@ -1,6 +1,7 @@
 """The README says what the presets' metadata say."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -36,13 +37,23 @@ def test_readme_is_up_to_date(tables):
 
 
 def test_readme_names_files_that_exist(tables):
-    import re
-
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", readme):
         assert (ROOT / target).exists(), target
     for script in re.findall(r"(?:bash|python) ((?:scripts|docs)/\S+)", readme):
         assert (ROOT / script).is_file(), script
+
+
+def test_picture_shows_the_numbers_of_a_card(tables):
+    """The picture was drawn with the committed weights: its labels are the card's numbers."""
+    picture = ROOT / "docs" / "accuracy_by_radius.svg"
+    text = picture.read_text(encoding="utf-8")
+    about = next((a for a in tables.read_presets() if f"{a['name']}:" in text), None)
+    if about is None and not tables.read_presets():
+        pytest.skip("no presets are committed")
+    assert about is not None
+    shown = {float(v) for v in re.findall(r">\s*(\d+\.\d) %<", text)}
+    assert shown == {round(100 * v, 1) for v in about["certified_accuracy"].values()}
 
 
 def test_table(tables):

@@ -224,7 +224,9 @@ class GradientFlow(keras.layers.Layer):
             bias = self.biases[j] if self.use_bias else None
             kernel = ops.convert_to_tensor(self.kernels[j])
 
-            def field(y, kernel=kernel, bias=bias, scale=sign * self._step(i)):
+            scale = sign * self._step(i)
+
+            def field(y, kernel=kernel, bias=bias, scale=scale):
                 return gradient_field(self.operator, self._activation, y, kernel, bias, scale)
 
             x = self._integrator.step(field, x, 1.0)

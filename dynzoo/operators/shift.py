@@ -32,7 +32,7 @@ def _sizes(channels: int, fraction: float) -> list[int]:
 
 
 def _move(x, axis: int, sign: int, padding: str, split, concatenate, zeros_like):
-    """One pixel along one axis; as a cut and a join, whose gradient is as cheap on every backend."""
+    """One pixel along one axis, as a cut and a join: their gradients are cheap on every backend."""
     length = x.shape[axis]
     if sign > 0:
         body, edge = split(x, [length - 1], axis)

@@ -1,0 +1,123 @@
+"""Records of a training run: folder, state, log, and the preset that comes out of it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from dynzoo import backend, checkpoints
+
+__all__ = ["Run", "hardware", "session"]
+
+_COLUMNS = (
+    "epoch",
+    "seconds",
+    "learning_rate",
+    "loss",
+    "accuracy",
+    "val_accuracy",
+    "val_certified",
+)
+
+
+class Run:
+    """One run: its folder, its checkpoint, and everything that a later process must know."""
+
+    def __init__(self, recipe: dict, output: Path):
+        self.recipe = recipe
+        self.output = output
+        self.checkpoint = output / "checkpoint.npz"
+        self.best = output / "best.npz"
+        self.state: dict[str, Any] = {
+            "epoch": 0,
+            "batch": 0,
+            "seconds": 0.0,
+            "history": [],
+            "sessions": [],
+            "identity": self.identity(),
+        }
+
+    def identity(self) -> str:
+        """What a resumed run must share: everything but the length and what is done with it."""
+        parts = {k: self.recipe[k] for k in ("architecture", "data")}
+        training = self.recipe["training"]
+        parts["training"] = {k: training[k] for k in ("seed", "batch_size", "loss", "dtype")}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def check(self, state: dict) -> None:
+        if state.get("identity") != self.state["identity"]:
+            raise checkpoints.CheckpointError(
+                f"{self.checkpoint} belongs to another recipe (architecture, data, seed, batch "
+                "size, loss or dtype differ); use another output folder"
+            )
+
+    def log(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=_COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.state["history"])
+        checkpoints.write_atomically(self.output / "log.csv", text.getvalue().encode())
+
+    def save_preset(self, model) -> Path:
+        """Writes the finished preset, with what is known of the run; returns its folder."""
+        from dynzoo.models import presets
+
+        recipe, state = self.recipe, self.state
+        sessions = state["sessions"]
+        chosen = "last epoch"
+        if recipe["training"]["keep"] == "best":
+            best = max(state["history"], key=lambda row: row["val_certified"])
+            chosen = f"epoch {best['epoch']}, best held-out certified accuracy"
+        metadata = {
+            "name": recipe["name"],
+            "description": recipe["description"],
+            "dataset": recipe["data"]["name"],
+            "recipe": recipe,
+            "training": {
+                "hardware": " + ".join(dict.fromkeys(s["hardware"] for s in sessions)),
+                "backend": " + ".join(dict.fromkeys(s["backend"] for s in sessions)),
+                "seconds": round(state["seconds"]),
+                "epochs": state["epoch"],
+                "seed": recipe["training"]["seed"],
+                "command": f"dynzoo train {recipe['name']}",
+                "chosen": chosen,
+                "held_out": state["history"][-1],
+            },
+        }
+        folder = self.output / "preset"
+        presets.save_to_preset(model, folder, metadata, overwrite=True)
+        return folder
+
+
+def session(max_seconds) -> dict:
+    """Where and how one process of a run is started."""
+    return {
+        "command": "dynzoo " + " ".join(sys.argv[1:]),
+        "backend": keras.backend.backend(),
+        "hardware": hardware(),
+        "max_seconds": max_seconds,
+        "keras": keras.__version__,
+    }
+
+
+def hardware() -> str:
+    """What the training runs on, in a few words."""
+    accelerator = backend.accelerator()
+    if accelerator:
+        return accelerator
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            model = next(line.split(":")[1].strip() for line in file if "model name" in line)
+    except (OSError, StopIteration):
+        pass
+    return f"{os.cpu_count()} CPU cores ({model}), no GPU"

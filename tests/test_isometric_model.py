@@ -1,0 +1,130 @@
+"""The isometric classifier: 1-Lipschitz as a whole, signal kept, reproducible, errors named."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import jacobian, norm, normal
+
+from dynzoo import backend, constraints, layers
+from dynzoo.models import isometric_classifier
+
+TINY = {
+    "input_shape": (4, 4, 2),
+    "num_classes": 3,
+    "widths": (8, 12),
+    "steps": (2, 1),
+    "mean": None,
+    "neck_units": 8,
+    "dense_steps": 1,
+}
+OPERATORS = ("shifted", "shifted_pointwise", "conv")
+
+
+def body_float64(model, last="head"):
+    """The model up to (and without) a layer as a float64 function, layer by layer."""
+    names = [layer.name for layer in model.layers]
+
+    def run(x):
+        for layer in model.layers[1 : names.index(last)]:
+            flat = isinstance(layer, keras.layers.Flatten)
+            x = x.reshape(len(x), -1) if flat else layer.call_float64(x)
+        return x
+
+    return run
+
+
+def perturbed(model, scale=0.5):
+    """Random weights, projected: nothing of the orthogonal start is left."""
+    model.set_weights([normal(w.shape, i, scale) for i, w in enumerate(model.get_weights())])
+    constraints.project(model)
+    return model
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_body_is_one_lipschitz_and_each_logit_too(operator):
+    model = perturbed(isometric_classifier(operator=operator, **TINY))
+    body = body_float64(model)
+    bounds = [
+        layer.lipschitz_bound(layer.input.shape)
+        for layer in model.layers[1:-1]
+        if hasattr(layer, "lipschitz_bound")
+    ]
+    assert len(bounds) == len(model.layers) - 3  # all but input, Flatten and head
+    assert np.prod(bounds) <= 1 + 1e-4
+    x, y = (normal((30, 4, 4, 2), seed).astype(np.float64) for seed in (1, 2))
+    before = np.linalg.norm((x - y).reshape(30, -1), axis=1)
+    assert (np.linalg.norm(body(x) - body(y), axis=1) <= before * (1 + 1e-5)).all()
+    assert norm(jacobian(body, x[0])) <= 1 + 1e-5
+    logits = [backend.to_numpy(model(a.astype("float32"))).astype(np.float64) for a in (x, y)]
+    assert (np.abs(logits[0] - logits[1]).max(axis=1) <= before * (1 + 1e-4)).all()
+    np.testing.assert_allclose(logits[0], model.layers[-1].call_float64(body(x)), atol=1e-4)
+
+
+def test_no_signal_is_lost_before_the_neck():
+    # orthonormal rows, ReLU, h = 2: up to the neck every Jacobian is orthogonal
+    arguments = {**TINY, "widths": (8,), "steps": (4,)}
+    model = perturbed(isometric_classifier(**arguments))
+    m = jacobian(body_float64(model, "neck"), normal((4, 4, 2), 3))
+    np.testing.assert_allclose(m.T @ m, np.eye(32), atol=1e-4)
+
+
+def test_arguments_reach_the_layers():
+    model = isometric_classifier(
+        **{**TINY, "mean": (0.3, 0.6)}, inner_ratio=0.25, shift_fraction=1.0, activation="tanh"
+    )
+    kinds = [type(layer) for layer in model.layers]
+    assert kinds.count(layers.SpaceToDepth) == 2
+    assert kinds.count(layers.GradientFlow) == 4 and kinds.count(layers.MaxMin) == 4
+    assert kinds.count(layers.MeanShift) == kinds.count(layers.PositionOffset) == 1
+    flows = [layer for layer in model.layers if isinstance(layer, layers.GradientFlow)]
+    assert [f.operator.units for f in flows] == [2, 2, 3, 2]
+    assert {f.activation for f in flows} == {"tanh"} and flows[0].step_sizes() == [2.0]
+    shifts = [layer for layer in model.layers if isinstance(layer, layers.SpatialShift)]
+    assert [s.reverse for s in shifts] == [False, True, False]
+    assert all(s.fraction == 1.0 for s in shifts)
+    assert model.layers[1].mean == [0.3, 0.6]
+    assert model.layers[-1].name == "head" and model.output_shape == (None, 3)
+
+
+def test_narrow_first_stage_uses_an_orthonormal_map():
+    model = isometric_classifier(**{**TINY, "widths": (4, 4)})
+    kinds = [type(layer) for layer in model.layers]
+    assert kinds.count(layers.OrthonormalPointwise) == 2 and layers.ChannelPadding not in kinds
+
+
+def test_seed_decides_the_weights():
+    one, same, other = (isometric_classifier(seed=s, **TINY).get_weights() for s in (1, 1, 2))
+    for a, b in zip(one, same, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    kernels = [w for w in one if w.ndim == 2 and w.shape == (8, 4)]
+    assert not np.array_equal(kernels[0], kernels[1])  # each layer has a seed of its own
+
+
+def test_save_and_load(tmp_path):
+    model = perturbed(isometric_classifier(**TINY))
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    x = normal((2, 4, 4, 2))
+    np.testing.assert_array_equal(backend.to_numpy(again(x)), backend.to_numpy(model(x)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": (1,)}, "`steps` must have one entry for each of `widths`"),
+        ({"widths": (), "steps": ()}, "`steps` must have one entry"),
+        ({"operator": "dense"}, "`operator` must be"),
+        ({"inner_ratio": 0.0}, "`inner_ratio` must be in"),
+        ({"inner_ratio": 1.2}, "`inner_ratio` must be in"),
+        ({"shift_fraction": 0.0}, "`fraction` must be in"),
+        ({"num_classes": 1}, "`num_classes` must be at least 2"),
+        ({"activation": "gelu"}, "`activation` must have slopes"),
+        ({"block_size": 3}, "block_size=3"),
+        ({"mean": (0.5,)}, "`mean` must have 2 entries"),
+        ({"widths": (7, 8)}, "even number of channels"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        isometric_classifier(**{**TINY, **arguments})

@@ -1,0 +1,156 @@
+"""The plumbing without weights: permutations, embeddings, translations; shapes and errors."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from helpers import normal, unrolled, worst_gain
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+
+from dynzoo import backend, layers
+
+IMAGE = (4, 6, 8)
+LAYERS = {
+    "max_min": (lambda: layers.MaxMin(), IMAGE),
+    "max_min_vector": (lambda: layers.MaxMin(), (6,)),
+    "space_to_depth": (lambda: layers.SpaceToDepth(2), (4, 6, 3)),
+    "channel_padding": (lambda: layers.ChannelPadding(10), (4, 4, 3)),
+    "shift": (lambda: layers.SpatialShift(), IMAGE),
+    "shift_back": (lambda: layers.SpatialShift(reverse=True, fraction=1.0), IMAGE),
+    "shift_zero": (lambda: layers.SpatialShift(padding="zero", fraction=0.75), IMAGE),
+    "mean_shift": (lambda: layers.MeanShift([0.1, 0.5, 0.7]), (4, 4, 3)),
+}
+every = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS.keys())
+
+
+@every
+def test_float64_twin_shape_and_compilation(make, shape):
+    layer, x = make(), normal((3, *shape))
+    y = backend.to_numpy(layer(x))
+    twin = layer.call_float64(x)
+    assert twin.dtype == np.float64
+    np.testing.assert_allclose(y, twin, atol=1e-6)
+    assert y.shape == layer.compute_output_shape((3, *shape))
+    assert layer(keras.Input(shape)).shape == (None, *y.shape[1:])
+    compiled = backend.jit(layer)(ops.convert_to_tensor(x))
+    np.testing.assert_allclose(backend.to_numpy(compiled), y, atol=1e-6)
+
+
+@every
+def test_keeps_distances(make, shape):
+    layer = make()
+    layer(np.zeros((1, *shape), "float32"))
+    x, y = (normal((20, *shape), seed).astype(np.float64) for seed in (1, 2))
+    before = np.linalg.norm((x - y).reshape(20, -1), axis=1)
+    moved = (layer.call_float64(x) - layer.call_float64(y)).reshape(20, -1)
+    after = np.linalg.norm(moved, axis=1)
+    assert (after <= before * (1 + 1e-12)).all()
+    if not (isinstance(layer, layers.MaxMin) or getattr(layer, "padding", "") == "zero"):
+        np.testing.assert_allclose(after, before, rtol=1e-12)
+    if isinstance(layer, layers.MaxMin):
+        np.testing.assert_allclose(
+            np.linalg.norm(layer.call_float64(x)), np.linalg.norm(x), rtol=1e-12
+        )
+    assert worst_gain(layer.call_float64, shape, points=1) <= 1 + 1e-7
+    assert layer.lipschitz_bound((None, *shape)) == 1.0
+
+
+@every
+def test_config_round_trip(make, shape):
+    layer = make()
+    stored = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
+    assert stored["registered_name"] == f"dynzoo>{type(layer).__name__}"
+    again = keras.saving.deserialize_keras_object(stored)
+    assert again.get_config() == layer.get_config()
+    x = normal((2, *shape))
+    np.testing.assert_array_equal(backend.to_numpy(again(x)), backend.to_numpy(layer(x)))
+
+
+def test_save_and_load_all(tmp_path):
+    inputs = keras.Input((4, 4, 3))
+    x = layers.MeanShift([0.1, 0.2, 0.3])(inputs)
+    x = layers.SpaceToDepth(2)(x)
+    x = layers.ChannelPadding(16)(x)
+    x = layers.SpatialShift(reverse=True, padding="zero", fraction=0.75)(x)
+    model = keras.Model(inputs, layers.MaxMin()(x))
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    images = normal((2, 4, 4, 3))
+    np.testing.assert_array_equal(backend.to_numpy(again(images)), backend.to_numpy(model(images)))
+    for one, other in zip(model.layers, again.layers, strict=True):
+        assert one.get_config() == other.get_config()
+
+
+@settings(max_examples=10)
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=6, max_size=6))
+def test_max_min_sorts_channel_i_against_i_plus_half(values):
+    x = np.array([values], "float32")
+    y = backend.to_numpy(layers.MaxMin()(x))
+    a, b = x[:, :3], x[:, 3:]
+    expected = np.concatenate([np.maximum(a, b), np.minimum(a, b)], axis=1)
+    np.testing.assert_allclose(y, expected, atol=1e-6 * max(1.0, np.abs(x).max()))
+
+
+def test_max_min_gradient_is_a_permutation():
+    gradient = backend.value_and_grad(lambda x, w: ops.sum(layers.MaxMin()(x) * w))
+    x, w = normal((1, 8), 1), normal((1, 8), 2)
+    _, g = gradient(ops.convert_to_tensor(x), ops.convert_to_tensor(w))
+    np.testing.assert_allclose(np.sort(backend.to_numpy(g)), np.sort(w), atol=1e-6)
+
+
+def test_space_to_depth_puts_a_block_into_channels():
+    x = np.arange(2 * 4 * 2, dtype="float32").reshape(1, 2, 4, 2)
+    y = backend.to_numpy(layers.SpaceToDepth(2)(x))
+    assert y.shape == (1, 1, 2, 8)
+    np.testing.assert_array_equal(y[0, 0, 1], x[0, :, 2:4].ravel())
+
+
+@pytest.mark.parametrize("name", ["space_to_depth", "shift", "shift_back"])
+def test_unrolled_matrix_is_a_permutation(name):
+    make, shape = LAYERS[name]
+    matrix = unrolled(make(), shape)
+    assert set(np.unique(matrix)) == {0.0, 1.0}
+    np.testing.assert_array_equal(matrix.T @ matrix, np.eye(len(matrix)))
+
+
+def test_reversed_shift_is_the_adjoint_and_inverse():
+    for padding in ("zero", "circular"):
+        there = unrolled(layers.SpatialShift(padding=padding), IMAGE)
+        back = unrolled(layers.SpatialShift(reverse=True, padding=padding), IMAGE)
+        np.testing.assert_array_equal(back, there.T)
+        if padding == "circular":
+            np.testing.assert_array_equal(back @ there, np.eye(len(there)))
+
+
+@pytest.mark.parametrize("padding", ["zero", "circular"])
+def test_shift_of_an_image_of_one_pixel(padding):
+    x = normal((2, 1, 1, 8))
+    y = backend.to_numpy(layers.SpatialShift(padding=padding)(x))
+    expected = x.copy()
+    if padding == "zero":
+        expected[..., 4:] = 0
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: layers.MaxMin()(normal((2, 5))), "`MaxMin` needs an even number of channels"),
+        (lambda: layers.SpaceToDepth(0), "`block_size` must be a positive integer"),
+        (lambda: layers.SpaceToDepth(2.0), "`block_size` must be a positive integer"),
+        (lambda: layers.SpaceToDepth(3)(normal((1, 4, 6, 1))), "divisible by block_size=3"),
+        (lambda: layers.SpaceToDepth(2)(normal((1, 8))), "needs NHWC images"),
+        (lambda: layers.SpaceToDepth(2)(keras.Input((None, 4, 1))), "divisible by block_size=2"),
+        (lambda: layers.ChannelPadding(-1), "`channels` must be a positive integer"),
+        (lambda: layers.ChannelPadding(3)(normal((1, 2, 2, 4))), "`channels` must be at least 4"),
+        (lambda: layers.SpatialShift(fraction=0), "`fraction` must be in"),
+        (lambda: layers.SpatialShift(padding="same"), "`padding` must be"),
+        (lambda: layers.MeanShift([0.5, 0.5])(normal((1, 2, 2, 3))), "`mean` must have 3 entries"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

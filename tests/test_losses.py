@@ -1,0 +1,126 @@
+"""Losses against their formulas in NumPy, and the margins that they ask for."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from helpers import normal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+
+from dynzoo import backend
+from dynzoo.losses import MulticlassHinge, OffsetCrossentropy
+
+LABELS = np.array([0, 2, 1, 1, 3])
+LOGITS = normal((5, 4), 1, 0.5)
+
+
+def value(loss, labels, logits, **arguments):
+    labels, logits = ops.convert_to_tensor(labels), ops.convert_to_tensor(logits)
+    return backend.to_numpy(loss(labels, logits, **arguments))
+
+
+def offset_reference(labels, logits, offset, temperature):
+    z = logits.astype(np.float64).copy()
+    rows = np.arange(len(labels))
+    z[rows, labels] -= offset
+    z /= temperature
+    log_sum = np.log(np.exp(z - z.max(1, keepdims=True)).sum(1)) + z.max(1)
+    return temperature * (log_sum - z[rows, labels])
+
+
+def hinge_reference(labels, logits, margin):
+    rows = np.arange(len(labels))
+    own = logits[rows, labels][:, None]
+    violation = np.maximum(0, margin - (own - logits))
+    violation[rows, labels] = 0
+    return violation.mean(1)
+
+
+@settings(max_examples=10)
+@given(st.floats(0, 3), st.floats(0.05, 3), st.integers(0, 100))
+def test_offset_crossentropy_is_its_formula(offset, temperature, seed):
+    logits = normal((5, 4), seed)
+    loss = OffsetCrossentropy(offset, temperature, reduction="none")
+    expected = offset_reference(LABELS, logits, offset, temperature)
+    np.testing.assert_allclose(value(loss, LABELS, logits), expected, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=10)
+@given(st.floats(0.01, 3), st.integers(0, 100))
+def test_hinge_is_its_formula(margin, seed):
+    logits = normal((5, 4), seed)
+    loss = MulticlassHinge(margin, reduction="none")
+    expected = hinge_reference(LABELS, logits, margin)
+    np.testing.assert_allclose(value(loss, LABELS, logits), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_without_offset_it_is_crossentropy():
+    plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    np.testing.assert_allclose(
+        value(OffsetCrossentropy(0, 1), LABELS, LOGITS), value(plain, LABELS, LOGITS), rtol=1e-5
+    )
+
+
+def test_extreme_logits_stay_finite():
+    logits = np.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]], "float32")
+    for loss in (OffsetCrossentropy(0.4, 0.01), MulticlassHinge()):
+        assert np.isfinite(value(loss, np.array([0, 0]), logits))
+
+
+def test_hinge_vanishes_beyond_the_margin():
+    logits = np.array([[1.0, 0.25, 0.2]], "float32")
+    assert value(MulticlassHinge(0.7), np.array([0]), logits) == 0.0
+    assert value(MulticlassHinge(0.9), np.array([0]), logits) == pytest.approx(0.25 / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [OffsetCrossentropy(), MulticlassHinge()])
+def test_labels_as_a_column_sample_weights_and_precision(loss):
+    flat = value(loss, LABELS, LOGITS)
+    assert value(loss, LABELS[:, None], LOGITS) == pytest.approx(float(flat), rel=1e-6)
+    assert value(loss, LABELS.astype("float32"), LOGITS) == pytest.approx(float(flat), rel=1e-6)
+    single = type(loss)(reduction="none")
+    weights = np.array([1, 0, 2, 0, 1], "float32")
+    each = value(single, LABELS, LOGITS)
+    weighted = value(single, LABELS, LOGITS, sample_weight=weights)
+    np.testing.assert_allclose(weighted, each * weights, rtol=1e-5)
+    low = loss(ops.convert_to_tensor(LABELS), ops.cast(LOGITS, "bfloat16"))
+    assert float(backend.to_numpy(ops.cast(low, "float32"))) == pytest.approx(float(flat), rel=0.02)
+
+
+def test_gradient_pushes_the_margin_up():
+    gradient = backend.value_and_grad(
+        lambda z: OffsetCrossentropy()(ops.convert_to_tensor(LABELS), z)
+    )
+    _, g = gradient(ops.convert_to_tensor(LOGITS))
+    g = backend.to_numpy(g)
+    assert (g[np.arange(5), LABELS] < 0).all()
+    np.testing.assert_allclose(g.sum(1), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [OffsetCrossentropy(0.3, 0.7, reduction="sum", name="mine"), MulticlassHinge(0.2, name="h")],
+)
+def test_config_round_trip(loss):
+    stored = json.loads(json.dumps(keras.saving.serialize_keras_object(loss)))
+    again = keras.saving.deserialize_keras_object(stored)
+    assert type(again) is type(loss) and again.get_config() == loss.get_config()
+    assert again.name == loss.name
+    assert value(again, LABELS, LOGITS) == value(loss, LABELS, LOGITS)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OffsetCrossentropy(offset=-0.1), "`offset` must be at least 0"),
+        (lambda: OffsetCrossentropy(offset=float("nan")), "`offset` must be at least 0"),
+        (lambda: OffsetCrossentropy(temperature=0), "`temperature` must be positive"),
+        (lambda: MulticlassHinge(margin=0), "`margin` must be positive"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

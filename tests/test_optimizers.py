@@ -1,0 +1,148 @@
+"""Riemannian Muon: the tangent projection, one step against NumPy, and the learning rates."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import norm, normal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+
+from dynzoo import backend, constraints, layers
+from dynzoo.optimization import OPTIMIZERS, Trapezoid, make_loss, make_optimizer
+from dynzoo.optimizers import RiemannianMuon, tangent
+
+
+def orthonormal(shape, seed=0):
+    u, _, vt = np.linalg.svd(normal(shape, seed), full_matrices=False)
+    return (u @ vt).astype("float32")
+
+
+def project_gradient(x, g):
+    return backend.to_numpy(tangent(ops.convert_to_tensor(x), ops.convert_to_tensor(g)))
+
+
+@settings(max_examples=12)
+@given(st.sampled_from([(3, 6), (6, 3), (4, 4)]), st.integers(0, 1000))
+def test_tangent_is_the_orthogonal_projection_on_the_tangent_space(shape, seed):
+    x, g, other = orthonormal(shape, seed), normal(shape, seed + 1), normal(shape, seed + 2)
+    t = project_gradient(x, g)
+    inner = t @ x.T if shape[0] <= shape[1] else t.T @ x
+    np.testing.assert_allclose(inner + inner.T, 0, atol=1e-5)  # tangent
+    np.testing.assert_allclose(project_gradient(x, t), t, atol=1e-5)  # idempotent
+    # self-adjoint: <P g, h> = <g, P h>
+    assert (t * other).sum() == pytest.approx((g * project_gradient(x, other)).sum(), abs=1e-3)
+    # a move along it leaves the manifold at second order only
+    moved = x + 1e-3 * t
+    gram = moved @ moved.T if shape[0] <= shape[1] else moved.T @ moved
+    np.testing.assert_allclose(gram, np.eye(min(shape)), atol=1e-4)
+
+
+def fitted(optimizer, constraint, steps=1):
+    keras.utils.set_random_seed(3)
+    dense = keras.layers.Dense(
+        4, use_bias=False, kernel_initializer="orthogonal", kernel_constraint=constraint
+    )
+    model = keras.Sequential([keras.Input((7,)), dense])
+    model.compile(optimizer, "mse")
+    start = backend.to_numpy(dense.kernel.value).copy()
+    x, y = normal((8, 7), 1), normal((8, 4), 2)
+    for _ in range(steps):
+        model.train_on_batch(x, y)
+    gradient = 2 * x.T @ (x @ start - y) / y.size
+    return start, gradient, backend.to_numpy(dense.kernel.value)
+
+
+def muon(**arguments):
+    return RiemannianMuon(0.05, rms_rate=None, weight_decay=None, momentum=0.9, **arguments)
+
+
+def test_a_step_moves_along_the_polar_factor_of_the_tangent_gradient():
+    start, gradient, after = fitted(muon(), constraints.Orthonormal(12))
+    t = project_gradient(start, gradient)
+    u, _, vt = np.linalg.svd(t, full_matrices=False)
+    v, _, wt = np.linalg.svd(start - 0.05 * u @ vt, full_matrices=False)
+    # Muon's polar factor is rough by design (singular values within about 0.3 of 1)
+    np.testing.assert_allclose(after, v @ wt, atol=0.05 * 0.4)
+    assert np.abs(after - start).max() > 0.005
+    np.testing.assert_allclose(after.T @ after, np.eye(4), atol=1e-4)
+
+
+def test_without_the_constraint_it_is_keras_muon():
+    arguments = {"rms_rate": None, "weight_decay": None, "momentum": 0.9}
+    _, _, ours = fitted(muon(), None, steps=2)
+    _, _, keras_own = fitted(keras.optimizers.Muon(0.05, **arguments), None, steps=2)
+    np.testing.assert_allclose(ours, keras_own, atol=1e-4)
+    _, _, constrained = fitted(muon(), constraints.Orthonormal(), steps=2)
+    assert np.abs(constrained - keras_own).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_of_a_recipe_trains_under_the_constraints(name):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.OrthonormalDense(4, use_bias=True, name="body"),
+            layers.UnitRowDense(3, name="head"),
+        ]
+    )
+    config = {"name": name, "learning_rate": 0.05}
+    optimizer = make_optimizer(config, 8, {"warmup": 0.0, "decay": 0.5})
+    model.compile(optimizer, make_loss({"name": "offset_crossentropy", "offset": 0.2}))
+    x = normal((16, 6), 1)
+    y = np.arange(16) % 3
+    first = model.evaluate(x, y, verbose=0)
+    model.fit(x, y, batch_size=4, epochs=2, verbose=0)
+    assert model.evaluate(x, y, verbose=0) < first
+    assert norm(backend.to_numpy(model.layers[0].kernel.value)) <= 1 + 1e-5
+
+
+def test_muon_survives_saving(tmp_path):
+    model = keras.Sequential([keras.Input((5,)), layers.OrthonormalDense(4)])
+    model.compile(muon(exclude_layers=["head"]), "mse")
+    x, y = normal((4, 5)), normal((4, 4), 1)
+    model.train_on_batch(x, y)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(again.optimizer, RiemannianMuon)
+    assert again.optimizer.get_config() == model.optimizer.get_config()
+    assert int(backend.to_numpy(again.optimizer.iterations.value)) == 1
+    for copy in (model, again):
+        copy.train_on_batch(x, y)
+    np.testing.assert_allclose(again.get_weights()[0], model.get_weights()[0], atol=1e-5)
+
+
+def test_trapezoid():
+    schedule = Trapezoid(2.0, total_steps=100, warmup=0.1, decay=0.5)
+    rates = [
+        float(backend.to_numpy(schedule(step))) for step in (0, 4, 9, 30, 50, 75, 99, 100, 120)
+    ]
+    expected = [0.2, 1.0, 2.0, 2.0, 2.0, 1.0, 0.04, 0.0, 0.0]
+    np.testing.assert_allclose(rates, expected, atol=1e-6)
+    flat = Trapezoid(0.3, 10, warmup=0, decay=0)
+    assert float(backend.to_numpy(flat(0))) == float(backend.to_numpy(flat(9)))
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
+    assert again.get_config() == schedule.get_config()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Trapezoid(0.1, 0), "`total_steps` must be positive"),
+        (lambda: Trapezoid(0.1, 10, 0.6, 0.6), "`warmup` and `decay`"),
+        (lambda: Trapezoid(0.1, 10, -0.1), "`warmup` and `decay`"),
+        (lambda: make_loss({"name": "offset_crossentropy", "offse": 1}), "`training.loss`.*offse"),
+        (
+            lambda: make_optimizer({"name": "sgd", "learning_rate": 0.1, "speed": 1}, 10, {}),
+            "`training.optimizer`.*speed",
+        ),
+        (
+            lambda: make_optimizer({"name": "muon", "learning_rate": 0.1, "speed": 1}, 10, {}),
+            "`training.optimizer`.*speed",
+        ),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
