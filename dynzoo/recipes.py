@@ -178,7 +178,8 @@ def _checked(path: str, value: Any, default: Any) -> Any:
         raise RecipeError(f"`{path}` must be of type {kind.__name__}. Received: {value!r}")
     if path in _RANGES:
         low, high = _RANGES[path]
-        if value < low or (high is not None and value > high):
+        number: Any = value
+        if number < low or (high is not None and number > high):
             allowed = f"at least {low}" if high is None else f"in [{low}, {high}]"
             raise RecipeError(f"`{path}` must be {allowed}. Received: {value}")
     if path in _CHOICES:

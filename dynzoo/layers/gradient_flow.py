@@ -10,32 +10,14 @@ import numpy as np
 from keras import ops
 
 from dynzoo import activations, integrators
+from dynzoo.fields.gradient import contractive_factor, gradient_field, gradient_field_float64
 from dynzoo.operators import base as operators
 
-__all__ = ["GradientFlow", "contractive_factor"]
+__all__ = ["GradientFlow"]
 
 # Runge-Kutta methods above one stage have no sharp bound beyond their radius, so their maximal
 # step keeps a distance that covers the constraint's tolerance (1e-5 on the norm).
 _RUNGE_KUTTA_MARGIN = 1.0 - 4e-5
-
-
-def contractive_factor(step_size, norm, smallest, slope_min, slope_max=1.0) -> float:
-    r"""Lipschitz constant of $x - hA^T\sigma(Ax+b)$: $\max(|1-h a s_{min}^2|, |1-h s_{max}^2|)$.
-
-    The Jacobian is $I - hA^TDA$ with $D$ diagonal in [slope_min, slope_max], a symmetric matrix
-    with spectrum in the interval that the two terms span.
-    """
-    low = step_size * slope_min * smallest**2
-    high = step_size * slope_max * norm**2
-    return max(abs(1.0 - low), abs(1.0 - high))
-
-
-def gradient_field(operator, activation, x, kernel, bias, scale=1.0):
-    r"""$s A^T\sigma(Ax + b)$ over ``keras.ops``; the scale goes to the kernel, the small factor."""
-    inner = operator.apply(x, kernel)
-    if bias is not None:
-        inner = inner + bias
-    return operator.adjoint(activation(inner), kernel * scale)
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
@@ -242,8 +224,7 @@ class GradientFlow(keras.layers.Layer):
             bias = _float64(self.biases[j]) if self.use_bias else 0.0
 
             def field(y, kernel=kernel, bias=bias):
-                inner = self._activation.reference(self.operator.apply_float64(y, kernel) + bias)
-                return self.operator.adjoint_float64(inner, kernel)
+                return gradient_field_float64(self.operator, self._activation, y, kernel, bias)
 
             x = self._integrator.step(field, x, sign * h)
         return x
