@@ -16,8 +16,9 @@ from dynzoo.models import presets
 __all__ = ["run"]
 
 PRESET = "isometric_small_cifar10"
-EPOCHS = 5
-EPS = (36 / 255, 72 / 255, 108 / 255)
+EPOCHS = 4
+# digits are black and white: their certified radii are larger than those of photographs
+EPS = (0.25, 0.5, 1.0)
 ATTACKED = 200
 
 
@@ -39,12 +40,11 @@ def run(output: Path, seed: int = 0) -> Path:
     (x_train, y_train), (x_test, y_test) = data.load("digits")
     say(f"1. {PRESET}, pretrained, {model.count_params():,} parameters", style="bold")
     say(f"   backend {keras.backend.backend()}")
-    before = accuracy(model, x_test, y_test)
+    # one batch of all test images: a compiling backend then compiles one shape
+    before = accuracy(model, x_test, y_test, batch_size=len(x_test))
 
     say(f"2. Fine-tuning on {len(x_train)} handwritten digits with model.fit", style="bold")
     finetune(model, x_train, y_train, epochs=EPOCHS, seed=seed)
-    after = accuracy(model, x_test, y_test)
-    say(f"   accuracy on {len(x_test)} test digits: {percent(before)} before, {percent(after)} now")
 
     say(f"3. Certifying {len(x_test)} digits, attacking the first {ATTACKED}", style="bold")
     measured = measure(
@@ -54,12 +54,15 @@ def run(output: Path, seed: int = 0) -> Path:
         eps=EPS,
         attacks="fast",
         attack_limit=ATTACKED,
+        batch_size=len(x_test),
         seed=seed,
         class_names=data.class_names("digits"),
         title=f"{PRESET}, fine-tuned on handwritten digits",
     )
     report = measured.report
     assert report is not None
+    after = measured.clean
+    say(f"   accuracy on {len(x_test)} test digits: {percent(before)} before, {percent(after)} now")
     say(f"   Lipschitz bound of the whole model: {measured.lipschitz:.6f}")
     for eps in EPS:
         say(

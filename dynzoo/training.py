@@ -186,10 +186,11 @@ def _loop(run, model, train_data, validation, batches, deadline, started, verbos
             shuffle=False,
             verbose=verbose,
         )
-        if watch.diverged:
+        # The last update before a stop is one whose loss nobody has seen yet.
+        if watch.diverged or not all(np.isfinite(w).all() for w in model.get_weights()):
             raise TrainingDivergedError(
-                f"the loss was not finite in epoch {state['epoch'] + 1}. The last good checkpoint "
-                f"is kept: {run.checkpoint}. Try a lower `training.optimizer.learning_rate`."
+                f"the loss or a weight was not finite in epoch {state['epoch'] + 1}. "
+                f"{_last_good(run.checkpoint)}. Try a lower `training.optimizer.learning_rate`."
             )
         state["batch"] += watch.batches
         state["seconds"] = seconds_before + time.monotonic() - started
@@ -210,6 +211,11 @@ def _loop(run, model, train_data, validation, batches, deadline, started, verbos
         if (watch.out_of_time or out_of_time) and state["epoch"] < settings["epochs"]:
             return False
     return True
+
+
+def _last_good(checkpoint: Path) -> str:
+    kept = f"The last good checkpoint is kept: {checkpoint}"
+    return kept if checkpoint.exists() else "There is no checkpoint yet"
 
 
 def _epoch_row(run, model, history, validation) -> dict:

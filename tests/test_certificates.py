@@ -186,12 +186,12 @@ def test_dynzoo_classifier_is_one_lipschitz_and_every_pair_obeys():
 
 
 def test_a_bound_that_is_too_small_is_caught(monkeypatch):
-    """Halves the constant of Dense: the soundness check of this file must then fail."""
+    """Quarters the constant of Dense: the soundness check of this file must then fail."""
     model = classifier(kl.Flatten(), kl.Dense(8), kl.Dense(CLASSES))
     assert_sound(model)
     right = rules._RULES[kl.Dense]
-    halved = right._replace(gain=lambda layer, shape: 0.25 * right.gain(layer, shape))
-    monkeypatch.setitem(rules._RULES, kl.Dense, halved)
+    quartered = right._replace(gain=lambda layer, shape: 0.25 * right.gain(layer, shape))
+    monkeypatch.setitem(rules._RULES, kl.Dense, quartered)
     with pytest.raises(AssertionError):
         assert_sound(model)
 

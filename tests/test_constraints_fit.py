@@ -108,7 +108,7 @@ def test_project_weights_every_epoch_reaches_the_running_training():
     seen = []
 
     class Spoil(keras.callbacks.Callback):
-        """Leaves the constraint after each epoch, and records the norm that the next starts with."""
+        """Leaves the constraint after each epoch; records the norm that the next starts with."""
 
         def on_epoch_begin(self, epoch, logs=None):
             seen.append(norm(backend.to_numpy(self.model.layers[2].kernel.value)))

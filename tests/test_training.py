@@ -1,0 +1,338 @@
+"""Training as a job that may be killed, stopped, resumed, or go wrong, on a tiny data set."""
+
+import copy
+import csv
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from helpers import norm
+from keras import ops
+
+import dynzoo
+from dynzoo import backend, optimization, recipes, training
+from dynzoo.checkpoints import CheckpointError
+from dynzoo.models import presets
+
+BATCHES = 4
+RECIPE = {
+    "name": "tiny",
+    "architecture": {
+        "name": "isometric",
+        "widths": [12],
+        "steps": [1],
+        "mean": None,
+        "neck_units": 8,
+        "dense_steps": 1,
+    },
+    "data": {"name": "none", "validation": 24, "crop_padding": 1},
+    "training": {
+        "epochs": 3,
+        "batch_size": 24,
+        "loss": {"name": "offset_crossentropy", "offset": 0.2},
+        "optimizer": {"name": "adam", "learning_rate": 0.02},
+    },
+}
+
+
+def recipe(**training_settings):
+    result = copy.deepcopy(RECIPE)
+    result["training"].update(training_settings)
+    return result
+
+
+def write_data(path, poisoned=False):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (120, 8, 8, 3), dtype=np.uint8)
+    y = rng.integers(0, 3, 120)
+    y[:3] = [0, 1, 2]
+    x[np.arange(120), 0, 0, y] = 255  # something to learn
+    x_test, y_test = x[:6], y[:6]
+    if poisoned:
+        x_test, y_test = np.full((30, 8, 8, 3), 255, np.uint8), np.zeros(30, int)
+    np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    return path
+
+
+def run(output, data, config=None, **arguments):
+    messages = []
+    model = training.train(
+        config or RECIPE, data, output, verbose=0, log=messages.append, **arguments
+    )
+    return model.get_weights(), messages
+
+
+def state_of(output):
+    with np.load(output / "checkpoint.npz") as file:
+        return json.loads(file["state"].tobytes())
+
+
+def ticking():
+    """A clock that advances by one each time it is read: once a batch, and between epochs."""
+    ticks = itertools.count()
+    return types.SimpleNamespace(monotonic=lambda: float(next(ticks)))
+
+
+def assert_same_weights(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "tiny.npz")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data):
+    """A run that nothing interrupts: its folder, weights and messages."""
+    output = tmp_path_factory.mktemp("whole")
+    return output, *run(output, data)
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory, data):
+    """A run that the time limit stopped within its second epoch."""
+    output = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "time", ticking())
+        _, messages = run(output, data, max_seconds=BATCHES + 4)
+    assert "stopped at the time limit" in messages[-1]
+    return output
+
+
+@pytest.fixture
+def stopped(stopped_run, tmp_path):
+    return Path(shutil.copytree(stopped_run, tmp_path / "run"))
+
+
+def test_a_whole_run_leaves_a_checkpoint_a_log_and_a_preset(whole):
+    output, weights, messages = whole
+    assert sorted(os.listdir(output)) == ["best.npz", "checkpoint.npz", "log.csv", "preset"]
+    state = state_of(output)
+    assert (state["epoch"], state["batch"]) == (3, 0)
+    with open(output / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    columns = "epoch seconds learning_rate loss accuracy val_accuracy val_certified".split()
+    assert all(list(row) == columns for row in rows)
+    assert all(0 <= float(row[c]) <= 100 for row in rows for c in columns[4:])
+    assert all(float(row["val_certified"]) <= float(row["val_accuracy"]) for row in rows)
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert sum(message.startswith("epoch ") for message in messages) == 3
+    preset = presets.from_preset(output / "preset")
+    for stored, trained in zip(preset.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(stored, trained)
+    constrained = [v for v in preset.variables if v.constraint is not None]
+    assert len(constrained) == 3
+    for variable in constrained:
+        assert norm(backend.to_numpy(variable.value)) <= 1 + 1e-5
+    metadata = json.loads((output / "preset" / "metadata.json").read_text())
+    assert metadata["training"]["epochs"] == 3
+    assert metadata["recipe"]["training"]["optimizer"] == RECIPE["training"]["optimizer"]
+
+
+def test_a_finished_run_may_be_resumed_and_stays_as_it_is(whole, data, tmp_path):
+    output = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    weights, _ = run(output, data, resume=True)
+    for now, then in zip(weights, whole[1], strict=True):
+        np.testing.assert_array_equal(now, then)
+    assert state_of(output)["epoch"] == 3
+
+
+KILLED = """
+import json, os, signal
+from dynzoo import training
+
+batches = 0
+on_train_batch_end = training._Watch.on_train_batch_end
+
+def kill(self, batch, logs=None):
+    global batches
+    batches += 1
+    on_train_batch_end(self, batch, logs)
+    if batches == {batch}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+training._Watch.on_train_batch_end = kill
+training.train(json.loads({config!r}), {data!r}, {output!r}, verbose=0)
+"""
+
+
+def test_a_killed_run_goes_on_where_its_last_epoch_ended(whole, data, tmp_path):
+    output = tmp_path / "run"
+    code = KILLED.format(
+        batch=BATCHES + 3, config=json.dumps(RECIPE), data=str(data), output=str(output)
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(dynzoo.__file__).parents[1]),
+        "KERAS_BACKEND": backend.name(),
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    killed = state_of(output)
+    assert (killed["epoch"], killed["batch"], len(killed["history"])) == (1, 0, 1)
+    # Resumed with another test set: what is not read changes nothing.
+    poisoned = write_data(tmp_path / "poisoned.npz", poisoned=True)
+    weights, messages = run(output, poisoned, resume=True)
+    assert "resumed at epoch 1, batch 0" in messages
+    state = state_of(output)
+    assert state["epoch"] == 3 and len(state["history"]) == 3 and len(state["sessions"]) == 2
+    assert_same_weights(weights, whole[1])
+
+
+def test_a_stopped_run_goes_on_within_the_epoch(whole, stopped, data):
+    state = state_of(stopped)
+    assert state["epoch"] == 1 and 0 < state["batch"] < BATCHES
+    assert not (stopped / "preset").exists()
+    weights, messages = run(stopped, data, resume=True)
+    assert f"resumed at epoch 1, batch {state['batch']}" in messages
+    assert_same_weights(weights, whole[1])
+    assert [row["epoch"] for row in state_of(stopped)["history"]] == [1, 2, 3]
+    for now, then in zip(state_of(stopped)["history"], state_of(whole[0])["history"], strict=True):
+        assert now["learning_rate"] == pytest.approx(then["learning_rate"], abs=1e-8)
+        assert now["val_accuracy"] == then["val_accuracy"]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    stopped, data, monkeypatch
+):
+    before = (stopped / "checkpoint.npz").read_bytes()
+
+    class Broken(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            return ops.sum(y_pred, axis=-1) * float("nan")
+
+    monkeypatch.setattr(optimization, "make_loss", lambda config: Broken())
+    with pytest.raises(training.TrainingDivergedError, match="epoch 2.*checkpoint is kept"):
+        run(stopped, data, resume=True)
+    assert (stopped / "checkpoint.npz").read_bytes() == before
+
+
+def test_a_learning_rate_that_blows_up(data, tmp_path):
+    config = recipe(optimizer={"name": "sgd", "learning_rate": 1e39}, batch_size=96)
+    config["training"]["schedule"] = {"warmup": 0, "decay": 0}
+    # one batch an epoch: the loss is finite, the weights after it are not
+    with pytest.raises(training.TrainingDivergedError, match="learning_rate"):
+        run(tmp_path / "run", data, config)
+    if (tmp_path / "run" / "checkpoint.npz").exists():
+        with np.load(tmp_path / "run" / "checkpoint.npz") as file:
+            assert all(np.isfinite(file[k]).all() for k in file.files if k.startswith("weight"))
+
+
+def test_a_run_is_not_overwritten_or_mixed_up(stopped, data):
+    before = (stopped / "checkpoint.npz").read_bytes()
+    with pytest.raises(CheckpointError, match="exists: pass --resume"):
+        run(stopped, data)
+    for other in (
+        recipe(seed=1),
+        recipe(batch_size=12),
+        recipe(loss={"name": "multiclass_hinge"}),
+        {**RECIPE, "data": {**RECIPE["data"], "flip": False}},
+    ):
+        with pytest.raises(CheckpointError, match="belongs to another recipe"):
+            run(stopped, data, other, resume=True)
+    optimizer = recipe(optimizer={"name": "sgd", "learning_rate": 0.1})
+    with pytest.raises(CheckpointError, match="optimizer variables of another model or optimizer"):
+        run(stopped, data, optimizer, resume=True)
+    assert (stopped / "checkpoint.npz").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_refused(stopped, data):
+    path = stopped / "checkpoint.npz"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="checkpoint.npz is damaged"):
+        run(stopped, data, resume=True)
+
+
+def test_mixed_precision_returns_a_float32_model_of_the_best_epoch(data, tmp_path):
+    config = recipe(
+        dtype="mixed_bfloat16",
+        keep="best",
+        epochs=1,
+        optimizer={"name": "muon", "learning_rate": 0.05},
+    )
+    before = keras.config.dtype_policy().name
+    model = training.train(config, data, tmp_path, verbose=0, log=lambda message: None)
+    assert keras.config.dtype_policy().name == before
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+    for variable in model.variables:
+        if variable.constraint is not None:
+            assert norm(backend.to_numpy(variable.value)) <= 1 + 1e-5
+    metadata = json.loads((tmp_path / "preset" / "metadata.json").read_text())
+    assert metadata["training"]["chosen"].startswith("epoch 1, best held-out")
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "message"),
+    [
+        (RECIPE, {"max_seconds": 0}, "`max_seconds` must be positive"),
+        (RECIPE, {"max_seconds": float("nan")}, "`max_seconds` must be positive"),
+        (recipe(batch_size=97), {}, "`training.batch_size` must be at most 96"),
+        ({**RECIPE, "data": {"name": "none", "validation": 120}}, {}, "`data.validation` must be"),
+        (
+            {**RECIPE, "architecture": {"name": "isometric", "width": 8}},
+            {},
+            "`architecture`.*width",
+        ),
+        (recipe(loss={"name": "multiclass_hinge", "margin": -1}), {}, "`training.loss`.*margin"),
+        (recipe(loss={"name": "multiclass_hinge", "margi": 1}), {}, "`training.loss`.*margi"),
+        (
+            recipe(optimizer={"name": "sgd", "learning_rate": 0.1, "momentun": 0.9}),
+            {},
+            "`training.optimizer`.*momentun",
+        ),
+        (
+            recipe(loss={"name": "offset_crossentropy", "offset": {1: 0.2}}),
+            {},
+            "`training.loss.offset` must map increasing epochs",
+        ),
+    ],
+)
+def test_bad_arguments(config, arguments, message, data, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run", data, config, **arguments)
+    assert not (tmp_path / "run" / "checkpoint.npz").exists()
+
+
+def test_the_loss_may_change_from_epoch_to_epoch(data, tmp_path):
+    loss = {"name": "offset_crossentropy", "offset": {0: 0.0, 1: 5.0}}
+    config = recipe(loss=loss, epochs=2, optimizer={"name": "sgd", "learning_rate": 1e-6})
+    run(tmp_path, data, config)
+    first, second = (row["loss"] for row in state_of(tmp_path)["history"])
+    # the weights hardly move, so the loss grows by nearly the offset
+    assert 3.5 < second - first < 5.0
+
+
+def test_arguments_of_the_loss_by_epoch():
+    config = {"name": "x", "offset": {0: 0.4, 6: 0.8}, "temperature": 0.25}
+    for epoch, offset in ((0, 0.4), (5, 0.4), (6, 0.8), (60, 0.8)):
+        found = optimization.at_epoch(config, epoch)
+        assert found == {"name": "x", "offset": offset, "temperature": 0.25}
+    stored = json.loads(json.dumps(config))  # keys become text in a preset's metadata
+    assert optimization.at_epoch(stored, 7)["offset"] == 0.8
+    for wrong in ({}, {3: 0.1}, {0: 0.1, 4: 0.2, 2: 0.3}):
+        with pytest.raises(ValueError, match="`training.loss.offset` must map"):
+            optimization.at_epoch({"offset": wrong}, 0)
+
+
+def test_a_built_model_is_that_of_the_recipe():
+    config = recipes.validate(RECIPE)
+    model = training.build_model(config, 5, (8, 8, 3), "mixed_bfloat16")
+    assert model.name == "tiny" and model.output_shape == (None, 5)
+    assert model.layers[1].compute_dtype == "bfloat16"
+    one, other = (training.build_model(config, 3, (8, 8, 3)).get_weights() for _ in range(2))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
