@@ -19,7 +19,8 @@ PRESET = "isometric_small_cifar10"
 EPOCHS = 4
 # digits are black and white: their certified radii are larger than those of photographs
 EPS = (0.25, 0.5, 1.0)
-ATTACKED = 200
+# half of the test digits: all batches then have one shape, which a backend compiles once
+ATTACKED = 180
 
 
 def run(output: Path, seed: int = 0) -> Path:
@@ -40,8 +41,7 @@ def run(output: Path, seed: int = 0) -> Path:
     (x_train, y_train), (x_test, y_test) = data.load("digits")
     say(f"1. {PRESET}, pretrained, {model.count_params():,} parameters", style="bold")
     say(f"   backend {keras.backend.backend()}")
-    # one batch of all test images: a compiling backend then compiles one shape
-    before = accuracy(model, x_test, y_test, batch_size=len(x_test))
+    before = accuracy(model, x_test, y_test, batch_size=ATTACKED)
 
     say(f"2. Fine-tuning on {len(x_train)} handwritten digits with model.fit", style="bold")
     finetune(model, x_train, y_train, epochs=EPOCHS, seed=seed)
@@ -54,7 +54,7 @@ def run(output: Path, seed: int = 0) -> Path:
         eps=EPS,
         attacks="fast",
         attack_limit=ATTACKED,
-        batch_size=len(x_test),
+        batch_size=ATTACKED,
         seed=seed,
         class_names=data.class_names("digits"),
         title=f"{PRESET}, fine-tuned on handwritten digits",

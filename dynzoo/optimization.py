@@ -7,7 +7,15 @@ from keras import ops
 
 from dynzoo import losses, optimizers
 
-__all__ = ["LOSSES", "OPTIMIZERS", "Trapezoid", "at_epoch", "make_loss", "make_optimizer"]
+__all__ = [
+    "LOSSES",
+    "OPTIMIZERS",
+    "PiecewiseLinear",
+    "Trapezoid",
+    "at_epoch",
+    "make_loss",
+    "make_optimizer",
+]
 
 LOSSES = {
     "offset_crossentropy": losses.OffsetCrossentropy,
@@ -59,6 +67,51 @@ class Trapezoid(keras.optimizers.schedules.LearningRateSchedule):
             "warmup": self.warmup,
             "decay": self.decay,
         }
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
+    """Straight lines between given points: plateaus, decays and restarts.
+
+    Args:
+        steps: updates at which a value is given, increasing, from 0.
+        rates: learning rate at each of them, at least 0; the last one holds from there on.
+
+    Raises:
+        ValueError: if the points are not as described.
+
+    Example:
+
+    >>> keras.optimizers.SGD(PiecewiseLinear([0, 100, 1000], [0.0, 0.1, 0.0]))
+    """
+
+    def __init__(self, steps, rates):
+        steps, rates = [float(s) for s in steps], [float(r) for r in rates]
+        increasing = all(a < b for a, b in zip(steps, steps[1:], strict=False))
+        if not steps or steps[0] != 0 or not increasing or len(steps) != len(rates):
+            raise ValueError(
+                "`steps` must increase from 0, with one of `rates` each. "
+                f"Received: steps={steps}, rates={rates}"
+            )
+        if not all(0 <= r < float("inf") for r in rates):
+            raise ValueError(f"`rates` must be finite and at least 0. Received: rates={rates}")
+        self.steps = steps
+        self.rates = rates
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        rate = ops.zeros_like(step) + self.rates[0]
+        last = self.steps[0]
+        for a, b, low, high in zip(
+            self.steps, self.steps[1:], self.rates, self.rates[1:], strict=False
+        ):
+            share = ops.clip((step - a) / (b - a), 0.0, 1.0)
+            rate = ops.where(step >= a, low + share * (high - low), rate)
+            last = b
+        return ops.where(step >= last, ops.zeros_like(step) + self.rates[-1], rate)
+
+    def get_config(self):
+        return {"steps": self.steps, "rates": self.rates}
 
 
 def _muon(learning_rate, adam_learning_rate=0.002, momentum=0.95, **arguments):
@@ -122,10 +175,34 @@ def make_loss(config: dict) -> keras.losses.Loss:
         raise ValueError(f"`training.loss`: {error}") from None
 
 
-def make_optimizer(config: dict, total_steps: int, schedule: dict) -> keras.optimizers.Optimizer:
-    """The optimizer of a recipe's ``training.optimizer``, with its schedule."""
+def make_optimizer(
+    config: dict, total_steps: int, schedule: dict, steps_per_epoch: int = 1
+) -> keras.optimizers.Optimizer:
+    """The optimizer of a recipe's ``training.optimizer``, with its schedule.
+
+    Args:
+        config: name, learning rate and further arguments.
+        total_steps: updates of the whole training.
+        schedule: ``warmup`` and ``decay`` as shares of it; or ``points``, a mapping from epoch to
+            share of the learning rate, with straight lines between.
+        steps_per_epoch: updates an epoch, for ``points``.
+
+    Raises:
+        ValueError: for arguments that the optimizer or the schedule does not take.
+    """
     arguments = {k: v for k, v in config.items() if k != "name"}
-    rate = Trapezoid(config["learning_rate"], total_steps, **schedule)
+    peak = config["learning_rate"]
+    try:
+        if schedule.get("points"):
+            points = {float(k): float(v) for k, v in schedule["points"].items()}
+            rate: keras.optimizers.schedules.LearningRateSchedule = PiecewiseLinear(
+                [epoch * steps_per_epoch for epoch in points], [peak * v for v in points.values()]
+            )
+        else:
+            shares = {k: v for k, v in schedule.items() if k != "points"}
+            rate = Trapezoid(peak, total_steps, **shares)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`training.schedule`: {error}") from None
     try:
         return OPTIMIZERS[config["name"]](**arguments)(rate)
     except (TypeError, ValueError) as error:

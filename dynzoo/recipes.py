@@ -38,7 +38,7 @@ DEFAULTS: dict[str, Any] = {
         "keep": "last",
         "loss": {},
         "optimizer": {},
-        "schedule": {"warmup": 0.02, "decay": 0.5},
+        "schedule": {"warmup": 0.02, "decay": 0.5, "points": {}},
     },
     "evaluation": {"norm": "l2", "eps": ["36/255", "72/255", "108/255"]},
 }

@@ -130,7 +130,7 @@ def train(
         )
     model.compile(
         optimizer=optimization.make_optimizer(
-            settings["optimizer"], settings["epochs"] * batches, settings["schedule"]
+            settings["optimizer"], settings["epochs"] * batches, settings["schedule"], batches
         ),
         loss=optimization.make_loss(optimization.at_epoch(settings["loss"], 0)),
         metrics=["accuracy"],
