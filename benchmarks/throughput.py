@@ -57,8 +57,8 @@ def main():
     for model in models.values():
         optimizer = dict(settings["optimizer"], learning_rate=1e-3, adam_learning_rate=1e-3)
         model.compile(
-            optimizer=optimization.make_optimizer(optimizer, 1000, settings["schedule"]),
-            loss=optimization.make_loss(settings["loss"]),
+            optimizer=optimization.make_optimizer(optimizer, 1000, {"warmup": 0.0}),
+            loss=optimization.make_loss(optimization.at_epoch(settings["loss"], 0)),
         )
         for _ in range(2):
             model.train_on_batch(x, y)

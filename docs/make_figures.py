@@ -42,7 +42,11 @@ def draw(radii: np.ndarray, about: dict, path: Path) -> None:
         curve = np.array([(radii > radius).mean() for radius in grid])
         axes.fill_between(grid, curve, color=plots.CERTIFIED, alpha=0.13, linewidth=0)
         axes.plot(
-            grid, curve, color=plots.CERTIFIED, linewidth=2, label="proved: no such change works"
+            grid,
+            curve,
+            color=plots.CERTIFIED,
+            linewidth=2,
+            label="proved: no change of that size can work",
         )
         attacked = {float(Fraction(r)): v for r, v in about.get("attacked_accuracy", {}).items()}
         if attacked:

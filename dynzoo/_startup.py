@@ -8,10 +8,12 @@ be read here too, for the command's own module is imported after this one.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -62,12 +64,38 @@ def prepare() -> None:
     """Settle the environment; does nothing once Keras is imported."""
     if "keras" in sys.modules:
         return
-    if is_command(sys.argv, sys.orig_argv):
-        # a command's standard error is for its own messages
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     name = choose_backend(os.environ, asked_backend(sys.argv, sys.orig_argv))
     if name is not None:
         os.environ["KERAS_BACKEND"] = name
+    if is_command(sys.argv, sys.orig_argv):
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        _import_keras_quietly()
+
+
+def _import_keras_quietly() -> None:
+    """Import Keras and its backend without what TensorFlow's C++ part says of missing GPUs.
+
+    A command's standard error is for its own messages, and TensorFlow writes to the file
+    descriptor, before any of its settings counts. Where the import fails, all of it is shown.
+    """
+    with tempfile.TemporaryFile() as said:
+        try:
+            sys.stderr.flush()
+            own = os.dup(2)
+        except (AttributeError, OSError):  # no standard error: nothing to keep clean
+            return
+        os.dup2(said.fileno(), 2)
+        failed = True
+        try:
+            importlib.import_module("keras")
+            failed = False
+        finally:
+            sys.stderr.flush()
+            os.dup2(own, 2)
+            os.close(own)
+            if failed:
+                said.seek(0)
+                sys.stderr.write(said.read().decode(errors="replace"))
 
 
 def _installed(name: str) -> bool:

@@ -18,7 +18,7 @@ __all__ = ["run"]
 PRESET = "isometric_small_cifar10"
 EPOCHS = 4
 # digits are black and white: their certified radii are larger than those of photographs
-EPS = (0.25, 0.5, 1.0)
+EPS = (0.5, 1.0, 1.5)
 # half of the test digits: all batches then have one shape, which a backend compiles once
 ATTACKED = 180
 

@@ -43,10 +43,17 @@ class RiemannianMuon(keras.optimizers.Muon):
     Reference: K. Jordan et al., "Muon" (2024); retraction by Newton-Schulz as in `Orthonormal`.
     """
 
+    def build(self, var_list):
+        super().build(var_list)
+        # Noted here: TensorFlow hands `update_step` its own variables, without their constraint.
+        self._on_manifold = [
+            isinstance(v.constraint, constraints.Orthonormal) and len(v.shape) == 2
+            for v in var_list
+        ]
+
     def update_step(self, gradient, variable, learning_rate):
-        if isinstance(getattr(variable, "constraint", None), constraints.Orthonormal):
-            if len(variable.shape) == 2:
-                gradient = tangent(ops.convert_to_tensor(variable), gradient)
+        if self._on_manifold[self._get_variable_index(variable)]:
+            gradient = tangent(ops.convert_to_tensor(variable), gradient)
         super().update_step(gradient, variable, learning_rate)
 
     def zeropower_via_newtonschulz5(self, x, steps):

@@ -140,7 +140,7 @@ def test_backend_on_the_command_line(argv, orig_argv, expected):
 
 
 def test_backend_option_of_a_real_command(tmp_path):
-    other = "jax" if keras.backend.backend() != "jax" else "torch"
+    other = "jax" if keras.backend.backend() != "jax" else "tensorflow"
     pytest.importorskip(other)
     done = subprocess.run(
         [sys.executable, "-m", "dynzoo", "--backend", other, "info", "no-such-preset"],

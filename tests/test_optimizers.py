@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from dynzoo import backend, constraints, layers
-from dynzoo.optimization import OPTIMIZERS, Trapezoid, make_loss, make_optimizer
+from dynzoo.optimization import OPTIMIZERS, PiecewiseLinear, Trapezoid, make_loss, make_optimizer
 from dynzoo.optimizers import RiemannianMuon, tangent
 
 
@@ -141,8 +141,36 @@ def test_trapezoid():
 
 
 @pytest.mark.parametrize(
+    ("steps", "rates"), [([0, 10, 30, 31], [0.0, 2.0, 1.0, 5.0]), ([0], [0.3]), ([0, 4], [1, 0])]
+)
+def test_piecewise_linear(steps, rates):
+    schedule = PiecewiseLinear(steps, rates)
+    at = [0, 1, 5, 10, 20, 30, 31, 99]
+    found = [float(backend.to_numpy(schedule(step))) for step in at]
+    np.testing.assert_allclose(found, np.interp(at, steps, rates), atol=1e-6)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
+    assert again.get_config() == schedule.get_config()
+
+
+def test_points_of_a_recipe_are_epochs_and_shares_of_the_peak():
+    points = {0: 0.5, 2: 1.0, 3.5: 0.0}
+    config = {"name": "sgd", "learning_rate": 0.2}
+    schedule = {"warmup": 0.0, "decay": 0.5, "points": points}
+    optimizer = make_optimizer(config, 40, schedule, steps_per_epoch=10)
+    rates = []
+    for step in (0, 10, 20, 30, 35, 40):
+        optimizer.iterations.assign(step)
+        rates.append(float(backend.to_numpy(optimizer.learning_rate)))
+    np.testing.assert_allclose(rates, [0.1, 0.15, 0.2, 0.2 / 3, 0.0, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: PiecewiseLinear([1, 2], [0, 1]), "`steps` must increase from 0"),
+        (lambda: PiecewiseLinear([0, 2, 2], [0, 1, 0]), "`steps` must increase from 0"),
+        (lambda: PiecewiseLinear([0, 2], [0]), "`steps` must increase from 0"),
+        (lambda: PiecewiseLinear([0, 2], [0, -1]), "`rates` must be finite and at least 0"),
         (lambda: Trapezoid(0.1, 0), "`total_steps` must be positive"),
         (lambda: Trapezoid(0.1, 10, 0.6, 0.6), "`warmup` and `decay`"),
         (lambda: Trapezoid(0.1, 10, -0.1), "`warmup` and `decay`"),

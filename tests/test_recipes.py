@@ -39,7 +39,8 @@ def test_defaults_are_filled_in_and_the_input_left_alone():
     recipe = recipes.validate(MINIMAL)
     assert before == MINIMAL
     assert recipe["training"]["batch_size"] == 256 and recipe["training"]["keep"] == "last"
-    assert recipe["training"]["schedule"] == {"warmup": 0.02, "decay": 0.5}
+    assert recipe["training"]["schedule"]["warmup"] == 0.02
+    assert recipe["training"]["schedule"]["decay"] == 0.5
     assert recipe["data"] == {"name": "digits", "validation": 5000, "crop_padding": 4, "flip": True}
     assert recipe["evaluation"]["eps"] == [36 / 255, 72 / 255, 108 / 255]
     recipe["training"]["schedule"]["warmup"] = 1.0
