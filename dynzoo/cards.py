@@ -163,9 +163,11 @@ def _usage(name: str) -> str:
     return f'''```python
 import dynzoo
 
-model = dynzoo.from_preset("{name}")  # compiled: model.fit and model.predict work at once
+model = dynzoo.from_preset("{name}")
 labels, radii = dynzoo.certify(model).radii(images)  # images: (n, height, width, channels)
-```'''
+```
+
+The model comes compiled: `model.fit` and `model.predict` work at once.'''
 
 
 def _limits(metadata: Mapping[str, Any]) -> str:
