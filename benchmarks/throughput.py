@@ -1,11 +1,12 @@
 """Training throughput of an isometric model against a plain network with the same matrix products.
 
-    KERAS_BACKEND=jax python benchmarks/throughput.py [--rounds 5] [--batch-size 256]
+    KERAS_BACKEND=jax python benchmarks/throughput.py [--rounds 5] [--jit auto|on|off]
 
 Both networks train in one process, a few steps in turn, with the same loss, optimizer and batches.
 The plain network replaces each gradient step by two Dense layers of the same shapes with a ReLU
-between and a skip connection, MaxMin by ReLU, and has neither constraints nor shifts. The last
-line is JSON: images per second of both (median over the rounds) and their ratio.
+between and a skip connection, MaxMin by ReLU, and has neither constraints nor shifts. Both are
+compiled as Keras does by default, unless ``--jit`` says otherwise. The last line is JSON: images
+per second of both (median over the rounds) and their ratio.
 """
 
 import argparse
@@ -45,8 +46,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="training steps a round")
     parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--jit", default="auto", choices=["auto", "on", "off"])
     args = parser.parse_args()
 
+    jit = {"auto": "auto", "on": True, "off": False}[args.jit]
     recipe = recipes.load(args.recipe)
     rng = np.random.default_rng(0)
     x = rng.random((args.batch_size, 32, 32, 3), dtype="float32")
@@ -59,6 +62,7 @@ def main():
         model.compile(
             optimizer=optimization.make_optimizer(optimizer, 1000, {"warmup": 0.0}),
             loss=optimization.make_loss(optimization.at_epoch(settings["loss"], 0)),
+            jit_compile=jit,
         )
         for _ in range(2):
             model.train_on_batch(x, y)
@@ -78,6 +82,7 @@ def main():
                 "backend": keras.backend.backend(),
                 "hardware": runs.hardware(),
                 "batch_size": args.batch_size,
+                "jit": args.jit,
                 "images_per_second": median,
                 "ratio": round(ratio, 3),
             }

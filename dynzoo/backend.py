@@ -33,6 +33,17 @@ def compiles() -> bool:
     return name() in ("tensorflow", "jax")
 
 
+def fit_with_jit() -> bool | str:
+    """The ``jit_compile`` argument of ``model.compile`` that trains fastest.
+
+    Keras' own choice, except on TensorFlow without an accelerator: there XLA runs elementwise
+    work on one core, and plain graphs train these models a fifth faster (benchmarks/throughput.py).
+    """
+    if name() == "tensorflow" and accelerator() is None:
+        return False
+    return "auto"
+
+
 def to_numpy(x: Any) -> np.ndarray:
     """NumPy copy of a tensor, cut from its gradient graph and moved to the host."""
     return np.asarray(keras.ops.convert_to_numpy(x))

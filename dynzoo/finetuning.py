@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from dynzoo import constraints, losses, optimization
+from dynzoo import backend, constraints, losses, optimization
 
 __all__ = ["finetune"]
 
@@ -73,6 +73,7 @@ def finetune(
         optimizer=optimization.make_optimizer(optimizer, steps, {"warmup": 0.1, "decay": 0.9}),
         loss=losses.OffsetCrossentropy(),
         metrics=["accuracy"],
+        jit_compile=backend.fit_with_jit(),
     )
     history = model.fit(x, y, epochs=epochs, batch_size=batch_size, verbose=verbose)
     constraints.project(model)

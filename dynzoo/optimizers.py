@@ -16,12 +16,12 @@ def tangent(matrix, gradient):
     For rows: $G - \tfrac12 (GX^T + XG^T) X$; for a tall matrix the same with columns. What is cut
     off points away from the manifold and would be undone by the projection.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = ops.transpose(matrix) if tall else matrix
-    g = ops.transpose(gradient) if tall else gradient
-    s = ops.matmul(g, ops.transpose(x))
-    g = g - 0.5 * ops.matmul(s + ops.transpose(s), x)
-    return ops.transpose(g) if tall else g
+    x = ops.transpose(matrix)
+    if matrix.shape[0] > matrix.shape[1]:
+        s = ops.matmul(x, gradient)
+        return gradient - ops.matmul(matrix, 0.5 * (s + ops.transpose(s)))
+    s = ops.matmul(gradient, x)
+    return gradient - ops.matmul(0.5 * (s + ops.transpose(s)), matrix)
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")

@@ -177,6 +177,21 @@ def _gram_bound(gram, iterations: int):
     return ops.exp(log_bound)
 
 
+def _quick_gram_bound(gram):
+    r"""A looser bound than `_gram_bound` in a quarter of its operations.
+
+    $\lambda_{max}(G) = t\,\lambda_{max}((G/t)^4)^{1/4}$ with the trace t, so that no power
+    overflows or vanishes.
+    """
+    trace = ops.maximum(ops.trace(gram), 1e-30)
+    power = gram / trace
+    for _ in range(2):
+        power = ops.matmul(power, power)
+    row_sums = ops.max(ops.sum(ops.abs(power), axis=-1))
+    frobenius = ops.sqrt(ops.sum(ops.square(power)))
+    return trace * ops.sqrt(ops.sqrt(ops.minimum(row_sums, frobenius)))
+
+
 def _unit_entries(array):
     """An array over its largest entry, and that entry: squares neither overflow nor vanish."""
     array = ops.convert_to_tensor(array)
@@ -270,7 +285,7 @@ def orthonormalize(matrix, steps: int = 2):
     """Newton-Schulz from any start: a matrix that is too large for it is scaled down first."""
     unit, size = _unit_entries(matrix)
     gram = _smaller_gram(unit)
-    bound = ops.sqrt(_gram_bound(gram, 2))
+    bound = ops.sqrt(_quick_gram_bound(gram))
     scale = ops.where(size * bound > _NEWTON_SCHULZ_RADIUS, 1.0 / bound, size)
     first = min(steps, _STEPS_A_GRAM)
     factor = _polar_factor(gram * ops.square(scale), _NEWTON_SCHULZ * first)

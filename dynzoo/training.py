@@ -134,6 +134,7 @@ def train(
         ),
         loss=optimization.make_loss(optimization.at_epoch(settings["loss"], 0)),
         metrics=["accuracy"],
+        jit_compile=backend.fit_with_jit(),
     )
     model.optimizer.build(model.trainable_variables)
     if run.checkpoint.exists():
@@ -165,7 +166,10 @@ def _loop(run, model, train_data, validation, batches, deadline, started, verbos
         if due != loss:
             loss = due
             model.compile(
-                optimizer=model.optimizer, loss=optimization.make_loss(due), metrics=["accuracy"]
+                optimizer=model.optimizer,
+                loss=optimization.make_loss(due),
+                metrics=["accuracy"],
+                jit_compile=backend.fit_with_jit(),
             )
         dataset = augmentation.Augmented(
             x,

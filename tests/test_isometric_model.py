@@ -74,14 +74,16 @@ def test_arguments_reach_the_layers():
     )
     kinds = [type(layer) for layer in model.layers]
     assert kinds.count(layers.SpaceToDepth) == 2
-    assert kinds.count(layers.GradientFlow) == 4 and kinds.count(layers.MaxMin) == 4
+    assert kinds.count(layers.GradientFlow) == 4 and kinds.count(layers.MaxMin) == 3
+    assert kinds.count(layers.MaxMinShift) == 1
     assert kinds.count(layers.MeanShift) == kinds.count(layers.PositionOffset) == 1
     flows = [layer for layer in model.layers if isinstance(layer, layers.GradientFlow)]
     assert [f.operator.units for f in flows] == [2, 2, 3, 2]
     assert {f.activation for f in flows} == {"tanh"} and flows[0].step_sizes() == [2.0]
-    shifts = [layer for layer in model.layers if isinstance(layer, layers.SpatialShift)]
-    assert [s.reverse for s in shifts] == [False, True, False]
-    assert all(s.fraction == 1.0 for s in shifts)
+    shifts = (layers.SpatialShift, layers.MaxMinShift)
+    configs = [layer.get_config() for layer in model.layers if isinstance(layer, shifts)]
+    assert [c["reverse"] for c in configs] == [False, True, False]
+    assert all(c["fraction"] == 1.0 for c in configs)
     assert model.layers[1].mean == [0.3, 0.6]
     assert model.layers[-1].name == "head" and model.output_shape == (None, 3)
 

@@ -21,6 +21,9 @@ LAYERS = {
     "shift": (lambda: layers.SpatialShift(), IMAGE),
     "shift_back": (lambda: layers.SpatialShift(reverse=True, fraction=1.0), IMAGE),
     "shift_zero": (lambda: layers.SpatialShift(padding="zero", fraction=0.75), IMAGE),
+    "max_min_shift": (lambda: layers.MaxMinShift(), IMAGE),
+    "max_min_shift_back": (lambda: layers.MaxMinShift(reverse=True, fraction=1.0), IMAGE),
+    "max_min_shift_zero": (lambda: layers.MaxMinShift(padding="zero", fraction=0.25), (4, 6, 32)),
     "mean_shift": (lambda: layers.MeanShift([0.1, 0.5, 0.7]), (4, 4, 3)),
 }
 every = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS.keys())
@@ -50,7 +53,7 @@ def test_keeps_distances(make, shape):
     assert (after <= before * (1 + 1e-12)).all()
     if not (isinstance(layer, layers.MaxMin) or getattr(layer, "padding", "") == "zero"):
         np.testing.assert_allclose(after, before, rtol=1e-12)
-    if isinstance(layer, layers.MaxMin):
+    if isinstance(layer, layers.MaxMin) and getattr(layer, "padding", "") != "zero":
         np.testing.assert_allclose(
             np.linalg.norm(layer.call_float64(x)), np.linalg.norm(x), rtol=1e-12
         )
@@ -69,12 +72,24 @@ def test_config_round_trip(make, shape):
     np.testing.assert_array_equal(backend.to_numpy(again(x)), backend.to_numpy(layer(x)))
 
 
+@pytest.mark.parametrize("padding", ["circular", "zero"])
+@pytest.mark.parametrize("fraction", [0.01, 0.25, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_max_min_shift_is_the_two_in_turn(reverse, fraction, padding):
+    x = normal((2, 4, 6, 16))
+    shift = layers.SpatialShift(reverse=reverse, padding=padding, fraction=fraction)
+    joined = layers.MaxMinShift(reverse=reverse, padding=padding, fraction=fraction)
+    expected = backend.to_numpy(shift(layers.MaxMin()(x)))
+    np.testing.assert_array_equal(backend.to_numpy(joined(x)), expected)
+
+
 def test_save_and_load_all(tmp_path):
     inputs = keras.Input((4, 4, 3))
     x = layers.MeanShift([0.1, 0.2, 0.3])(inputs)
     x = layers.SpaceToDepth(2)(x)
     x = layers.ChannelPadding(16)(x)
     x = layers.SpatialShift(reverse=True, padding="zero", fraction=0.75)(x)
+    x = layers.MaxMinShift(reverse=True, fraction=0.25)(x)
     model = keras.Model(inputs, layers.MaxMin()(x))
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")

@@ -3,6 +3,7 @@
 from dynzoo.layers.gradient_flow import GradientFlow as GradientFlow
 from dynzoo.layers.isometries import ChannelPadding as ChannelPadding
 from dynzoo.layers.isometries import MaxMin as MaxMin
+from dynzoo.layers.isometries import MaxMinShift as MaxMinShift
 from dynzoo.layers.isometries import MeanShift as MeanShift
 from dynzoo.layers.isometries import SpaceToDepth as SpaceToDepth
 from dynzoo.layers.isometries import SpatialShift as SpatialShift

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from dynzoo.operators.shift import check_padding, shift, shift_float64
+from dynzoo.operators.shift import check_padding, shift, shift_float64, shift_joined
 
-__all__ = ["ChannelPadding", "MaxMin", "MeanShift", "SpaceToDepth", "SpatialShift"]
+__all__ = ["ChannelPadding", "MaxMin", "MaxMinShift", "MeanShift", "SpaceToDepth", "SpatialShift"]
 
 
 class _Isometry(keras.layers.Layer):
@@ -30,6 +30,12 @@ def _positive(name, value):
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
     return value
+
+
+def _fraction(fraction):
+    if not 0 < fraction <= 1:
+        raise ValueError(f"`fraction` must be in (0, 1]. Received: fraction={fraction}")
+    return float(fraction)
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
@@ -59,11 +65,14 @@ class MaxMin(_Isometry):
                 f"`MaxMin` needs an even number of channels. Received: input_shape={input_shape}"
             )
 
-    def call(self, x):
+    def _sorted(self, x):
         a, b = ops.split(x, 2, axis=-1)
         # max = a + relu(b - a) and min = b - relu(b - a): cheaper to differentiate than max/min.
         excess = ops.relu(b - a)
-        return ops.concatenate([a + excess, b - excess], axis=-1)
+        return a + excess, b - excess
+
+    def call(self, x):
+        return ops.concatenate(self._sorted(x), axis=-1)
 
     def call_float64(self, x):
         """The inference pass in NumPy float64."""
@@ -194,11 +203,9 @@ class SpatialShift(_Isometry):
 
     def __init__(self, reverse=False, padding="circular", fraction=0.5, **kwargs):
         super().__init__(**kwargs)
-        if not 0 < fraction <= 1:
-            raise ValueError(f"`fraction` must be in (0, 1]. Received: fraction={fraction}")
         self.reverse = bool(reverse)
         self.padding = check_padding(padding)
-        self.fraction = float(fraction)
+        self.fraction = _fraction(fraction)
 
     def call(self, x):
         return shift(x, self.reverse, self.padding, self.fraction)
@@ -207,6 +214,50 @@ class SpatialShift(_Isometry):
         """The inference pass in NumPy float64."""
         x = np.asarray(x, dtype=np.float64)
         return shift_float64(x, self.reverse, self.padding, self.fraction)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "reverse": self.reverse,
+            "padding": self.padding,
+            "fraction": self.fraction,
+        }
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class MaxMinShift(MaxMin):
+    """`MaxMin`, then `SpatialShift`, without the copy in between: a third less to move.
+
+    Guarantee: 1-Lipschitz, as both are; with circular padding the Jacobian is a permutation.
+
+    Args:
+        reverse: move the other way.
+        padding: ``"circular"`` or ``"zero"``.
+        fraction: share of the channels that moves, in (0, 1].
+
+    Raises:
+        ValueError: if an argument is out of its range, or the number of channels is odd.
+
+    Example:
+
+    >>> MaxMinShift()(np.zeros((1, 8, 8, 16), "float32")).shape
+    (1, 8, 8, 16)
+
+    Reference: those of `MaxMin` and `SpatialShift`.
+    """
+
+    def __init__(self, reverse=False, padding="circular", fraction=0.5, **kwargs):
+        super().__init__(**kwargs)
+        self.reverse = bool(reverse)
+        self.padding = check_padding(padding)
+        self.fraction = _fraction(fraction)
+
+    def call(self, x):
+        return shift_joined(self._sorted(x), self.reverse, self.padding, self.fraction)
+
+    def call_float64(self, x):
+        """The inference pass in NumPy float64."""
+        return shift_float64(super().call_float64(x), self.reverse, self.padding, self.fraction)
 
     def get_config(self):
         return {

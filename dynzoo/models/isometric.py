@@ -108,8 +108,12 @@ def isometric_classifier(
             x = dl.OrthonormalPointwise(width, seed=next(seeds))(x)
         for i in range(count):
             if operator == "shifted":
-                x = dl.SpatialShift(reverse=i % 2 == 1, fraction=shift_fraction)(x)
+                if i == 0:
+                    x = dl.SpatialShift(fraction=shift_fraction)(x)
                 x = flow(operators.Pointwise(inner(width)))(x)
+                if i + 1 < count:
+                    x = dl.MaxMinShift(reverse=i % 2 == 0, fraction=shift_fraction)(x)
+                    continue
             elif operator == "shifted_pointwise":
                 x = flow(operators.ShiftedPointwise(inner(width), fraction=shift_fraction))(x)
             else:

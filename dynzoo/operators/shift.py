@@ -14,7 +14,7 @@ from keras import ops
 
 from dynzoo.operators.dense import Pointwise
 
-__all__ = ["ShiftedPointwise", "check_padding", "shift", "shift_float64"]
+__all__ = ["ShiftedPointwise", "check_padding", "shift", "shift_float64", "shift_joined"]
 
 # axis (1 = rows, 2 = columns) and sign of the four moved groups
 _MOVES = ((1, 1), (1, -1), (2, 1), (2, -1))
@@ -41,16 +41,28 @@ def _move(x, axis: int, sign: int, padding: str, split, concatenate, zeros_like)
     return concatenate([body, edge if padding == "circular" else zeros_like(edge)], axis)
 
 
+def _moved(groups, reverse, padding, split, concatenate, zeros_like):
+    return [
+        _move(g, axis, -sign if reverse else sign, padding, split, concatenate, zeros_like)
+        for g, (axis, sign) in zip(groups, _MOVES, strict=True)
+    ]
+
+
 def _shift(x, reverse, padding, fraction, split, concatenate, zeros_like):
     sizes = _sizes(x.shape[-1], fraction)
     if sizes[1] == 0:
         return x
     still, *groups = split(x, list(np.cumsum(sizes)[:-1]), -1)
-    moved = [
-        _move(g, axis, -sign if reverse else sign, padding, split, concatenate, zeros_like)
-        for g, (axis, sign) in zip(groups, _MOVES, strict=True)
-    ]
+    moved = _moved(groups, reverse, padding, split, concatenate, zeros_like)
     return concatenate([still, *moved], -1)
+
+
+def _split(x, at, axis):
+    return ops.split(x, [int(a) for a in at], axis=axis)
+
+
+def _concatenate(parts, axis):
+    return ops.concatenate(parts, axis=axis)
 
 
 def shift(x, reverse: bool = False, padding: str = "circular", fraction: float = 0.5):
@@ -60,10 +72,23 @@ def shift(x, reverse: bool = False, padding: str = "circular", fraction: float =
         reverse,
         padding,
         fraction,
-        lambda t, at, axis: ops.split(t, [int(a) for a in at], axis=axis),
-        lambda parts, axis: ops.concatenate(parts, axis=axis),
+        _split,
+        _concatenate,
         ops.zeros_like,
     )
+
+
+def shift_joined(halves, reverse=False, padding="circular", fraction=0.5):
+    """`shift` of the two halves' concatenation, which is not formed when only the second moves."""
+    first, second = halves
+    still, *groups = _sizes(2 * first.shape[-1], fraction)
+    rest = still - first.shape[-1]
+    if groups[0] == 0 or rest < 0:
+        return shift(ops.concatenate(halves, axis=-1), reverse, padding, fraction)
+    at = np.cumsum([rest, *groups])[:-1]
+    resting, *moving = _split(second, at, -1) if rest else [None, *_split(second, at[1:], -1)]
+    moved = _moved(moving, reverse, padding, _split, _concatenate, ops.zeros_like)
+    return ops.concatenate([first, *([resting] if rest else []), *moved], axis=-1)
 
 
 def shift_float64(x, reverse: bool = False, padding: str = "circular", fraction: float = 0.5):
