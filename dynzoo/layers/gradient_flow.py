@@ -11,6 +11,8 @@ from keras import ops
 
 from dynzoo import activations, integrators
 from dynzoo.fields.gradient import contractive_factor, gradient_field, gradient_field_float64
+from dynzoo.guarantees import Guarantee
+from dynzoo.layers.arguments import float64, positive_integer
 from dynzoo.operators import base as operators
 
 __all__ = ["GradientFlow"]
@@ -101,15 +103,13 @@ class GradientFlow(keras.layers.Layer):
                 "`constraint` must be 'orthonormal', 'spectral_norm' or None. "
                 f"Received: constraint={constraint!r}"
             )
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"`steps` must be a positive integer. Received: steps={steps!r}")
         if not (max_norm > 0 and math.isfinite(max_norm)):
             raise ValueError(f"`max_norm` must be positive. Received: max_norm={max_norm}")
         if not (max_step > 0 and math.isfinite(max_step)):
             raise ValueError(f"`max_step` must be positive. Received: max_step={max_step}")
         self.direction = direction
         self.constraint = constraint
-        self.steps = steps
+        self.steps = positive_integer("steps", steps)
         self.max_norm = float(max_norm)
         self.max_step = float(max_step)
         self.projection_steps = projection_steps
@@ -220,8 +220,8 @@ class GradientFlow(keras.layers.Layer):
         sign = -1.0 if self.direction == "contractive" else 1.0
         for i, h in enumerate(self.step_sizes()):
             j = 0 if self.shared else i
-            kernel = _float64(self.kernels[j])
-            bias = _float64(self.biases[j]) if self.use_bias else 0.0
+            kernel = float64(self.kernels[j])
+            bias = float64(self.biases[j]) if self.use_bias else 0.0
 
             def field(y, kernel=kernel, bias=bias):
                 return gradient_field_float64(self.operator, self._activation, y, kernel, bias)
@@ -232,7 +232,7 @@ class GradientFlow(keras.layers.Layer):
     def lipschitz_bound(self, input_shape) -> float:
         """Upper bound of the layer's Lipschitz constant with its present weights (float64)."""
         slopes = (self._activation.slope_min, self._activation.slope_max)
-        kernels = [_float64(k) for k in self.kernels]
+        kernels = [float64(k) for k in self.kernels]
         norms = [self.operator.norm_float64(k, input_shape) for k in kernels]
         bound = 1.0
         for i, h in enumerate(self.step_sizes()):
@@ -250,6 +250,42 @@ class GradientFlow(keras.layers.Layer):
             else:
                 bound *= self._integrator.growth_bound(stiffness)
         return bound
+
+    def guarantees(self) -> list[Guarantee]:
+        """What holds for this flow as it is configured."""
+        source = "arXiv 2210.02373; circle contractivity: arXiv 2306.17332"
+        smooth = Guarantee(
+            "gradient field",
+            "the right-hand side is the gradient of a convex potential with slopes in [0, 1]",
+            condition=f"activation {self.activation!r}, the operator's exact adjoint",
+            source=source,
+        )
+        if self.constraint is None or self.direction == "expansive":
+            return [smooth]
+        norm = 1.0 if self.constraint == "orthonormal" else self.max_norm
+        kept = f"|A| <= {norm:g} by the {self.constraint!r} constraint"
+        found = [
+            smooth,
+            Guarantee(
+                "1-Lipschitz",
+                f"every {self.integrator} step is non-expansive",
+                1.0,
+                f"{kept}, step <= {self.step_limit:g}",
+                source,
+            ),
+        ]
+        reflection = self.constraint == "orthonormal" and self.step_size == "maximal"
+        if reflection and self.activation == "relu" and self.integrator == "euler":
+            found.append(
+                Guarantee(
+                    "orthogonal Jacobian",
+                    "I - 2 A^T D A keeps the norm of signals and gradients",
+                    1.0,
+                    "orthonormal rows, ReLU, Euler, step 2",
+                    source,
+                )
+            )
+        return found
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -271,10 +307,6 @@ class GradientFlow(keras.layers.Layer):
             "use_bias": self.use_bias,
             "seed": self.seed,
         }
-
-
-def _float64(variable) -> np.ndarray:
-    return np.asarray(ops.convert_to_numpy(variable.value), dtype=np.float64)
 
 
 class _Scaled(keras.initializers.Initializer):

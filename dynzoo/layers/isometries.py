@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from dynzoo.guarantees import Guarantee
 from dynzoo.operators.shift import check_padding, shift, shift_float64, shift_joined
 
 __all__ = ["ChannelPadding", "MaxMin", "MaxMinShift", "MeanShift", "SpaceToDepth", "SpatialShift"]
@@ -14,6 +15,8 @@ __all__ = ["ChannelPadding", "MaxMin", "MaxMinShift", "MeanShift", "SpaceToDepth
 class _Isometry(keras.layers.Layer):
     """A layer with Lipschitz constant 1, whatever its (few) settings."""
 
+    _kept = "every distance is kept"
+
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.supports_masking = True
@@ -21,6 +24,12 @@ class _Isometry(keras.layers.Layer):
     def lipschitz_bound(self, input_shape) -> float:
         """Upper bound of the layer's Lipschitz constant: 1."""
         return 1.0
+
+    def guarantees(self) -> list[Guarantee]:
+        """What holds for this layer as it is configured."""
+        if getattr(self, "padding", "circular") == "zero":
+            return [Guarantee("1-Lipschitz", "what leaves the image is dropped", 1.0)]
+        return [Guarantee("1-Lipschitz", self._kept, 1.0)]
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -58,6 +67,8 @@ class MaxMin(_Isometry):
 
     Reference: Anil, Lucas and Grosse, "Sorting out Lipschitz function approximation", ICML 2019.
     """
+
+    _kept = "the Jacobian is a permutation: gradients keep their norm"
 
     def build(self, input_shape):
         if input_shape[-1] is None or input_shape[-1] % 2:

@@ -7,6 +7,8 @@ import numpy as np
 from keras import ops
 
 from dynzoo import constraints, spectral
+from dynzoo.guarantees import Guarantee
+from dynzoo.layers.arguments import float64, positive_integer
 from dynzoo.operators.dense import matmul_channels
 
 __all__ = [
@@ -16,16 +18,6 @@ __all__ = [
     "ScaledAveragePooling2D",
     "UnitRowDense",
 ]
-
-
-def _float64(variable) -> np.ndarray:
-    return np.asarray(ops.convert_to_numpy(variable.value), dtype=np.float64)
-
-
-def _positive(name, value):
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-    return value
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
@@ -56,9 +48,9 @@ class OrthonormalDense(keras.layers.Layer):
 
     def __init__(self, units, use_bias=False, projection_steps=2, seed=None, **kwargs):
         super().__init__(**kwargs)
-        self.units = _positive("units", units)
+        self.units = positive_integer("units", units)
         self.use_bias = bool(use_bias)
-        self.projection_steps = _positive("projection_steps", projection_steps)
+        self.projection_steps = positive_integer("projection_steps", projection_steps)
         self.seed = seed
 
     def build(self, input_shape):
@@ -77,12 +69,24 @@ class OrthonormalDense(keras.layers.Layer):
 
     def call_float64(self, x):
         """The inference pass in NumPy float64."""
-        x = np.asarray(x, dtype=np.float64) @ _float64(self.kernel)
-        return x + _float64(self.bias) if self.use_bias else x
+        x = np.asarray(x, dtype=np.float64) @ float64(self.kernel)
+        return x + float64(self.bias) if self.use_bias else x
 
     def lipschitz_bound(self, input_shape) -> float:
         """Spectral norm of the present kernel (float64 upper bound)."""
-        return spectral.dense_norm_float64(_float64(self.kernel))
+        return spectral.dense_norm_float64(float64(self.kernel))
+
+    def guarantees(self) -> list[Guarantee]:
+        """What holds for this layer as it is configured."""
+        return [
+            Guarantee(
+                "1-Lipschitz",
+                "rows or columns, whichever are fewer, are orthonormal",
+                1.0,
+                "the 'orthonormal' constraint (Newton-Schulz), up to 1e-5",
+                "Björck and Bowie (1971)",
+            )
+        ]
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.units)
@@ -159,11 +163,15 @@ class PositionOffset(keras.layers.Layer):
 
     def call_float64(self, x):
         """The inference pass in NumPy float64."""
-        return np.asarray(x, dtype=np.float64) + _float64(self.offset)
+        return np.asarray(x, dtype=np.float64) + float64(self.offset)
 
     def lipschitz_bound(self, input_shape) -> float:
         """Upper bound of the layer's Lipschitz constant: 1."""
         return 1.0
+
+    def guarantees(self) -> list[Guarantee]:
+        """What holds for this layer as it is configured."""
+        return [Guarantee("1-Lipschitz", "a translation: every distance is kept", 1.0)]
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -190,7 +198,7 @@ class ScaledAveragePooling2D(keras.layers.Layer):
 
     def __init__(self, pool_size=2, **kwargs):
         super().__init__(**kwargs)
-        self.pool_size = _positive("pool_size", pool_size)
+        self.pool_size = positive_integer("pool_size", pool_size)
 
     def build(self, input_shape):
         p = self.pool_size
@@ -215,6 +223,10 @@ class ScaledAveragePooling2D(keras.layers.Layer):
     def lipschitz_bound(self, input_shape) -> float:
         """Upper bound of the layer's Lipschitz constant: 1."""
         return 1.0
+
+    def guarantees(self) -> list[Guarantee]:
+        """What holds for this layer as it is configured."""
+        return [Guarantee("1-Lipschitz", "disjoint means, each times the side of its block", 1.0)]
 
     def compute_output_shape(self, input_shape):
         p = self.pool_size
@@ -253,7 +265,7 @@ class UnitRowDense(keras.layers.Layer):
 
     def __init__(self, units, use_bias=True, seed=None, **kwargs):
         super().__init__(**kwargs)
-        self.units = _positive("units", units)
+        self.units = positive_integer("units", units)
         self.use_bias = bool(use_bias)
         self.seed = seed
 
@@ -275,17 +287,24 @@ class UnitRowDense(keras.layers.Layer):
 
     def effective_kernel(self) -> np.ndarray:
         """The normalised kernel (features, units) in float64."""
-        kernel = _float64(self.kernel)
+        kernel = float64(self.kernel)
         return kernel / np.sqrt(np.maximum(np.sum(kernel**2, axis=0), 1e-30))
 
     def call_float64(self, x):
         """The inference pass in NumPy float64."""
         z = np.asarray(x, dtype=np.float64) @ self.effective_kernel()
-        return z + _float64(self.bias) if self.use_bias else z
+        return z + float64(self.bias) if self.use_bias else z
 
     def lipschitz_bound(self, input_shape) -> float:
         """Spectral norm of the normalised kernel (float64 upper bound)."""
         return spectral.dense_norm_float64(self.effective_kernel())
+
+    def guarantees(self) -> list[Guarantee]:
+        """What holds for this layer as it is configured."""
+        source = "Singla, Singla and Feizi, ICLR 2022"
+        return [
+            Guarantee("1-Lipschitz logits", "each weight vector is of length 1", 1.0, source=source)
+        ]
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.units)

@@ -1,0 +1,9 @@
+"""One-step methods, a family a file, with their order and what they preserve as data."""
+
+from dynzoo.integrators.runge_kutta import EULER as EULER
+from dynzoo.integrators.runge_kutta import HEUN as HEUN
+from dynzoo.integrators.runge_kutta import RK4 as RK4
+from dynzoo.integrators.runge_kutta import SSP3 as SSP3
+from dynzoo.integrators.runge_kutta import RungeKutta as RungeKutta
+from dynzoo.integrators.runge_kutta import get as get
+from dynzoo.integrators.runge_kutta import names as names
