@@ -89,6 +89,12 @@ def robustness_figure(
     if len(points) > 8:
         axes.tick_params(axis="x", labelrotation=45)
     axes.set_yticks(np.linspace(0, 1, 6), [f"{v:.0%}" for v in np.linspace(0, 1, 6)])
+    _finish(axes)
+    axes.legend(frameon=False, loc="best", fontsize=9)
+    return figure
+
+
+def _finish(axes: Any) -> None:
     axes.grid(color="#e4e7ee", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -96,8 +102,87 @@ def robustness_figure(
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#b8bfcc")
     axes.tick_params(colors=INK)
-    axes.legend(frameon=False, loc="best", fontsize=9)
+
+
+def error_figure(
+    curves: Mapping[str, list[tuple[float, float]]],
+    xlabel: str,
+    ylabel: str,
+    published: float | None = None,
+) -> Any:
+    """Errors against a size, on logarithmic axes: one line a curve of (size, error) points.
+
+    Args:
+        curves: Label and points of each line.
+        xlabel: Name of the size.
+        ylabel: Name of the error.
+        published: An error of the literature, drawn as a dashed line.
+
+    Returns:
+        A matplotlib `Figure`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.2, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for color, (label, points) in zip(_colors(len(curves)), curves.items(), strict=True):
+        sizes, errors = zip(*points, strict=True)
+        axes.plot(sizes, errors, "o-", color=color, linewidth=1.6, label=label)
+    if published is not None:
+        axes.axhline(
+            published, color=CLEAN, linewidth=1.2, linestyle=(0, (4, 3)), label="published"
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    ticks = sorted({size for points in curves.values() for size, _ in points})
+    axes.set_xticks(ticks, [f"{size:g}" for size in ticks])
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    _finish(axes)
+    axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def portrait_figure(
+    paths: Mapping[str, np.ndarray],
+    columns: int = 4,
+) -> Any:
+    """Trajectories of planar systems side by side, a dot at each start.
+
+    Args:
+        paths: Title, and trajectories of shape (times, number of trajectories, 2 or more); the
+            first two coordinates are drawn.
+        columns: Panels in a row.
+
+    Returns:
+        A matplotlib `Figure`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(paths))
+    rows = -(-len(paths) // columns)
+    figure = Figure(figsize=(3.1 * columns, 3.3 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (title, path) in enumerate(paths.items()):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        path = np.asarray(path, dtype=np.float64)
+        for color, line in zip(_colors(path.shape[1]), path.swapaxes(0, 1), strict=True):
+            axes.plot(line[:, 0], line[:, 1], "-", color=color, linewidth=1.1)
+            axes.plot(*line[0, :2], "o", color=color, markersize=4)
+        axes.set_title(title, fontsize=9.5, color=INK)
+        axes.set_aspect("equal", adjustable="datalim")
+        _finish(axes)
+        axes.tick_params(labelsize=7)
+    return figure
+
+
+def _colors(count: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](v) for v in np.linspace(0.05, 0.85, max(count, 1))][:count]
 
 
 def png(figure: Any) -> bytes:

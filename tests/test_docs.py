@@ -77,3 +77,13 @@ def test_only_the_table_is_rewritten(tables):
     for broken in ("no markers", f"{tables.BEGIN}", f"{tables.END}{tables.BEGIN}", readme + readme):
         with pytest.raises(ValueError, match="once each"):
             tables.updated(broken, [ABOUT])
+
+
+def test_table_of_guarantees_is_up_to_date():
+    path = ROOT / "docs" / "make_guarantees.py"
+    if not path.is_file():
+        pytest.skip("needs a checkout: docs/ is not part of a source distribution")
+    spec = importlib.util.spec_from_file_location("make_guarantees", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PATH.read_text(encoding="utf-8") == module.table()

@@ -7,3 +7,5 @@ from dynzoo.certificates.errors import StaleCertificateError as StaleCertificate
 from dynzoo.certificates.errors import UncertifiableLayerError as UncertifiableLayerError
 from dynzoo.certificates.lipschitz import LayerBound as LayerBound
 from dynzoo.certificates.rounding import forward_float64 as forward_float64
+from dynzoo.certificates.smoothing import SmoothedClassifier as SmoothedClassifier
+from dynzoo.certificates.smoothing import smooth as smooth

@@ -1,5 +1,6 @@
 """One-step methods, a family a file, with their order and what they preserve as data."""
 
+from dynzoo.integrators.implicit import ImplicitMidpoint as ImplicitMidpoint
 from dynzoo.integrators.runge_kutta import EULER as EULER
 from dynzoo.integrators.runge_kutta import HEUN as HEUN
 from dynzoo.integrators.runge_kutta import RK4 as RK4
@@ -7,3 +8,7 @@ from dynzoo.integrators.runge_kutta import SSP3 as SSP3
 from dynzoo.integrators.runge_kutta import RungeKutta as RungeKutta
 from dynzoo.integrators.runge_kutta import get as get
 from dynzoo.integrators.runge_kutta import names as names
+from dynzoo.integrators.splitting import LEAPFROG as LEAPFROG
+from dynzoo.integrators.splitting import SYMPLECTIC_EULER as SYMPLECTIC_EULER
+from dynzoo.integrators.splitting import YOSHIDA4 as YOSHIDA4
+from dynzoo.integrators.splitting import Splitting as Splitting

@@ -260,10 +260,14 @@ class GradientFlow(keras.layers.Layer):
             condition=f"activation {self.activation!r}, the operator's exact adjoint",
             source=source,
         )
-        if self.constraint is None or self.direction == "expansive":
+        if self.constraint is None:
             return [smooth]
         norm = 1.0 if self.constraint == "orthonormal" else self.max_norm
         kept = f"|A| <= {norm:g} by the {self.constraint!r} constraint"
+        if self.direction == "expansive":
+            largest = self._learned_limit if self.step_size == "learned" else self.step_size
+            growth = self._integrator.growth_bound(largest * norm**2)
+            return [smooth, Guarantee("Lipschitz", "of every step", growth, kept, source)]
         found = [
             smooth,
             Guarantee(

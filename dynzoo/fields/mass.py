@@ -1,0 +1,36 @@
+r"""Fields with a linear invariant, $f(x) = S(x)c$, hence $c^Tf(x) = 0$; and sum-keeping maps."""
+
+from __future__ import annotations
+
+__all__ = ["mass_field", "sum_lift", "sum_projection"]
+
+
+def mass_field(network, weights, xp):
+    r"""$f(x) = S(x)c$ as a function of x, with the rounding's share along c taken out.
+
+    Skewness gives $c^Tf = 0$ in exact arithmetic; the last projection keeps it so where matrix
+    products run at reduced precision, as they do by default on some accelerators.
+    """
+    unit = weights / xp.sum(weights * weights)
+
+    def field(x):
+        f = network(x).apply(weights)
+        return f - xp.sum(weights * f, axis=-1, keepdims=True) * unit
+
+    return field
+
+
+def sum_lift(x, units, xp):
+    """Zeros behind the last axis."""
+    shape = (*xp.shape(x)[:-1], units - x.shape[-1])
+    return xp.concatenate([x, xp.zeros(shape, dtype=x.dtype)], axis=-1)
+
+
+def sum_projection(x, units, weights, xp):
+    r"""The first entries, plus the least-norm share of the dropped ones that keeps $c^Tx$.
+
+    $y = x_K + c_K (c_D^Tx_D) / (c_K^Tc_K)$, K kept and D dropped; for ones, the mean share.
+    """
+    kept, dropped = weights[:units], weights[units:]
+    lost = xp.sum(dropped * x[..., units:], axis=-1, keepdims=True)
+    return x[..., :units] + lost * (kept / xp.sum(kept * kept))

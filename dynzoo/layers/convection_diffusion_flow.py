@@ -1,0 +1,343 @@
+"""Convection with Feynman-Kac noise: residual steps whose mean over the noise diffuses a model."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from dynzoo import activations
+from dynzoo.fields.convection_diffusion import (
+    brownian_std,
+    fixed_noise,
+    velocity,
+    velocity_float64,
+)
+from dynzoo.fields.gradient import contractive_factor
+from dynzoo.guarantees import Guarantee
+from dynzoo.layers.arguments import float64, number, one_of, positive_integer
+from dynzoo.layers.gradient_flow import _Scaled
+from dynzoo.operators import base as operators
+
+__all__ = ["ConvectionDiffusionFlow"]
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class ConvectionDiffusionFlow(keras.layers.Layer):
+    r"""Convection along a velocity field, with the noise that diffuses what is behind the layer.
+
+    $$dX = v(X)\,dt + \sqrt2\,\sigma\,dB, \qquad
+    x \leftarrow x + h\,v(x) + \sigma\sqrt{2h}\,n, \quad n \sim N(0, I)$$
+
+    with $v(x) = -A^T\sigma(Ax + b)$ (``velocity="gradient"``) or $B^T\sigma(Ax + b)$ (``"free"``).
+    The mean over the noise of a function f behind the layer, $u(x) = E f(X_T)$, solves the
+    convection-diffusion equation $u_t = v \cdot \nabla u + \sigma^2 \Delta u$ up to the error of
+    the step. `feynman_kac_mean` computes that mean for a whole model.
+
+    Which noise acts: in training, a fresh draw for each example and step, from a Keras
+    ``SeedGenerator``. In inference, by ``inference``:
+
+    * ``"mean"``: the mean of the state over ``samples`` fixed paths, drawn once from ``seed`` by
+      NumPy and shared by all examples. Nothing is random between calls, no example sees another.
+      The last noise has mean zero and is left out exactly: a single step costs no samples.
+    * ``"random"``: a fresh draw in every call, as in training (`random_at_inference` is true).
+    * ``"deterministic"``: none, the residual network itself.
+
+    Guarantee: one increment has variance $2\sigma^2h$ in each entry. u obeys the maximum principle
+    $\inf f \le u \le \sup f$, as does every mean over samples. With the gradient velocity and
+    $h \le 2/\text{max\_norm}^2$ paths with the same noise do not part, so that the layer in the
+    modes ``"mean"`` and ``"deterministic"``, and u for a 1-Lipschitz f, are 1-Lipschitz; and for f
+    in [0, 1], $\Phi^{-1}(u)$ is $1/(\sigma\sqrt{2h})$-Lipschitz. All of this is for
+    ``noise_scaling="constant"``.
+
+    Args:
+        operator: linear operator A (and B), for example ``dynzoo.operators.Dense(units)``.
+        sigma: noise level, at least 0, in units of x per square root of time.
+        step_size: time step h, dimensionless; at most 2 / max_norm^2 for the gradient velocity.
+        steps: number of time steps, each with its own kernels and bias unless ``shared``.
+        velocity: ``"gradient"`` or ``"free"``.
+        activation: name of a monotone activation with slopes in [0, 1].
+        max_norm: bound of |A| and |B| that a constraint keeps, or ``None`` for none.
+        noise_scaling: ``"constant"``, or ``"tensor_std"``: the noise also times the standard
+            deviation of the whole tensor, as in EnResNet with its coefficient sigma * sqrt(2h).
+            An example's output then depends on the others in its batch, and nothing above holds.
+        inference: ``"mean"``, ``"random"`` or ``"deterministic"``.
+        samples: number of paths of the mean; they come in pairs of opposite noise.
+        shared: use one set of kernels and bias in all steps (an autonomous system).
+        use_bias: add b.
+        seed: integer seed of the initialisers and of the noise, or ``None`` (the noise of training
+            then follows Keras' global seed, and the fixed paths are those of seed 0).
+
+    Input and output shape: equal; (batch, features) or (batch, height, width, channels).
+
+    Raises:
+        ValueError: if an argument is out of its range, naming it and what is allowed.
+
+    Example:
+
+    >>> layer = ConvectionDiffusionFlow(operators.Dense(16), sigma=0.1, steps=3)
+    >>> layer(np.ones((2, 32), "float32")).shape
+    (2, 32)
+
+    Reference: T. Wang et al., "An axiomatized PDE model of deep neural networks" (arXiv
+    2307.12333), the convection-diffusion theorem; B. Wang et al., "ResNets ensemble via the
+    Feynman-Kac formalism" (NeurIPS 2019), the noise in residual steps.
+    """
+
+    def __init__(
+        self,
+        operator,
+        sigma=0.1,
+        step_size=1.0,
+        steps=1,
+        velocity="gradient",
+        activation="relu",
+        max_norm=1.0,
+        noise_scaling="constant",
+        inference="mean",
+        samples=8,
+        shared=False,
+        use_bias=True,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.operator = operators.get(operator)
+        self._activation = activations.get(activation)
+        self.activation = self._activation.name
+        self.sigma = number("sigma", sigma, closed="low")
+        self.velocity = one_of("velocity", velocity, ("gradient", "free"))
+        self.max_norm = None if max_norm is None else number("max_norm", max_norm)
+        self.step_size = number("step_size", step_size, high=self.step_limit)
+        self.steps = positive_integer("steps", steps)
+        self.noise_scaling = one_of("noise_scaling", noise_scaling, ("constant", "tensor_std"))
+        self.inference = one_of("inference", inference, ("mean", "random", "deterministic"))
+        self.samples = positive_integer("samples", samples)
+        self.shared = bool(shared)
+        self.use_bias = bool(use_bias)
+        self.seed = _checked_seed(seed)
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
+
+    @property
+    def step_limit(self) -> float:
+        """Largest step that is admissible (infinite where no guarantee hangs on it)."""
+        if self.velocity == "free" or self.max_norm is None:
+            return math.inf
+        return 2.0 / self.max_norm**2
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise of one step (its factor, if scaled by the tensor)."""
+        return brownian_std(self.sigma, self.step_size)
+
+    @property
+    def random_at_inference(self) -> bool:
+        """Whether two passes in inference mode over one input may differ."""
+        return self.inference == "random" and self.sigma > 0
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether an example's output in inference mode depends on the others in its batch."""
+        if self.sigma == 0 or self.noise_scaling == "constant":
+            return False
+        return self.inference == "random" or self._paths > 0
+
+    @property
+    def _paths(self) -> int:
+        """Paths that inference runs beside the noiseless one (0: there is nothing to average)."""
+        averaged = self.inference == "mean" and self.sigma > 0 and self.steps > 1
+        return self.samples if averaged else 0
+
+    def build(self, input_shape):
+        shape = self.operator.kernel_shape(input_shape)
+        if self._paths and None in input_shape[1:]:
+            raise ValueError(
+                "`inference` must be 'random' or 'deterministic' for inputs of unknown size: the "
+                f"fixed paths of 'mean' have a shape. Received: input_shape={tuple(input_shape)}"
+            )
+        constraint = None
+        if self.max_norm is not None:
+            constraint = self.operator.spectral_norm_constraint(self.max_norm, input_shape)
+        names = ["kernel"] if self.velocity == "gradient" else ["kernel", "outer_kernel"]
+        weights: dict[str, list] = {name: [] for name in names}
+        self.biases = []
+        for i in range(1 if self.shared else self.steps):
+            for k, name in enumerate(names):
+                seed = None if self.seed is None else self.seed + 2 * i + k
+                weight = self.add_weight(
+                    shape=shape,
+                    initializer=_Scaled(
+                        self.operator.initializer(seed), min(1.0, self.max_norm or 1.0)
+                    ),
+                    constraint=constraint,
+                    name=f"{name}_{i}",
+                )
+                weights[name].append(weight)
+            if self.use_bias:
+                self.biases.append(
+                    self.add_weight(shape=shape[-1:], initializer="zeros", name=f"bias_{i}")
+                )
+        self.kernels = weights["kernel"]
+        self.outer_kernels = weights.get("outer_kernel", [])
+        self._noise = None
+        if self._paths:
+            self._noise = fixed_noise(
+                self.seed or 0, self.steps - 1, self._paths, tuple(input_shape[1:])
+            )
+
+    def _convect(self, x, i):
+        j = 0 if self.shared else i
+        inner = ops.convert_to_tensor(self.kernels[j])
+        outer, sign = inner, -1.0
+        if self.velocity == "free":
+            outer, sign = ops.convert_to_tensor(self.outer_kernels[j]), 1.0
+        bias = self.biases[j] if self.use_bias else None
+        scale = sign * self.step_size
+        return x + velocity(self.operator, self._activation, x, inner, bias, outer, scale)
+
+    def _diffuse(self, x, noise):
+        scale = self.noise_std
+        if self.noise_scaling == "tensor_std":
+            scale = ops.cast(scale * ops.std(ops.cast(x, "float32")), x.dtype)
+        return x + scale * noise
+
+    def call(self, x, training=False):
+        if self.sigma > 0 and (training or self.inference == "random"):
+            for i in range(self.steps):
+                x = self._convect(x, i)
+                noise = keras.random.normal(ops.shape(x), dtype=x.dtype, seed=self.seed_generator)
+                x = self._diffuse(x, noise)
+            return x
+        shape = tuple(x.shape[1:])
+        for i in range(self.steps):
+            x = self._convect(x, i)
+            if self._paths and i + 1 < self.steps:
+                if i == 0:
+                    x = ops.expand_dims(x, 0)
+                else:
+                    x = ops.reshape(x, (self._paths, -1, *shape))
+                noise = ops.expand_dims(ops.convert_to_tensor(self._noise[i], dtype=x.dtype), 1)
+                x = ops.reshape(self._diffuse(x, noise), (-1, *shape))
+        if self._paths:
+            x = ops.mean(ops.reshape(x, (self._paths, -1, *shape)), axis=0)
+        return x
+
+    def _require_deterministic(self, name):
+        if self.random_at_inference:
+            raise ValueError(
+                f"`{name}` needs an inference pass without randomness. Layer {self.name!r} has "
+                "inference='random'; use 'mean' or 'deterministic', or certify the mean by "
+                "randomised smoothing."
+            )
+
+    def call_float64(self, x):
+        """The inference pass in NumPy float64; a ValueError where that pass is random."""
+        self._require_deterministic("call_float64")
+        x = np.asarray(x, dtype=np.float64)
+        states = np.repeat(x[None], self._paths or 1, axis=0)
+        for i in range(self.steps):
+            j = 0 if self.shared else i
+            inner = float64(self.kernels[j])
+            free = self.velocity == "free"
+            outer = float64(self.outer_kernels[j]) if free else inner
+            bias = float64(self.biases[j]) if self.use_bias else 0.0
+            scale = self.step_size if free else -self.step_size
+            flat = states.reshape(-1, *x.shape[1:])
+            step = velocity_float64(
+                self.operator, self._activation, flat, inner, bias, outer, scale
+            )
+            states = states + step.reshape(states.shape)
+            if self._paths and i + 1 < self.steps:
+                scaled = self.noise_scaling == "tensor_std"
+                std = self.noise_std * (states.std() if scaled else 1.0)
+                states = states + std * self._noise[i].astype(np.float64)[:, None]
+        return states.mean(axis=0)
+
+    def lipschitz_bound(self, input_shape) -> float:
+        """Upper bound of the inference pass' Lipschitz constant with the present weights."""
+        self._require_deterministic("lipschitz_bound")
+        if self.depends_on_batch:
+            raise ValueError(
+                f"Layer {self.name!r} has no Lipschitz bound with noise_scaling='tensor_std': an "
+                "output depends on the whole batch."
+            )
+        norms = [self.operator.norm_float64(float64(k), input_shape) for k in self.kernels]
+        outer = [self.operator.norm_float64(float64(k), input_shape) for k in self.outer_kernels]
+        slopes = (self._activation.slope_min, self._activation.slope_max)
+        bound = 1.0
+        for i in range(self.steps):
+            j = 0 if self.shared else i
+            if self.velocity == "free":
+                bound *= 1.0 + self.step_size * slopes[1] * norms[j] * outer[j]
+            else:
+                bound *= contractive_factor(self.step_size, norms[j], 0.0, *slopes)
+        return bound
+
+    def guarantees(self) -> list[Guarantee]:
+        """What holds for this flow as it is configured."""
+        pde = "arXiv 2307.12333, convection-diffusion theorem; Feynman-Kac formula"
+        if self.noise_scaling == "tensor_std":
+            return []
+        found = [
+            Guarantee(
+                "noise variance",
+                "each step adds Gaussian noise of variance 2 sigma^2 h to every entry, where "
+                f"noise acts (training; inference={self.inference!r})",
+                2.0 * self.sigma**2 * self.step_size,
+                source=pde,
+            ),
+            Guarantee(
+                "maximum principle",
+                "inf f <= E f(X_T) <= sup f for every f, and for the mean over samples",
+                condition="a mean over paths, by construction",
+                source=pde,
+            ),
+        ]
+        if self.velocity != "gradient" or self.max_norm is None:
+            return found
+        kept = f"|A| <= {self.max_norm:g} by the constraint, step <= {self.step_limit:g}"
+        found.append(
+            Guarantee("1-Lipschitz", "paths with the same noise do not part", 1.0, kept, pde)
+        )
+        if self.sigma > 0:
+            found.append(
+                Guarantee(
+                    "smoothing",
+                    "for f in [0, 1] behind the layer, Phi^-1(E f(X_T)) has this Lipschitz bound",
+                    1.0 / self.noise_std,
+                    kept + ", the mean over the noise itself",
+                    "Cohen, Rosenfeld and Kolter 2019 (last noise), with the non-expansive steps",
+                )
+            )
+        return found
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "operator": keras.saving.serialize_keras_object(self.operator),
+            "sigma": self.sigma,
+            "step_size": self.step_size,
+            "steps": self.steps,
+            "velocity": self.velocity,
+            "activation": self.activation,
+            "max_norm": self.max_norm,
+            "noise_scaling": self.noise_scaling,
+            "inference": self.inference,
+            "samples": self.samples,
+            "shared": self.shared,
+            "use_bias": self.use_bias,
+            "seed": self.seed,
+        }
+
+
+def _checked_seed(seed):
+    integer = isinstance(seed, int) and not isinstance(seed, bool)
+    if seed is not None and not (integer and seed >= 0):
+        raise ValueError(f"`seed` must be a non-negative integer or None. Received: seed={seed!r}")
+    return seed

@@ -1,0 +1,336 @@
+"""Contraction and expansion in turn: 1-Lipschitz as a whole, though single steps are not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from dynzoo import activations
+from dynzoo.fields import switching
+from dynzoo.fields.gradient import gradient_field, gradient_field_float64
+from dynzoo.guarantees import Guarantee
+from dynzoo.layers.arguments import float64, number, one_of, positive_integer
+from dynzoo.layers.switching_bound import check_shape, switching_bound, switching_guarantees
+from dynzoo.layers.switching_steps import inverse_sizes, substep_sizes
+from dynzoo.operators import base as operators
+
+__all__ = ["SwitchingFlow"]
+
+# Expansion, its activation (None: that of the contraction) and the bound of each mode.
+_DEFAULTS = {
+    "prescribed": ("generic", None, "paper"),
+    "flexible": ("tied", "relu", "paper"),
+    "sharp": ("gradient", None, "sharp"),
+}
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class SwitchingFlow(keras.layers.Layer):
+    r"""Flow that switches between a contractive and an expansive field, discretised by Euler.
+
+    $$x' = -A^T\sigma(Ax + b) \ \text{ or } \ x' = +Y(x), \qquad
+      x \leftarrow x - \tfrac{h_c}{S} A^T\sigma(Ax + b), \quad x \leftarrow x + e\,Y(x)$$
+
+    with $Y(x) = \sigma_e(Wx + v)$ (``"generic"``), $W^T\sigma_e(Wx + v)$ (``"gradient"``) or
+    $A^T\sigma_e(Ax + b)$ (``"tied"``). A time step of ``"prescribed"`` and ``"sharp"`` is S times
+    (expand, contract); one of ``"flexible"`` is S contractions and then one expansion.
+
+    Guarantee: 1-Lipschitz for all values of its weights. The singular values of A and W are
+    bounded anew in each call (``spectrum="measured"``), steps are divided by $\|A\|^2$, and e has
+    at most the size that the contraction has made room for: $(1 + e)\,F \le 1$, with F the
+    paper's $\sqrt{1 - 2a\kappa\tau + \tau^2}$ or the sharp
+    $\max(|1 - a\kappa\tau|, |1 - \tau|)$ for $\tau = h_c\|A\|^2/S$, least slope a and
+    $\kappa = s_{min}^2/s_{max}^2$. A kernel far from orthonormal makes $\kappa$ small, and
+    leaves no room: then e = 0 and the contraction alone remains. (For a 3x3 convolution the bound
+    of $\kappa$ is cautious; matrix operators, kept orthonormal, lose nothing.) With
+    ``spectrum="assumed"`` (the published variant) singular values are taken to be 1, and the
+    guarantee is only as true as that is; `lipschitz_bound` states the true bound either way.
+
+    Args:
+        operator: linear operator A, for example ``dynzoo.operators.Dense(units)``. A must be
+            injective (at least as many units as channels) unless the expansion is ``"tied"``.
+        activation: name of an activation with slopes in [a, 1], a > 0.
+        mode: ``"prescribed"``: e is the largest admissible one times a learned factor in [0, 1].
+            ``"flexible"``: e is learned with its sign; a negative one contracts, down to
+            $-2/\|A\|^2$. ``"sharp"``: as flexible, but alternating and with the sharp bound.
+        bound: ``"paper"``, ``"sharp"``, or ``None`` for that of the mode.
+        expansion: ``"generic"`` (needs as many units as channels), ``"gradient"``, ``"tied"``, or
+            ``None`` for that of the mode.
+        expansion_activation: name of an activation with slopes in [0, 1], or ``None`` for that
+            of the mode: ReLU in ``"flexible"``, else ``activation``.
+        steps: number of time steps, each with its own weights unless ``shared``.
+        substeps: S, a positive integer.
+        step_size: ``"learned"``, or a fixed contractive time step $h_c$ in (0, 2S]
+            (dimensionless; in units of $1/\|A\|^2$).
+        step_range: interval of the learned $h_c$ inside (0, 2S), or ``None`` for that of the
+            mode (in the paper's setting, a = 1/2 and S = 2: [0.3, 1] and [0.11, 1.89]).
+        max_expansion: largest expansive substep, positive.
+        constraint: ``"orthonormal"`` (matrix operators), ``"spectral_norm"``, or ``None``.
+        spectrum: ``"measured"`` or ``"assumed"``.
+        projection_steps: Newton-Schulz steps of the orthonormal constraint.
+        shared: use the weights of one time step in all (step sizes stay apart).
+        use_bias: add b and v.
+        seed: integer seed of the kernel initialiser, or ``None``.
+
+    Input and output shape: equal; (batch, features) or (batch, height, width, channels), as the
+    operator needs.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the operator's shape leaves no room.
+
+    Example:
+
+    >>> layer = SwitchingFlow(operators.Dense(8), mode="flexible", steps=2)
+    >>> layer(np.ones((2, 8), "float32")).shape
+    (2, 8)
+
+    Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023
+    (arXiv 2210.02373), section on 1-Lipschitz networks. The sharp bound is ours.
+    """
+
+    def __init__(
+        self,
+        operator,
+        activation="half_leaky_relu",
+        mode="prescribed",
+        bound=None,
+        expansion=None,
+        expansion_activation=None,
+        steps=1,
+        substeps=2,
+        step_size="learned",
+        step_range=None,
+        max_expansion=8.0,
+        constraint="default",
+        spectrum="measured",
+        projection_steps=2,
+        shared=False,
+        use_bias=True,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.operator = operators.get(operator)
+        self._activation = activations.get(activation)
+        self.activation = self._activation.name
+        self.slope = self._activation.slope_min
+        if self.slope <= 0:
+            raise ValueError(
+                "`activation` must have slopes above 0, such as 'half_leaky_relu': where it is "
+                f"flat nothing contracts. Received: activation={self.activation!r}"
+            )
+        self.mode = one_of("mode", mode, _DEFAULTS)
+        expansion_default, activation_default, bound_default = _DEFAULTS[mode]
+        self.bound = one_of("bound", bound or bound_default, ("paper", "sharp"))
+        if mode == "sharp" and self.bound == "paper":
+            raise ValueError("`bound` must be 'sharp' with mode='sharp'. Received: bound='paper'")
+        kinds = ("generic", "gradient", "tied")
+        self.expansion = one_of("expansion", expansion or expansion_default, kinds)
+        self._expansion_activation = activations.get(
+            expansion_activation or activation_default or activation
+        )
+        self.expansion_activation = self._expansion_activation.name
+        matrix = isinstance(self.operator, operators.MatrixOperator)
+        if constraint == "default":
+            constraint = "orthonormal" if matrix else "spectral_norm"
+        self.constraint = one_of("constraint", constraint, ("orthonormal", "spectral_norm", None))
+        self.spectrum = one_of("spectrum", spectrum, ("measured", "assumed"))
+        self.steps = positive_integer("steps", steps)
+        self.substeps = positive_integer("substeps", substeps)
+        self.max_expansion = number("max_expansion", max_expansion)
+        self.projection_steps = positive_integer("projection_steps", projection_steps)
+        self.shared = bool(shared)
+        self.use_bias = bool(use_bias)
+        self.seed = seed
+        limit = 2.0 * self.substeps
+        if step_size != "learned":
+            step_size = number("step_size", step_size, 0.0, limit)
+        self.step_size = step_size
+        if step_range is None:
+            step_range = switching.default_range(mode, self.bound, self.substeps, self.slope)
+        if len(step_range) != 2 or not 0 < step_range[0] <= step_range[1] <= limit:
+            raise ValueError(
+                f"`step_range` must be (low, high) with 0 < low <= high <= {limit:g}. "
+                f"Received: step_range={step_range!r}"
+            )
+        self.step_range = tuple(float(h) for h in step_range)
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        shape = self.operator.kernel_shape(input_shape)
+        check_shape(self, shape)
+        if self.constraint == "orthonormal":
+            constraint = self.operator.orthonormal_constraint(self.projection_steps)
+        elif self.constraint == "spectral_norm":
+            constraint = self.operator.spectral_norm_constraint(1.0, input_shape)
+        else:
+            constraint = None
+        self.kernels, self.biases = [], []
+        self.expansion_kernels, self.expansion_biases = [], []
+        for i in range(1 if self.shared else self.steps):
+            for j, prefix in enumerate(("", "expansion_")):
+                if prefix and self.expansion == "tied":
+                    continue
+                seed = None if self.seed is None else self.seed + 2 * i + j
+                kernel = self.add_weight(
+                    shape=shape,
+                    initializer=self.operator.initializer(seed),
+                    constraint=constraint,
+                    name=f"{prefix}kernel_{i}",
+                    # The spectrum must be measured in float32 whatever the layer computes in.
+                    autocast=False,
+                )
+                getattr(self, f"{prefix}kernels").append(kernel)
+                if self.use_bias:
+                    name = f"{prefix}bias_{i}"
+                    bias = self.add_weight(shape=shape[-1:], initializer="zeros", name=name)
+                    getattr(self, f"{prefix}biases").append(bias)
+        self.raw_contractions, self.raw_expansions = [], []
+        start = 0.0 if self.mode == "prescribed" else 0.5
+        for i in range(self.steps):
+            scalar: dict[str, Any] = {"shape": (), "autocast": False}
+            if self.step_size == "learned":
+                raw = self.add_weight(initializer="zeros", name=f"raw_contraction_{i}", **scalar)
+                self.raw_contractions.append(raw)
+            initializer = keras.initializers.Constant(start)
+            raw = self.add_weight(initializer=initializer, name=f"raw_expansion_{i}", **scalar)
+            self.raw_expansions.append(raw)
+
+    # --- step sizes ---
+
+    def _raws(self, i, read):
+        chosen = [self.raw_expansions[i]]
+        if self.step_size == "learned":
+            chosen.insert(0, self.raw_contractions[i])
+        return [read(raw) for raw in chosen]
+
+    def _kernels(self, i, read):
+        j = 0 if self.shared else i
+        kernel = read(self.kernels[j])
+        return kernel, kernel if self.expansion == "tied" else read(self.expansion_kernels[j])
+
+    def _biases(self, i, read, none):
+        if not self.use_bias:
+            return none, none
+        j = 0 if self.shared else i
+        bias = read(self.biases[j])
+        return bias, bias if self.expansion == "tied" else read(self.expansion_biases[j])
+
+    def _substeps_float64(self):
+        for i in range(self.steps):
+            yield substep_sizes(self, *self._kernels(i, float64), self._raws(i, float64), np)
+
+    def step_sizes(self) -> list[tuple[float, float]]:
+        """The present times (contraction, expansion) of each time step, in float64, signed."""
+        expansions = 1 if self.mode == "flexible" else self.substeps
+        return [
+            (float(self.substeps * h), float(expansions * e)) for h, e in self._substeps_float64()
+        ]
+
+    def assign_step_sizes(self, sizes):
+        """Sets learned times (contraction, expansion), one pair a time step, in `step_sizes` units.
+
+        What is not admissible is clamped, with its sign; a fixed contraction stays.
+        """
+        for i, (contraction, expansion) in enumerate(sizes):
+            kernels = self._kernels(i, float64)
+            raws = inverse_sizes(self, *kernels, self._raws(i, float64), contraction, expansion)
+            if self.step_size == "learned":
+                self.raw_contractions[i].assign(raws[0])
+            self.raw_expansions[i].assign(raws[-1])
+
+    # --- forward ---
+
+    def _run(self, x, h, e, contract, expand):
+        if self.mode == "flexible":
+            for _ in range(self.substeps):
+                x = x - contract(x, h)
+            return x + expand(x, e)
+        for _ in range(self.substeps):
+            x = x + expand(x, e)
+            x = x - contract(x, h)
+        return x
+
+    def call(self, x):
+        for i in range(self.steps):
+            kernels = self._kernels(i, ops.convert_to_tensor)
+            biases = self._biases(i, ops.convert_to_tensor, None)
+            # The room is a property of the weights, not a path for their gradients: these would
+            # be the noise of a number that the constraint keeps near 0.
+            frozen = [ops.stop_gradient(k) for k in kernels]
+            sizes = substep_sizes(self, *frozen, self._raws(i, ops.convert_to_tensor), ops)
+            h, e = (ops.cast(size, x.dtype) for size in sizes)
+            kernel, other = (ops.cast(k, x.dtype) for k in kernels)
+
+            def contract(y, h, kernel=kernel, bias=biases[0]):
+                return gradient_field(self.operator, self._activation, y, kernel, bias, h)
+
+            def expand(y, e, kernel=other, bias=biases[1]):
+                sigma = self._expansion_activation
+                if self.expansion != "generic":
+                    return gradient_field(self.operator, sigma, y, kernel, bias, e)
+                inner = self.operator.apply(y, kernel)
+                return e * sigma(inner if bias is None else inner + bias)
+
+            x = self._run(x, h, e, contract, expand)
+        return x
+
+    def call_float64(self, x):
+        """The inference pass in NumPy float64."""
+        x = np.asarray(x, dtype=np.float64)
+        for i, (h, e) in enumerate(self._substeps_float64()):
+            kernel, other = self._kernels(i, float64)
+            biases = self._biases(i, float64, 0.0)
+
+            def contract(y, h, kernel=kernel, bias=biases[0]):
+                return h * gradient_field_float64(self.operator, self._activation, y, kernel, bias)
+
+            def expand(y, e, kernel=other, bias=biases[1]):
+                sigma = self._expansion_activation
+                if self.expansion != "generic":
+                    return e * gradient_field_float64(self.operator, sigma, y, kernel, bias)
+                return e * sigma.reference(self.operator.apply_float64(y, kernel) + bias)
+
+            x = self._run(x, h, e, contract, expand)
+        return x
+
+    # --- what is known ---
+
+    def lipschitz_bound(self, input_shape) -> float:
+        """Upper bound of the layer's Lipschitz constant with its present weights (float64)."""
+        bound = 1.0
+        for i, (h, e) in enumerate(self._substeps_float64()):
+            bound *= switching_bound(self, input_shape, h, e, *self._kernels(i, float64))
+        return bound
+
+    def guarantees(self) -> list[Guarantee]:
+        """What holds for this flow as it is configured."""
+        return switching_guarantees(self)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "operator": keras.saving.serialize_keras_object(self.operator),
+            "activation": self.activation,
+            "mode": self.mode,
+            "bound": self.bound,
+            "expansion": self.expansion,
+            "expansion_activation": self.expansion_activation,
+            "steps": self.steps,
+            "substeps": self.substeps,
+            "step_size": self.step_size,
+            "step_range": list(self.step_range),
+            "max_expansion": self.max_expansion,
+            "constraint": self.constraint,
+            "spectrum": self.spectrum,
+            "projection_steps": self.projection_steps,
+            "shared": self.shared,
+            "use_bias": self.use_bias,
+            "seed": self.seed,
+        }

@@ -1,0 +1,154 @@
+"""The five image classifiers of the founding paper, as published and in a certified form."""
+
+from __future__ import annotations
+
+import keras
+
+from dynzoo import constraints, operators
+from dynzoo.layers.arguments import one_of, positive_integer
+from dynzoo.layers.gradient_flow import GradientFlow
+from dynzoo.layers.learned_scale import LearnedScale
+from dynzoo.layers.switching_flow import SwitchingFlow
+
+__all__ = ["structured_classifier"]
+
+_MEAN = (0.4914, 0.4822, 0.4465)
+_DEVIATION = (0.2023, 0.1994, 0.2010)
+_KINDS = ("unconstrained", "naive", "nonexpansive", "prescribed", "flexible")
+
+
+def structured_classifier(
+    kind="flexible",
+    form="certified",
+    input_shape=(32, 32, 3),
+    num_classes=10,
+    widths=(32, 64, 128),
+    convolutions=4,
+    operator=None,
+    bound="paper",
+    mean=_MEAN,
+    deviation=_DEVIATION,
+    seed=0,
+    name=None,
+) -> keras.Model:
+    r"""Builds one of the five networks that the founding paper compares on CIFAR.
+
+    Normalisation; then per stage a 3x3 lift to ``widths[k]`` channels, a discretised dynamical
+    system, and 2x2 max pooling; then one dense layer. The dynamical systems:
+
+    * ``"unconstrained"``: $x \leftarrow x + B\,relu(Ax + b)$, the usual residual network;
+    * ``"naive"``: $x \leftarrow \tfrac12(x + B\,relu(Ax + b))$;
+    * ``"nonexpansive"``: $x \leftarrow x - hA^Trelu(Ax + b)$ (`GradientFlow`, h learned);
+    * ``"prescribed"`` and ``"flexible"``: `SwitchingFlow` in these modes.
+
+    Guarantee (``form="published"``): none for the whole network. Scalars after the lifts and the
+    head are free, and the switching flows take their kernels to be orthogonal, which the authors
+    ask of the loss. `dynzoo.certify` gives the true bound, which is large. Two things differ from
+    the authors' code: a negative expansive step of ``"flexible"`` contracts, as was meant (the
+    code took its absolute value); and the kernels of ``"nonexpansive"`` are held at norm 1, with
+    h below 2 instead of 1.9.
+
+    Guarantee (``form="certified"``): after the normalisation every layer is 1-Lipschitz, by
+    constraints on lifts, scalars ($|s| \le 1$) and head and by the flows themselves, so the
+    network's constant is at most $1/\min_c \text{deviation}_c$ up to the constraints' rounding.
+    Dynamics run on orthonormal matrices behind a circular shift unless ``operator="conv"``.
+
+    Args:
+        kind: one of the five names above.
+        form: ``"published"`` or ``"certified"`` (which the unconstrained network has not).
+        input_shape: (height, width, channels) in pixels; height and width divisible by
+            ``2 ** len(widths)``.
+        num_classes: number of classes, at least 2.
+        widths: channels of each stage.
+        convolutions: convolutions A in each stage; even for the switching flows, which have two
+            a time step (one, used twice, in ``"flexible"``).
+        operator: ``"conv"`` (3x3, zero padding), ``"shifted"``, or ``None``: ``"conv"`` in the
+            published form, ``"shifted"`` in the certified one.
+        bound: ``"paper"`` or ``"sharp"``, that of the switching flows.
+        mean: channel means of the normalisation, for images in [0, 1].
+        deviation: channel standard deviations, positive.
+        seed: integer seed of all initialisers.
+        name: name of the model.
+
+    Returns:
+        A functional `keras.Model` from images in [0, 1] to logits.
+
+    Raises:
+        ValueError: if an argument is out of its range, naming it.
+
+    Example:
+
+    >>> model = structured_classifier("flexible", widths=(8,), convolutions=2)
+    >>> dynzoo.certify(model).lipschitz
+
+    Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023
+    (arXiv 2210.02373), section of numerical experiments.
+    """
+    one_of("kind", kind, _KINDS)
+    one_of("form", form, ("published", "certified"))
+    certified = form == "certified"
+    if certified and kind == "unconstrained":
+        raise ValueError("`form` must be 'published' for kind='unconstrained', which has no bound.")
+    operator = one_of("operator", operator or ("shifted" if certified else "conv"), _OPERATORS)
+    positive_integer("convolutions", convolutions)
+    if kind in ("prescribed", "flexible") and convolutions % 2:
+        raise ValueError(
+            f"`convolutions` must be even for kind={kind!r}. Received: convolutions={convolutions}"
+        )
+    if num_classes < 2:
+        raise ValueError(f"`num_classes` must be at least 2. Received: num_classes={num_classes}")
+    if any(size is None or size % 2 ** len(widths) for size in input_shape[:2]):
+        raise ValueError(
+            f"`input_shape` must have height and width divisible by {2 ** len(widths)}. "
+            f"Received: input_shape={tuple(input_shape)}"
+        )
+    seeds = iter(range(1000 * seed, 1000 * seed + 1000, 20))
+    residual = kind in ("unconstrained", "naive")
+
+    def convolution(x, width, use_bias, activation=None):
+        spatial = tuple(x.shape[1:3])
+        return keras.layers.Conv2D(
+            width,
+            3,
+            padding="same",
+            use_bias=use_bias,
+            activation=activation,
+            kernel_initializer=operators.DeltaOrthonormal(seed=next(seeds)),
+            kernel_constraint=constraints.SpectralNorm(spatial=spatial) if certified else None,
+        )(x)
+
+    inputs = keras.Input(tuple(input_shape), name="image")
+    x = keras.layers.Normalization(mean=list(mean), variance=[d**2 for d in deviation])(inputs)
+    for width in widths:
+        x = convolution(x, width, use_bias=residual)
+        if residual:
+            for _ in range(convolutions):
+                y = convolution(x, width, use_bias=True, activation="relu")
+                x = keras.layers.Add()([x, convolution(y, width, use_bias=False)])
+                if kind == "naive":
+                    x = keras.layers.Rescaling(0.5)(x)
+        else:
+            x = keras.layers.ReLU()(LearnedScale(1.0 if certified else None)(x))
+            a = _OPERATORS[operator](width)
+            x = _flow(kind, a, convolutions, bound, certified, next(seeds))(x)
+        x = keras.layers.MaxPooling2D(2)(x)
+    outputs = keras.layers.Dense(
+        num_classes,
+        kernel_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
+        kernel_constraint=constraints.SpectralNorm() if certified else None,
+        name="head",
+    )(keras.layers.Flatten()(x))
+    return keras.Model(inputs, outputs, name=name or f"structured_{kind}")
+
+
+_OPERATORS = {"conv": operators.Conv, "shifted": operators.ShiftedPointwise}
+
+
+def _flow(kind, operator, convolutions, bound, certified, seed):
+    """The dynamics of one stage."""
+    if kind == "nonexpansive":
+        return GradientFlow(operator, step_size="learned", steps=convolutions, seed=seed)
+    arguments = {} if certified else {"spectrum": "assumed", "constraint": None}
+    return SwitchingFlow(
+        operator, mode=kind, bound=bound, steps=convolutions // 2, seed=seed, **arguments
+    )

@@ -1,0 +1,267 @@
+"""Randomised smoothing against linear classifiers, where everything is known exactly."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import normal
+from hypothesis import given
+from hypothesis import strategies as st
+from keras import ops
+from scipy import stats
+
+from dynzoo import backend, operators
+from dynzoo.certificates import smoothing
+from dynzoo.certificates.smoothing import lower_confidence_bound, smooth
+from dynzoo.layers.convection_diffusion_flow import ConvectionDiffusionFlow
+from dynzoo.layers.graph_diffusion import GraphDiffusion
+
+
+def linear(weights, bias):
+    """Two classes, split by the plane w.x + b = 0; class 1 where it is positive."""
+    weights = np.asarray(weights, "float32")
+    model = keras.Sequential([keras.Input((len(weights),)), keras.layers.Dense(2)])
+    kernel = np.stack([np.zeros_like(weights), weights], axis=1)
+    model.set_weights([kernel, np.array([0.0, bias], "float32")])
+    return model
+
+
+W, B = np.array([1.0, -2.0, 0.5], "float32"), 0.3
+
+
+def distances(x):
+    """Signed distance from the plane: the smoothed classifier's exact radius, too."""
+    w = W.astype(np.float64)
+    return (x.astype(np.float64) @ w + float(np.float32(B))) / np.linalg.norm(w)
+
+
+def at_distance(d, seed=0):
+    """Points at the given signed distances."""
+    x = normal((len(d), 3), seed).astype(np.float64)
+    w = W.astype(np.float64)
+    x += np.outer(np.asarray(d) - distances(x), w / np.linalg.norm(w))
+    return x.astype("float32")
+
+
+# --- statistics ------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 3000), st.floats(0, 1), st.sampled_from([0.001, 0.05, 0.5]))
+def test_clopper_pearson_is_scipys(trials, fraction, alpha):
+    successes = round(fraction * trials)
+    test = stats.binomtest(successes, trials, alternative="greater")
+    exact = test.proportion_ci(confidence_level=1 - alpha, method="exact").low
+    bound = lower_confidence_bound(successes, trials, alpha)
+    assert bound == pytest.approx(exact, rel=1e-9, abs=1e-12)
+    # its definition: at the bound, so many successes happen with probability alpha
+    if successes:
+        assert stats.binom.sf(successes - 1, trials, bound) == pytest.approx(alpha, rel=1e-6)
+
+
+def test_clopper_pearson_at_the_ends():
+    assert lower_confidence_bound(0, 50, 0.01) == 0.0
+    assert lower_confidence_bound(50, 50, 0.01) == pytest.approx(0.01 ** (1 / 50))
+
+
+def test_failures_are_as_rare_as_alpha_says():
+    # 600 images near the plane and a large alpha: too large a radius must be rare, not absent
+    d = np.random.default_rng(1).uniform(0.05, 0.3, size=600)
+    x, alpha = at_distance(d), 0.2
+    smoothed = smooth(linear(W, B), 0.4, samples=60, selection=10, alpha=alpha, seed=3)
+    labels, radii = smoothed.radii(x)
+    failures = np.where(labels == 1, radii > distances(x), labels == 0)
+    share = failures.mean()
+    assert share <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / len(x))
+    assert share > 0.05  # the bound is not trivially small
+
+
+# --- a linear classifier -----------------------------------------------------------------------
+
+
+def test_radius_is_below_the_exact_one_and_not_far():
+    d = np.concatenate([np.linspace(0.1, 1.2, 30), -np.linspace(0.1, 1.2, 30), [3.0]])
+    x = at_distance(d)
+    smoothed = smooth(linear(W, B), 0.5, samples=2000, selection=50)
+    labels, radii = smoothed.radii(x)
+    sure = labels != smoothing.ABSTAIN
+    np.testing.assert_array_equal(labels[sure], (d > 0)[sure])
+    assert sure.all() and radii.dtype == np.float64 and labels.dtype == np.int64
+    assert (radii <= np.abs(distances(x))).all()
+    # what 2000 samples can show
+    largest = 0.5 * stats.norm.ppf(0.001 ** (1 / 2000))
+    assert (radii <= largest).all() and radii.max() == pytest.approx(largest)
+    near = np.abs(d) < 0.8
+    assert (radii[near] > np.abs(d)[near] - 0.2).all()
+
+
+def test_abstains_near_the_plane():
+    x = at_distance(np.full(20, 1e-3))
+    smoothed = smooth(linear(W, B), 0.5, samples=200)
+    labels, radii = smoothed.radii(x)
+    assert (labels == -1).mean() >= 0.9
+    assert (radii[labels == -1] == 0).all()
+    assert (smoothed.predict(x) == -1).mean() >= 0.9
+
+
+def test_predict_agrees_where_the_answer_is_clear():
+    d = np.array([0.5, -0.5, 1.0, -1.0])
+    np.testing.assert_array_equal(
+        smooth(linear(W, B), 0.3, samples=100).predict(at_distance(d)), [1, 0, 1, 0]
+    )
+
+
+def test_smoothing_is_not_the_base_classifier():
+    # a thin sliver of class 1: the model says 1 there, the smoothed classifier says 0
+    inputs = keras.Input((1,))
+    inside = ops.relu(0.05 - ops.abs(inputs)) * 100.0
+    model = keras.Model(inputs, ops.concatenate([ops.ones_like(inputs), inside], axis=-1))
+    x = np.zeros((1, 1), "float32")
+    assert backend.to_numpy(model(x)).argmax() == 1
+    labels, radii = smooth(model, 0.5, samples=500).radii(x)
+    assert labels[0] == 0 and radii[0] > 0.3
+
+
+# --- reproducible ----------------------------------------------------------------------------
+
+
+def test_depends_on_seed_and_index_alone():
+    model, x = linear(W, B), at_distance([0.1, 0.2, -0.3, 0.15])
+    smoothed = smooth(model, 0.5, samples=150, selection=20, seed=5)
+    labels, radii = smoothed.radii(x)
+    predicted = smoothed.predict(x)
+    for size in (7, 64, 1000):
+        again = smoothed.radii(x, batch_size=size)
+        np.testing.assert_array_equal(again[0], labels)
+        np.testing.assert_array_equal(again[1], radii)
+    order = np.array([2, 0, 3, 1])
+    again = smoothed.radii(x[order], indices=order)
+    np.testing.assert_array_equal(again[0], labels[order])
+    np.testing.assert_array_equal(again[1], radii[order])
+    np.testing.assert_array_equal(smoothed.predict(x[order], indices=order), predicted[order])
+    # another seed, another index: other noise
+    other = smooth(model, 0.5, samples=150, selection=20, seed=6).radii(x)[1]
+    assert not np.array_equal(other, radii)
+    assert not np.array_equal(smoothed.radii(x, indices=[4, 5, 6, 7])[1], radii)
+
+
+def test_selection_and_estimation_use_different_draws(monkeypatch):
+    seen = []
+
+    def record(model, x, batch_size):
+        seen.append(x.copy())
+        return np.tile([0.0, 1.0], (len(x), 1))
+
+    monkeypatch.setattr(smoothing, "predict_logits", record)
+    x = np.zeros((2, 3), "float32")
+    smooth(linear(W, B), 0.5, samples=2000, selection=100, batch_size=300).radii(x)
+    noise = np.concatenate(seen).reshape(2, 2100, 3)
+    assert len(np.unique(noise[..., 0])) > 4100  # no draw comes twice, within or between images
+    assert noise.std() == pytest.approx(0.5, rel=0.03)
+    assert abs(np.corrcoef(noise[0, :, 0], noise[1, :, 0])[0, 1]) < 0.1
+    first = np.random.default_rng([0, 1]).standard_normal((2100, 3), np.float32)
+    np.testing.assert_array_equal(noise[1], np.float32(0.5) * first)
+
+
+def test_bound_counts_the_estimation_draws_alone(monkeypatch):
+    # 20 selections for class 1, then 90 of 100 estimations for it; next image: the selection errs
+    answers = np.concatenate([np.ones(20 + 90), np.zeros(10), np.ones(20), np.zeros(100)])
+    position = iter(range(len(answers)))
+
+    def scripted(model, x, batch_size):
+        labels = answers[[next(position) for _ in x]].astype(int)
+        return np.eye(2)[labels]
+
+    monkeypatch.setattr(smoothing, "predict_logits", scripted)
+    smoothed = smooth(linear(W, B), 0.5, samples=100, selection=20, batch_size=16)
+    labels, radii = smoothed.radii(np.zeros((2, 3), "float32"))
+    np.testing.assert_array_equal(labels, [1, -1])
+    low = stats.binomtest(90, 100, alternative="greater").proportion_ci(0.999, "exact").low
+    np.testing.assert_allclose(radii, [0.5 * stats.norm.ppf(low), 0.0], rtol=1e-9)
+
+
+def test_progress_is_told():
+    told = []
+    x = at_distance([0.5, 0.5])
+    smooth(linear(W, B), 0.3, samples=10, selection=5, progress=lambda *a: told.append(a)).radii(x)
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_rounding_of_the_image_is_taken_off():
+    model = linear(W, B)
+    x = at_distance([0.5]).astype(np.float64)
+    smoothed = smooth(model, 0.3, samples=200, selection=10)
+    (exact,) = smoothed.radii(x)[1]
+    shifted = x + 1e-9  # the same image in float32
+    assert smoothed.radii(shifted)[1][0] == pytest.approx(exact - 1e-9 * np.sqrt(3), abs=1e-12)
+
+
+def test_answers_that_are_not_numbers_count_against():
+    inputs = keras.Input((1,))
+    # log of a negative number: not a number on one side
+    model = keras.Model(inputs, ops.concatenate([ops.log(inputs), 0 * inputs - 99], axis=-1))
+    smoothed = smooth(model, 1.0, samples=100, selection=20)
+    x = np.array([[0.1], [-4.0], [4.0]], "float32")
+    labels, radii = smoothed.radii(x)
+    np.testing.assert_array_equal(labels, [-1, -1, 0])
+    assert radii[0] == radii[1] == 0 < radii[2] <= 4.0
+    np.testing.assert_array_equal(smoothed.predict(x), [-1, -1, 0])
+
+
+def test_nothing_to_do():
+    labels, radii = smooth(linear(W, B), 0.3).radii(np.zeros((0, 3), "float32"))
+    assert labels.shape == radii.shape == (0,)
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sigma": 0.0}, "`sigma` must be"),
+        ({"sigma": float("inf")}, "`sigma` must be"),
+        ({"samples": 0}, "`samples` must be"),
+        ({"selection": 0}, "`selection` must be"),
+        ({"alpha": 0.0}, "`alpha` must be"),
+        ({"alpha": 1.0}, r"`alpha` must be in \(0, 1\)"),
+        ({"seed": -1}, "`seed` must be"),
+        ({"batch_size": 0}, "`batch_size` must be"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        smooth(linear(W, B), **{"sigma": 0.5, **arguments})
+
+
+def test_bad_inputs():
+    smoothed = smooth(linear(W, B), 0.5)
+    for x in (np.zeros((1, 3), "int32"), np.full((1, 3), np.nan), np.zeros(3, "float32")):
+        with pytest.raises(ValueError, match="`x` must be a finite float array"):
+            smoothed.radii(x)
+    for indices in ([1], [-1, 2], [0.5, 1.0]):
+        with pytest.raises(ValueError, match="`indices` must be"):
+            smoothed.predict(np.zeros((2, 3), "float32"), indices=indices)
+
+
+def test_models_whose_draws_would_hang_together_are_refused():
+    flow = ConvectionDiffusionFlow(operators.Dense(2), inference="random")
+    random = keras.Sequential([keras.Input((3,)), flow, keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="is random at inference"):
+        smooth(random, 0.5)
+    mixing = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(2), GraphDiffusion(0.1, graph="knn")]
+    )
+    with pytest.raises(ValueError, match="mixes the examples"):
+        smooth(mixing, 0.5)
+    quiet = ConvectionDiffusionFlow(operators.Dense(2), steps=2)
+    smooth(keras.Sequential([keras.Input((3,)), quiet, keras.layers.Dense(2)]), 0.5)
+
+
+def test_settings_as_data():
+    assert smooth(linear(W, B), 0.5).to_dict() == {
+        "type": "randomised smoothing",
+        "sigma": 0.5,
+        "samples": 1000,
+        "selection": 100,
+        "alpha": 0.001,
+        "seed": 0,
+    }

@@ -1,0 +1,225 @@
+"""The founding paper's networks: the published maps recomputed in NumPy, and certified bounds."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import conv_matrix, normal
+from keras import ops
+
+import dynzoo
+from dynzoo import backend, operators
+from dynzoo.layers.learned_scale import LearnedScale
+from dynzoo.models.structured import structured_classifier
+
+KINDS = ["unconstrained", "naive", "nonexpansive", "prescribed", "flexible"]
+SHAPE = (8, 8, 3)
+SMALL = {"input_shape": SHAPE, "widths": (4, 6), "convolutions": 2, "num_classes": 5}
+MEAN, DEVIATION = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2023, 0.1994, 0.2010])
+
+
+def small(kind, form="published", seed=0, scale=0.15, **arguments):
+    """A small network whose weights are all disturbed."""
+    model = structured_classifier(kind, form, **{**SMALL, **arguments})
+    noise = np.random.default_rng(seed)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            continue
+        layer.set_weights(
+            [w + scale * noise.normal(size=w.shape).astype("float32") for w in layer.get_weights()]
+        )
+    return model
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def leaky(x):
+    return np.maximum(x, x / 2)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+class Reference:
+    """The published network from its weights alone, images as long vectors."""
+
+    def __init__(self, model):
+        self.named = {
+            w.path: backend.to_numpy(w.value).astype(np.float64)
+            for layer in model.layers
+            for w in layer.weights
+        }
+        self.order = [layer for layer in model.layers if layer.weights]
+
+    def matrix(self, kernel, size):
+        return conv_matrix(kernel, (size, size), "zero")
+
+    def bias(self, b, size):
+        return np.tile(b, size * size)
+
+    def weight(self, layer, name):
+        return next(v for p, v in self.named.items() if p == f"{layer.name}/{name}")
+
+    def linear(self, x, layer, size):
+        y = x @ self.matrix(self.weight(layer, "kernel"), size).T
+        return y + self.bias(self.weight(layer, "bias"), size) if layer.use_bias else y
+
+    def logits(self, x, kind):
+        layers = [a for a in self.order if not isinstance(a, keras.layers.Normalization)]
+        x = ((x - MEAN) / DEVIATION).reshape(len(x), -1)
+        size = 8
+        for width in (4, 6):
+            x = self.linear(x, layers.pop(0), size)
+            if kind in ("unconstrained", "naive"):
+                for _ in range(2):
+                    y = relu(self.linear(x, layers.pop(0), size))
+                    x = x + self.linear(y, layers.pop(0), size)
+                    x = x / 2 if kind == "naive" else x
+            else:
+                x = relu(self.weight(layers.pop(0), "scale") * x)
+                x = self.dynamics(x, layers.pop(0), kind, size)
+            x = x.reshape(-1, size // 2, 2, size // 2, 2, width).max(axis=(2, 4))
+            x = x.reshape(len(x), -1)
+            size //= 2
+        head = layers.pop(0)
+        assert not layers
+        return x @ self.weight(head, "kernel") + self.weight(head, "bias")
+
+    def dynamics(self, x, layer, kind, size):
+        a = self.matrix(self.weight(layer, "kernel_0"), size)
+        b = self.bias(self.weight(layer, "bias_0"), size)
+        if kind == "nonexpansive":
+            for i in range(2):
+                a = self.matrix(self.weight(layer, f"kernel_{i}"), size)
+                b = self.bias(self.weight(layer, f"bias_{i}"), size)
+                h = 2 * sigmoid(self.weight(layer, f"raw_step_{i}"))
+                x = x - h * relu(x @ a.T + b) @ a
+            return x
+        share = sigmoid(self.weight(layer, "raw_contraction_0"))
+        raw = self.weight(layer, "raw_expansion_0")
+        if kind == "prescribed":
+            w = self.matrix(self.weight(layer, "expansion_kernel_0"), size)
+            v = self.bias(self.weight(layer, "expansion_bias_0"), size)
+            h = 0.3 + 0.7 * share
+            e = sigmoid(raw) * (4 / np.sqrt(h * h - 2 * h + 4) - 2)
+            for _ in range(2):
+                x = x + e / 2 * leaky(x @ w.T + v)
+                x = x - h / 2 * leaky(x @ a.T + b) @ a
+            return x
+        h = 0.11 + 1.78 * share
+        e = np.tanh(raw) * (h * (2 - h) / (h * h - 2 * h + 4) if raw > 0 else 2)
+        for _ in range(2):
+            x = x - h / 2 * leaky(x @ a.T + b) @ a
+        return x + e * relu(x @ a.T + b) @ a
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_published_form_is_the_published_map(kind):
+    model = small(kind)
+    if kind == "flexible":  # one stage with each sign
+        flows = [a for a in model.layers if type(a).__name__ == "SwitchingFlow"]
+        for flow, raw in zip(flows, (-0.7, 1.2), strict=True):
+            flow.raw_expansions[0].assign(raw)
+    images = np.random.default_rng(1).uniform(size=(6, *SHAPE)).astype("float32")
+    logits = backend.to_numpy(model(images))
+    expected = Reference(model).logits(images, kind)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_parameter_counts_of_the_paper(monkeypatch):
+    # orthogonal starts take long, and are not counted
+    for initializer in (operators.DeltaOrthonormal, keras.initializers.Orthogonal):
+        monkeypatch.setattr(initializer, "__call__", lambda self, shape, dtype=None: np.ones(shape))
+    assert structured_classifier("unconstrained", "published").count_params() == 1_662_922
+    # the paper's 888,575 holds 18 steps and rescalings, of which 6 follow from the other 12
+    assert structured_classifier("prescribed", "published").count_params() == 888_569
+
+
+@pytest.mark.parametrize(
+    ("kind", "operator"),
+    [
+        ("naive", None),
+        ("nonexpansive", "conv"),
+        ("prescribed", "shifted"),
+        ("flexible", "shifted"),
+        ("flexible", "conv"),
+    ],
+)
+def test_certified_form(kind, operator):
+    model = small(kind, "certified", scale=0.5, operator=operator)
+    dynzoo.project(model)
+    certificate = dynzoo.certify(model)
+    assert certificate.lipschitz <= (1 + 1e-3) / DEVIATION.min()
+    x, y = (normal((32, *SHAPE), seed, 0.3) for seed in (1, 2))
+    gap = backend.to_numpy(model(x)) - backend.to_numpy(model(y))
+    moved = np.linalg.norm(gap.astype(np.float64), axis=1)
+    before = np.linalg.norm((x - y).reshape(32, -1), axis=1)
+    assert (moved <= certificate.lipschitz * before).all()
+    labels, radii = certificate.radii(np.clip(x, 0, 1))
+    assert labels.shape == radii.shape == (32,) and radii.max() > 0
+
+
+def test_published_form_certifies_to_something_large():
+    model = small("flexible")
+    for layer in model.layers:
+        if isinstance(layer, LearnedScale):
+            layer.scale.assign(5.0)
+    assert dynzoo.certify(model).lipschitz > 10 / DEVIATION.min()
+
+
+def test_trains_inside_its_bound_and_is_saved(tmp_path):
+    model = structured_classifier("flexible", **{**SMALL, "widths": (4,)})
+    model.compile(keras.optimizers.SGD(0.5), dynzoo.losses.MulticlassHinge(margin=0.3))
+    before = [backend.to_numpy(w.value) for w in model.trainable_weights]
+    images = np.random.default_rng(1).uniform(size=(16, *SHAPE)).astype("float32")
+    for _ in range(2):
+        loss = model.train_on_batch(images, np.arange(16) % 5)
+    assert np.isfinite(loss)
+    for weight, old in zip(model.trainable_weights, before, strict=True):
+        new = backend.to_numpy(weight.value)
+        # scalars start at their limit, where an update may push on
+        assert np.isfinite(new).all() and (weight.path.endswith("scale") or (new != old).any())
+    assert dynzoo.certify(model).lipschitz <= (1 + 1e-3) / DEVIATION.min()
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(
+        backend.to_numpy(again(images)), backend.to_numpy(model(images)), atol=1e-6
+    )
+
+
+def test_learned_scale_keeps_its_sign_and_limit():
+    layer = LearnedScale(limit=0.5)
+    x = normal((2, 3))
+    layer(x)
+    layer.scale.assign(-2.0)
+    assert layer.lipschitz_bound((None, 3)) == 2.0
+    dynzoo.project(layer)
+    assert layer.lipschitz_bound((None, 3)) == 0.5
+    np.testing.assert_allclose(backend.to_numpy(layer(x)), -0.5 * x, atol=1e-7)
+    np.testing.assert_allclose(layer.call_float64(x), -0.5 * x, atol=1e-7)
+    y = backend.jit(layer)(ops.convert_to_tensor(x))
+    np.testing.assert_allclose(backend.to_numpy(y), -0.5 * x, atol=1e-7)
+    assert LearnedScale.from_config(layer.get_config()).limit == 0.5
+    with pytest.raises(ValueError, match="`limit` must be in"):
+        LearnedScale(limit=0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "best"}, "`kind` must be one of"),
+        ({"form": "free"}, "`form` must be one of"),
+        ({"kind": "unconstrained", "form": "certified"}, "`form` must be 'published'"),
+        ({"operator": "dense"}, "`operator` must be one of"),
+        ({"convolutions": 3}, "`convolutions` must be even"),
+        ({"convolutions": 0}, "`convolutions` must be a positive integer"),
+        ({"num_classes": 1}, "`num_classes` must be at least 2"),
+        ({"input_shape": (12, 12, 3), "widths": (4, 4, 4)}, "divisible by 8"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        structured_classifier(**arguments)
