@@ -28,7 +28,7 @@ def systems():
         "mass preserving: x + y kept": dl.MassPreservingFlow(dense(8), step_size=0.1, seed=5),
         "first integral kept": dl.FirstIntegralFlow(dense(8), step_size=0.1, seed=6),
         "Hamiltonian: symplectic": dl.HamiltonianFlow(dense(4), step_size=0.2, seed=7),
-        "volume preserving": dl.VolumePreservingFlow(dense(1), step_size=0.2, seed=12),
+        "volume preserving": dl.VolumePreservingFlow(dense(1), step_size=0.2, seed=9),
         "contractive Hamiltonian": dl.ContractiveHamiltonianFlow(
             dense(4), kappa=0.7, step_size=0.05, seed=9
         ),
