@@ -36,8 +36,9 @@ def compiles() -> bool:
 def fit_with_jit() -> bool | str:
     """The ``jit_compile`` argument of ``model.compile`` that trains fastest.
 
-    Keras' own choice, except on TensorFlow without an accelerator: there XLA runs elementwise
-    work on one core, and plain graphs train these models a fifth faster (benchmarks/throughput.py).
+    Keras' own choice, except on TensorFlow without an accelerator. There XLA and plain graphs are
+    about equally fast in a quiet process (benchmarks/throughput.py, ``--jit``), but under `fit` on
+    a small machine XLA spent half of its time on fresh memory pages.
     """
     if name() == "tensorflow" and accelerator() is None:
         return False
