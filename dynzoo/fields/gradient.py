@@ -6,6 +6,8 @@ $1/\|A\|^2$-cocoercive, which is what makes the explicit steps of $x' = -f(x)$ n
 
 from __future__ import annotations
 
+from keras import ops
+
 __all__ = ["contractive_factor", "gradient_field", "gradient_field_float64"]
 
 
@@ -24,7 +26,8 @@ def gradient_field(operator, activation, x, kernel, bias, scale=1.0):
     r"""$s A^T\sigma(Ax + b)$ over ``keras.ops``; the scale goes to the kernel, the small factor."""
     inner = operator.apply(x, kernel)
     if bias is not None:
-        inner = inner + bias
+        # not "+": TensorFlow fuses this one with the matrix product before it
+        inner = ops.add(inner, bias)
     return operator.adjoint(activation(inner), kernel * scale)
 
 

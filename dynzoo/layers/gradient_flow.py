@@ -201,6 +201,8 @@ class GradientFlow(keras.layers.Layer):
 
     def call(self, x):
         sign = -1.0 if self.direction == "contractive" else 1.0
+        shape = x.shape
+        x = self.operator.flatten(x)
         for i in range(self.steps):
             j = 0 if self.shared else i
             bias = self.biases[j] if self.use_bias else None
@@ -212,7 +214,7 @@ class GradientFlow(keras.layers.Layer):
                 return gradient_field(self.operator, self._activation, y, kernel, bias, scale)
 
             x = self._integrator.step(field, x, 1.0)
-        return x
+        return x if len(x.shape) == len(shape) else ops.reshape(x, (-1, *shape[1:]))
 
     def call_float64(self, x):
         """The inference pass in NumPy float64."""

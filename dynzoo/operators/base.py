@@ -31,6 +31,10 @@ class Operator(abc.ABC):
     def adjoint(self, y, kernel):
         """``A^T y`` over ``keras.ops``: <Ax, y> = <x, A^T y>."""
 
+    def flatten(self, x):
+        """``x`` without the axes that A does not couple: fewer, longer rows for the same A."""
+        return x
+
     @abc.abstractmethod
     def apply_float64(self, x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
         """``A x`` in NumPy."""

@@ -70,3 +70,6 @@ class Pointwise(Dense):
                 f"`Pointwise` needs NHWC images. Received: input_shape={tuple(input_shape)}"
             )
         return super().kernel_shape(input_shape)
+
+    def flatten(self, x):
+        return ops.reshape(x, (-1, x.shape[-1]))

@@ -126,6 +126,9 @@ class ShiftedPointwise(Pointwise):
         self.padding = check_padding(padding)
         self.fraction = float(fraction)
 
+    def flatten(self, x):
+        return x
+
     def apply(self, x, kernel):
         return super().apply(shift(x, False, self.padding, self.fraction), kernel)
 
