@@ -1,12 +1,13 @@
 """Training throughput of an isometric model against a plain network with the same matrix products.
 
-    KERAS_BACKEND=jax python benchmarks/throughput.py [--rounds 5] [--jit auto|on|off]
+    KERAS_BACKEND=jax python benchmarks/throughput.py [--rounds 5] [--jit dynzoo|auto|on|off]
 
 Both networks train in one process, a few steps in turn, with the same loss, optimizer and batches.
 The plain network replaces each gradient step by two Dense layers of the same shapes with a ReLU
 between and a skip connection, MaxMin by ReLU, and has neither constraints nor shifts. Both are
-compiled as Keras does by default, unless ``--jit`` says otherwise. The last line is JSON: images
-per second of both (median over the rounds) and their ratio.
+compiled and use memory as in dynzoo's own training; ``--jit auto`` and ``--allocator default``
+leave it to Keras and to the system. The last line is JSON: images per second of both (median over
+the rounds) and their ratio.
 """
 
 import argparse
@@ -16,8 +17,8 @@ import time
 import keras
 import numpy as np
 
+from dynzoo import allocator, backend, optimization, recipes, runs, training
 from dynzoo import layers as dl
-from dynzoo import optimization, recipes, runs, training
 
 
 def plain_twin(model):
@@ -46,10 +47,12 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="training steps a round")
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--jit", default="auto", choices=["auto", "on", "off"])
+    parser.add_argument("--jit", default="dynzoo", choices=["dynzoo", "auto", "on", "off"])
+    parser.add_argument("--allocator", default="dynzoo", choices=["dynzoo", "default"])
     args = parser.parse_args()
 
-    jit = {"auto": "auto", "on": True, "off": False}[args.jit]
+    jit = {"auto": "auto", "on": True, "off": False}.get(args.jit, backend.fit_with_jit())
+    kept = args.allocator == "dynzoo" and allocator.keep_freed_memory()
     recipe = recipes.load(args.recipe)
     rng = np.random.default_rng(0)
     x = rng.random((args.batch_size, 32, 32, 3), dtype="float32")
@@ -82,7 +85,8 @@ def main():
                 "backend": keras.backend.backend(),
                 "hardware": runs.hardware(),
                 "batch_size": args.batch_size,
-                "jit": args.jit,
+                "jit_compile": jit,
+                "freed_memory_kept": kept,
                 "images_per_second": median,
                 "ratio": round(ratio, 3),
             }

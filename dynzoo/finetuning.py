@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from dynzoo import backend, constraints, losses, optimization
+from dynzoo.allocator import keep_freed_memory
 
 __all__ = ["finetune"]
 
@@ -60,6 +61,7 @@ def finetune(
         raise ValueError(
             f"`learning_rate` must be positive. Received: learning_rate={learning_rate}"
         )
+    keep_freed_memory()
     keras.utils.set_random_seed(seed)
     for layer in model.layers[:-1]:
         layer.trainable = not freeze_body

@@ -1,0 +1,69 @@
+"""The allocator keeps what it frees, where it can be told to."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from dynzoo import allocator
+
+PROGRAM = """
+import json, resource, runpy, sys
+import numpy as np
+
+keep_freed_memory = runpy.run_path(sys.argv[2])["keep_freed_memory"]
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def use():
+    for size in (3_000_000, 5_000_000, 7_000_000):
+        np.empty(size).fill(1.0)
+
+use()
+before = faults()
+for _ in range(5):
+    use()
+print(json.dumps([kept, faults() - before]))
+"""
+
+
+def run(mode, **variables):
+    environ = {k: v for k, v in os.environ.items() if k not in allocator._SETTINGS}
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, mode, allocator.__file__],
+        env={**environ, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(result.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_used_again():
+    kept, faults = run("keep")
+    _, default = run("leave")
+    assert kept is True
+    # some 170,000 small pages or 300 huge ones by default
+    assert faults < default / 10
+
+
+def test_a_users_own_setting_stands():
+    kept, _ = run("keep", MALLOC_TRIM_THRESHOLD_="131072")
+    assert kept is False
+
+
+def test_an_allocator_without_mallopt_is_left_alone(monkeypatch):
+    class Library:
+        def __getattr__(self, name):
+            raise AttributeError(name)
+
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: Library())
+    for name in allocator._SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    assert allocator.keep_freed_memory() is False
