@@ -3,7 +3,8 @@
     python docs/make_guarantees.py           writes docs/guarantees.md
     python docs/make_guarantees.py --check   exits with 1 if it is not up to date
 
-Each row of the table is an entry of `layer.guarantees()` of a layer configured as shown.
+Each row of the first table is an entry of `layer.guarantees()` of a layer configured as shown, each
+row of the second one of `dynzoo.integrators.table()`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from dynzoo import integrators, operators
 from dynzoo import layers as dl
-from dynzoo import operators
+from dynzoo.integrators.registry import INVARIANTS
 
 PATH = Path(__file__).resolve().parent / "guarantees.md"
 
@@ -62,20 +64,48 @@ of these on random weights and inputs, on three backends.
 | --- | --- | --- | ---: | --- | --- |
 """
 
+INTEGRATORS = """
+## What each integrator keeps
+
+From `dynzoo.integrators.table()`; `tests/test_integrator_table.py` measures every order and checks
+every entry of the last two columns. A Runge-Kutta step with circle-contractivity radius r is
+non-expansive on the gradient fields above if h |A|^2 <= 2 r, and no larger step is in general.
+
+| integrator | family | solves | step | order | radius r | keeps |
+| --- | --- | --- | --- | --- | ---: | --- |
+"""
+
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def _row(cells) -> str:
+    return "| " + " | ".join(map(_cell, cells)) + " |\n"
+
+
+def _integrators() -> str:
+    text = INTEGRATORS
+    for row in integrators.table():
+        order = f"{row.order}"
+        if row.general_order != row.order:
+            order += f" (quadratic I), {row.general_order}"
+        radius = row.circle_contractivity_radius
+        number = "" if radius is None else f"{radius:.6g}"
+        keeps = ", ".join(row.preserves)
+        text += _row([f"`{row.name}`", row.family, row.equation, row.solver, order, number, keeps])
+    text += "\nAn equation that has one of these, keeps it under the step too:\n\n"
+    return text + "".join(f"- {word}: {meaning}\n" for word, meaning in INVARIANTS.items())
+
+
 def table() -> str:
     """The page in Markdown."""
-    lines = []
+    text = HEAD
     for name, make in CONFIGURATIONS.items():
         for g in make().guarantees():
             value = "" if g.value is None else f"{g.value:.6g}"
-            cells = [f"`{name}`", g.property, g.statement, value, g.condition, g.source]
-            lines.append("| " + " | ".join(map(_cell, cells)) + " |")
-    return HEAD + "\n".join(lines) + "\n"
+            text += _row([f"`{name}`", g.property, g.statement, value, g.condition, g.source])
+    return text + _integrators()
 
 
 def main() -> int:

@@ -1,4 +1,7 @@
-"""The main job in one command: pretrained model, fine-tuning, certificate, attack, report."""
+"""The main job in one command: pretrained model, fine-tuning, certificate, attack, report.
+
+And a look at the zoo: what each dynamical system promises, and what is measured of it here and now.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from pathlib import Path
 
 import keras
 
-from dynzoo import data
+from dynzoo import data, plots
 from dynzoo.console import percent, say
 from dynzoo.evaluation import accuracy, measure, radius_text
 from dynzoo.finetuning import finetune
+from dynzoo.gallery import portraits
 from dynzoo.models import presets
 
 __all__ = ["run"]
@@ -84,7 +88,27 @@ def run(output: Path, seed: int = 0) -> Path:
             ],
         )
     )
+    say("4. The zoo: each system with random weights, what it promises, what came of it", "bold")
+    report.sections.append(("The zoo", _gallery()))
     path = report.save(output / "report.html").absolute()
-    say(f"4. Report: {path}", style="bold")
+    say(f"5. Report: {path}", style="bold")
     say(f"   {time.monotonic() - started:.0f} s in all")
     return path
+
+
+def _gallery() -> tuple[str, bytes, list[tuple[str, str]]]:
+    """Prints a line a system; the same with a picture as a section of the report."""
+    paths, rows = {}, []
+    for p in portraits():
+        mark = "kept" if p.kept else "BROKEN"
+        say(
+            f"   {p.title:<38} {p.promise:<33} {mark}: {p.measured}",
+            style=None if p.kept else "red",
+        )
+        paths[p.title] = p.path
+        rows.append((p.title, f"{p.promise}; measured: {p.measured} ({mark})"))
+    text = (
+        "A layer of dynzoo is a step of a dynamical system. Eleven systems in the plane, random "
+        "weights, eight starts each (dots): what each promises, and what was measured of it."
+    )
+    return text, plots.png(plots.portrait_figure(paths, columns=4)), rows

@@ -42,6 +42,8 @@ def render(report: RobustnessReport) -> str:
         f"<section><h2>Numbers</h2>{_numbers(report)}</section>",
         f"<section><h2>Attacked images</h2>{_gallery(report)}</section>",
     ]
+    if report.smoothed is not None:
+        parts.append(f"<section><h2>Randomised smoothing</h2>{_smoothing(report)}</section>")
     for heading, content in report.sections:
         parts.append(f"<section><h2>{_text(heading)}</h2>{_content(content)}</section>")
     parts.append(f"<section><h2>Attacks</h2>{_runs(report.details.get('runs', []))}</section>")
@@ -104,6 +106,23 @@ def _tiles(report: RobustnessReport) -> str:
         for kind, name, value in tiles
     )
     return f'<div class="tiles">{cells}</div>'
+
+
+def _smoothing(report: RobustnessReport) -> str:
+    numbers = report.smoothed or {}
+    settings = ", ".join(f"{k} {v:g}" for k, v in numbers["settings"].items() if k != "type")
+    rows = [
+        ("accuracy", _percent(numbers["clean"])),
+        ("no answer", _percent(numbers["abstained"])),
+    ]
+    for e, share in numbers["certified"].items():
+        rows.append((f"certified at {plots.eps_text(e)}", _percent(share)))
+    note = (
+        "<p class=note>The model under Gaussian noise, by majority, is another classifier than the "
+        "model above: these radii are certified for its answers, image by image with probability "
+        f"1 &minus; alpha ({_text(settings)}). The attacks were on the model without noise.</p>"
+    )
+    return _table(["smoothed classifier", ""], rows) + note
 
 
 def _warnings(warnings: Sequence[EvaluationWarning]) -> str:
@@ -170,6 +189,10 @@ def _gallery(report: RobustnessReport) -> str:
 
 
 def _content(content: Any) -> str:
+    if isinstance(content, bytes):
+        return f'<div class="curve">{_image(content, "figure")}</div>'
+    if isinstance(content, tuple):
+        return "".join(_content(part) for part in content)
     if isinstance(content, str):
         return "".join(f"<p>{_text(line)}</p>" for line in content.split("\n\n"))
     rows = [[_text(name), _text(value)] for name, value in content]

@@ -88,7 +88,10 @@ class RobustnessReport:
         details: Attacks with every parameter, certificate, seed, versions, time.
         title: Heading of the page.
         class_names: Names of the classes.
-        sections: Further parts of the page: (heading, text) or (heading, list of (name, value)).
+        sections: Further parts of the page, pairs of a heading and a text, a list of (name, value),
+            a PNG file as bytes, or a tuple of these.
+        smoothed: Numbers of a smoothed classifier, which is another classifier than the model:
+            `"clean"`, `"abstained"`, `"certified"` at each radius and its `"settings"`.
     """
 
     norm: str
@@ -102,6 +105,7 @@ class RobustnessReport:
     title: str = "Robustness"
     class_names: list[str] | None = None
     sections: list[tuple[str, Any]] = field(default_factory=list)
+    smoothed: dict[str, Any] | None = None
 
     @property
     def images(self) -> int:
@@ -129,6 +133,9 @@ class RobustnessReport:
             "warnings": [w.to_dict() for w in self.warnings],
             **self.details,
         }
+        if self.smoothed is not None:
+            shares = {repr(e): v for e, v in self.smoothed["certified"].items()}
+            result["smoothed"] = {**self.smoothed, "certified": shares}
         if per_image:
             radii = self.per_image["radii"]
             result["per_image"] = {

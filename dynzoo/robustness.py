@@ -20,34 +20,17 @@ from dynzoo.attacks.checks import (
     EvaluationWarning,
     check_curve,
     check_gradients,
+    check_layers,
     check_outputs,
     check_unbounded,
 )
 from dynzoo.attacks.ensembles import makers
-from dynzoo.attacks.geometry import distances
+from dynzoo.certificates.smoothing import SmoothedClassifier
+from dynzoo.random_layers import Draws
+from dynzoo.refutation import CertificateViolation, refute
 from dynzoo.report import AttackedImage, RobustnessReport, attacked_images, spread
 
-
-class CertificateViolation(Exception):
-    """A certified image was fooled inside its certified radius: the certificate is wrong.
-
-    Attributes:
-        index: Position of the image in `x`.
-        x: The clean image, float32.
-        x_adv: The point that the model classifies differently, float32.
-        radius: The certified L2 radius of the image.
-        distance: L2 distance of `x_adv` from `x`, in float64; below `radius`.
-    """
-
-    def __init__(
-        self, index: int, x: np.ndarray, x_adv: np.ndarray, radius: float, distance: float
-    ) -> None:
-        super().__init__(
-            f"Image {index} is certified up to L2 radius {radius:.8g}, but a point at distance "
-            f"{distance:.8g} is classified differently. The certificate is not valid."
-        )
-        self.index, self.x, self.x_adv = index, x, x_adv
-        self.radius, self.distance = radius, distance
+__all__ = ["CertificateViolation", "evaluate"]
 
 
 def evaluate(
@@ -72,6 +55,11 @@ def evaluate(
     this or a smaller radius. For Linf the certificate is the L2 one of radius
     $\varepsilon\sqrt{d}$, which holds the Linf ball.
 
+    A model that is random at inference, or mixes the images of a batch, is evaluated too, with a
+    named warning: its numbers are of one draw each (the same for the same seed), or of the batches
+    that it saw. A smoothed classifier answers otherwise than the model that it smooths, so its
+    certified accuracy stands beside its own accuracy (`report.smoothed`), not above the attacks.
+
     Args:
         model: Built Keras model, images to logits.
         x: Array of shape (n, ...) with values in [0, 1].
@@ -83,8 +71,8 @@ def evaluate(
             factories called with `norm`, `eps` and `seed`.
         batch_size: Images processed at once.
         certificate: `None` to certify the model, `False` for no certificate, or an object whose
-            `radii(x, batch_size)` gives (labels, L2 radii).
-        seed: Seed of the random starts.
+            `radii(x, batch_size)` gives (labels, L2 radii), or `smooth(model, sigma)`.
+        seed: Seed of the random starts, and of a model that is random at inference.
         verbose: 1 prints a line for each attack.
         class_names: Names of the classes, for the report.
         title: Heading of the report.
@@ -108,29 +96,52 @@ def evaluate(
     Reference: Carlini et al., *On evaluating adversarial robustness* (2019); Tsuzuku, Sato and
     Sugiyama, *Lipschitz-margin training* (2018), for the certificate.
     """
+    with Draws(model, seed) as draws:
+        return _evaluate(
+            draws, model, x, y, norm, eps, attacks, batch_size, certificate, seed, verbose,
+            class_names, title,
+        )  # fmt: skip
+
+
+def _evaluate(
+    draws: Draws, model: Any, x: Any, y: Any, norm: str, eps: Any, attacks: Any, batch_size: int,
+    certificate: Any, seed: int, verbose: int, class_names: list[str] | None, title: str | None,
+) -> RobustnessReport:  # fmt: skip
     began = time.perf_counter()
     given, y = check_images(x, y)
     x = given.astype(np.float32, copy=False)
     radii_asked = _radii_asked(eps)
     make_attacks = makers(attacks, norm, seed, batch_size)
+    factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
 
+    warnings = check_layers(model, x)
+    draws.fresh()
     clean_labels = _labels(model, x, y, batch_size)
     correct = clean_labels == y
+    smoothed = None
+    if isinstance(certificate, SmoothedClassifier):
+        _check_smooths(certificate, model)
+        smoothed = certificate.accuracy(given, y, [e * factor for e in radii_asked], batch_size)
+        smoothed["certified"] = dict(zip(radii_asked, smoothed["certified"].values(), strict=True))
+        certificate = False
     certificate, radii, cert_labels, notes = _certify(model, certificate, x, batch_size)
-    warnings = list(notes)
+    warnings += notes
     if radii is not None:
-        _refute(x, x, np.arange(len(x)), clean_labels, cert_labels, radii)
+        refute(x, x, np.arange(len(x)), clean_labels, cert_labels, radii)
     sample = np.flatnonzero(correct)[:SAMPLE]
     if sample.size:
-        warnings += check_outputs(model, x[sample])
+        known = {w.name for w in warnings}
+        warnings += [w for w in check_outputs(model, x[sample], draws) if w.name not in known]
         warnings += check_gradients(model, x[sample], y[sample])
         warnings += check_unbounded(model, x[sample], y[sample], norm, seed)
 
     def run(attack: Attack, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        draws.fresh()
         points = attack(model, given[rows], y[rows], indices=rows)
+        draws.fresh()  # a random model is judged by another draw than the attack saw
         labels = predict_logits(model, points, batch_size).argmax(axis=1)
         if radii is not None:
-            _refute(x, points, rows, labels, cert_labels, radii)
+            refute(x, points, rows, labels, cert_labels, radii)
         return points, labels
 
     alive, matrix, runs = correct.copy(), [], []
@@ -180,7 +191,6 @@ def evaluate(
     robust = {e: float(row.mean()) for e, row in zip(radii_asked, matrix, strict=True)}
     clean = float(correct.mean())
     warnings += check_curve(clean, robust, len(x))
-    factor = np.sqrt(x[0].size) if norm == "linf" else 1.0
     certified: dict[float, float | None] = dict.fromkeys(radii_asked)
     if radii is not None:
         radii = np.where(cert_labels == y, radii, 0.0)
@@ -190,6 +200,7 @@ def evaluate(
         clean=clean,
         robust=robust,
         certified=certified,
+        smoothed=smoothed,
         warnings=warnings,
         per_image={
             "correct": correct,
@@ -243,21 +254,11 @@ def _certify(model: Any, certificate: Any, x: np.ndarray, batch_size: int) -> tu
     return certificate, np.asarray(radii, dtype=np.float64), np.asarray(labels), []
 
 
-def _refute(
-    x: np.ndarray,
-    points: np.ndarray,
-    rows: np.ndarray,
-    labels: np.ndarray,
-    cert_labels: np.ndarray,
-    radii: np.ndarray,
-) -> None:
-    """Raise a CertificateViolation if a point has another label inside its certified radius."""
-    gone = distances(points, x[rows], "l2")
-    wrong = np.flatnonzero((labels != cert_labels[rows]) & (gone < radii[rows]))
-    if wrong.size:
-        k, index = int(wrong[0]), int(rows[wrong[0]])
-        raise CertificateViolation(
-            index, x[index].copy(), points[k].copy(), float(radii[index]), float(gone[k])
+def _check_smooths(certificate: SmoothedClassifier, model: Any) -> None:
+    if certificate.model is not model:
+        raise ValueError(
+            "`certificate` must smooth the model that is evaluated: `smooth(model, sigma)`. "
+            f"Received: a smoothed {getattr(certificate.model, 'name', 'model')!r}"
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dynzoo
-from dynzoo import cli, demo
+from dynzoo import cli, demo, gallery
 from dynzoo.models import presets
 
 
@@ -34,6 +34,36 @@ def test_demo(tiny_preset, tmp_path, capsys):
     html = (tmp_path / "out" / "report.html").read_text()
     assert "fine-tuned on handwritten digits" in html
     assert "<img" in html and "All 360 images" in html
+    # the gallery: a line a system, every promise kept, and their picture in the report
+    lines = [line for line in out.splitlines() if " kept: " in line]
+    assert len(lines) == 11 and "BROKEN" not in out
+    assert "The zoo" in html and html.count("(kept)") == 11
+    pictures = re.findall(r'alt="figure" src="data:image/png;base64,([^"]{1000,})"', html)
+    assert len(pictures) == 1
+
+
+def test_gallery():
+    found = list(gallery.portraits(times=12))
+    assert len(found) == 11 and len({p.title for p in found}) == 11
+    for p in found:
+        assert p.path.shape == (13, 8, 2) and np.isfinite(p.path).all()
+        assert p.guarantee in p.layer.guarantees()
+        assert p.kept and 0 <= p.violation <= p.tolerance < 0.8, p
+        # something happens: a promise that nothing moves would be an easy one
+        assert np.abs(p.path[-1] - p.path[0]).max() > 1e-2
+
+
+def test_gallery_sees_a_broken_promise(monkeypatch):
+    # trajectories that drift outwards: no norm, distance, sum or integral is kept
+    drawn = gallery._trajectories
+
+    def pushed(layer, starts, times):
+        return drawn(layer, starts, times) * 1.1 ** np.arange(times + 1)[:, None, None]
+
+    monkeypatch.setattr(gallery, "_trajectories", pushed)
+    broken = {p.title.split(":")[0] for p in gallery.portraits(times=12) if not p.kept}
+    assert {"gradient flow", "spherical flow", "mass preserving", "first integral kept"} <= broken
+    assert {"convection-diffusion", "graph diffusion on a ring"} <= broken
 
 
 def test_demo_without_the_preset(monkeypatch, tmp_path, capsys):

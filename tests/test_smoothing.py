@@ -178,6 +178,31 @@ def test_bound_counts_the_estimation_draws_alone(monkeypatch):
     np.testing.assert_allclose(radii, [0.5 * stats.norm.ppf(low), 0.0], rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("second", "alpha", "answer"),
+    # the two-sided chance of 9 against 1 is 22/1024, of 10 against 0 it is 2/1024
+    [(1, 22 / 1024 + 1e-9, 1), (1, 22 / 1024 - 1e-9, -1), (0, 2 / 1024 - 1e-9, -1), (5, 0.9, -1)],
+)
+def test_predict_abstains_by_the_two_sided_test(monkeypatch, second, alpha, answer):
+    votes = np.array([1] * (10 - second) + [0] * second)
+    monkeypatch.setattr(smoothing, "predict_logits", lambda model, x, size: np.eye(2)[votes])
+    smoothed = smooth(linear(W, B), 0.5, samples=10, alpha=alpha)
+    np.testing.assert_array_equal(smoothed.predict(np.zeros((1, 3), "float32")), [answer])
+
+
+def test_accuracy_counts_abstentions_as_wrong():
+    d = np.array([1.0, -1.0, 1.0, 1e-4])
+    smoothed = smooth(linear(W, B), 0.5, samples=200, selection=20)
+    x, y = at_distance(d), np.array([1, 0, 0, 1])
+    labels, radii = smoothed.radii(x)
+    assert labels.tolist() == [1, 0, 1, -1]
+    found = smoothed.accuracy(x, y, (0.1, radii[0], 9.0))
+    assert found["clean"] == 0.5 and found["abstained"] == 0.25
+    above = float(np.mean(radii[:2] > radii[0]))  # of two images, strictly above
+    assert found["certified"] == {0.1: 0.5, float(radii[0]): above / 2, 9.0: 0.0}
+    assert found["settings"] == smoothed.to_dict()
+
+
 def test_progress_is_told():
     told = []
     x = at_distance([0.5, 0.5])

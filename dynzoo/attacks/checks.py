@@ -19,6 +19,7 @@ from dynzoo import backend
 from dynzoo.attacks.base import compiled, predict_logits
 from dynzoo.attacks.losses import margin
 from dynzoo.attacks.pgd import PGD
+from dynzoo.random_layers import Draws, layers_with
 
 # Images that a check looks at, and the share of them that may misbehave.
 SAMPLE = 64
@@ -39,11 +40,63 @@ class EvaluationWarning:
         return f"{self.name}: {self.text}"
 
 
-def check_outputs(model: Any, x: np.ndarray) -> list[EvaluationWarning]:
-    """Warn of outputs that change between two passes, and of probabilities instead of logits."""
-    first, second = predict_logits(model, x, SAMPLE), predict_logits(model, x, SAMPLE)
+def check_layers(model: Any, x: np.ndarray) -> list[EvaluationWarning]:
+    """Warn of layers that are random at inference, or mix the examples of a batch.
+
+    Raises:
+        ValueError: If the model takes batches of one size only, such as a graph whose nodes are
+            the images: attacks go on with the images that still resist, hence with smaller ones.
+    """
+    warnings = []
+    if names := layers_with(model, "random_at_inference"):
+        warnings.append(EvaluationWarning("randomised-model", f"{_layers(names)}. {_RANDOM}"))
+    if names := layers_with(model, "depends_on_batch"):
+        warnings.append(EvaluationWarning("batch-dependent-model", f"{_layers(names)}. {_BATCH}"))
+        try:
+            for size in (1, 2):
+                predict_logits(model, x[:2], size)
+        except Exception as error:  # each backend has its own
+            raise ValueError(
+                "`model` must take batches of any size: attacks go on with the images that still "
+                f"resist. {_layers(names)} does not: {error}"
+            ) from error
+    return warnings
+
+
+_RANDOM = (
+    "The model is random at inference, and each number is that of one draw. The attacks follow one "
+    "draw at a time, without the expectation over the noise, so the attacked accuracy is too high: "
+    "attack `inference='mean'` where the layer has it, or certify by randomised smoothing."
+)
+_BATCH = (
+    "An output depends on the other images of its batch, so that the numbers hold for the batches "
+    "seen here alone, and a change of one image changes the answers to others. The attacks do not "
+    "hold a batch together, so the attacked accuracy is not a bound: use a model that treats each "
+    "image by itself."
+)
+
+
+def _layers(names: list[str]) -> str:
+    return ("Layer " if len(names) == 1 else "Layers ") + ", ".join(repr(n) for n in names)
+
+
+def check_outputs(model: Any, x: np.ndarray, draws: Draws | None = None) -> list[EvaluationWarning]:
+    """Warn of outputs that change between two passes or with the batch, and of probabilities.
+
+    `draws` gives each pass noise of its own, also where a compiled pass would repeat its noise.
+    """
+    draws = draws or Draws(model, 0)
+    key = (2**20,)  # apart from the numbers that are counted
+
+    def logits(x: np.ndarray, *key: int) -> np.ndarray:
+        draws.fresh(*key)
+        return predict_logits(model, x, SAMPLE)
+
+    first, second = logits(x, *key), logits(x)
     warnings = []
     scale = max(float(np.abs(first).max()), 1e-30)
+    half = len(x) // 2
+    others = logits(np.concatenate([x[:half], x[:1].repeat(len(x) - half, axis=0)]), *key)
     if not np.isfinite(first).all():
         warnings.append(
             EvaluationWarning("non-finite-logits", "The model returns NaN or infinite logits.")
@@ -52,10 +105,11 @@ def check_outputs(model: Any, x: np.ndarray) -> list[EvaluationWarning]:
         warnings.append(
             EvaluationWarning(
                 "randomised-model",
-                "Two passes over the same images give different logits. The attacks follow one "
-                "draw of the noise at a time, so the attacked accuracy is too high.",
+                f"Two passes over the same images give different logits. {_RANDOM}",
             )
         )
+    elif float(np.abs(others - first)[:half].max(initial=0.0)) / scale > 1e-3:
+        warnings.append(EvaluationWarning("batch-dependent-model", _BATCH))
     if first.min() >= 0.0 and np.allclose(first.sum(axis=1), 1.0, atol=1e-4):
         warnings.append(
             EvaluationWarning(

@@ -13,6 +13,7 @@ import numpy as np
 
 from dynzoo.attacks.base import positive_float, positive_int, predict_logits
 from dynzoo.backend import to_numpy
+from dynzoo.random_layers import layers_with
 
 __all__ = ["ABSTAIN", "SmoothedClassifier", "lower_confidence_bound", "smooth"]
 
@@ -187,6 +188,30 @@ class SmoothedClassifier:
                 labels[i], radii[i] = label, max(radius, 0.0)
         return labels, radii
 
+    def accuracy(
+        self, x: Any, y: Any, eps: Iterable[float] = (), batch_size: int | None = None
+    ) -> dict[str, Any]:
+        """How often the smoothed answer is right, and how often proved right; of g, not the model.
+
+        Args:
+            x: array (n, ...) of inputs, in the scale the model takes.
+            y: integer labels (n,).
+            eps: L2 radii in the units of x.
+            batch_size: noisy images per forward pass; the object's own by default.
+
+        Returns:
+            ``"clean"`` (abstentions count as wrong), ``"abstained"``, ``"certified"`` with the
+            share of right answers whose radius is above each of ``eps``, and ``"settings"``.
+        """
+        labels, radii = self.radii(x, batch_size=batch_size)
+        right = labels == np.asarray(y)
+        return {
+            "clean": float(right.mean()),
+            "abstained": float((labels == ABSTAIN).mean()),
+            "certified": {float(e): float((right & (radii > e)).mean()) for e in eps},
+            "settings": self.to_dict(),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain numbers, for JSON."""
         names = ("sigma", "samples", "selection", "alpha", "seed")
@@ -232,13 +257,12 @@ def _counts(answers: np.ndarray) -> np.ndarray:
 
 
 def _check_layers(model: Any) -> None:
-    for layer in model._flatten_layers():
-        for attribute, what in (
-            ("random_at_inference", "is random at inference"),
-            ("depends_on_batch", "mixes the examples of a batch"),
-        ):
-            if getattr(layer, attribute, False):
-                raise ValueError(
-                    f"`model` must be a deterministic function of one example. Layer "
-                    f"{layer.name!r} {what}, so that draws of noise would not be independent."
-                )
+    for attribute, what in (
+        ("random_at_inference", "is random at inference"),
+        ("depends_on_batch", "mixes the examples of a batch"),
+    ):
+        for name in layers_with(model, attribute):
+            raise ValueError(
+                f"`model` must be a deterministic function of one example. Layer {name!r} {what}, "
+                "so that draws of noise would not be independent."
+            )

@@ -1,6 +1,8 @@
 """One-step methods, a family a file, with their order and what they preserve as data."""
 
 from dynzoo.integrators.implicit import ImplicitMidpoint as ImplicitMidpoint
+from dynzoo.integrators.registry import Integrator as Integrator
+from dynzoo.integrators.registry import table as table
 from dynzoo.integrators.runge_kutta import EULER as EULER
 from dynzoo.integrators.runge_kutta import HEUN as HEUN
 from dynzoo.integrators.runge_kutta import RK4 as RK4

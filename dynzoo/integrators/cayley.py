@@ -10,6 +10,7 @@ groups.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from dynzoo.fields.skew import euclidean_gram, implicit_update
 from dynzoo.integrators.projected import projected_on_sphere
@@ -24,12 +25,16 @@ class Cayley:
     Args:
         name: identifier, as used in configs.
         order: 1 or 2.
-        preserves: what a step keeps.
+        preserves: what a step keeps, in words of `dynzoo.integrators.registry`.
     """
 
     name: str
     order: int
     preserves: tuple[str, ...] = ("norm",)
+    family: ClassVar[str] = "Cayley"
+    equation: ClassVar[str] = "x' = S(x) x"
+    solver: ClassVar[str] = "linearly implicit"
+    source: ClassVar[str] = "Iserles et al., Acta Numerica 2000"
 
     def sphere_step(self, network, x, step_size, xp):
         """One step of x' = S(x) x with |x| kept."""

@@ -16,6 +16,7 @@ gradients", Phil. Trans. R. Soc. A 1999; O. Gonzalez, J. Nonlinear Sci. 1996.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from dynzoo.fields.first_integral import Integral, integral_field
 from dynzoo.fields.skew import implicit_update
@@ -35,13 +36,17 @@ class DiscreteGradient:
         iterations: updates of the secant weights, a static number (a quadratic integral needs 1).
         name: identifier, as used in configs.
         order: order of convergence, once the iterations have converged.
-        preserves: what a step keeps.
+        preserves: what a step keeps, in words of `dynzoo.integrators.registry`.
     """
 
     iterations: int = 6
     name: str = "discrete_gradient"
     order: int = 2
     preserves: tuple[str, ...] = ("first integral",)
+    family: ClassVar[str] = "discrete gradient"
+    equation: ClassVar[str] = "x' = S(x) grad I(x)"
+    solver: ClassVar[str] = "linearly implicit"
+    source: ClassVar[str] = "McLachlan, Quispel and Robidoux 1999; Gonzalez 1996"
 
     def integral_step(self, network, integral: Integral, x, step_size):
         """One step with I kept."""

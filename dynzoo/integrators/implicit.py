@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from dynzoo.fields.hamiltonian import complex_multiply
 
@@ -27,9 +28,9 @@ __all__ = ["ImplicitMidpoint"]
 class ImplicitMidpoint:
     r"""The implicit midpoint rule with a fixed number of iterations, from 1.
 
-    The order is 2 from two iterations on. The exact rule is symplectic for $\gamma = 0$; the
-    computed one is so up to a residual that falls by $\theta$ an iteration. The Lipschitz bounds
-    are those of the computed map, however early it stops.
+    The order is 2 from two iterations on. The exact rule is symplectic for $\gamma = 0$ and keeps
+    quadratic invariants; the computed one does up to a residual that falls by $\theta$ an
+    iteration. The Lipschitz bounds are those of the computed map, however early it stops.
 
     Args:
         iterations: iterations a step, a positive integer.
@@ -37,7 +38,16 @@ class ImplicitMidpoint:
 
     iterations: int = 12
     name: str = "implicit_midpoint"
-    preserves: tuple[str, ...] = ("symplectic form", "quadratic invariants", "contractivity")
+    preserves: tuple[str, ...] = (
+        "linear invariants",
+        "quadratic invariants",
+        "symplectic form",
+        "contractivity",
+    )
+    family: ClassVar[str] = "implicit midpoint"
+    equation: ClassVar[str] = "y' = (J - gamma I) grad H(y)"
+    solver: ClassVar[str] = "implicit"
+    source: ClassVar[str] = "Hairer, Lubich and Wanner, II.1 and VI.4"
 
     @property
     def order(self) -> int:

@@ -15,6 +15,7 @@ without rescaled time).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from dynzoo.fields.first_integral import Integral, integral_field
 from dynzoo.fields.sphere import sphere_field
@@ -45,7 +46,7 @@ class ProjectedRungeKutta:
         relaxed: relaxation instead of projection.
         iterations: static number of Newton or secant iterations for a general integral (a sphere
             needs none, relaxation on a quadratic integral one).
-        preserves: what a step keeps.
+        preserves: what a step keeps, in words of `dynzoo.integrators.registry`.
     """
 
     name: str
@@ -53,6 +54,10 @@ class ProjectedRungeKutta:
     relaxed: bool
     iterations: int = 6
     preserves: tuple[str, ...] = ("norm", "first integral")
+    family: ClassVar[str] = "projected Runge-Kutta"
+    equation: ClassVar[str] = "x' = S(x) x and x' = S(x) grad I(x)"
+    solver: ClassVar[str] = "explicit"
+    source: ClassVar[str] = "Hairer, Lubich and Wanner, IV.4; Ketcheson 2019"
 
     @property
     def order(self) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,12 +28,18 @@ class RungeKutta:
         order: order of consistency.
         stages: strictly lower triangular coefficients a_ij, one tuple a stage.
         weights: the b_i.
+        preserves: what a step keeps, in words of `dynzoo.integrators.registry`.
     """
 
     name: str
     order: int
     stages: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
+    preserves: tuple[str, ...] = ("linear invariants",)
+    family: ClassVar[str] = "Runge-Kutta"
+    equation: ClassVar[str] = "x' = f(x)"
+    solver: ClassVar[str] = "explicit"
+    source: ClassVar[str] = "Dahlquist and Jeltsch 1979; arXiv 2306.17332"
 
     def step(self, field, x, step_size):
         """One step from x; ``field`` and x may be of any array type."""

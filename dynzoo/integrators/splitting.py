@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from dynzoo.fields.volume import shear_norm
 
@@ -26,14 +27,24 @@ class Splitting:
         order: order of consistency.
         drifts: the c_i, multiples of the step by which q moves.
         kicks: the d_i, multiples of the step by which p moves, each after its drift.
-        preserves: what every step keeps.
+        preserves: what a step keeps, in words of `dynzoo.integrators.registry`.
     """
 
     name: str
     order: int
     drifts: tuple[float, ...]
     kicks: tuple[float, ...]
-    preserves: tuple[str, ...] = ("volume", "symplectic form of gradient halves", "invertibility")
+    preserves: tuple[str, ...] = (
+        "linear invariants",
+        "bilinear invariants",
+        "volume",
+        "symplectic form",
+        "invertibility",
+    )
+    family: ClassVar[str] = "splitting"
+    equation: ClassVar[str] = "q' = f(p), p' = g(q)"
+    solver: ClassVar[str] = "explicit"
+    source: ClassVar[str] = "Hairer, Lubich and Wanner, II.5; Yoshida 1990"
 
     def step(self, drift, kick, q, p, step_size):
         """One step from (q, p), of any array type; ``drift`` is f and ``kick`` is g."""

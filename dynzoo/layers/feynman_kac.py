@@ -7,6 +7,7 @@ from keras import ops
 
 from dynzoo import backend
 from dynzoo.layers.arguments import positive_integer
+from dynzoo.random_layers import Draws, layers_with
 
 __all__ = ["feynman_kac_mean"]
 
@@ -40,29 +41,21 @@ def feynman_kac_mean(model, x, samples=16, seed=0, batch_size=256) -> np.ndarray
     """
     positive_integer("samples", samples)
     positive_integer("batch_size", batch_size)
-    if not any(getattr(layer, "random_at_inference", False) for layer in model._flatten_layers()):
+    if not layers_with(model, "random_at_inference"):
         raise ValueError(
             "`model` must have a layer that is random at inference, such as "
             "ConvectionDiffusionFlow(..., inference='random'): the mean of others is one pass."
         )
-    states = [v for v in model.variables if v.name == "seed_generator_state"]
-    before = [backend.to_numpy(v.value) for v in states]
     run = backend.without_grad(backend.jit(backend.inference(model)))
     x = np.asarray(x)
     parts = []
-    try:
+    with Draws(model, seed) as draws:
         for start in range(0, len(x), batch_size):
             batch = ops.convert_to_tensor(x[start : start + batch_size], dtype="float32")
             total = np.zeros(())
             for sample in range(samples):
-                rng = np.random.default_rng([seed, sample, start])
-                for state in states:
-                    # below 2^31, for backends whose seeds are signed
-                    state.assign(rng.integers(0, 2**31 - 1, size=2).astype("int64"))
+                draws.fresh(sample, start)
                 outputs = run(backend.weights_of(model), batch)
                 total = total + backend.to_numpy(ops.cast(outputs, "float32")).astype(np.float64)
             parts.append(total / samples)
-    finally:
-        for state, value in zip(states, before, strict=True):
-            state.assign(value)
     return np.concatenate(parts)

@@ -7,12 +7,11 @@ import numpy as np
 from keras import ops
 
 from dynzoo.guarantees import Guarantee
-from dynzoo.operators.shift import check_padding, shift, shift_float64, shift_joined
 
-__all__ = ["ChannelPadding", "MaxMin", "MaxMinShift", "MeanShift", "SpaceToDepth", "SpatialShift"]
+__all__ = ["ChannelPadding", "Isometry", "MaxMin", "MeanShift", "SpaceToDepth"]
 
 
-class _Isometry(keras.layers.Layer):
+class Isometry(keras.layers.Layer):
     """A layer with Lipschitz constant 1, whatever its (few) settings."""
 
     _kept = "every distance is kept"
@@ -41,14 +40,8 @@ def _positive(name, value):
     return value
 
 
-def _fraction(fraction):
-    if not 0 < fraction <= 1:
-        raise ValueError(f"`fraction` must be in (0, 1]. Received: fraction={fraction}")
-    return float(fraction)
-
-
 @keras.saving.register_keras_serializable(package="dynzoo")
-class MaxMin(_Isometry):
+class MaxMin(Isometry):
     r"""Sorts pairs of channels: channel i against channel i + C/2.
 
     $$(a, b) \mapsto (\max(a, b), \min(a, b))$$
@@ -92,7 +85,7 @@ class MaxMin(_Isometry):
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
-class SpaceToDepth(_Isometry):
+class SpaceToDepth(Isometry):
     """Folds each block of pixels into channels: (H, W, C) to (H/b, W/b, b*b*C).
 
     Guarantee: a permutation of the entries, so an isometry.
@@ -145,7 +138,7 @@ class SpaceToDepth(_Isometry):
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
-class ChannelPadding(_Isometry):
+class ChannelPadding(Isometry):
     """Appends zero channels up to a given width.
 
     Guarantee: an isometric embedding.
@@ -190,97 +183,7 @@ class ChannelPadding(_Isometry):
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
-class SpatialShift(_Isometry):
-    """Moves four groups of channels by one pixel up, down, left and right; the rest stays.
-
-    Guarantee: circular padding permutes the entries, an isometry; zero padding drops the border,
-    1-Lipschitz. Between two pointwise steps it lets neighbouring pixels mix.
-
-    Args:
-        reverse: move the other way (the exact adjoint).
-        padding: ``"circular"`` or ``"zero"``.
-        fraction: share of the channels that moves, in (0, 1].
-
-    Raises:
-        ValueError: if an argument is out of its range.
-
-    Example:
-
-    >>> SpatialShift()(np.zeros((1, 8, 8, 16), "float32")).shape
-    (1, 8, 8, 16)
-
-    Reference: Wu et al., "Shift: a zero FLOP, zero parameter alternative", CVPR 2018.
-    """
-
-    def __init__(self, reverse=False, padding="circular", fraction=0.5, **kwargs):
-        super().__init__(**kwargs)
-        self.reverse = bool(reverse)
-        self.padding = check_padding(padding)
-        self.fraction = _fraction(fraction)
-
-    def call(self, x):
-        return shift(x, self.reverse, self.padding, self.fraction)
-
-    def call_float64(self, x):
-        """The inference pass in NumPy float64."""
-        x = np.asarray(x, dtype=np.float64)
-        return shift_float64(x, self.reverse, self.padding, self.fraction)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "reverse": self.reverse,
-            "padding": self.padding,
-            "fraction": self.fraction,
-        }
-
-
-@keras.saving.register_keras_serializable(package="dynzoo")
-class MaxMinShift(MaxMin):
-    """`MaxMin`, then `SpatialShift`, without the copy in between: a third less to move.
-
-    Guarantee: 1-Lipschitz, as both are; with circular padding the Jacobian is a permutation.
-
-    Args:
-        reverse: move the other way.
-        padding: ``"circular"`` or ``"zero"``.
-        fraction: share of the channels that moves, in (0, 1].
-
-    Raises:
-        ValueError: if an argument is out of its range, or the number of channels is odd.
-
-    Example:
-
-    >>> MaxMinShift()(np.zeros((1, 8, 8, 16), "float32")).shape
-    (1, 8, 8, 16)
-
-    Reference: those of `MaxMin` and `SpatialShift`.
-    """
-
-    def __init__(self, reverse=False, padding="circular", fraction=0.5, **kwargs):
-        super().__init__(**kwargs)
-        self.reverse = bool(reverse)
-        self.padding = check_padding(padding)
-        self.fraction = _fraction(fraction)
-
-    def call(self, x):
-        return shift_joined(self._sorted(x), self.reverse, self.padding, self.fraction)
-
-    def call_float64(self, x):
-        """The inference pass in NumPy float64."""
-        return shift_float64(super().call_float64(x), self.reverse, self.padding, self.fraction)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "reverse": self.reverse,
-            "padding": self.padding,
-            "fraction": self.fraction,
-        }
-
-
-@keras.saving.register_keras_serializable(package="dynzoo")
-class MeanShift(_Isometry):
+class MeanShift(Isometry):
     """Subtracts a constant per channel; no division, which would scale the Lipschitz constant.
 
     Guarantee: an isometry (a translation).

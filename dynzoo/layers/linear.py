@@ -1,4 +1,4 @@
-"""Trainable 1-Lipschitz linear layers: orthonormal maps, per-position offset, pooling, head."""
+"""Trainable 1-Lipschitz linear layers: orthonormal maps, per-position offset, pooling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ __all__ = [
     "OrthonormalPointwise",
     "PositionOffset",
     "ScaledAveragePooling2D",
-    "UnitRowDense",
 ]
 
 
@@ -234,85 +233,3 @@ class ScaledAveragePooling2D(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "pool_size": self.pool_size}
-
-
-@keras.saving.register_keras_serializable(package="dynzoo")
-class UnitRowDense(keras.layers.Layer):
-    r"""Classification head whose weight vectors have length one: $z_i = w_i^Tx/\|w_i\| + b_i$.
-
-    Guarantee: each logit is 1-Lipschitz; the difference of logits i and j is
-    $\|w_i - w_j\|$-Lipschitz, which `certify` uses exactly. (The map to all logits at once is
-    not 1-Lipschitz.)
-
-    Args:
-        units: number of classes, a positive integer.
-        use_bias: add a bias.
-        seed: integer seed of the orthogonal initialiser, or ``None``.
-
-    Input shape: (batch, features). Output shape: (batch, units).
-
-    Raises:
-        ValueError: if ``units`` is not a positive integer.
-
-    Example:
-
-    >>> UnitRowDense(10)(np.ones((2, 64), "float32")).shape
-    (2, 10)
-
-    Reference: Singla, Singla and Feizi, "Improved deterministic l2 robustness on CIFAR-10 and
-    CIFAR-100", ICLR 2022 (last-layer normalisation).
-    """
-
-    def __init__(self, units, use_bias=True, seed=None, **kwargs):
-        super().__init__(**kwargs)
-        self.units = positive_integer("units", units)
-        self.use_bias = bool(use_bias)
-        self.seed = seed
-
-    def build(self, input_shape):
-        self.kernel = self.add_weight(
-            shape=(int(input_shape[-1]), self.units),
-            initializer=keras.initializers.Orthogonal(seed=self.seed),
-            name="kernel",
-        )
-        if self.use_bias:
-            self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
-
-    def call(self, x):
-        kernel = ops.convert_to_tensor(self.kernel)
-        squares = ops.sum(ops.square(ops.cast(kernel, "float32")), axis=0)
-        kernel = kernel * ops.cast(ops.rsqrt(ops.maximum(squares, 1e-30)), kernel.dtype)
-        z = matmul_channels(x, kernel)
-        return z + self.bias if self.use_bias else z
-
-    def effective_kernel(self) -> np.ndarray:
-        """The normalised kernel (features, units) in float64."""
-        kernel = float64(self.kernel)
-        return kernel / np.sqrt(np.maximum(np.sum(kernel**2, axis=0), 1e-30))
-
-    def call_float64(self, x):
-        """The inference pass in NumPy float64."""
-        z = np.asarray(x, dtype=np.float64) @ self.effective_kernel()
-        return z + float64(self.bias) if self.use_bias else z
-
-    def lipschitz_bound(self, input_shape) -> float:
-        """Spectral norm of the normalised kernel (float64 upper bound)."""
-        return spectral.dense_norm_float64(self.effective_kernel())
-
-    def guarantees(self) -> list[Guarantee]:
-        """What holds for this layer as it is configured."""
-        source = "Singla, Singla and Feizi, ICLR 2022"
-        return [
-            Guarantee("1-Lipschitz logits", "each weight vector is of length 1", 1.0, source=source)
-        ]
-
-    def compute_output_shape(self, input_shape):
-        return (*input_shape[:-1], self.units)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "use_bias": self.use_bias,
-            "seed": self.seed,
-        }

@@ -1,0 +1,62 @@
+"""Models that are no fixed function of one image: which layers make them so, and their seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dynzoo import backend
+
+__all__ = ["Draws", "layers_with"]
+
+
+def layers_with(model: Any, attribute: str) -> list[str]:
+    """Names of the layers, nested ones included, whose ``attribute`` is true.
+
+    The attributes are ``random_at_inference`` (two passes over one input may differ) and
+    ``depends_on_batch`` (an output depends on the other examples of its batch).
+    """
+    layers: list[Any] = getattr(model, "_flatten_layers", list)()
+    return [layer.name for layer in layers if getattr(layer, attribute, False)]
+
+
+class Draws:
+    """The seed generators of a model, in one hand: fresh draws on request, put back at the end.
+
+    Without it a compiled pass repeats its draw on JAX, for which the states are arguments, and
+    goes on from where the last user stopped on the others.
+
+    Args:
+        model: built Keras model.
+        seed: non-negative integer; the n-th request gives the same draws whatever came before.
+
+    Example:
+
+    >>> with Draws(model, seed=0) as draws:
+    ...     draws.fresh()
+    ...     first = model(x)
+    """
+
+    def __init__(self, model: Any, seed: int):
+        variables = getattr(model, "variables", [])
+        self._states = [v for v in variables if v.name == "seed_generator_state"]
+        self._seed, self._count = seed, 0
+
+    def fresh(self, *key: int) -> None:
+        """Sets the states to those of this key, or of the next number."""
+        if not key:
+            key = (self._count,)
+            self._count += 1
+        rng = np.random.default_rng([self._seed, *key])
+        for state in self._states:
+            # below 2^31, for backends whose seeds are signed
+            state.assign(rng.integers(0, 2**31 - 1, size=2).astype("int64"))
+
+    def __enter__(self) -> Draws:
+        self._before = [backend.to_numpy(v.value) for v in self._states]
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for state, value in zip(self._states, self._before, strict=True):
+            state.assign(value)
