@@ -21,6 +21,7 @@ from dynzoo import losses as losses  # noqa: E402
 from dynzoo import operators as operators  # noqa: E402
 from dynzoo import optimization as optimization  # noqa: E402
 from dynzoo import optimizers as optimizers  # noqa: E402
+from dynzoo import regularizers as regularizers  # noqa: E402
 from dynzoo.constraints import project as project  # noqa: E402
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "save_to_preset": ("dynzoo.models.presets", "save_to_preset"),
 }
 _EAGER = (
-    "augmentation constraints layers losses operators optimization optimizers project __version__"
+    "augmentation constraints layers losses operators optimization optimizers project regularizers "
+    "__version__"
 )
 
 __all__ = sorted([*_LAZY, *_EAGER.split()])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from keras import ops
 
 from dynzoo import backend, constraints, integrators, operators
+from dynzoo.fields.gradient import contractive_factor
 from dynzoo.layers import GradientFlow
-from dynzoo.layers.gradient_flow import contractive_factor
 
 IMAGE = (3, 3, 4)
 OPERATORS = {

@@ -1,5 +1,7 @@
 """The founding paper's networks: the published maps recomputed in NumPy, and certified bounds."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -7,11 +9,12 @@ from helpers import conv_matrix, normal
 from keras import ops
 
 import dynzoo
-from dynzoo import backend, operators
+from dynzoo import backend, operators, optimization, recipes, training
 from dynzoo.layers.learned_scale import LearnedScale
 from dynzoo.models.structured import structured_classifier
 
 KINDS = ["unconstrained", "naive", "nonexpansive", "prescribed", "flexible"]
+RECIPES = sorted((Path(__file__).parents[1] / "zoo_configs").glob("structured_*.yaml"))
 SHAPE = (8, 8, 3)
 SMALL = {"input_shape": SHAPE, "widths": (4, 6), "convolutions": 2, "num_classes": 5}
 MEAN, DEVIATION = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2023, 0.1994, 0.2010])
@@ -129,13 +132,49 @@ def test_published_form_is_the_published_map(kind):
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_parameter_counts_of_the_paper(monkeypatch):
-    # orthogonal starts take long, and are not counted
+@pytest.fixture
+def quick_start(monkeypatch):
+    """Orthogonal starts of large kernels take long, and some tests need none."""
     for initializer in (operators.DeltaOrthonormal, keras.initializers.Orthogonal):
         monkeypatch.setattr(initializer, "__call__", lambda self, shape, dtype=None: np.ones(shape))
+
+
+def test_parameter_counts_of_the_paper(quick_start):
     assert structured_classifier("unconstrained", "published").count_params() == 1_662_922
     # the paper's 888,575 holds 18 steps and rescalings, of which 6 follow from the other 12
     assert structured_classifier("prescribed", "published").count_params() == 888_569
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_load_and_build(path, quick_start):
+    recipe = recipes.load(path)
+    assert recipe["name"] == path.stem
+    kind, form = path.stem.split("_")[1:3]
+    assert (recipe["architecture"]["kind"], recipe["architecture"]["form"]) == (kind, form)
+    model = training.build_model(recipe, 10, (32, 32, 3))
+    assert model.output_shape == (None, 10)
+    settings = recipe["training"]
+    epochs = settings["epochs"]
+    optimizer = optimization.make_optimizer(
+        settings["optimizer"], 375 * epochs, settings["schedule"], 375
+    )
+    rate = optimizer._learning_rate
+    peak = settings["optimizer"]["learning_rate"]
+    assert float(rate(375 * epochs // 5)) <= peak * (1 + 1e-6)
+    assert 0 <= float(rate(375 * epochs)) < 0.01 * peak
+    assert optimization.make_loss(optimization.at_epoch(settings["loss"], 0)) is not None
+    if form == "published":  # a tenth of what the authors set beside a loss ten times as large
+        weight = {"unconstrained": 0, "flexible": 0.001, "naive": 0.001}.get(kind, 0.01)
+        regularizers = {
+            v.regularizer.gamma for v in model.trainable_weights if v.regularizer is not None
+        }
+        assert regularizers == ({weight} if weight else set())
+
+
+def test_all_recipes_ship():
+    names = {f"structured_{kind}_published_cifar10" for kind in KINDS}
+    names |= {f"structured_{kind}_certified_cifar10" for kind in KINDS[1:]}
+    assert {path.stem for path in RECIPES} == names
 
 
 @pytest.mark.parametrize(
@@ -160,6 +199,23 @@ def test_certified_form(kind, operator):
     assert (moved <= certificate.lipschitz * before).all()
     labels, radii = certificate.radii(np.clip(x, 0, 1))
     assert labels.shape == radii.shape == (32,) and radii.max() > 0
+
+
+def test_orthogonality_is_the_authors_and_can_be_set():
+    def weights(kind, form="published", **arguments):
+        model = structured_classifier(kind, form, **SMALL, **arguments)
+        found = [v.regularizer for v in model.trainable_weights if v.regularizer is not None]
+        return len(found), {r.gamma for r in found}
+
+    # two stages of two kernels, two times two where a residual step has two, one where tied
+    assert weights("unconstrained") == (0, set())
+    assert weights("naive") == (8, {0.01})
+    assert weights("nonexpansive") == (4, {0.1})
+    assert weights("prescribed") == (4, {0.1})
+    assert weights("flexible") == (2, {0.01})
+    assert weights("flexible", "certified") == (0, set())
+    assert weights("prescribed", orthogonality=0.0) == (0, set())
+    assert weights("prescribed", "certified", orthogonality=0.5) == (4, {0.5})
 
 
 def test_published_form_certifies_to_something_large():
@@ -216,6 +272,7 @@ def test_learned_scale_keeps_its_sign_and_limit():
         ({"operator": "dense"}, "`operator` must be one of"),
         ({"convolutions": 3}, "`convolutions` must be even"),
         ({"convolutions": 0}, "`convolutions` must be a positive integer"),
+        ({"orthogonality": -1.0}, "`orthogonality` must be in"),
         ({"num_classes": 1}, "`num_classes` must be at least 2"),
         ({"input_shape": (12, 12, 3), "widths": (4, 4, 4)}, "divisible by 8"),
     ],

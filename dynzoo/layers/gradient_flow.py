@@ -10,9 +10,10 @@ import numpy as np
 from keras import ops
 
 from dynzoo import activations, integrators
-from dynzoo.fields.gradient import contractive_factor, gradient_field, gradient_field_float64
+from dynzoo.fields.gradient import gradient_field, gradient_field_float64
 from dynzoo.guarantees import Guarantee
 from dynzoo.layers.arguments import float64, positive_integer
+from dynzoo.layers.gradient_bound import gradient_bound, gradient_guarantees
 from dynzoo.operators import base as operators
 
 __all__ = ["GradientFlow"]
@@ -50,6 +51,7 @@ class GradientFlow(keras.layers.Layer):
         projection_steps: Newton-Schulz steps of the orthonormal constraint.
         shared: use one kernel and bias in all steps (an autonomous system).
         use_bias: add b.
+        kernel_regularizer: Keras regularizer of each kernel, or ``None``.
         seed: integer seed of the kernel initialiser, or ``None``.
 
     Input and output shape: equal; (batch, features) or (batch, height, width, channels), as the
@@ -82,6 +84,7 @@ class GradientFlow(keras.layers.Layer):
         projection_steps=2,
         shared=False,
         use_bias=True,
+        kernel_regularizer=None,
         seed=None,
         **kwargs,
     ):
@@ -115,6 +118,7 @@ class GradientFlow(keras.layers.Layer):
         self.projection_steps = projection_steps
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.seed = seed
         self.step_size = self._checked_step_size(step_size)
         self.supports_masking = True
@@ -167,6 +171,7 @@ class GradientFlow(keras.layers.Layer):
                     shape=shape,
                     initializer=_Scaled(initializer, min(1.0, self.max_norm)),
                     constraint=constraint,
+                    regularizer=self.kernel_regularizer,
                     name=f"kernel_{i}",
                 )
             )
@@ -233,65 +238,11 @@ class GradientFlow(keras.layers.Layer):
 
     def lipschitz_bound(self, input_shape) -> float:
         """Upper bound of the layer's Lipschitz constant with its present weights (float64)."""
-        slopes = (self._activation.slope_min, self._activation.slope_max)
-        kernels = [float64(k) for k in self.kernels]
-        norms = [self.operator.norm_float64(k, input_shape) for k in kernels]
-        bound = 1.0
-        for i, h in enumerate(self.step_sizes()):
-            j = 0 if self.shared else i
-            stiffness = h * slopes[1] * norms[j] ** 2
-            if self.direction == "expansive":
-                bound *= self._integrator.growth_bound(stiffness)
-            elif self.integrator == "euler":
-                smallest = 0.0
-                if slopes[0] > 0:
-                    smallest = self.operator.min_singular_value_float64(kernels[j], input_shape)
-                bound *= contractive_factor(h, norms[j], smallest, *slopes)
-            elif stiffness <= 2.0 * self._integrator.circle_contractivity_radius:
-                bound *= 1.0
-            else:
-                bound *= self._integrator.growth_bound(stiffness)
-        return bound
+        return gradient_bound(self, input_shape)
 
     def guarantees(self) -> list[Guarantee]:
         """What holds for this flow as it is configured."""
-        source = "arXiv 2210.02373; circle contractivity: arXiv 2306.17332"
-        smooth = Guarantee(
-            "gradient field",
-            "the right-hand side is the gradient of a convex potential with slopes in [0, 1]",
-            condition=f"activation {self.activation!r}, the operator's exact adjoint",
-            source=source,
-        )
-        if self.constraint is None:
-            return [smooth]
-        norm = 1.0 if self.constraint == "orthonormal" else self.max_norm
-        kept = f"|A| <= {norm:g} by the {self.constraint!r} constraint"
-        if self.direction == "expansive":
-            largest = self._learned_limit if self.step_size == "learned" else self.step_size
-            growth = self._integrator.growth_bound(largest * norm**2)
-            return [smooth, Guarantee("Lipschitz", "of every step", growth, kept, source)]
-        found = [
-            smooth,
-            Guarantee(
-                "1-Lipschitz",
-                f"every {self.integrator} step is non-expansive",
-                1.0,
-                f"{kept}, step <= {self.step_limit:g}",
-                source,
-            ),
-        ]
-        reflection = self.constraint == "orthonormal" and self.step_size == "maximal"
-        if reflection and self.activation == "relu" and self.integrator == "euler":
-            found.append(
-                Guarantee(
-                    "orthogonal Jacobian",
-                    "I - 2 A^T D A keeps the norm of signals and gradients",
-                    1.0,
-                    "orthonormal rows, ReLU, Euler, step 2",
-                    source,
-                )
-            )
-        return found
+        return gradient_guarantees(self)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -311,6 +262,7 @@ class GradientFlow(keras.layers.Layer):
             "projection_steps": self.projection_steps,
             "shared": self.shared,
             "use_bias": self.use_bias,
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
             "seed": self.seed,
         }
 

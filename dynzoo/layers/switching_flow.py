@@ -9,12 +9,11 @@ import numpy as np
 from keras import ops
 
 from dynzoo import activations
-from dynzoo.fields import switching
-from dynzoo.fields.gradient import gradient_field, gradient_field_float64
 from dynzoo.guarantees import Guarantee
 from dynzoo.layers.arguments import float64, number, one_of, positive_integer
 from dynzoo.layers.switching_bound import check_shape, switching_bound, switching_guarantees
-from dynzoo.layers.switching_steps import inverse_sizes, substep_sizes
+from dynzoo.layers.switching_fields import time_step, time_step_float64
+from dynzoo.layers.switching_steps import checked_range, inverse_sizes, substep_sizes
 from dynzoo.operators import base as operators
 
 __all__ = ["SwitchingFlow"]
@@ -73,6 +72,7 @@ class SwitchingFlow(keras.layers.Layer):
         projection_steps: Newton-Schulz steps of the orthonormal constraint.
         shared: use the weights of one time step in all (step sizes stay apart).
         use_bias: add b and v.
+        kernel_regularizer: Keras regularizer of each kernel, or ``None``.
         seed: integer seed of the kernel initialiser, or ``None``.
 
     Input and output shape: equal; (batch, features) or (batch, height, width, channels), as the
@@ -109,6 +109,7 @@ class SwitchingFlow(keras.layers.Layer):
         projection_steps=2,
         shared=False,
         use_bias=True,
+        kernel_regularizer=None,
         seed=None,
         **kwargs,
     ):
@@ -144,19 +145,12 @@ class SwitchingFlow(keras.layers.Layer):
         self.projection_steps = positive_integer("projection_steps", projection_steps)
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.seed = seed
-        limit = 2.0 * self.substeps
         if step_size != "learned":
-            step_size = number("step_size", step_size, 0.0, limit)
+            step_size = number("step_size", step_size, 0.0, 2.0 * self.substeps)
         self.step_size = step_size
-        if step_range is None:
-            step_range = switching.default_range(mode, self.bound, self.substeps, self.slope)
-        if len(step_range) != 2 or not 0 < step_range[0] <= step_range[1] <= limit:
-            raise ValueError(
-                f"`step_range` must be (low, high) with 0 < low <= high <= {limit:g}. "
-                f"Received: step_range={step_range!r}"
-            )
-        self.step_range = tuple(float(h) for h in step_range)
+        self.step_range = checked_range(self, step_range)
         self.supports_masking = True
 
     def build(self, input_shape):
@@ -179,6 +173,7 @@ class SwitchingFlow(keras.layers.Layer):
                     shape=shape,
                     initializer=self.operator.initializer(seed),
                     constraint=constraint,
+                    regularizer=self.kernel_regularizer,
                     name=f"{prefix}kernel_{i}",
                     # The spectrum must be measured in float32 whatever the layer computes in.
                     autocast=False,
@@ -244,16 +239,6 @@ class SwitchingFlow(keras.layers.Layer):
 
     # --- forward ---
 
-    def _run(self, x, h, e, contract, expand):
-        if self.mode == "flexible":
-            for _ in range(self.substeps):
-                x = x - contract(x, h)
-            return x + expand(x, e)
-        for _ in range(self.substeps):
-            x = x + expand(x, e)
-            x = x - contract(x, h)
-        return x
-
     def call(self, x):
         for i in range(self.steps):
             kernels = self._kernels(i, ops.convert_to_tensor)
@@ -263,38 +248,16 @@ class SwitchingFlow(keras.layers.Layer):
             frozen = [ops.stop_gradient(k) for k in kernels]
             sizes = substep_sizes(self, *frozen, self._raws(i, ops.convert_to_tensor), ops)
             h, e = (ops.cast(size, x.dtype) for size in sizes)
-            kernel, other = (ops.cast(k, x.dtype) for k in kernels)
-
-            def contract(y, h, kernel=kernel, bias=biases[0]):
-                return gradient_field(self.operator, self._activation, y, kernel, bias, h)
-
-            def expand(y, e, kernel=other, bias=biases[1]):
-                sigma = self._expansion_activation
-                if self.expansion != "generic":
-                    return gradient_field(self.operator, sigma, y, kernel, bias, e)
-                inner = self.operator.apply(y, kernel)
-                return e * sigma(inner if bias is None else inner + bias)
-
-            x = self._run(x, h, e, contract, expand)
+            kernels = [ops.cast(k, x.dtype) for k in kernels]
+            x = time_step(self, x, h, e, kernels, biases)
         return x
 
     def call_float64(self, x):
         """The inference pass in NumPy float64."""
         x = np.asarray(x, dtype=np.float64)
         for i, (h, e) in enumerate(self._substeps_float64()):
-            kernel, other = self._kernels(i, float64)
-            biases = self._biases(i, float64, 0.0)
-
-            def contract(y, h, kernel=kernel, bias=biases[0]):
-                return h * gradient_field_float64(self.operator, self._activation, y, kernel, bias)
-
-            def expand(y, e, kernel=other, bias=biases[1]):
-                sigma = self._expansion_activation
-                if self.expansion != "generic":
-                    return e * gradient_field_float64(self.operator, sigma, y, kernel, bias)
-                return e * sigma.reference(self.operator.apply_float64(y, kernel) + bias)
-
-            x = self._run(x, h, e, contract, expand)
+            kernels, biases = self._kernels(i, float64), self._biases(i, float64, 0.0)
+            x = time_step_float64(self, x, h, e, kernels, biases)
         return x
 
     # --- what is known ---
@@ -332,5 +295,6 @@ class SwitchingFlow(keras.layers.Layer):
             "projection_steps": self.projection_steps,
             "shared": self.shared,
             "use_bias": self.use_bias,
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
             "seed": self.seed,
         }

@@ -6,7 +6,24 @@ import numpy as np
 
 from dynzoo.fields import switching
 
-__all__ = ["inverse_sizes", "substep_sizes"]
+__all__ = ["checked_range", "inverse_sizes", "substep_sizes"]
+
+
+def checked_range(layer, step_range) -> tuple[float, float]:
+    """The interval of the learned contraction as floats, that of the mode for ``None``.
+
+    Raises:
+        ValueError: if it is not an interval in (0, 2S].
+    """
+    limit = 2.0 * layer.substeps
+    if step_range is None:
+        step_range = switching.default_range(layer.mode, layer.bound, layer.substeps, layer.slope)
+    if len(step_range) != 2 or not 0 < step_range[0] <= step_range[1] <= limit:
+        raise ValueError(
+            f"`step_range` must be (low, high) with 0 < low <= high <= {limit:g}. "
+            f"Received: step_range={step_range!r}"
+        )
+    return float(step_range[0]), float(step_range[1])
 
 
 def _spectrum(layer, kernel, xp):
