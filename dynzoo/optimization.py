@@ -17,7 +17,14 @@ __all__ = [
     "make_optimizer",
 ]
 
+
+def _crossentropy():
+    """Cross-entropy of logits, for networks that are not asked for a margin."""
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
 LOSSES = {
+    "crossentropy": _crossentropy,
     "offset_crossentropy": losses.OffsetCrossentropy,
     "multiclass_hinge": losses.MulticlassHinge,
 }

@@ -16,7 +16,7 @@ import keras
 
 from dynzoo import backend, checkpoints
 
-__all__ = ["Run", "hardware", "session"]
+__all__ = ["Run", "figure_of_merit", "hardware", "session"]
 
 _COLUMNS = (
     "epoch",
@@ -27,6 +27,11 @@ _COLUMNS = (
     "val_accuracy",
     "val_certified",
 )
+
+
+def figure_of_merit(row: dict) -> float:
+    """What epochs are compared by: certified accuracy, or accuracy where nothing is certified."""
+    return row["val_accuracy"] if row["val_certified"] is None else row["val_certified"]
 
 
 class Run:
@@ -75,8 +80,9 @@ class Run:
         sessions = state["sessions"]
         chosen = "last epoch"
         if recipe["training"]["keep"] == "best":
-            best = max(state["history"], key=lambda row: row["val_certified"])
-            chosen = f"epoch {best['epoch']}, best held-out certified accuracy"
+            best = max(state["history"], key=figure_of_merit)
+            kind = "accuracy" if best["val_certified"] is None else "certified accuracy"
+            chosen = f"epoch {best['epoch']}, best held-out {kind}"
         metadata = {
             "name": recipe["name"],
             "description": recipe["description"],
@@ -90,7 +96,7 @@ class Run:
                 "seed": recipe["training"]["seed"],
                 "command": f"dynzoo train {recipe['name']}",
                 "chosen": chosen,
-                "held_out": state["history"][-1],
+                "held_out": {k: v for k, v in state["history"][-1].items() if v is not None},
             },
         }
         folder = self.output / "preset"

@@ -10,7 +10,9 @@ import keras
 import numpy as np
 
 from dynzoo import augmentation, backend, checkpoints, constraints, data, optimization, recipes
-from dynzoo.runs import Run, session
+from dynzoo.allocator import keep_freed_memory
+from dynzoo.random_layers import layers_with
+from dynzoo.runs import Run, figure_of_merit, session
 
 __all__ = ["TrainingDivergedError", "build_model", "train"]
 
@@ -81,7 +83,8 @@ def train(
 
     After each epoch, and when the time is up, everything needed to go on is written to
     ``output/checkpoint.npz`` in one atomic step, and ``output/log.csv`` has a row an epoch
-    (accuracies in percent; ``val_certified`` at the recipe's first eps). Model choice uses a
+    (accuracies in percent; ``val_certified`` at the recipe's first eps, empty for a model without
+    a certificate). Model choice uses a
     held-out part of the training images; the test set is not read for it. When the last epoch is
     done, the preset is written to ``output/preset``.
 
@@ -120,6 +123,7 @@ def train(
         )
     ((x, y), validation), num_classes = _prepare(recipe, data_file)
 
+    keep_freed_memory()
     keras.utils.set_random_seed(settings["seed"])
     model = build_model(recipe, num_classes, x.shape[1:])
     batches = len(x) // settings["batch_size"]
@@ -202,12 +206,14 @@ def _loop(run, model, train_data, validation, batches, deadline, started, verbos
             row = _epoch_row(run, model, history, validation)
             state.update(epoch=state["epoch"] + 1, batch=0)
             state["history"].append(row)
-            if row["val_certified"] >= max(r["val_certified"] for r in state["history"]):
+            if figure_of_merit(row) >= max(map(figure_of_merit, state["history"])):
                 checkpoints.write(run.best, model, state)
+            certified = row["val_certified"]
             log(
                 f"epoch {row['epoch']}/{settings['epochs']}: loss {row['loss']:.4f}, accuracy "
-                f"{row['accuracy']:.2f} %, held-out {row['val_accuracy']:.2f} %, certified "
-                f"{row['val_certified']:.2f} %, {row['seconds']:.0f} s"
+                f"{row['accuracy']:.2f} %, held-out {row['val_accuracy']:.2f} %, "
+                + ("" if certified is None else f"certified {certified:.2f} %, ")
+                + f"{row['seconds']:.0f} s"
             )
         checkpoints.write(run.checkpoint, model, state)
         run.log()
@@ -223,12 +229,13 @@ def _last_good(checkpoint: Path) -> str:
 
 
 def _epoch_row(run, model, history, validation) -> dict:
-    from dynzoo import certificates
-
     recipe, (x, y) = run.recipe, validation
     twin = _float32_twin(recipe, model)
-    labels, radii = certificates.certify(twin).radii(x.astype("float32") / np.float32(255))
+    labels, radii = _certified(twin, x.astype("float32") / np.float32(255))
     correct = labels == y
+    certified = None
+    if radii is not None:
+        certified = float((correct & (radii > recipe["evaluation"]["eps"][0])).mean())
     rate = model.optimizer.learning_rate
     return {
         "epoch": run.state["epoch"] + 1,
@@ -237,10 +244,21 @@ def _epoch_row(run, model, history, validation) -> dict:
         "loss": round(float(history.history["loss"][-1]), 6),
         "accuracy": round(100 * float(history.history["accuracy"][-1]), 3),
         "val_accuracy": round(100 * float(correct.mean()), 3),
-        "val_certified": round(
-            100 * float((correct & (radii > recipe["evaluation"]["eps"][0])).mean()), 3
-        ),
+        "val_certified": None if certified is None else round(100 * certified, 3),
     }
+
+
+def _certified(model, x):
+    """Labels, and certified radii where the model has a certificate (else ``None``)."""
+    from dynzoo import certificates
+    from dynzoo.attacks.base import predict_logits
+
+    if not any(layers_with(model, why) for why in ("random_at_inference", "depends_on_batch")):
+        try:
+            return certificates.certify(model).radii(x)
+        except certificates.UncertifiableLayerError:
+            pass
+    return predict_logits(model, x).argmax(axis=1), None
 
 
 def _float32_twin(recipe, model) -> keras.Model:

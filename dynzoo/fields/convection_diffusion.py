@@ -17,9 +17,12 @@ __all__ = [
     "averaging_matrix",
     "averaging_matrix_float64",
     "brownian_std",
+    "diffused",
     "fixed_noise",
     "knn_gaussian",
     "knn_gaussian_float64",
+    "mean_path",
+    "mean_path_float64",
     "normalized",
     "normalized_float64",
     "velocity",
@@ -58,8 +61,48 @@ def velocity(operator, activation, x, inner, bias, outer, scale=1.0):
 
 def velocity_float64(operator, activation, x, inner, bias, outer, scale=1.0):
     r"""$s\,B^T\sigma(Ax + b)$ in NumPy."""
-    hidden = activation.reference(operator.apply_float64(x, inner) + bias)
+    hidden = operator.apply_float64(x, inner) + (0.0 if bias is None else bias)
+    hidden = activation.reference(hidden)
     return scale * operator.adjoint_float64(hidden, outer)
+
+
+def diffused(x, noise, std, scaled=False):
+    """$x + s\\,n$ over ``keras.ops``, s also times the deviation of the whole x if ``scaled``."""
+    if scaled:
+        std = ops.cast(std * ops.std(ops.cast(x, "float32")), x.dtype)
+    return x + std * noise
+
+
+def mean_path(convect, x, steps, noise, std, scaled=False):
+    """Mean over fixed paths of the state after ``convect(x, i)`` and diffusion in turn.
+
+    ``noise`` is (steps - 1, paths, *shape), or ``None`` for the one path without noise. The last
+    noise has mean zero and is left out.
+    """
+    if noise is None:
+        for i in range(steps):
+            x = convect(x, i)
+        return x
+    paths, shape = noise.shape[1], tuple(x.shape[1:])
+    states = ops.expand_dims(convect(x, 0), 0)
+    for i in range(1, steps):
+        step = ops.expand_dims(ops.convert_to_tensor(noise[i - 1], dtype=x.dtype), 1)
+        x = convect(ops.reshape(diffused(states, step, std, scaled), (-1, *shape)), i)
+        states = ops.reshape(x, (paths, -1, *shape))
+    return ops.mean(states, axis=0)
+
+
+def mean_path_float64(convect, x, steps, noise, std, scaled=False) -> np.ndarray:
+    """The same in NumPy."""
+    states = x = np.asarray(x, dtype=np.float64)
+    for i in range(steps):
+        states = convect(states.reshape(-1, *x.shape[1:]), i)
+        if noise is not None:
+            states = states.reshape(-1, *x.shape)
+            if i + 1 < steps:
+                factor = std * (states.std() if scaled else 1.0)
+                states = states + factor * noise[i].astype(np.float64)[:, None]
+    return states if noise is None else states.mean(axis=0)
 
 
 # --- graphs: weights (..., n, n), features (..., n, d) -----------------------------------------

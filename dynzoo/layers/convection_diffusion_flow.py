@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 
 import keras
-import numpy as np
 from keras import ops
 
 from dynzoo import activations
 from dynzoo.fields.convection_diffusion import (
     brownian_std,
+    diffused,
     fixed_noise,
+    mean_path,
+    mean_path_float64,
     velocity,
     velocity_float64,
 )
@@ -22,6 +24,11 @@ from dynzoo.layers.gradient_flow import _Scaled
 from dynzoo.operators import base as operators
 
 __all__ = ["ConvectionDiffusionFlow"]
+
+_ARGUMENTS = (
+    *("sigma", "step_size", "steps", "velocity", "activation", "max_norm", "noise_scaling"),
+    *("inference", "samples", "shared", "use_bias", "seed"),
+)
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
@@ -167,19 +174,12 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
         for i in range(1 if self.shared else self.steps):
             for k, name in enumerate(names):
                 seed = None if self.seed is None else self.seed + 2 * i + k
-                weight = self.add_weight(
-                    shape=shape,
-                    initializer=_Scaled(
-                        self.operator.initializer(seed), min(1.0, self.max_norm or 1.0)
-                    ),
-                    constraint=constraint,
-                    name=f"{name}_{i}",
+                start = _Scaled(self.operator.initializer(seed), min(1.0, self.max_norm or 1.0))
+                weights[name].append(
+                    self.add_weight(shape, start, constraint=constraint, name=f"{name}_{i}")
                 )
-                weights[name].append(weight)
             if self.use_bias:
-                self.biases.append(
-                    self.add_weight(shape=shape[-1:], initializer="zeros", name=f"bias_{i}")
-                )
+                self.biases.append(self.add_weight(shape[-1:], "zeros", name=f"bias_{i}"))
         self.kernels = weights["kernel"]
         self.outer_kernels = weights.get("outer_kernel", [])
         self._noise = None
@@ -188,73 +188,46 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
                 self.seed or 0, self.steps - 1, self._paths, tuple(input_shape[1:])
             )
 
-    def _convect(self, x, i):
+    def _step(self, i, convert):
+        """Kernel of A, bias, kernel of B and factor of step i."""
         j = 0 if self.shared else i
-        inner = ops.convert_to_tensor(self.kernels[j])
-        outer, sign = inner, -1.0
+        inner = convert(self.kernels[j])
+        bias = convert(self.biases[j]) if self.use_bias else None
         if self.velocity == "free":
-            outer, sign = ops.convert_to_tensor(self.outer_kernels[j]), 1.0
-        bias = self.biases[j] if self.use_bias else None
-        scale = sign * self.step_size
-        return x + velocity(self.operator, self._activation, x, inner, bias, outer, scale)
+            return inner, bias, convert(self.outer_kernels[j]), self.step_size
+        return inner, bias, inner, -self.step_size
 
-    def _diffuse(self, x, noise):
-        scale = self.noise_std
-        if self.noise_scaling == "tensor_std":
-            scale = ops.cast(scale * ops.std(ops.cast(x, "float32")), x.dtype)
-        return x + scale * noise
+    def _convect(self, x, i):
+        weights = self._step(i, ops.convert_to_tensor)
+        return x + velocity(self.operator, self._activation, x, *weights)
+
+    def _convect_float64(self, x, i):
+        return x + velocity_float64(self.operator, self._activation, x, *self._step(i, float64))
 
     def call(self, x, training=False):
+        scaled = self.noise_scaling == "tensor_std"
         if self.sigma > 0 and (training or self.inference == "random"):
             for i in range(self.steps):
                 x = self._convect(x, i)
                 noise = keras.random.normal(ops.shape(x), dtype=x.dtype, seed=self.seed_generator)
-                x = self._diffuse(x, noise)
+                x = diffused(x, noise, self.noise_std, scaled)
             return x
-        shape = tuple(x.shape[1:])
-        for i in range(self.steps):
-            x = self._convect(x, i)
-            if self._paths and i + 1 < self.steps:
-                if i == 0:
-                    x = ops.expand_dims(x, 0)
-                else:
-                    x = ops.reshape(x, (self._paths, -1, *shape))
-                noise = ops.expand_dims(ops.convert_to_tensor(self._noise[i], dtype=x.dtype), 1)
-                x = ops.reshape(self._diffuse(x, noise), (-1, *shape))
-        if self._paths:
-            x = ops.mean(ops.reshape(x, (self._paths, -1, *shape)), axis=0)
-        return x
+        return mean_path(self._convect, x, self.steps, self._noise, self.noise_std, scaled)
 
     def _require_deterministic(self, name):
         if self.random_at_inference:
             raise ValueError(
                 f"`{name}` needs an inference pass without randomness. Layer {self.name!r} has "
-                "inference='random'; use 'mean' or 'deterministic', or certify the mean by "
-                "randomised smoothing."
+                "inference='random'; use 'mean' or 'deterministic', or randomised smoothing."
             )
 
     def call_float64(self, x):
         """The inference pass in NumPy float64; a ValueError where that pass is random."""
         self._require_deterministic("call_float64")
-        x = np.asarray(x, dtype=np.float64)
-        states = np.repeat(x[None], self._paths or 1, axis=0)
-        for i in range(self.steps):
-            j = 0 if self.shared else i
-            inner = float64(self.kernels[j])
-            free = self.velocity == "free"
-            outer = float64(self.outer_kernels[j]) if free else inner
-            bias = float64(self.biases[j]) if self.use_bias else 0.0
-            scale = self.step_size if free else -self.step_size
-            flat = states.reshape(-1, *x.shape[1:])
-            step = velocity_float64(
-                self.operator, self._activation, flat, inner, bias, outer, scale
-            )
-            states = states + step.reshape(states.shape)
-            if self._paths and i + 1 < self.steps:
-                scaled = self.noise_scaling == "tensor_std"
-                std = self.noise_std * (states.std() if scaled else 1.0)
-                states = states + std * self._noise[i].astype(np.float64)[:, None]
-        return states.mean(axis=0)
+        scaled = self.noise_scaling == "tensor_std"
+        return mean_path_float64(
+            self._convect_float64, x, self.steps, self._noise, self.noise_std, scaled
+        )
 
     def lipschitz_bound(self, input_shape) -> float:
         """Upper bound of the inference pass' Lipschitz constant with the present weights."""
@@ -303,15 +276,10 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
             Guarantee("1-Lipschitz", "paths with the same noise do not part", 1.0, kept, pde)
         )
         if self.sigma > 0:
-            found.append(
-                Guarantee(
-                    "smoothing",
-                    "for f in [0, 1] behind the layer, Phi^-1(E f(X_T)) has this Lipschitz bound",
-                    1.0 / self.noise_std,
-                    kept + ", the mean over the noise itself",
-                    "Cohen, Rosenfeld and Kolter 2019 (last noise), with the non-expansive steps",
-                )
-            )
+            what = "for f in [0, 1] behind the layer, Phi^-1(E f(X_T)) has this Lipschitz bound"
+            mean = kept + ", the mean over the noise itself"
+            cohen = "Cohen, Rosenfeld and Kolter 2019 (last noise), with the non-expansive steps"
+            found.append(Guarantee("smoothing", what, 1.0 / self.noise_std, mean, cohen))
         return found
 
     def compute_output_shape(self, input_shape):
@@ -321,18 +289,7 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
         return {
             **super().get_config(),
             "operator": keras.saving.serialize_keras_object(self.operator),
-            "sigma": self.sigma,
-            "step_size": self.step_size,
-            "steps": self.steps,
-            "velocity": self.velocity,
-            "activation": self.activation,
-            "max_norm": self.max_norm,
-            "noise_scaling": self.noise_scaling,
-            "inference": self.inference,
-            "samples": self.samples,
-            "shared": self.shared,
-            "use_bias": self.use_bias,
-            "seed": self.seed,
+            **{name: getattr(self, name) for name in _ARGUMENTS},
         }
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dynzoo.models.convection_diffusion import (
+    convection_diffusion_classifier as convection_diffusion_classifier,
+)
+from dynzoo.models.convection_diffusion import feynman_kac_model as feynman_kac_model
 from dynzoo.models.isometric import isometric_classifier as isometric_classifier
 from dynzoo.models.structured import structured_classifier as structured_classifier
 
 ARCHITECTURES: dict[str, Callable[..., Any]] = {
+    "convection_diffusion": convection_diffusion_classifier,
     "isometric": isometric_classifier,
     "structured": structured_classifier,
 }
