@@ -86,7 +86,8 @@ def test_symplectic_for_all_weights_and_steps(integrator, activation, step_size,
     assert np.linalg.det(m) == pytest.approx(1.0, abs=1e-7 * size**6)
     assert size <= layer.lipschitz_bound((None, 6)) * (1 + 1e-7)
     back = layer.inverse_float64(layer.call_float64(x[None]))
-    np.testing.assert_allclose(back[0], x, atol=1e-11 * size)
+    # the inverse of a symplectic matrix has its norm: rounding grows by both
+    np.testing.assert_allclose(back[0], x, atol=1e-11 + 1e-15 * size**2)
 
 
 @settings(max_examples=10)
