@@ -17,6 +17,8 @@ __all__ = ["keep_freed_memory"]
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _KEPT = 2**31 - 1  # the largest value that mallopt takes, in bytes
 _GROWTH = 2**28  # bytes added at a time
+# a user's own choice
+_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:
@@ -35,6 +37,3 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, _GROWTH))
     return all(mallopt(option, value) == 1 for option, value in settings)
-
-
-_SETTINGS = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")

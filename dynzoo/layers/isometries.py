@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo.guarantees import Guarantee
+from dynzoo.layers.arguments import positive_integer
 
 __all__ = ["ChannelPadding", "Isometry", "MaxMin", "MeanShift", "SpaceToDepth"]
 
@@ -32,12 +33,6 @@ class Isometry(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return input_shape
-
-
-def _positive(name, value):
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-    return value
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
@@ -104,7 +99,7 @@ class SpaceToDepth(Isometry):
 
     def __init__(self, block_size=2, **kwargs):
         super().__init__(**kwargs)
-        self.block_size = _positive("block_size", block_size)
+        self.block_size = positive_integer("block_size", block_size)
 
     def build(self, input_shape):
         b = self.block_size
@@ -157,7 +152,7 @@ class ChannelPadding(Isometry):
 
     def __init__(self, channels, **kwargs):
         super().__init__(**kwargs)
-        self.channels = _positive("channels", channels)
+        self.channels = positive_integer("channels", channels)
 
     def build(self, input_shape):
         if input_shape[-1] > self.channels:

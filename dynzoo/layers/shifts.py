@@ -11,14 +11,28 @@ from dynzoo.operators.shift import check_padding, shift, shift_float64, shift_jo
 __all__ = ["MaxMinShift", "SpatialShift"]
 
 
-def _fraction(fraction):
-    if not 0 < fraction <= 1:
-        raise ValueError(f"`fraction` must be in (0, 1]. Received: fraction={fraction}")
-    return float(fraction)
+class _Shifting(Isometry):
+    """The arguments of a shift."""
+
+    def __init__(self, reverse=False, padding="circular", fraction=0.5, **kwargs):
+        super().__init__(**kwargs)
+        self.reverse = bool(reverse)
+        self.padding = check_padding(padding)
+        if not 0 < fraction <= 1:
+            raise ValueError(f"`fraction` must be in (0, 1]. Received: fraction={fraction}")
+        self.fraction = float(fraction)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "reverse": self.reverse,
+            "padding": self.padding,
+            "fraction": self.fraction,
+        }
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
-class SpatialShift(Isometry):
+class SpatialShift(_Shifting):
     """Moves four groups of channels by one pixel up, down, left and right; the rest stays.
 
     Guarantee: circular padding permutes the entries, an isometry; zero padding drops the border,
@@ -40,12 +54,6 @@ class SpatialShift(Isometry):
     Reference: Wu et al., "Shift: a zero FLOP, zero parameter alternative", CVPR 2018.
     """
 
-    def __init__(self, reverse=False, padding="circular", fraction=0.5, **kwargs):
-        super().__init__(**kwargs)
-        self.reverse = bool(reverse)
-        self.padding = check_padding(padding)
-        self.fraction = _fraction(fraction)
-
     def call(self, x):
         return shift(x, self.reverse, self.padding, self.fraction)
 
@@ -54,17 +62,9 @@ class SpatialShift(Isometry):
         x = np.asarray(x, dtype=np.float64)
         return shift_float64(x, self.reverse, self.padding, self.fraction)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "reverse": self.reverse,
-            "padding": self.padding,
-            "fraction": self.fraction,
-        }
-
 
 @keras.saving.register_keras_serializable(package="dynzoo")
-class MaxMinShift(MaxMin):
+class MaxMinShift(_Shifting, MaxMin):
     """`MaxMin`, then `SpatialShift`, without the copy in between: a third less to move.
 
     Guarantee: 1-Lipschitz, as both are; with circular padding the Jacobian is a permutation.
@@ -85,23 +85,9 @@ class MaxMinShift(MaxMin):
     Reference: those of `MaxMin` and `SpatialShift`.
     """
 
-    def __init__(self, reverse=False, padding="circular", fraction=0.5, **kwargs):
-        super().__init__(**kwargs)
-        self.reverse = bool(reverse)
-        self.padding = check_padding(padding)
-        self.fraction = _fraction(fraction)
-
     def call(self, x):
         return shift_joined(self._sorted(x), self.reverse, self.padding, self.fraction)
 
     def call_float64(self, x):
         """The inference pass in NumPy float64."""
         return shift_float64(super().call_float64(x), self.reverse, self.padding, self.fraction)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "reverse": self.reverse,
-            "padding": self.padding,
-            "fraction": self.fraction,
-        }

@@ -9,6 +9,7 @@ from dynzoo import operators
 from dynzoo.layers.arguments import number, positive_integer
 from dynzoo.layers.convection_diffusion_flow import ConvectionDiffusionFlow
 from dynzoo.layers.isometries import SpaceToDepth
+from dynzoo.models.arguments import check_classes, check_image, check_stages
 from dynzoo.random_layers import layers_with
 
 __all__ = ["convection_diffusion_classifier", "feynman_kac_model"]
@@ -94,22 +95,12 @@ def convection_diffusion_classifier(
     The architecture is ours.
     """
     widths, steps = tuple(widths), tuple(steps)
-    if len(widths) != len(steps) or not widths:
-        raise ValueError(
-            f"`steps` must have one entry for each of `widths`. Received: widths={widths}, "
-            f"steps={steps}"
-        )
+    check_stages(widths, steps)
     number("diffusion", diffusion, closed="low")
     number("input_noise", input_noise, closed="low")
     positive_integer("block_size", block_size)
-    if num_classes < 2:
-        raise ValueError(f"`num_classes` must be at least 2. Received: num_classes={num_classes}")
-    factor = block_size * 2 ** (len(widths) - 1)
-    if any(size is None or size % factor for size in input_shape[:2]):
-        raise ValueError(
-            f"`input_shape` must have height and width divisible by {factor}. "
-            f"Received: input_shape={tuple(input_shape)}"
-        )
+    check_classes(num_classes)
+    check_image(input_shape, block_size * 2 ** (len(widths) - 1))
     seeds = iter(range(1000 * seed, 1000 * seed + 1000, 50))
 
     inputs = x = keras.Input(tuple(input_shape), name="image")

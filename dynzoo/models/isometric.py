@@ -6,6 +6,7 @@ import keras
 
 from dynzoo import layers as dl
 from dynzoo import operators
+from dynzoo.models.arguments import check_classes, check_stages
 
 __all__ = ["isometric_classifier"]
 
@@ -69,11 +70,7 @@ def isometric_classifier(
     >>> model = isometric_classifier(widths=(16,), steps=(1,), neck_units=16, dense_steps=1)
     >>> dynzoo.certify(model).lipschitz
     """
-    if len(widths) != len(steps) or not widths:
-        raise ValueError(
-            "`steps` must have one entry for each of `widths`. "
-            f"Received: widths={tuple(widths)}, steps={tuple(steps)}"
-        )
+    check_stages(widths, steps)
     if operator not in ("shifted", "shifted_pointwise", "conv"):
         raise ValueError(
             "`operator` must be 'shifted', 'shifted_pointwise' or 'conv'. "
@@ -81,8 +78,7 @@ def isometric_classifier(
         )
     if not 0 < inner_ratio <= 1:
         raise ValueError(f"`inner_ratio` must be in (0, 1]. Received: inner_ratio={inner_ratio}")
-    if num_classes < 2:
-        raise ValueError(f"`num_classes` must be at least 2. Received: num_classes={num_classes}")
+    check_classes(num_classes)
 
     seeds = iter(range(1000 * seed, 1000 * seed + 1000))
 

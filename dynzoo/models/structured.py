@@ -9,6 +9,7 @@ from dynzoo.layers.arguments import number, one_of, positive_integer
 from dynzoo.layers.gradient_flow import GradientFlow
 from dynzoo.layers.learned_scale import LearnedScale
 from dynzoo.layers.switching_flow import SwitchingFlow
+from dynzoo.models.arguments import check_classes, check_image
 from dynzoo.regularizers import Orthogonality
 
 __all__ = ["structured_classifier"]
@@ -110,13 +111,8 @@ def structured_classifier(
         raise ValueError(
             f"`convolutions` must be even for kind={kind!r}. Received: convolutions={convolutions}"
         )
-    if num_classes < 2:
-        raise ValueError(f"`num_classes` must be at least 2. Received: num_classes={num_classes}")
-    if any(size is None or size % 2 ** len(widths) for size in input_shape[:2]):
-        raise ValueError(
-            f"`input_shape` must have height and width divisible by {2 ** len(widths)}. "
-            f"Received: input_shape={tuple(input_shape)}"
-        )
+    check_classes(num_classes)
+    check_image(input_shape, 2 ** len(widths))
     seeds = iter(range(1000 * seed, 1000 * seed + 1000, 20))
     residual = kind in ("unconstrained", "naive")
     if orthogonality is None:
