@@ -27,29 +27,37 @@ from dynzoo.constraints import project as project  # noqa: E402
 if TYPE_CHECKING:
     from dynzoo import attacks as attacks
     from dynzoo import certificates as certificates
+    from dynzoo import corruptions as corruptions
     from dynzoo import data as data
     from dynzoo import models as models
     from dynzoo import recipes as recipes
     from dynzoo import robustness as robustness
     from dynzoo import training as training
     from dynzoo.certificates import certify as certify
+    from dynzoo.comparison import compare as compare
+    from dynzoo.corruption_evaluation import evaluate_corruptions as evaluate_corruptions
     from dynzoo.models.presets import from_preset as from_preset
     from dynzoo.models.presets import presets as presets
     from dynzoo.models.presets import save_to_preset as save_to_preset
+    from dynzoo.noise_curves import noise_curve as noise_curve
     from dynzoo.robustness import evaluate as evaluate
 
 # name -> (module, attribute), or (module, None) for the module itself
 _LAZY: dict[str, tuple[str, str | None]] = {
     "attacks": ("dynzoo.attacks", None),
     "certificates": ("dynzoo.certificates", None),
+    "corruptions": ("dynzoo.corruptions", None),
     "data": ("dynzoo.data", None),
     "models": ("dynzoo.models", None),
     "recipes": ("dynzoo.recipes", None),
     "robustness": ("dynzoo.robustness", None),
     "training": ("dynzoo.training", None),
     "certify": ("dynzoo.certificates", "certify"),
+    "compare": ("dynzoo.comparison", "compare"),
     "evaluate": ("dynzoo.robustness", "evaluate"),
+    "evaluate_corruptions": ("dynzoo.corruption_evaluation", "evaluate_corruptions"),
     "from_preset": ("dynzoo.models.presets", "from_preset"),
+    "noise_curve": ("dynzoo.noise_curves", "noise_curve"),
     "presets": ("dynzoo.models.presets", "presets"),
     "save_to_preset": ("dynzoo.models.presets", "save_to_preset"),
 }

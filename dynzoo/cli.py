@@ -56,10 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _code(error: Exception) -> int | None:
     """Exit code of an error that the user can do something about; `None` for any other."""
+    from dynzoo.certificates.audit import AuditViolation
     from dynzoo.robustness import CertificateViolation
     from dynzoo.training import TrainingDivergedError
 
-    if isinstance(error, CertificateViolation):
+    if isinstance(error, (AuditViolation, CertificateViolation)):
         return 1
     known = (ValueError, OSError, TrainingDivergedError)
     return 2 if isinstance(error, known) else None
@@ -171,9 +172,11 @@ def _evaluate(commands: Any) -> None:
     )
     parser.add_argument(
         "--attacks",
-        choices=("standard", "fast", "none"),
-        default="standard",
-        help="standard: several PGD runs of 100 steps; fast: one of 20 steps (default: standard)",
+        type=lambda text: text.split(","),
+        default=["standard"],
+        metavar="NAMES",
+        help="standard: AutoAttack (hours on a CPU; see --skip-certified); fast: one run of PGD; "
+        "none; or names such as pgd_margin or apgd-t,square (default: standard)",
     )
     parser.add_argument(
         "--attack-limit",
@@ -182,7 +185,25 @@ def _evaluate(commands: Any) -> None:
         metavar="N",
         help="attack the first N images (default: 1000); all are certified",
     )
-    parser.add_argument("--output", metavar="FILE", help="write the report: .html or .json")
+    parser.add_argument(
+        "--skip-certified",
+        action="store_true",
+        help="do not attack images at radii for which they are certified: several times faster",
+    )
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="an .npz file from which a stopped run goes on"
+    )
+    parser.add_argument(
+        "--audit", action="store_true", help="try to refute the Lipschitz bound by a steep slope"
+    )
+    parser.add_argument(
+        "--corruptions", action="store_true", help="measure fifteen corruptions as well"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write the report: .html, .json, or each attack's outcomes as .csv or .npz",
+    )
     parser.add_argument("--batch-size", type=_positive, default=256, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="seed of the attacks")
     parser.add_argument(

@@ -12,8 +12,12 @@ from dynzoo import backend, data, runs, training
 from dynzoo import demo as demonstration
 from dynzoo import evaluation as measuring
 from dynzoo import finetuning as tuning
+from dynzoo.attacks.ensembles import makers
 from dynzoo.console import pairs, percent, progress, say, table
 from dynzoo.models import preset_files, presets
+
+# What a report can be saved as.
+REPORTS = (".html", ".json", ".csv", ".npz")
 
 
 def list_presets(arguments: Namespace) -> None:
@@ -77,10 +81,18 @@ def evaluate(arguments: Namespace) -> None:
     recipe = about.get("recipe") if isinstance(about.get("recipe"), dict) else {}
     planned = recipe.get("evaluation", {}) if recipe else {}
     norm = arguments.norm or planned.get("norm", "l2")
-    if arguments.attacks == "none" and arguments.output:
-        raise ValueError("--output needs attacks: a report compares proved and attacked accuracy")
-    if arguments.output and Path(arguments.output).suffix not in (".html", ".json"):
-        raise ValueError(f"--output must end in .html or .json. Received: {arguments.output}")
+    if arguments.attacks == ["none"]:
+        for flag in ("output", "audit", "corruptions", "checkpoint"):
+            if getattr(arguments, flag):
+                raise ValueError(
+                    f"--{flag} needs attacks: a report compares proved and attacked accuracy"
+                )
+    else:
+        makers(arguments.attacks, norm, 0, 1)  # an unknown name, before hours of work
+    if arguments.output and Path(arguments.output).suffix not in REPORTS:
+        raise ValueError(
+            f"--output must end in one of {', '.join(REPORTS)}. Received: {arguments.output}"
+        )
     if arguments.update_card and norm != "l2":
         raise ValueError("--update-card needs --norm l2, the norm of a model card")
     model = presets.from_preset(folder)
@@ -95,7 +107,7 @@ def evaluate(arguments: Namespace) -> None:
             y,
             norm=norm,
             eps=arguments.eps or planned.get("eps") or (36 / 255, 72 / 255, 108 / 255),
-            attacks=arguments.attacks,
+            attacks="none" if arguments.attacks == ["none"] else _single(arguments.attacks),
             attack_limit=arguments.attack_limit,
             batch_size=arguments.batch_size,
             seed=arguments.seed,
@@ -103,6 +115,10 @@ def evaluate(arguments: Namespace) -> None:
             class_names=data.class_names(source),
             title=f"Robustness of {name}",
             tick=tick,
+            checkpoint=arguments.checkpoint,
+            skip_certified=arguments.skip_certified,
+            audit=arguments.audit,
+            corruptions=arguments.corruptions,
         )
     show(measured, name)
     if arguments.output and measured.report is not None:
@@ -247,16 +263,25 @@ def _how(arguments: Namespace, name: str, source: str, about: dict[str, Any]) ->
         command += f" --limit {arguments.limit}"
     if arguments.eps:
         command += " --eps " + ",".join(measuring.radius_text(e) for e in arguments.eps)
-    if arguments.attacks != "none":
-        command += f" --attacks {arguments.attacks} --attack-limit {arguments.attack_limit}"
+    attacks = ",".join(arguments.attacks)
+    if attacks != "none":
+        command += f" --attacks {attacks} --attack-limit {arguments.attack_limit}"
+        command += " --skip-certified" if arguments.skip_certified else ""
     how: dict[str, Any] = {"split": "test", "backend": backend.name()}
     if arguments.data:
         how["data_file"] = f"{Path(source).name}, SHA-256 {preset_files.sha256(Path(source))}"
     elif arguments.dataset:
         how["dataset"] = source
-    if arguments.attacks != "none":
-        how["attacks"] = f"{arguments.attacks}, seed {arguments.seed}"
+    if attacks != "none":
+        how["attacks"] = f"{attacks}, seed {arguments.seed}"
+        if arguments.skip_certified:
+            how["attacks"] += ", images that are certified at a radius not attacked there"
     return {**how, "command": command}
+
+
+def _single(names: list[str]) -> str | list[str]:
+    """A name alone, as which `fast` asks for its quick checks."""
+    return names[0] if len(names) == 1 else names
 
 
 def _by_radius(values: dict[str, float] | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from dynzoo.robustness import evaluate
 __all__ = ["Measurement", "accuracy", "measure", "radius_text", "update_card"]
 
 _CHUNK = 1024
+# Half a minute for a small network on a CPU core.
+_AUDIT: dict[str, Any] = {"pairs": 16, "steps": 40, "restarts": 1}
 
 
 @dataclass
@@ -56,7 +59,7 @@ def measure(
     y: np.ndarray,
     norm: str = "l2",
     eps: Sequence[float] = (36 / 255, 72 / 255, 108 / 255),
-    attacks: str = "standard",
+    attacks: str | list[str] = "standard",
     attack_limit: int = 1000,
     batch_size: int = 256,
     seed: int = 0,
@@ -64,6 +67,10 @@ def measure(
     class_names: list[str] | None = None,
     title: str | None = None,
     tick: Callable[[int], None] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    skip_certified: bool = False,
+    audit: bool = False,
+    corruptions: bool = False,
 ) -> Measurement:
     """Clean and certified accuracy on all images, attacked accuracy on the first few.
 
@@ -73,7 +80,7 @@ def measure(
         y: integer labels (n,).
         norm: `"l2"` or `"linf"`.
         eps: radii in the pixel range [0, 1].
-        attacks: `"standard"`, `"fast"` or `"none"`.
+        attacks: what `dynzoo.evaluate` takes, or `"none"`.
         attack_limit: number of images that are attacked, from the first one on.
         batch_size: images at once.
         seed: seed of the attacks.
@@ -81,6 +88,11 @@ def measure(
         class_names: names of the classes, for the report.
         title: heading of the report.
         tick: called with the number of images that were certified since its last call.
+        checkpoint: file of an attack that can be stopped and gone on with.
+        skip_certified: do not attack images that are proved at a radius.
+        audit: search for the steepest slope, which refutes the Lipschitz bound or says how tight
+            it is; a section of the report.
+        corruptions: measure the attacked images under fifteen corruptions; a section of the report.
 
     Returns:
         A `Measurement`; its `report` is `None` where nothing is attacked.
@@ -88,6 +100,7 @@ def measure(
     Raises:
         UncertifiableLayerError: if the model has a layer without a known constant.
         CertificateViolation: if an attack refutes the certificate.
+        AuditViolation: if the audit refutes the Lipschitz bound.
     """
     certificate = certify(model)
     labels, radii = [], []
@@ -115,7 +128,21 @@ def measure(
             verbose=verbose,
             class_names=class_names,
             title=title,
+            checkpoint=checkpoint,
+            skip_certified=skip_certified,
         )
+        if audit:
+            from dynzoo.certificates.audit import audit as search
+
+            found = search(model, x[:attack_limit], certificate=certificate, seed=seed, **_AUDIT)
+            report.sections.append(found.section())
+        if corruptions:
+            from dynzoo.corruption_evaluation import evaluate_corruptions
+
+            measured = evaluate_corruptions(
+                model, x[:attack_limit], y[:attack_limit], batch_size=batch_size, seed=seed
+            )
+            report.sections.append(measured.section())
         if report.images < len(x):
             report.sections.append(_all_images(correct, proved, eps, factor))
     return Measurement(

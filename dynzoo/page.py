@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from dynzoo import plots
-from dynzoo.attacks.checks import EvaluationWarning
+from dynzoo.attacks.warnings import EvaluationWarning
+from dynzoo.html_page import document, image, percent, table, text
 from dynzoo.report import RobustnessReport
+
+# Images that a table lists.
+_LISTED = 20
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
@@ -29,11 +31,14 @@ def render(report: RobustnessReport) -> str:
     radii = ", ".join(plots.eps_text(e) for e in sorted(report.robust))
     intro = (
         f"{report.images} images. Attacker: knows the model and its gradients, moves each image "
-        f"by at most {radii} in {norm} norm, inside the pixel range [0, 1]."
+        f"by at most {radii} in {norm} norm, inside the pixel range [0, 1], to any wrong answer. "
+        "An image counts as broken if any attack fools it at this or a smaller radius."
     )
-    figure = _image(plots.png(report.plot()), "Accuracy versus radius of the perturbation")
+    if not report.details.get("threat_model", {}).get("certified_images_attacked", True):
+        intro += " Images whose certificate covers a radius were not attacked there."
+    figure = image(plots.png(report.plot()), "Accuracy versus radius of the perturbation")
     parts = [
-        f"<header><h1>{_text(report.title)}</h1><p>{_text(intro)}</p>{_tiles(report)}</header>",
+        f"<header><h1>{text(report.title)}</h1><p>{text(intro)}</p>{_tiles(report)}</header>",
         _warnings(report.warnings),
         f'<section><h2>Accuracy versus radius</h2><div class="curve">{figure}</div>'
         "<p class=note>Certified: proved, no perturbation of that size changes a correct answer. "
@@ -41,11 +46,12 @@ def render(report: RobustnessReport) -> str:
         f"the two.{_conversion(report)}</p></section>",
         f"<section><h2>Numbers</h2>{_numbers(report)}</section>",
         f"<section><h2>Attacked images</h2>{_gallery(report)}</section>",
+        f"<section><h2>Hardest images</h2>{_hardest(report)}</section>",
     ]
     if report.smoothed is not None:
         parts.append(f"<section><h2>Randomised smoothing</h2>{_smoothing(report)}</section>")
     for heading, content in report.sections:
-        parts.append(f"<section><h2>{_text(heading)}</h2>{_content(content)}</section>")
+        parts.append(f"<section><h2>{text(heading)}</h2>{_content(content)}</section>")
     parts.append(f"<section><h2>Attacks</h2>{_runs(report.details.get('runs', []))}</section>")
     facts = [
         *((k, report.details[k]) for k in ("model", "seed", "created") if k in report.details),
@@ -59,38 +65,7 @@ def render(report: RobustnessReport) -> str:
         if isinstance(value, (str, int, float))
     ]
     parts.append(f"<section><h2>Provenance</h2>{_content(facts)}</section>")
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{_text(report.title)}</title><style>{_STYLE}</style>"
-    )
-    body = "\n".join(part for part in parts if part)
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n'
-        f"<body><main>{body}</main></body>\n</html>\n"
-    )
-
-
-def _text(value: Any) -> str:
-    return html.escape(f"{value:.6g}" if isinstance(value, float) else str(value))
-
-
-def _percent(value: float | None) -> str:
-    return "&ndash;" if value is None else f"{100 * value:.1f} %"
-
-
-def _image(data: bytes, alt: str, size: str = "") -> str:
-    source = base64.b64encode(data).decode("ascii")
-    return f'<img {size} alt="{_text(alt)}" src="data:image/png;base64,{source}">'
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: bool = True) -> str:
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-    kind = ' class="numeric"' if numeric else ""
-    return (
-        f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return document(report.title, parts)
 
 
 def _tiles(report: RobustnessReport) -> str:
@@ -102,7 +77,7 @@ def _tiles(report: RobustnessReport) -> str:
         ("certified", f"certified {at}", report.certified[first]),
     ]
     cells = "".join(
-        f'<div class="tile {kind}"><b>{_percent(value)}</b><span>{_text(name)}</span></div>'
+        f'<div class="tile {kind}"><b>{percent(value)}</b><span>{text(name)}</span></div>'
         for kind, name, value in tiles
     )
     return f'<div class="tiles">{cells}</div>'
@@ -112,23 +87,23 @@ def _smoothing(report: RobustnessReport) -> str:
     numbers = report.smoothed or {}
     settings = ", ".join(f"{k} {v:g}" for k, v in numbers["settings"].items() if k != "type")
     rows = [
-        ("accuracy", _percent(numbers["clean"])),
-        ("no answer", _percent(numbers["abstained"])),
+        ("accuracy", percent(numbers["clean"])),
+        ("no answer", percent(numbers["abstained"])),
     ]
     for e, share in numbers["certified"].items():
-        rows.append((f"certified at {plots.eps_text(e)}", _percent(share)))
+        rows.append((f"certified at {plots.eps_text(e)}", percent(share)))
     note = (
         "<p class=note>The model under Gaussian noise, by majority, is another classifier than the "
         "model above: these radii are certified for its answers, image by image with probability "
-        f"1 &minus; alpha ({_text(settings)}). The attacks were on the model without noise.</p>"
+        f"1 &minus; alpha ({text(settings)}). The attacks were on the model without noise.</p>"
     )
-    return _table(["smoothed classifier", ""], rows) + note
+    return table(["smoothed classifier", ""], rows) + note
 
 
 def _warnings(warnings: Sequence[EvaluationWarning]) -> str:
     if not warnings:
         return '<section class="calm">No warnings: the checks of the evaluation passed.</section>'
-    items = "".join(f"<li><b>{_text(w.name)}</b> {_text(w.text)}</li>" for w in warnings)
+    items = "".join(f"<li><b>{text(w.name)}</b> {text(w.text)}</li>" for w in warnings)
     return f'<section class="alarm"><h2>Warnings</h2><ul>{items}</ul></section>'
 
 
@@ -146,13 +121,13 @@ def _numbers(report: RobustnessReport) -> str:
         if value is None:
             return "&ndash;"
         low, high = interval(value, report.images)
-        return f"{_percent(value)} <small>{100 * low:.1f}&ndash;{100 * high:.1f}</small>"
+        return f"{percent(value)} <small>{100 * low:.1f}&ndash;{100 * high:.1f}</small>"
 
     rows = [["0 (clean)", cell(None), cell(report.clean)]]
     for e in sorted(report.robust):
-        rows.append([_text(plots.eps_text(e)), cell(report.certified[e]), cell(report.robust[e])])
+        rows.append([text(plots.eps_text(e)), cell(report.certified[e]), cell(report.robust[e])])
     note = '<p class="note">Small print: 95 % interval of a measurement on this many images.</p>'
-    return _table(["radius", "certified", "under attack"], rows) + note
+    return table(["radius", "certified", "under attack"], rows) + note
 
 
 def _gallery(report: RobustnessReport) -> str:
@@ -161,7 +136,7 @@ def _gallery(report: RobustnessReport) -> str:
 
     def name(label: int) -> str:
         names = report.class_names
-        return _text(names[label] if names is not None and label < len(names) else label)
+        return text(names[label] if names is not None and label < len(names) else label)
 
     cards = []
     for example in report.examples:
@@ -176,7 +151,7 @@ def _gallery(report: RobustnessReport) -> str:
             (f"difference &times;{gain:.0f}", "", 0.5 + gain * delta),
         ]
         figures = "".join(
-            f"<figure>{_image(plots.image_png(pixels), kind.split()[0])}"
+            f"<figure>{image(plots.image_png(pixels), kind.split()[0])}"
             f"<figcaption>{kind}<b>{label}</b></figcaption></figure>"
             for kind, label, pixels in views
         )
@@ -184,18 +159,43 @@ def _gallery(report: RobustnessReport) -> str:
             f"image {example.index}, radius {plots.eps_text(example.eps)}, "
             f"distance {example.distance:.4f}"
         )
-        cards.append(f'<div class="card"><div class="views">{figures}</div>{_text(caption)}</div>')
+        cards.append(f'<div class="card"><div class="views">{figures}</div>{text(caption)}</div>')
     return f'<div class="gallery">{"".join(cards)}</div>'
+
+
+def _hardest(report: RobustnessReport) -> str:
+    """Images that neither proof nor attack decides, and those that only the last attacks broke."""
+    rows = []
+    for e in sorted(report.robust):
+        left = report.undecided(e)
+        shown = ", ".join(str(i) for i in left[:_LISTED]) + (" ..." if len(left) > _LISTED else "")
+        rows.append([text(plots.eps_text(e)), str(len(left)), shown or "&ndash;"])
+    parts = "<p>Neither proved nor broken:</p>"
+    parts += table(["radius", "images", "numbers"], rows, numeric=False)
+    outcomes = report.outcomes
+    if outcomes is None or len(outcomes.attacks) < 2:
+        return parts
+    late = []
+    for attack in range(len(outcomes.attacks) - 1, 0, -1):
+        for radius, e in enumerate(outcomes.eps):
+            for row in np.flatnonzero(outcomes.broken[:, attack, radius]):
+                cells = [row, plots.eps_text(e), outcomes.attacks[attack]]
+                late.append([text(cell) for cell in cells])
+    if late:
+        parts += "<p>Broken late: what the attacks before this one had missed.</p>"
+        late = late[:_LISTED]
+        parts += table(["image", "radius", "broken by"], late, numeric=False)
+    return parts
 
 
 def _content(content: Any) -> str:
     if isinstance(content, bytes):
-        return f'<div class="curve">{_image(content, "figure")}</div>'
+        return f'<div class="curve">{image(content, "figure")}</div>'
     if isinstance(content, tuple):
         return "".join(_content(part) for part in content)
     if isinstance(content, str):
-        return "".join(f"<p>{_text(line)}</p>" for line in content.split("\n\n"))
-    rows = [[_text(name), _text(value)] for name, value in content]
+        return "".join(f"<p>{text(line)}</p>" for line in content.split("\n\n"))
+    rows = [[text(name), text(value)] for name, value in content]
     body = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
     return f'<div class="scroll"><table class="pairs"><tbody>{body}</tbody></table></div>'
 
@@ -209,52 +209,12 @@ def _runs(runs: Sequence[dict[str, Any]]) -> str:
         )
         rows.append(
             [
-                _text(plots.eps_text(run["eps"])),
-                _text(run["attack"]),
-                f"<small>{_text(config)}</small>",
+                text(plots.eps_text(run["eps"])),
+                text(run["attack"]),
+                f"<small>{text(config)}</small>",
                 str(run["attacked"]),
                 str(run["broken"]),
             ]
         )
     note = '<p class="note">Each attack runs on the images that the earlier ones left.</p>'
-    return _table(["radius", "attack", "parameters", "attacked", "broken"], rows, False) + note
-
-
-_STYLE = """
-:root{--ink:#1d2433;--soft:#5b6478;--line:#e4e7ee;--certified:#1b7f5c;--attacked:#c2410c}
-*{box-sizing:border-box}
-body{margin:0;background:#f5f6f9;color:var(--ink);line-height:1.5;
- font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-main{max-width:62rem;margin:0 auto;padding:2.5rem 1.25rem 4rem}
-header{margin-bottom:1.5rem}h1{font-size:1.9rem;line-height:1.2;margin:0 0 .5rem}
-h2{font-size:1.1rem;margin:0 0 .9rem}header p{max-width:46rem;color:var(--soft);margin:.2rem 0}
-section{background:#fff;border:1px solid var(--line);border-radius:10px;padding:1.3rem 1.5rem;
- margin:0 0 1.1rem}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(12rem,1fr));gap:1rem;
- margin-top:1.2rem}
-.tile{background:#fff;border:1px solid var(--line);border-top:4px solid var(--soft);
- border-radius:10px;padding:.9rem 1.2rem}
-.tile b{display:block;font-size:1.9rem;font-variant-numeric:tabular-nums}
-.tile span{color:var(--soft)}
-.tile.attacked{border-top-color:var(--attacked)}.tile.certified{border-top-color:var(--certified)}
-.curve img{display:block;width:100%;max-width:50rem;margin:0 auto;height:auto}
-.note{color:var(--soft);font-size:.9rem;margin:.8rem 0 0}
-.calm{color:var(--certified);padding:.8rem 1.5rem}
-.alarm{border-color:#f2c3a7;background:#fff7f1}.alarm ul{margin:0;padding-left:1.2rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.95rem}
-th,td{text-align:left;padding:.45rem .8rem .45rem 0;border-bottom:1px solid var(--line);
- vertical-align:baseline}
-thead th{color:var(--soft);font-weight:600}tbody tr:last-child>*{border-bottom:0}
-td{font-variant-numeric:tabular-nums}.numeric th:not(:first-child),.numeric td:not(:first-child)
- {text-align:right}
-small{color:var(--soft);margin-left:.4rem;font-size:.82rem}td>small:first-child{margin-left:0}
-.pairs th{font-weight:500;color:var(--soft);width:16rem}
-.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(21rem,1fr));gap:1rem}
-.card{border:1px solid var(--line);border-radius:8px;padding:.8rem;font-size:.85rem;
- color:var(--soft)}
-.views{display:grid;grid-template-columns:repeat(3,1fr);gap:.6rem}
-figure{margin:0 0 .5rem}figure img{width:100%;display:block;image-rendering:pixelated;
- border-radius:4px;background:#eee}
-figcaption{margin-top:.25rem}figcaption b{display:block;color:var(--ink);min-height:1.4em}
-@media print{body{background:#fff}section{break-inside:avoid}}
-"""
+    return table(["radius", "attack", "parameters", "attacked", "broken"], rows, False) + note

@@ -12,6 +12,8 @@ INK = "#1d2433"
 CERTIFIED = "#1b7f5c"
 ATTACKED = "#c2410c"
 CLEAN = "#5b6478"
+# Of the attacks of an ensemble, first to last.
+_DASHES = ((0, (1, 1.5)), (0, (4, 2)), (0, (6, 1.5, 1, 1.5)), (0, (8, 2)))
 
 
 def eps_text(eps: float) -> str:
@@ -44,6 +46,7 @@ def robustness_figure(
     robust: Mapping[float, float],
     radii: np.ndarray | None,
     norm: str,
+    members: Mapping[str, Mapping[float, float]] | None = None,
 ) -> Any:
     """Accuracy versus radius: the certified curve, the attacked points, and the gap between.
 
@@ -52,6 +55,7 @@ def robustness_figure(
         robust: Attacked accuracy at each radius.
         radii: Certified radius of each image in the same norm, 0 for a wrong one, or `None`.
         norm: `"l2"` or `"linf"`, for the label.
+        members: Accuracy at each radius after each attack of an ensemble, in its order.
 
     Returns:
         A matplotlib `Figure`.
@@ -76,6 +80,14 @@ def robustness_figure(
             dense, lower, upper, where=upper >= lower, color=ATTACKED, alpha=0.12, linewidth=0,
             label="undecided: no proof, no attack",
         )  # fmt: skip
+    # The last of them is the whole ensemble, which gets the thick line.
+    earlier = list((members or {}).items())[:-1]
+    for number, (name, shares) in enumerate(earlier):
+        line = [clean, *(shares[e] for e in sorted(shares))]
+        axes.plot(
+            points, line, linestyle=_DASHES[number % len(_DASHES)], color=ATTACKED, linewidth=0.9,
+            alpha=0.7, label=("after " if not number else "and after ") + name,
+        )  # fmt: skip
     axes.plot(
         points, values, "o-", color=ATTACKED, linewidth=1.6, markersize=6, label="under attack"
     )
@@ -91,6 +103,49 @@ def robustness_figure(
     axes.set_yticks(np.linspace(0, 1, 6), [f"{v:.0%}" for v in np.linspace(0, 1, 6)])
     _finish(axes)
     axes.legend(frameon=False, loc="best", fontsize=9)
+    return figure
+
+
+def comparison_figure(
+    models: Mapping[str, tuple[float, Mapping[float, float], Mapping[float, float | None]]],
+    norm: str,
+) -> Any:
+    """Attacked and certified accuracy of several models by radius, a colour a model.
+
+    Args:
+        models: Name, and (clean accuracy, attacked accuracy by radius, certified by radius).
+        norm: `"l2"` or `"linf"`, for the label.
+
+    Returns:
+        A matplotlib `Figure`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    ticks = {0.0}
+    for color, (name, (clean, robust, certified)) in zip(
+        _colors(len(models)), models.items(), strict=True
+    ):
+        radii = [0.0, *sorted(robust)]
+        ticks |= set(radii)
+        values = [clean, *(robust[e] for e in radii[1:])]
+        axes.plot(radii, values, "o-", color=color, linewidth=1.8, label=f"{name}, under attack")
+        proved = [v for e in radii[1:] if (v := certified.get(e)) is not None]
+        if len(proved) == len(radii) - 1:
+            axes.plot(
+                radii[1:], proved, "v", color=color, linestyle=(0, (4, 3)), linewidth=1.3,
+                label=f"{name}, certified",
+            )  # fmt: skip
+    axes.set_xlabel(f"{'L2' if norm == 'l2' else 'Linf'} radius of the perturbation", color=INK)
+    axes.set_ylabel("accuracy", color=INK)
+    axes.set_ylim(0.0, 1.0)
+    axes.set_xticks(sorted(ticks), ["0", *(eps_text(e) for e in sorted(ticks)[1:])])
+    axes.set_yticks(np.linspace(0, 1, 6), [f"{v:.0%}" for v in np.linspace(0, 1, 6)])
+    _finish(axes)
+    axes.legend(frameon=False, fontsize=9, loc="best")
     return figure
 
 

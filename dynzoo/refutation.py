@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
+from pathlib import Path
+
 import numpy as np
 
 from dynzoo.attacks.geometry import distances
+from dynzoo.checkpoints import write_atomically
 
 __all__ = ["CertificateViolation", "refute"]
 
@@ -18,10 +23,19 @@ class CertificateViolation(Exception):
         x_adv: The point that the model classifies differently, float32.
         radius: The certified L2 radius of the image.
         distance: L2 distance of `x_adv` from `x`, in float64; below `radius`.
+        label: Label that the certificate vouches for.
+        fooled_label: Label of `x_adv`.
     """
 
     def __init__(
-        self, index: int, x: np.ndarray, x_adv: np.ndarray, radius: float, distance: float
+        self,
+        index: int,
+        x: np.ndarray,
+        x_adv: np.ndarray,
+        radius: float,
+        distance: float,
+        label: int,
+        fooled_label: int,
     ) -> None:
         super().__init__(
             f"Image {index} is certified up to L2 radius {radius:.8g}, but a point at distance "
@@ -29,6 +43,23 @@ class CertificateViolation(Exception):
         )
         self.index, self.x, self.x_adv = index, x, x_adv
         self.radius, self.distance = radius, distance
+        self.label, self.fooled_label = label, fooled_label
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the counterexample as an `.npz` file: every attribute by its name.
+
+        Raises:
+            ValueError: If the suffix is another one.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".npz":
+            raise ValueError(f"`path` must end in .npz. Received: path={str(path)!r}")
+        buffer = io.BytesIO()
+        names = ("index", "x", "x_adv", "radius", "distance", "label", "fooled_label")
+        np.savez(buffer, allow_pickle=False, **{name: getattr(self, name) for name in names})
+        write_atomically(path, buffer.getvalue())
+        self.args = (f"{self.args[0]} Saved as {path}.",)
+        return path
 
 
 def refute(
@@ -45,5 +76,11 @@ def refute(
     if wrong.size:
         k, index = int(wrong[0]), int(rows[wrong[0]])
         raise CertificateViolation(
-            index, x[index].copy(), points[k].copy(), float(radii[index]), float(gone[k])
+            index,
+            x[index].copy(),
+            points[k].copy(),
+            float(radii[index]),
+            float(gone[k]),
+            int(cert_labels[index]),
+            int(labels[k]),
         )

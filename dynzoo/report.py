@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from dynzoo import plots
-from dynzoo.attacks.checks import EvaluationWarning
 from dynzoo.attacks.geometry import distances
+from dynzoo.attacks.outcomes import Outcomes
+from dynzoo.attacks.warnings import EvaluationWarning
 
 # Attacked images in the gallery.
 EXAMPLES = 8
@@ -33,28 +34,23 @@ class AttackedImage:
 
 def attacked_images(
     x: np.ndarray,
-    points: np.ndarray,
-    rows: np.ndarray,
-    hit: np.ndarray,
     y: np.ndarray,
-    labels: np.ndarray,
+    fooled: list[tuple[int, int, np.ndarray]],
     eps: float,
     norm: str,
 ) -> list[AttackedImage]:
-    """The first few images among `rows` that an attack hit, as examples."""
-    chosen = np.flatnonzero(hit)[:EXAMPLES]
-    gone = distances(points[chosen], x[rows[chosen]], norm)
+    """Examples from (row, label of the point, point) of images that fell at a radius."""
     return [
         AttackedImage(
-            index=int(rows[k]),
-            label=int(y[rows[k]]),
-            fooled_label=int(labels[k]),
+            index=row,
+            label=int(y[row]),
+            fooled_label=label,
             eps=eps,
-            distance=float(distance),
-            x=x[rows[k]].copy(),
-            x_adv=points[k].copy(),
+            distance=float(distances(point[None], x[row : row + 1], norm)[0]),
+            x=x[row].copy(),
+            x_adv=point.copy(),
         )
-        for k, distance in zip(chosen, gone, strict=True)
+        for row, label, point in fooled
     ]
 
 
@@ -82,8 +78,9 @@ class RobustnessReport:
         robust: Accuracy under attack at each radius.
         certified: Certified accuracy at each radius; `None` values if there is no certificate.
         warnings: Named reasons to doubt the numbers.
-        per_image: `"correct"` (n,), `"robust"` (radii, n), both bool, and `"radii"`: certified L2
-            radii (n,), 0 for wrong images, or `None`.
+        per_image: `"correct"` (n,), `"robust"` (radii, n), both bool, `"labels"` (n,), and
+            `"radii"`: certified L2 radii (n,), 0 for wrong images, or `None`.
+        outcomes: What each attack did to each image at each radius.
         examples: A few attacked images.
         details: Attacks with every parameter, certificate, seed, versions, time.
         title: Heading of the page.
@@ -99,13 +96,14 @@ class RobustnessReport:
     robust: dict[float, float]
     certified: dict[float, float | None]
     warnings: list[EvaluationWarning] = field(default_factory=list)
-    per_image: dict[str, Any] = field(default_factory=dict)
-    examples: list[AttackedImage] = field(default_factory=list)
+    per_image: dict[str, Any] = field(default_factory=dict, repr=False)
+    examples: list[AttackedImage] = field(default_factory=list, repr=False)
     details: dict[str, Any] = field(default_factory=dict)
     title: str = "Robustness"
     class_names: list[str] | None = None
     sections: list[tuple[str, Any]] = field(default_factory=list)
     smoothed: dict[str, Any] | None = None
+    outcomes: Outcomes | None = field(default=None, repr=False)
 
     @property
     def images(self) -> int:
@@ -119,6 +117,23 @@ class RobustnessReport:
             return radii
         return radii / np.sqrt(np.prod(self.details["image_shape"]))
 
+    def after_each_attack(self) -> dict[str, dict[float, float]]:
+        """Accuracy at each radius after the attacks of the list up to each one."""
+        if self.outcomes is None:
+            return {}
+        shares = self.outcomes.cumulative()
+        return {
+            name: dict(zip(self.outcomes.eps, row.tolist(), strict=True))
+            for name, row in zip(self.outcomes.attacks, shares, strict=True)
+        }
+
+    def undecided(self, eps: float) -> np.ndarray:
+        """Numbers of the images that are neither proved nor broken at one of the radii."""
+        at = sorted(self.robust).index(eps)
+        radii = self.radii()
+        proved = np.zeros(self.images, bool) if radii is None else radii > eps
+        return np.flatnonzero(self.per_image["robust"][at] & ~proved)
+
     def to_dict(self, per_image: bool = False) -> dict[str, Any]:
         """The report as JSON-able data; `per_image=True` adds one entry for every image."""
         result: dict[str, Any] = {
@@ -130,6 +145,10 @@ class RobustnessReport:
             "clean": self.clean,
             "robust": {repr(e): v for e, v in self.robust.items()},
             "certified": {repr(e): v for e, v in self.certified.items()},
+            "after_each_attack": {
+                name: {repr(e): v for e, v in shares.items()}
+                for name, shares in self.after_each_attack().items()
+            },
             "warnings": [w.to_dict() for w in self.warnings],
             **self.details,
         }
@@ -147,13 +166,18 @@ class RobustnessReport:
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Accuracy versus radius as a matplotlib figure; saved too if `path` is given."""
-        figure = plots.robustness_figure(self.clean, self.robust, self.radii(), self.norm)
+        figure = plots.robustness_figure(
+            self.clean, self.robust, self.radii(), self.norm, self.after_each_attack()
+        )
         if path is not None:
             figure.savefig(path, dpi=160)
         return figure
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a page (`.html`) or data (`.json`); the file appears complete or not at all.
+        """Write the report; the file appears complete or not at all.
+
+        `.html` is a page for people, `.json` all numbers and settings, `.csv` and `.npz` what each
+        attack did to each image (`Outcomes`).
 
         Raises:
             ValueError: If the suffix is another one.
@@ -165,8 +189,14 @@ class RobustnessReport:
             text = render(self)
         elif path.suffix.lower() == ".json":
             text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        elif path.suffix.lower() in (".csv", ".npz") and self.outcomes is not None:
+            labels, radii = self.per_image.get("labels"), self.per_image.get("radii")
+            self.outcomes.save(path, labels, radii)
+            return path
         else:
-            raise ValueError(f"`path` must end in .html or .json. Received: path={str(path)!r}")
+            raise ValueError(
+                f"`path` must end in .html, .json, .csv or .npz. Received: path={str(path)!r}"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import datetime
-import platform
+import os
+import tempfile
 import time
-from collections.abc import Iterable
-from importlib import metadata
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
-from dynzoo import backend
-from dynzoo.attacks.base import Attack, check_images, check_labels, positive_float, predict_logits
+from dynzoo.attacks.active_test import check_active
+from dynzoo.attacks.apgd import APGD
+from dynzoo.attacks.base import Attack, check_images, check_labels, positive_float
+from dynzoo.attacks.campaign import Campaign
 from dynzoo.attacks.checks import (
-    SAMPLE,
-    TOLERANCE,
-    EvaluationWarning,
-    check_curve,
-    check_gradients,
+    check_convergence,
     check_layers,
     check_outputs,
     check_unbounded,
 )
 from dynzoo.attacks.ensembles import makers
+from dynzoo.attacks.gradient_check import check_gradients
+from dynzoo.attacks.outcome_checks import check_outcomes
+from dynzoo.attacks.passes import mean_logits, noise
+from dynzoo.attacks.progress import Progress
+from dynzoo.attacks.transfer import Transfer
+from dynzoo.attacks.warnings import SAMPLE, EvaluationWarning
 from dynzoo.certificates.smoothing import SmoothedClassifier
+from dynzoo.provenance import fingerprint, runs, threat_model, versions
 from dynzoo.random_layers import Draws
 from dynzoo.refutation import CertificateViolation, refute
-from dynzoo.report import AttackedImage, RobustnessReport, attacked_images, spread
+from dynzoo.report import RobustnessReport, attacked_images, spread
 
 __all__ = ["CertificateViolation", "evaluate"]
 
@@ -46,6 +51,11 @@ def evaluate(
     verbose: int = 0,
     class_names: list[str] | None = None,
     title: str | None = None,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    surrogates: Iterable[Any] = (),
+    skip_certified: bool = False,
+    checks: str = "auto",
 ) -> RobustnessReport:
     r"""Clean, attacked and certified accuracy of a classifier.
 
@@ -56,9 +66,10 @@ def evaluate(
     $\varepsilon\sqrt{d}$, which holds the Linf ball.
 
     A model that is random at inference, or mixes the images of a batch, is evaluated too, with a
-    named warning: its numbers are of one draw each (the same for the same seed), or of the batches
-    that it saw. A smoothed classifier answers otherwise than the model that it smooths, so its
-    certified accuracy stands beside its own accuracy (`report.smoothed`), not above the attacks.
+    named warning. The answer of a random model is that of the mean logits of some draws, and
+    gradient attacks on it follow the mean of `EOT_DRAWS` draws (expectation over transformation). A
+    smoothed classifier answers otherwise than the model that it smooths, so its certified accuracy
+    stands beside its own accuracy (`report.smoothed`), not above the attacks.
 
     Args:
         model: Built Keras model, images to logits.
@@ -66,23 +77,31 @@ def evaluate(
         y: Integer labels of shape (n,).
         norm: `"l2"` or `"linf"`.
         eps: Radius or radii, in units of the pixel range, > 0.
-        attacks: `"standard"`, `"fast"`, or a list of names (`"pgd"`, `"fgsm"`, the two
-            ensembles), attack objects (templates: their radius is replaced by each of `eps`) or
+        attacks: `"standard"`, `"fast"`, another name of `dynzoo.attacks.ensembles.makers`, or a
+            list of names, attack objects (templates: their radius is replaced by each of `eps`) or
             factories called with `norm`, `eps` and `seed`.
         batch_size: Images processed at once.
         certificate: `None` to certify the model, `False` for no certificate, or an object whose
             `radii(x, batch_size)` gives (labels, L2 radii), or `smooth(model, sigma)`.
         seed: Seed of the random starts, and of a model that is random at inference.
-        verbose: 1 prints a line for each attack.
+        verbose: 1 prints where the attacks stand and the time that is left, every few seconds.
         class_names: Names of the classes, for the report.
         title: Heading of the report.
+        checkpoint: File (`.npz`) that is written after each batch of each attack. If it exists, the
+            evaluation goes on from it and ends with the same outcomes.
+        surrogates: Other models for the same images; what fools them is tried on this one.
+        skip_certified: Do not attack images whose certificate covers the radius: no attack can
+            succeed if the certificate is right, and nothing then tests whether it is.
+        checks: `"full"`, `"quick"` without those checks that attack the model (convergence, planted
+            examples), or `"auto"`: quick for `attacks="fast"`, else full.
 
     Returns:
         A `RobustnessReport`.
 
     Raises:
-        ValueError: If an argument is out of its range.
-        CertificateViolation: If an attack refutes the certificate.
+        ValueError: If an argument is out of its range, or the checkpoint is of something else.
+        CertificateViolation: If an attack refutes the certificate; the counterexample is saved
+            beside the checkpoint, or in the folder for temporary files.
 
     Example:
 
@@ -96,132 +115,171 @@ def evaluate(
     Reference: Carlini et al., *On evaluating adversarial robustness* (2019); Tsuzuku, Sato and
     Sugiyama, *Lipschitz-margin training* (2018), for the certificate.
     """
-    with Draws(model, seed) as draws:
-        return _evaluate(
-            draws, model, x, y, norm, eps, attacks, batch_size, certificate, seed, verbose,
-            class_names, title,
-        )  # fmt: skip
-
-
-def _evaluate(
-    draws: Draws, model: Any, x: Any, y: Any, norm: str, eps: Any, attacks: Any, batch_size: int,
-    certificate: Any, seed: int, verbose: int, class_names: list[str] | None, title: str | None,
-) -> RobustnessReport:  # fmt: skip
     began = time.perf_counter()
     given, y = check_images(x, y)
     x = given.astype(np.float32, copy=False)
     radii_asked = _radii_asked(eps)
+    if checks not in ("auto", "full", "quick"):
+        raise ValueError(f"`checks` must be 'auto', 'full' or 'quick'. Received: {checks!r}")
+    if checks == "auto":
+        checks = "quick" if attacks == "fast" else "full"
     make_attacks = makers(attacks, norm, seed, batch_size)
+    make_attacks += [_transfer(source, norm, seed, batch_size) for source in surrogates]
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
 
-    warnings = check_layers(model, x)
-    draws.fresh()
-    clean_labels = _labels(model, x, y, batch_size)
-    correct = clean_labels == y
-    smoothed = None
-    if isinstance(certificate, SmoothedClassifier):
-        _check_smooths(certificate, model)
-        smoothed = certificate.accuracy(given, y, [e * factor for e in radii_asked], batch_size)
-        smoothed["certified"] = dict(zip(radii_asked, smoothed["certified"].values(), strict=True))
-        certificate = False
-    certificate, radii, cert_labels, notes = _certify(model, certificate, x, batch_size)
-    warnings += notes
-    if radii is not None:
-        refute(x, x, np.arange(len(x)), clean_labels, cert_labels, radii)
-    sample = np.flatnonzero(correct)[:SAMPLE]
-    if sample.size:
-        known = {w.name for w in warnings}
-        warnings += [w for w in check_outputs(model, x[sample], draws) if w.name not in known]
-        warnings += check_gradients(model, x[sample], y[sample])
-        warnings += check_unbounded(model, x[sample], y[sample], norm, seed)
+    with Draws(model, seed) as draws:
+        warnings = check_layers(model, x)
+        clean_labels = _labels(model, x, y, batch_size, seed)
+        correct = clean_labels == y
+        smoothed = None
+        if isinstance(certificate, SmoothedClassifier):
+            smoothed = _smoothed(certificate, model, given, y, radii_asked, factor, batch_size)
+            certificate = False
+        certificate, radii, cert_labels, notes = _certify(model, certificate, x, batch_size)
+        warnings += notes
 
-    def run(attack: Attack, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        draws.fresh()
-        points = attack(model, given[rows], y[rows], indices=rows)
-        draws.fresh()  # a random model is judged by another draw than the attack saw
-        labels = predict_logits(model, points, batch_size).argmax(axis=1)
-        if radii is not None:
-            refute(x, points, rows, labels, cert_labels, radii)
-        return points, labels
+        def judge(attack: Attack, rows: np.ndarray, key: tuple[int, ...]) -> tuple[Any, Any]:
+            points = attack(model, given[rows], y[rows], indices=rows)
+            labels = _labels(model, points, y[rows], batch_size, seed)
+            if radii is not None:
+                refute(x, points, rows, labels, cert_labels, radii)
+            return points, labels
 
-    alive, matrix, runs = correct.copy(), [], []
-    examples: list[AttackedImage] = []
-    for e in radii_asked:
-        fallen = np.flatnonzero(correct & ~alive)[:SAMPLE]
-        ensemble = [make(e) for make in make_attacks]
-        for attack in ensemble:
-            rows = np.flatnonzero(alive)
-            start, hit = time.perf_counter(), np.zeros(0, dtype=bool)
-            if rows.size:
-                points, labels = run(attack, rows)
-                hit = labels != y[rows]
-                examples += attacked_images(x, points, rows, hit, y, labels, e, norm)
-                alive[rows[hit]] = False
-            record = {
-                "eps": e,
-                "attack": type(attack).__name__,
-                "config": attack.get_config(),
-                "attacked": int(rows.size),
-                "broken": int(hit.sum()),
-                "seconds": round(time.perf_counter() - start, 3),
-            }
-            runs.append(record)
-            if verbose:
-                print(
-                    f"eps {e:.4f}  {record['attack']:<6} {getattr(attack, 'loss', ''):<8} broke "
-                    f"{record['broken']} of {rows.size}  robust {alive.mean():.4f}",
-                    flush=True,
-                )
-        # What fell in a smaller ball stays fallen; an attack that cannot repeat it is weak.
-        total = fallen.size
-        for attack in ensemble:
-            if fallen.size:
-                fallen = fallen[run(attack, fallen)[1] == y[fallen]]
-        if fallen.size > max(1.0, TOLERANCE * total):
-            warnings.append(
-                EvaluationWarning(
-                    "attack-not-monotone",
-                    f"At eps {e:.4g} the attacks miss {fallen.size} of {total} images that they "
-                    "broke in a smaller ball (counted as broken): their steps do not suit this "
-                    "radius.",
-                )
+        sample = np.flatnonzero(correct)[:SAMPLE]
+        try:
+            if radii is not None:
+                refute(x, x, np.arange(len(x)), clean_labels, cert_labels, radii)
+            if sample.size:
+                known = {w.name for w in warnings}
+                found = check_outputs(model, x[sample], draws)
+                warnings += [w for w in found if w.name not in known]
+                warnings += check_gradients(model, x[sample], y[sample])
+                warnings += check_unbounded(model, x[sample], y[sample], norm, seed)
+            random = any(w.name == "randomised-model" for w in warnings)
+            planned = [[_with_draws(make(e), random) for make in make_attacks] for e in radii_asked]
+            covered = None
+            if radii is not None and skip_certified:
+                proved = np.where(cert_labels == y, radii, 0.0)
+                covered = np.stack([proved > e * factor for e in radii_asked])
+            campaign = Campaign(
+                planned,
+                radii_asked,
+                y,
+                correct,
+                judge,
+                skip=covered,
+                batch_size=batch_size,
+                about={
+                    **fingerprint(model, given, y),
+                    "norm": norm,
+                    "seed": seed,
+                    "batch_size": batch_size,
+                    "skip_certified": skip_certified,
+                    "attacks": [[attack.get_config() for attack in row] for row in planned],
+                },
+                checkpoint=checkpoint,
+                tick=Progress() if verbose else None,
             )
-        matrix.append(alive.copy())
+            outcomes = campaign.run()
+        except CertificateViolation as violation:
+            folder = Path(checkpoint).parent if checkpoint else Path(tempfile.gettempdir())
+            violation.save(folder / f"counterexample_{violation.index}.npz")
+            raise
+        warnings += check_outcomes(outcomes, planned[0], campaign.repeated)
+        if checks == "full" and sample.size:
+            middle = (len(radii_asked) - 1) // 2
+            survivors = np.flatnonzero(outcomes.robust()[middle])
+            steps = max([getattr(attack, "steps", 1) for attack in planned[0]])
+            warnings += check_convergence(
+                model, x, y, survivors, radii_asked[middle], norm, steps, seed
+            )
+            if (attack := _gradient_attack(planned[middle])) is not None and not random:
+                warnings += check_active(model, x[sample], attack, seed)
 
-    robust = {e: float(row.mean()) for e, row in zip(radii_asked, matrix, strict=True)}
-    clean = float(correct.mean())
-    warnings += check_curve(clean, robust, len(x))
+    robust = outcomes.robust()
     certified: dict[float, float | None] = dict.fromkeys(radii_asked)
     if radii is not None:
         radii = np.where(cert_labels == y, radii, 0.0)
-        certified = {e: float((radii > e * factor).mean()) for e in radii_asked}
+        proved = np.stack([radii > e * factor for e in radii_asked])
+        # `refute` has judged every point; this guards the book-keeping.
+        if np.any(proved & ~robust) or np.any(robust & ~correct):
+            raise RuntimeError("An image counts as certified, but not as robust or not as right.")
+        certified = dict(zip(radii_asked, proved.mean(axis=1).tolist(), strict=True))
+    examples = [
+        image
+        for e, found in zip(radii_asked, campaign.fooled, strict=True)
+        for image in attacked_images(x, y, found, e, norm)
+    ]
     return RobustnessReport(
         norm=norm,
-        clean=clean,
-        robust=robust,
+        clean=float(correct.mean()),
+        robust=dict(zip(radii_asked, robust.mean(axis=1).tolist(), strict=True)),
         certified=certified,
         smoothed=smoothed,
         warnings=warnings,
-        per_image={
-            "correct": correct,
-            "robust": np.stack(matrix),
-            "radii": radii,
-        },
+        per_image={"correct": correct, "robust": robust, "radii": radii, "labels": y},
+        outcomes=outcomes,
         examples=spread(examples),
         title=title or f"Robustness of {getattr(model, 'name', 'the model')}",
         class_names=class_names,
         details={
             "model": getattr(model, "name", None),
             "image_shape": list(x.shape[1:]),
+            "threat_model": threat_model(norm, radii_asked, planned[0], skip_certified),
             "certificate": _certificate_dict(certificate),
-            "runs": runs,
+            "runs": runs(outcomes, planned),
+            "checks": checks,
             "seed": seed,
             "batch_size": batch_size,
             "seconds": round(time.perf_counter() - began, 3),
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "versions": _versions(),
+            "versions": versions(),
         },
     )
+
+
+# Draws over which gradient attacks average on a model that is random at inference.
+EOT_DRAWS = 20
+
+
+def _with_draws(attack: Attack, random: bool) -> Attack:
+    """The attack, averaging over draws where the model is random and nothing else was asked for."""
+    config = attack.get_config()
+    if not random or config.get("eot", 0) != 1:
+        return attack
+    return type(attack)(**{**config, "eot": EOT_DRAWS})
+
+
+def _transfer(source: Any, norm: str, seed: int, batch_size: int) -> Callable[[float], Attack]:
+    def make(eps: float) -> Attack:
+        return Transfer(APGD(norm, eps, seed, loss="margin", batch_size=batch_size), source)
+
+    return make
+
+
+def _gradient_attack(attacks: Sequence[Attack]) -> Attack | None:
+    """The first attack that uses the gradients of the model itself."""
+    for attack in attacks:
+        blind = getattr(attack, "black_box", False) or getattr(attack, "transferred", False)
+        if getattr(attack, "steps", 0) > 1 and not blind:
+            return attack
+    return None
+
+
+def _smoothed(
+    certificate: SmoothedClassifier,
+    model: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    eps: list[float],
+    factor: float,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Numbers of a smoothed classifier of the model, at each radius."""
+    _check_smooths(certificate, model)
+    result = certificate.accuracy(x, y, [e * factor for e in eps], batch_size)
+    result["certified"] = dict(zip(eps, result["certified"].values(), strict=True))
+    return result
 
 
 def _radii_asked(eps: float | Iterable[float]) -> list[float]:
@@ -232,8 +290,10 @@ def _radii_asked(eps: float | Iterable[float]) -> list[float]:
     return values
 
 
-def _labels(model: Any, x: np.ndarray, y: np.ndarray, batch_size: int) -> np.ndarray:
-    logits = predict_logits(model, x, batch_size)
+def _labels(model: Any, x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
+    """Labels by the mean logits, over draws that no attack with this seed has seen."""
+    with noise(model, x, batch_size, seed + 1):
+        logits = mean_logits(model, x, batch_size)
     check_labels(y, logits.shape[1])
     return logits.argmax(axis=1)
 
@@ -267,18 +327,3 @@ def _certificate_dict(certificate: Any) -> dict[str, Any] | None:
         return None
     to_dict = getattr(certificate, "to_dict", None)
     return to_dict() if callable(to_dict) else {"type": type(certificate).__name__}
-
-
-def _versions() -> dict[str, str]:
-    try:
-        own = metadata.version("dynzoo")
-    except metadata.PackageNotFoundError:
-        own = "unknown"
-    return {
-        "dynzoo": own,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "keras": keras.__version__,
-        "backend": backend.name(),
-        "backend_version": backend.version(),
-    }

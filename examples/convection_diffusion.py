@@ -23,8 +23,9 @@ import dynzoo
 from dynzoo import backend, plots, recipes, training
 from dynzoo.attacks import PGD
 from dynzoo.attacks.base import compiled, predict_logits
-from dynzoo.attacks.checks import check_gradients, check_unbounded
+from dynzoo.attacks.checks import check_unbounded
 from dynzoo.attacks.geometry import project, random_points, steepest
+from dynzoo.attacks.gradient_check import check_gradients
 from dynzoo.attacks.losses import margin
 from dynzoo.certificates import smooth
 from dynzoo.layers.feynman_kac import feynman_kac_mean

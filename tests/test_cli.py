@@ -202,6 +202,22 @@ def test_evaluate_writes_the_report(tiny, capsys):
     assert "sub/report.json" in capsys.readouterr().out
 
 
+def test_evaluate_goes_on_audits_and_corrupts(tiny, capsys):
+    arguments = (
+        "evaluate tiny --limit 8 --attacks apgd-ce,pgd --eps 1/50,2 --skip-certified --audit "
+        "--corruptions --checkpoint state.npz --output"
+    ).split()
+    work = tiny.parents[1] / "work"
+    assert cli.main([*arguments, "report.html"]) == 0
+    first = capsys.readouterr().out
+    assert "APGD-ce" in first and (work / "state.npz").exists()
+    page = (work / "report.html").read_text(encoding="utf-8")
+    assert "tightness" in page and "orruptions" in page and "were not attacked" in page
+    assert cli.main([*arguments[:-1], "--output", "outcomes.csv"]) == 0
+    assert "APGD-ce" not in capsys.readouterr().out  # all of it was in the checkpoint
+    assert (work / "outcomes.csv").read_text().count("\n") == 9
+
+
 def test_evaluate_linf_is_the_converted_certificate(tiny, capsys):
     arguments = "evaluate tiny --attacks none --eps 0.001 --norm".split()
     assert cli.main([*arguments, "linf"]) == 0
@@ -248,7 +264,9 @@ def test_evaluate_refuses(tiny, file, fails, tmp_path):
     assert "must be one of" in fails("evaluate", "tiny", "--dataset", "imagenet")
     assert "images of shape (32, 32, 3)" in fails("evaluate", "tiny", "--dataset", "digits")
     assert "needs attacks" in fails("evaluate", "tiny", "--attacks", "none", "--output", "r.html")
-    assert ".html or .json" in fails("evaluate", "tiny", "--output", "r.pdf")
+    assert "one of .html, .json" in fails("evaluate", "tiny", "--output", "r.pdf")
+    assert "must name one of" in fails("evaluate", "tiny", "--attacks", "fast,strong")
+    assert "needs attacks" in fails("evaluate", "tiny", "--attacks", "none", "--audit")
     assert "--norm l2" in fails("evaluate", "tiny", "--norm", "linf", "--update-card")
     (_, _), (x, y) = dynzoo.data.load(file)
     np.savez(tmp_path / "more.npz", x_train=x, y_train=y + 2, x_test=x, y_test=y + 2)
@@ -273,7 +291,7 @@ def test_data_that_is_nowhere(tiny, fails, monkeypatch, tmp_path):
 def test_refuted_certificate_has_its_own_code(tiny, fails, monkeypatch):
     def refuted(*args, **kwargs):
         x = np.zeros((2, 2), "float32")
-        raise dynzoo.robustness.CertificateViolation(7, x, x, 0.5, 0.1)
+        raise dynzoo.robustness.CertificateViolation(7, x, x, 0.5, 0.1, 1, 2)
 
     monkeypatch.setattr(measuring, "evaluate", refuted)
     assert "Image 7 is certified" in fails("evaluate", "tiny", code=1)

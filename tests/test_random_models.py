@@ -53,7 +53,7 @@ def test_random_model_is_named_and_evaluated(random_report):
     _, report, before, after = random_report
     assert names_of(report).count("randomised-model") == 1
     (warning,) = (w for w in report.warnings if w.name == "randomised-model")
-    assert "'noisy'" in warning.text and "expectation over the noise" in warning.text
+    assert "'noisy'" in warning.text and "mean over draws" in warning.text
     assert "too high" in warning.text
     # no certificate, and the reason names the layer
     assert report.certified == {0.2: None, 0.4: None}

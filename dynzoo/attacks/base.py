@@ -4,68 +4,15 @@ that what is returned lies in the ball and fools the model."""
 from __future__ import annotations
 
 import inspect
-import weakref
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from keras import ops
 
-from dynzoo import backend
+from dynzoo.attacks.batching import batches
 from dynzoo.attacks.geometry import NORMS, enclose
+from dynzoo.attacks.passes import compiled, mean_logits, noise, predict_logits
 
-# Compiled functions of each model. Keys are weak, and `backend.inference` holds the model weakly,
-# so that deleting a model frees what was compiled for it.
-_COMPILED: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def compiled(model: Any, key: Any, make: Callable[[Callable[..., Any]], Any]) -> Callable[..., Any]:
-    """Compiled `make(inference)` of a model, traced once per model, key and set of variables.
-
-    `make` gets the pure function `(weights, x) -> outputs` and returns a function whose first
-    argument is `weights`; the result takes the other arguments and passes the present weights.
-    """
-    key = (key, tuple(id(v) for v in model.variables))
-    cache = _COMPILED.setdefault(model, {})
-    if key not in cache:
-        cache[key] = backend.without_grad(backend.jit(make(backend.inference(model))))
-    weights = backend.weights_of(model)
-    return lambda *args: cache[key](weights, *args)
-
-
-def batches(count: int, batch_size: int) -> list[tuple[np.ndarray, int]]:
-    """Row numbers of each batch, padded to a few fixed sizes, and how many of them are real.
-
-    A compiled function is traced once for each shape, so the last batch is padded (by repeating
-    its first row) to the smallest of `batch_size`, a quarter and a sixteenth of it that holds it.
-    """
-    sizes = sorted({max(1, batch_size // part) for part in (1, 4, 16)})
-    result = []
-    for start in range(0, count, batch_size):
-        rows = np.arange(start, min(start + batch_size, count))
-        real = len(rows)
-        if backend.compiles():
-            size = next(size for size in sizes if size >= real)
-            rows = np.concatenate([rows, np.full(size - real, start)])
-        result.append((rows, real))
-    return result
-
-
-def predict_logits(model: Any, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """Float32 logits of shape (n, classes) with `training=False`, compiled, in padded batches."""
-    run = compiled(model, "logits", lambda f: lambda weights, x: ops.cast(f(weights, x), "float32"))
-    parts = []
-    for rows, real in batches(len(x), batch_size):
-        logits = backend.to_numpy(run(ops.convert_to_tensor(x[rows], dtype="float32")))
-        if logits.ndim != 2 or logits.shape[1] < 2:
-            raise ValueError(
-                "The model must return logits of shape (n, classes) with at least 2 classes. "
-                f"Received: outputs of shape {logits.shape}"
-            )
-        parts.append(logits[:real])
-    return np.concatenate(parts)
+__all__ = ["Attack", "batches", "compiled", "predict_logits"]
 
 
 def check_images(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -132,6 +79,9 @@ class Attack:
     need no attack (already wrong, or already the target class) are returned unchanged. The result
     is a function of the arguments and of each image's index, not of the batch size.
 
+    A model that is random at inference sees fresh noise, a function of the seed, in each pass, and
+    is fooled where the mean of its logits over `dynzoo.attacks.passes.JUDGE_DRAWS` draws is.
+
     Args:
         norm: `"l2"` or `"linf"`.
         eps: Radius of the ball, in units of the pixel range [0, 1], > 0.
@@ -143,6 +93,10 @@ class Attack:
     Raises:
         ValueError: If an argument is out of its range.
     """
+
+    # What the checks of an evaluation ask: whether it does without gradients of the attacked model
+    # by its nature, or with those of another one.
+    black_box = transferred = False
 
     def __init__(
         self,
@@ -207,6 +161,10 @@ class Attack:
     def check_classes(self, classes: int) -> None:
         """Raise a ValueError if the attack is not defined for this number of classes."""
 
+    def runs(self, classes: int) -> int:
+        """How often images that still resist are attacked, for this number of classes."""
+        return self.restarts
+
     def fooled(self, logits: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Which rows of logits are a success of the attack. Shape (n,), bool."""
         hit = logits.argmax(axis=1) == y
@@ -232,14 +190,19 @@ class Attack:
         # The ball is around what the caller gave, float64 included; the model sees float32.
         x = given.astype(np.float32, copy=False)
         indices = np.arange(len(x)) if indices is None else np.asarray(indices)
-        clean = predict_logits(model, x, self.batch_size)
+        with noise(model, x, self.batch_size, self.seed):
+            return self._attack(model, given, x, y, indices)
+
+    def _attack(
+        self, model: Any, given: np.ndarray, x: np.ndarray, y: np.ndarray, indices: np.ndarray
+    ) -> np.ndarray:
+        clean = mean_logits(model, x, self.batch_size)
         check_labels(y, clean.shape[1])
         self.check_classes(clean.shape[1])
-
         best = np.array(x, dtype=np.float32)
         best_loss = np.full(len(x), -np.inf)
         open_rows = np.flatnonzero(~self.fooled(clean, y))
-        for restart in range(self.restarts):
+        for restart in range(self.runs(clean.shape[1])):
             still = []
             for picks, real in batches(len(open_rows), self.batch_size):
                 rows = open_rows[picks]
@@ -250,7 +213,7 @@ class Attack:
                 points = enclose(points[:real], given[rows], self.eps, self.norm)
                 # The point is judged again after it was drawn into the ball, by a plain forward
                 # pass: success claimed by the search alone could be a rounding artefact.
-                success = self.fooled(predict_logits(model, points, self.batch_size), y[rows])
+                success = self.fooled(mean_logits(model, points, self.batch_size), y[rows])
                 better = success | (loss[:real] > best_loss[rows])
                 best[rows[better]] = points[better]
                 best_loss[rows[better]] = loss[:real][better]

@@ -1,7 +1,9 @@
 """Cheap checks that expose an evaluation whose robustness is only a failure of the attack.
 
 Each looks at a few images and returns named warnings. They are diagnostics: silence proves
-nothing, but a warning says why a robust accuracy must not be believed.
+nothing, but a warning says why a robust accuracy must not be believed. Those of gradients are in
+`gradient_check`, the planted example in `active_test`, and what the outcomes themselves tell in
+`outcome_checks`.
 
 Reference: Carlini et al., *On evaluating adversarial robustness* (2019), evaluation checklist;
 Athalye, Carlini and Wagner, *Obfuscated gradients give a false sense of security* (2018).
@@ -9,35 +11,14 @@ Athalye, Carlini and Wagner, *Obfuscated gradients give a false sense of securit
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from keras import ops
 
-from dynzoo import backend
-from dynzoo.attacks.base import compiled, predict_logits
-from dynzoo.attacks.losses import margin
+from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.pgd import PGD
+from dynzoo.attacks.warnings import SAMPLE, TOLERANCE, EvaluationWarning
 from dynzoo.random_layers import Draws, layers_with
-
-# Images that a check looks at, and the share of them that may misbehave.
-SAMPLE = 64
-TOLERANCE = 0.02
-
-
-@dataclass(frozen=True)
-class EvaluationWarning:
-    """A named reason to doubt a number of a report."""
-
-    name: str
-    text: str
-
-    def to_dict(self) -> dict[str, str]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.text}"
 
 
 def check_layers(model: Any, x: np.ndarray) -> list[EvaluationWarning]:
@@ -64,9 +45,10 @@ def check_layers(model: Any, x: np.ndarray) -> list[EvaluationWarning]:
 
 
 _RANDOM = (
-    "The model is random at inference, and each number is that of one draw. The attacks follow one "
-    "draw at a time, without the expectation over the noise, so the attacked accuracy is too high: "
-    "attack `inference='mean'` where the layer has it, or certify by randomised smoothing."
+    "The model is random at inference. Its answer is taken to be that of the mean logits of a few "
+    "draws, and gradient attacks follow the mean over draws, whose own noise makes them weaker, so "
+    "the attacked accuracy is too high: attack `inference='mean'` where the layer has it, or "
+    "certify by randomised smoothing."
 )
 _BATCH = (
     "An output depends on the other images of its batch, so that the numbers hold for the batches "
@@ -121,63 +103,6 @@ def check_outputs(model: Any, x: np.ndarray, draws: Draws | None = None) -> list
     return warnings
 
 
-def check_gradients(model: Any, x: np.ndarray, y: np.ndarray) -> list[EvaluationWarning]:
-    """Warn if the margin's gradient vanishes at clean images, or contradicts a difference.
-
-    The derivative along a random unit direction is compared with a central difference of step
-    0.01; a median relative error above one half means that the gradient points elsewhere than
-    the function goes.
-    """
-
-    def make(infer: Any) -> Any:
-        def gradients(weights: Any, x: Any, y: Any) -> Any:
-            def objective(x: Any) -> Any:
-                losses = margin(ops.cast(infer(weights, x), "float32"), y)
-                return ops.sum(losses), losses
-
-            (_, losses), gradient = backend.value_and_grad(objective)(x)
-            return losses, gradient
-
-        return gradients
-
-    run = compiled(model, "gradient-check", make)
-    target = ops.convert_to_tensor(y.astype("int32"))
-
-    def at(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        losses, gradient = run(ops.convert_to_tensor(points, dtype="float32"), target)
-        flat = backend.to_numpy(gradient).reshape(len(points), -1).astype(np.float64)
-        return backend.to_numpy(losses).astype(np.float64), flat
-
-    _, gradient = at(x)
-    warnings = []
-    zero = float((np.abs(gradient).max(axis=1) == 0.0).mean())
-    if zero > TOLERANCE:
-        warnings.append(
-            EvaluationWarning(
-                "zero-gradients",
-                f"The gradient of the margin vanishes at {zero:.0%} of the images: gradient "
-                "attacks are blind there.",
-            )
-        )
-    rng = np.random.default_rng(0)
-    direction = rng.standard_normal(gradient.shape)
-    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    step = (1e-2 * direction).reshape(x.shape).astype(np.float32)
-    difference = (at(x + step)[0] - at(x - step)[0]) / 2e-2
-    slope = (gradient * direction).sum(axis=1)
-    scale = np.maximum(np.maximum(np.abs(difference), np.abs(slope)), 1e-12)
-    error = float(np.median(np.abs(slope - difference) / scale))
-    if zero <= TOLERANCE and error > 0.5:
-        warnings.append(
-            EvaluationWarning(
-                "gradient-mismatch",
-                "The gradient of the margin disagrees with finite differences (median relative "
-                f"error {error:.2f}): the model's gradients are masked, noisy or imprecise.",
-            )
-        )
-    return warnings
-
-
 def check_unbounded(
     model: Any, x: np.ndarray, y: np.ndarray, norm: str, seed: int
 ) -> list[EvaluationWarning]:
@@ -201,17 +126,40 @@ def check_unbounded(
     ]
 
 
-def check_curve(clean: float, robust: dict[float, float], images: int) -> list[EvaluationWarning]:
-    """Warn if the attacked accuracy does not fall although the radius at least doubles."""
-    radii = sorted(robust)
-    first, last = robust[radii[0]], robust[radii[-1]]
-    # On a handful of images a flat curve is chance, and at accuracy 0 it is the end of the road.
-    if images < 50 or radii[-1] < 2.0 * radii[0] or first == 0.0 or last < first:
+def check_convergence(
+    model: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    survivors: np.ndarray,
+    eps: float,
+    norm: str,
+    steps: int,
+    seed: int,
+) -> list[EvaluationWarning]:
+    """Warn if twice the steps, and other random starts, break images that had resisted.
+
+    Args:
+        model: Built Keras model.
+        x: All images.
+        y: Their labels.
+        survivors: Numbers of images that resisted at `eps`; a few of them are attacked.
+        eps: Radius.
+        norm: `"l2"` or `"linf"`.
+        steps: The largest number of steps that an attack of the evaluation took.
+        seed: Seed of the evaluation; the restarts use another one.
+    """
+    rows = survivors[:SAMPLE]
+    if not len(rows):
+        return []
+    attack = PGD(norm, eps, seed + 1, steps=2 * steps, restarts=2, batch_size=SAMPLE)
+    points = attack(model, x[rows], y[rows], indices=rows)
+    fallen = int((predict_logits(model, points, SAMPLE).argmax(axis=1) != y[rows]).sum())
+    if fallen <= max(1.0, TOLERANCE * len(rows)):
         return []
     return [
         EvaluationWarning(
-            "flat-curve",
-            f"The attacked accuracy stays at {first:.1%} (clean {clean:.1%}) from eps "
-            f"{radii[0]:.4g} to {radii[-1]:.4g}. Robustness must fall as the ball grows.",
+            "not-converged",
+            f"Of {len(rows)} images that resisted at eps {eps:.4g}, {fallen} fall to PGD with "
+            f"{2 * steps} steps and two random starts: the attacks stopped too early.",
         )
     ]

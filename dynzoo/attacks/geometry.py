@@ -12,6 +12,13 @@ import numpy as np
 from keras import ops
 
 NORMS = ("l2", "linf")
+# A search stays this much inside the ball, relatively, so that rounding rarely leaves it.
+INSIDE = 1.0 - 1e-6
+
+
+def per_image(values: Any, x: Any) -> Any:
+    """Tensor of shape (n,) as (n, 1, ...), to be combined with `x` of shape (n, ...)."""
+    return ops.reshape(values, (-1,) + (1,) * (len(x.shape) - 1))
 
 
 def steepest(gradient: Any, x: Any, norm: str) -> Any:
@@ -30,7 +37,18 @@ def steepest(gradient: Any, x: Any, norm: str) -> Any:
     blocked = ops.logical_or(
         ops.logical_and(x <= 0.0, gradient < 0.0), ops.logical_and(x >= 1.0, gradient > 0.0)
     )
-    gradient = ops.where(blocked, zero, gradient)
+    return unit(ops.where(blocked, zero, gradient), norm)
+
+
+def unit(gradient: Any, norm: str) -> Any:
+    r"""Direction of steepest ascent of unit norm: $\mathrm{sign}(g)$ for Linf, $g/\|g\|_2$ for L2.
+
+    A zero gradient gives a zero direction.
+
+    Args:
+        gradient: Finite float tensor of shape (n, ...).
+        norm: `"l2"` or `"linf"`.
+    """
     if norm == "linf":
         return ops.sign(gradient)
     # Dividing by the largest entry first keeps a tiny gradient from underflowing in its square.

@@ -12,6 +12,10 @@ With $y$ the label, $m = \max_{j \ne y} z_j$, and $z_{(k)}$ the $k$-th largest l
 | `"ce"` | $\log\sum_j e^{z_j} - z_y$ | $z_y - \log\sum_j e^{z_j}$ |
 | `"dlr"` | $(m - z_y)/(z_{(1)} - z_{(3)})$ | $(z_y - m)/(z_{(1)} - (z_{(3)} + z_{(4)})/2)$ |
 | `"pairwise"` | $z_r - z_y$, $r$ a runner-up fixed at the clean image | - |
+| `"pairwise_dlr"` | $(z_r - z_y)/(z_{(1)} - (z_{(3)} + z_{(4)})/2)$ | - |
+
+The last two climb towards one class $r$ after another, and count any misclassification: this is
+what the literature calls a targeted attack in an untargeted evaluation.
 
 Reference: Carlini and Wagner, *Towards evaluating the robustness of neural networks* (2017),
 objective f6 (margin); Croce and Hein, *Reliable evaluation of adversarial robustness with an
@@ -23,14 +27,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from keras import ops
 
-LOSSES = ("margin", "ce", "dlr", "pairwise")
+LOSSES = ("margin", "ce", "dlr", "pairwise", "pairwise_dlr")
 
 
 def margin(logits: Any, y: Any) -> Any:
     """Largest other logit minus the logit of `y`: positive where `y` does not win. Shape (n,)."""
     return ops.max(_without(logits, y), axis=-1) - _own(logits, y)
+
+
+def margins(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """`margin` of arrays, in float64."""
+    rows, others = np.arange(len(y)), logits.astype(np.float64)
+    own = others[rows, y]
+    others[rows, y] = -np.inf
+    return others.max(axis=1) - own
 
 
 def attack_loss(name: str, logits: Any, y: Any, rival: Any, targeted: bool) -> Any:
@@ -40,7 +53,7 @@ def attack_loss(name: str, logits: Any, y: Any, rival: Any, targeted: bool) -> A
         name: One of `LOSSES`.
         logits: Float tensor of shape (n, classes).
         y: Integer tensor of shape (n,): labels, or targets if `targeted`.
-        rival: Integer tensor of shape (n,): the fixed runner-up, read by `"pairwise"` only.
+        rival: Integer tensor of shape (n,): the fixed runner-up of the pairwise losses.
         targeted: Whether `y` is the class to reach instead of the class to leave.
 
     Returns:
@@ -54,11 +67,11 @@ def attack_loss(name: str, logits: Any, y: Any, rival: Any, targeted: bool) -> A
         others = ops.logsumexp(_without(logits, y), axis=-1)
         loss = ops.softplus(others - _own(logits, y))
     elif name == "dlr":
-        top = ops.top_k(logits, 4 if targeted else 3)[0]
-        low = (top[:, 2] + top[:, 3]) / 2 if targeted else top[:, 2]
-        loss = margin(logits, y) / (top[:, 0] - low + 1e-12)
+        loss = margin(logits, y) / _spread(logits, 4 if targeted else 3)
     else:
         loss = _own(logits, rival) - _own(logits, y)
+        if name == "pairwise_dlr":
+            loss = loss / _spread(logits, 4)
     return -loss if targeted else loss
 
 
@@ -66,7 +79,21 @@ def classes_needed(name: str, targeted: bool) -> int:
     """How many classes the loss needs to be defined."""
     if name == "dlr":
         return 4 if targeted else 3
-    return 2
+    return 4 if name == "pairwise_dlr" else 2
+
+
+def runner_up(logits: np.ndarray, y: np.ndarray, rank: int) -> np.ndarray:
+    """Class of the (rank + 1)-th largest logit beside that of `y`; after the last, the first."""
+    others = logits.copy()
+    others[np.arange(len(y)), y] = -np.inf
+    order = np.argsort(-others, axis=1, kind="stable")
+    return order[:, rank % (logits.shape[1] - 1)]
+
+
+def _spread(logits: Any, count: int) -> Any:
+    """How far the largest logit is above the third, or the mean of the third and the fourth."""
+    top = ops.top_k(logits, count)[0]
+    return top[:, 0] - ops.mean(top[:, 2:], axis=-1) + 1e-12
 
 
 def _mask(logits: Any, y: Any) -> Any:

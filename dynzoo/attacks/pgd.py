@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from dynzoo import backend
-from dynzoo.attacks.base import Attack, compiled, positive_float, positive_int
-from dynzoo.attacks.geometry import project, random_points, steepest
-from dynzoo.attacks.losses import LOSSES, attack_loss, classes_needed, margin
+from dynzoo.attacks.base import Attack, positive_float, positive_int
+from dynzoo.attacks.batching import Pool
+from dynzoo.attacks.geometry import INSIDE, per_image, project, random_points, steepest
+from dynzoo.attacks.losses import LOSSES, classes_needed, runner_up
+from dynzoo.attacks.passes import loss_and_gradient, pure
 
-# The search stays this much inside the ball, relatively, so that rounding rarely leaves it.
-_INSIDE = 1.0 - 1e-6
-# How many steps pass between two looks at whether every image of the batch has fallen.
-_LOOK = 10
+# How many steps pass between two looks at which images of the batch have fallen.
+LOOK = 10
 
 
 class PGD(Attack):
@@ -41,9 +40,11 @@ class PGD(Attack):
         random_start: Start every run from a random point of the ball. If false, the first run
             starts at the image itself; later ones are random in any case, except for the runs of
             `"pairwise"`, which differ by their runner-up.
-        loss: `"margin"`, `"ce"`, `"dlr"` or `"pairwise"`, see `dynzoo.attacks.losses`.
+        loss: `"margin"`, `"ce"`, `"dlr"`, `"pairwise"` or `"pairwise_dlr"`, see
+            `dynzoo.attacks.losses`.
         targeted: If true, `y` is the class to reach.
         batch_size: Images processed at once.
+        eot: Passes through a random model whose losses, margins and gradients are averaged.
 
     Raises:
         ValueError: If an argument is out of its range, or the model has too few classes for the
@@ -75,19 +76,22 @@ class PGD(Attack):
         loss: str = "margin",
         targeted: bool = False,
         batch_size: int = 256,
+        eot: int = 1,
     ) -> None:
         super().__init__(norm, eps, seed, targeted, restarts, batch_size)
         if loss not in LOSSES:
             raise ValueError(f"`loss` must be one of {LOSSES}. Received: loss={loss!r}")
-        if loss == "pairwise" and targeted:
+        self._pairwise = loss.startswith("pairwise")
+        if self._pairwise and targeted:
             raise ValueError(
-                '`loss="pairwise"` picks its own rival class; a targeted attack needs "margin", '
+                f'`loss="{loss}"` picks its own rival class; a targeted attack needs "margin", '
                 '"ce" or "dlr". Received: targeted=True'
             )
         self.steps = positive_int("steps", steps)
         self.step_size = None if step_size is None else positive_float("step_size", step_size)
         self.random_start = bool(random_start)
         self.loss = loss
+        self.eot = positive_int("eot", eot)
 
     def check_classes(self, classes: int) -> None:
         needed = classes_needed(self.loss, self.targeted)
@@ -107,71 +111,62 @@ class PGD(Attack):
         real: int,
         restart: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        rival = y
-        if self.loss == "pairwise":
-            others = logits.copy()
-            others[np.arange(len(y)), y] = -np.inf
-            order = np.argsort(-others, axis=1, kind="stable")
-            # After the last rival the turn is the first one's again.
-            rival = order[:, restart % (logits.shape[1] - 1)]
+        # Run number k of a pairwise loss climbs towards the (k+1)-th largest wrong logit.
+        rival = runner_up(logits, y, restart) if self._pairwise else y
         start = x
-        if self.random_start or (restart > 0 and self.loss != "pairwise"):
+        if self.random_start or (restart > 0 and not self._pairwise):
             start = random_points(x, self.eps, self.norm, self.seed, indices, restart)
 
-        key = ("pgd", self.norm, self.loss, self.targeted)
-        step = compiled(model, key, lambda f: _make_step(f, *key[1:]))
+        look = loss_and_gradient(model, self.loss, self.targeted, self.eot)
         size = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
-        center = ops.convert_to_tensor(x, dtype="float32")
-        best = point = ops.convert_to_tensor(start, dtype="float32")
-        best_loss = ops.convert_to_tensor(np.full(len(x), -np.inf, dtype="float32"))
-        found = ops.convert_to_tensor(np.arange(len(x)) >= real)
         # Tensors, because a Python number would be traced anew for each value.
-        constants = [
-            center,
+        scalars = [ops.convert_to_tensor(np.float32(v)) for v in (self.eps * INSIDE, size)]
+        point = ops.convert_to_tensor(start, dtype="float32")
+        state = [
+            point,
+            ops.full((len(x),), -np.inf, dtype="float32"),
+            ops.zeros((len(x),), dtype="bool"),
+            point,
+            ops.convert_to_tensor(x, dtype="float32"),
             ops.convert_to_tensor(y.astype("int32")),
             ops.convert_to_tensor(rival.astype("int32")),
-            ops.convert_to_tensor(np.asarray(self.eps * _INSIDE, dtype="float32")),
-            ops.convert_to_tensor(np.asarray(size, dtype="float32")),
         ]
+        pool = Pool(real, len(x), 2, self.batch_size)
         for number in range(self.steps + 1):  # the last pass only judges the last iterate
-            point, best, best_loss, found = step(*constants, point, best, best_loss, found)
-            if number % _LOOK == _LOOK - 1 and backend.to_numpy(found).all():
-                break
-        return backend.to_numpy(best), backend.to_numpy(best_loss)
+            point, center, *labels = state[3:]
+            advance = pure(_make_advance, tuple(point.shape), self.norm, self.targeted)
+            moved = advance(*scalars, *look(point, *labels), *state[:4], center)
+            state = [*moved, center, *labels]
+            if number % LOOK == LOOK - 1:
+                state = pool.pack(state[2], state)
+                if not pool.open:
+                    break
+        best, best_loss = pool.results(state)
+        return best, best_loss
 
 
-def _make_step(
-    infer: Callable[[Any, Any], Any], norm: str, loss_name: str, targeted: bool
-) -> Callable[..., Any]:
+def _make_advance(norm: str, targeted: bool) -> Callable[..., Any]:
     """One iteration as a pure function: judge the present point, remember it, take a step."""
 
-    def step(
-        weights: Any,
-        center: Any,
-        y: Any,
-        rival: Any,
+    def advance(
         eps: Any,
         size: Any,
-        point: Any,
+        losses: Any,
+        gap: Any,
+        gradient: Any,
         best: Any,
         best_loss: Any,
         found: Any,
+        point: Any,
+        center: Any,
     ) -> tuple[Any, Any, Any, Any]:
-        def objective(x: Any) -> tuple[Any, tuple[Any, Any]]:
-            logits = ops.cast(infer(weights, x), "float32")
-            losses = attack_loss(loss_name, logits, y, rival, targeted)
-            return ops.sum(losses), (losses, margin(logits, y))
-
-        (_, (losses, gap)), gradient = backend.value_and_grad(objective)(point)
         # Strict: a tie is left to the forward pass that judges the returned point.
         fooled = gap < 0.0 if targeted else gap > 0.0
-        fresh = ops.logical_not(found)
-        better = ops.logical_and(fresh, ops.logical_or(fooled, losses > best_loss))
-        shape = (-1,) + (1,) * (len(point.shape) - 1)
-        best = ops.where(ops.reshape(better, shape), point, best)
+        better = ops.logical_and(ops.logical_not(found), ops.logical_or(fooled, losses > best_loss))
+        best = ops.where(per_image(better, point), point, best)
         best_loss = ops.where(better, losses, best_loss)
         found = ops.logical_or(found, fooled)
         moved = project(point + size * steepest(gradient, point, norm), center, eps, norm)
-        return moved, best, best_loss, found
+        return best, best_loss, found, moved
 
-    return step
+    return advance

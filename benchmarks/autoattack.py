@@ -1,0 +1,183 @@
+"""The standard ensemble against the one of pyautoattack: robust accuracy and wall time.
+
+    pip install --no-deps pyautoattack==0.2.0
+    python benchmarks/autoattack.py [--model PRESET|resnet] [--norm l2|linf] [--eps E] [--alone]
+
+Attacks the first images of the preset's test set in two processes: ours on the backend that
+`KERAS_BACKEND` names, theirs on PyTorch. Each member runs on the images that resisted the members
+before it, or, with `--alone`, on all. `resnet` is a small unconstrained network; its weights come
+from `--weights FILE.weights.h5`, and are trained and saved there first if the file is missing. The
+last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+NAMES = ("apgd-ce", "apgd-t", "fab-t", "square")
+PRESET = "isometric_small_cifar10"
+
+
+def resnet():
+    """Residual network of eight layers for images of 32x32, without any constraint."""
+    import keras
+    from keras import layers
+
+    def convolution(x, filters, strides=1):
+        x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
+        return layers.BatchNormalization()(x)
+
+    images = keras.Input((32, 32, 3))
+    x = layers.ReLU()(convolution(images, 16))
+    for filters in (16, 32, 64):
+        strides = 1 if filters == 16 else 2
+        branch = convolution(layers.ReLU()(convolution(x, filters, strides)), filters)
+        if strides > 1:
+            x = layers.Conv2D(filters, 1, strides)(x)
+        x = layers.ReLU()(layers.Add()([x, branch]))
+    return keras.Model(images, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)), name="resnet")
+
+
+def network(args):
+    """The model, and the images and labels to attack."""
+    import keras
+
+    import dynzoo
+
+    name = args.data or dynzoo.presets()[PRESET]["dataset"]
+    train, (x, y) = dynzoo.data.load(name)
+    images = x[: args.images], y[: args.images]
+    if args.model != "resnet":
+        return dynzoo.from_preset(args.model), *images
+    model = resnet()
+    if Path(args.weights).exists():
+        model.load_weights(args.weights)
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("adam", loss, metrics=["accuracy"])
+        model.fit(*train, batch_size=128, epochs=args.epochs, verbose=2)
+        model.save_weights(args.weights)
+    return model, *images
+
+
+def ours(args, model, x, y):
+    """(name, function `(x, y, indices) -> still right`) of each member."""
+    from dynzoo.attacks import AutoAttack
+    from dynzoo.attacks.base import predict_logits
+
+    ensemble = AutoAttack(args.norm, args.eps, batch_size=args.batch_size)
+
+    def run(member, rows):
+        points = member(model, x[rows], y[rows], indices=rows)
+        return predict_logits(model, points, args.batch_size).argmax(axis=1) == y[rows]
+
+    for name, member in zip(NAMES, ensemble.members(), strict=True):
+        short = {"steps": args.steps, "queries": args.queries}
+        config = member.get_config()
+        config |= {key: value for key, value in short.items() if key in config and value}
+        attack = type(member)(**config)
+        yield name, lambda rows, attack=attack: run(attack, rows)
+
+
+def theirs(args, model, x, y):
+    """The same of pyautoattack; its images are channels first."""
+    import pyautoattack
+    import torch
+
+    class ChannelsFirst(torch.nn.Module):
+        def forward(self, images):
+            return model(images.permute(0, 2, 3, 1), training=False)
+
+    images = torch.tensor(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+    labels = torch.tensor(y.astype("int64"))
+    wrapped = ChannelsFirst()
+
+    def run(name, rows):
+        norm = {"l2": "L2", "linf": "Linf"}[args.norm]
+        ensemble = pyautoattack.AutoAttack(wrapped, eps=args.eps, norm=norm, seed=0)
+        ensemble.attacks_to_run = [name]
+        for attack in (ensemble.apgd, ensemble.apgd_targeted):
+            if args.steps:
+                attack.n_iter = attack.n_iter_orig = args.steps
+                attack.n_iter_2 = max(int(0.22 * args.steps), 1)
+                attack.n_iter_min = max(int(0.06 * args.steps), 1)
+                attack.size_decr = max(int(0.03 * args.steps), 1)
+        if args.steps:
+            ensemble.fab.n_iter = args.steps
+        if args.queries:
+            ensemble.square.n_queries = args.queries
+        points, _ = ensemble.run_standard_evaluation(
+            images[rows], labels[rows], batch_size=args.batch_size
+        )
+        with torch.no_grad():
+            parts = [wrapped(part).argmax(1) for part in points.split(args.batch_size)]
+        return torch.cat(parts).numpy() == y[rows]
+
+    for name in NAMES:
+        yield name, lambda rows, name=name: run(name, rows)
+
+
+def worker(args):
+    from dynzoo.attacks.base import predict_logits
+
+    model, x, y = network(args)
+    alive = predict_logits(model, x, args.batch_size).argmax(axis=1) == y
+    result = {"clean": float(alive.mean())}
+    for name, attack in {"ours": ours, "theirs": theirs}[args.worker](args, model, x, y):
+        rows = np.flatnonzero(alive)
+        start = time.perf_counter()
+        right = attack(rows) if rows.size else np.zeros(0, bool)
+        seconds = time.perf_counter() - start
+        if not args.alone:
+            alive[rows[~right]] = False
+        result[name] = {"robust": float(right.sum() / len(x)), "seconds": round(seconds, 2)}
+        print(f"{args.worker:<6} {name:<8} {result[name]}", flush=True)
+    args.result.write_text(json.dumps(result))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default=PRESET, help="a preset, or resnet")
+    parser.add_argument("--weights", default="resnet.weights.h5", help="weights of resnet")
+    parser.add_argument("--epochs", type=int, default=5, help="to train resnet, if need be")
+    parser.add_argument("--data", help="npz file in place of the preset's data set")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--norm", choices=("l2", "linf"), default="l2")
+    parser.add_argument("--eps", type=float, default=0.5)
+    parser.add_argument("--batch-size", type=int, default=250)
+    parser.add_argument("--steps", type=int, help="in place of 100, for a trial")
+    parser.add_argument("--queries", type=int, help="in place of 5000, for a trial")
+    parser.add_argument("--alone", action="store_true", help="each member on all images")
+    parser.add_argument("--worker", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return worker(args)
+
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for side in ("ours", "theirs"):
+            target = Path(folder) / f"{side}.json"
+            environment = {**os.environ, "KERAS_BACKEND": "torch"} if side == "theirs" else None
+            command = [sys.executable, __file__, *sys.argv[1:], "--worker", side]
+            subprocess.run([*command, "--result", str(target)], env=environment, check=True)
+            results[side] = json.loads(target.read_text())
+    seconds = {s: sum(r[n]["seconds"] for n in NAMES) for s, r in results.items()}
+    points = {
+        n: 100 * (results["ours"][n]["robust"] - results["theirs"][n]["robust"]) for n in NAMES
+    }
+    ratio = seconds["ours"] / seconds["theirs"]
+    settings = {k: v for k, v in vars(args).items() if k not in ("worker", "result")}
+    summary = {"settings": settings, **results, "difference_points": points, "time_ratio": ratio}
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""What minimum-norm attacks share: they look for the smallest perturbation, at no fixed radius."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from dynzoo import backend
+from dynzoo.attacks.base import Attack, check_images, check_labels
+from dynzoo.attacks.batching import batches
+from dynzoo.attacks.geometry import INSIDE, distances, per_image
+from dynzoo.attacks.losses import margin
+from dynzoo.attacks.passes import compiled, mean_logits, noise
+
+# Steps of the last line search, and how far beyond the estimated boundary it tries.
+_LINE_STEPS = 6
+_BEYOND = 1e-4
+
+
+class MinimumNorm(Attack):
+    r"""Attack that minimises $\|x' - x\|$ over the $x' \in [0, 1]^d$ that fool the model.
+
+    A subclass implements `nearest`. Called as an attack, an image has fallen once a point within
+    `eps` is found, and takes no more steps; `minimum_norm` goes on to the end.
+    """
+
+    def nearest(
+        self,
+        model: Any,
+        x: np.ndarray,
+        y: np.ndarray,
+        logits: np.ndarray,
+        indices: np.ndarray,
+        real: int,
+        restart: int,
+        enough: float,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One run on one padded batch; the arguments are those of `search`.
+
+        `enough` is the distance at which an image may stop, 0 for never.
+
+        Returns:
+            The nearest points found, of shape (batch, ...), and their float32 distances, of shape
+            (batch,): infinite where none was found.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement `nearest`.")
+
+    def search(
+        self,
+        model: Any,
+        x: np.ndarray,
+        y: np.ndarray,
+        logits: np.ndarray,
+        indices: np.ndarray,
+        real: int,
+        restart: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        enough = self.eps * INSIDE
+        points, found = self.nearest(model, x, y, logits, indices, real, restart, enough)
+        if not (found[:real] <= enough).all():
+            points = towards_image(model, x, y, logits, points, found > enough)
+        return points, -found
+
+    def minimum_norm(
+        self, model: Any, x: Any, y: Any, indices: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Nearest point found that fools the model, whatever its distance.
+
+        Args:
+            model: Built Keras model that maps a batch of images to logits.
+            x: Array of shape (n, ...) with values in [0, 1].
+            y: Integer array of shape (n,): true labels.
+            indices: Integer array of shape (n,) that keys each image's random numbers.
+
+        Returns:
+            Float32 points of the shape of `x` in the box, and their float64 distances from `x` in
+            the norm of the attack, of shape (n,): an upper bound of the distance to the decision
+            boundary, 0 where the model is wrong already, infinite (and the point the image) where
+            nothing was found.
+
+        Raises:
+            ValueError: If `x` is not finite or not in [0, 1], or `y` does not fit `x` or the model.
+        """
+        given, y = check_images(x, y)
+        x = given.astype(np.float32, copy=False)
+        indices = np.arange(len(x)) if indices is None else np.asarray(indices)
+        best, best_distance = x.copy(), np.full(len(x), np.inf)
+        with noise(model, x, self.batch_size, self.seed):
+            clean = mean_logits(model, x, self.batch_size)
+            check_labels(y, clean.shape[1])
+            self.check_classes(clean.shape[1])
+            wrong = self.fooled(clean, y)
+            best_distance[wrong] = 0.0
+            right = np.flatnonzero(~wrong)
+            for restart in range(self.runs(clean.shape[1])):
+                for picks, real in batches(len(right), self.batch_size):
+                    rows = right[picks]
+                    images = (model, x[rows], y[rows], clean[rows])
+                    points, found = self.nearest(*images, indices[rows], real, restart, 0.0)
+                    points = towards_image(*images, points, np.isfinite(found))
+                    rows, points = rows[:real], np.clip(points[:real], 0.0, 1.0)
+                    away = distances(points, given[rows], self.norm)
+                    fooled = self.fooled(mean_logits(model, points, self.batch_size), y[rows])
+                    better = fooled & (away < best_distance[rows])
+                    best[rows[better]] = points[better]
+                    best_distance[rows[better]] = away[better]
+        return best, best_distance
+
+
+def towards_image(
+    model: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    logits: np.ndarray,
+    points: np.ndarray,
+    which: np.ndarray,
+) -> np.ndarray:
+    """Points drawn back along the straight line to their images as far as they still fool.
+
+    Secant and bisection steps on the margin take turns: the first are exact where the model is
+    affine along the line, the second make progress wherever it is not.
+
+    Args:
+        model: The attacked Keras model.
+        x: Images of shape (n, ...).
+        y: Labels of shape (n,).
+        logits: Logits of the images, of shape (n, classes).
+        points: Points that fool the model, of the shape of `x`.
+        which: Bool array of shape (n,): rows to move; the others stay.
+    """
+    if not which.any():
+        return points
+    run = compiled(model, "line-search", _make_line_search)
+    start = ops.convert_to_tensor(x, dtype="float32")
+    labels = ops.convert_to_tensor(y.astype("int32"))
+
+    def at(share: np.ndarray) -> np.ndarray:
+        shares = ops.convert_to_tensor(share.astype("float32"))
+        return backend.to_numpy(run(start, end, labels, shares)).astype(np.float64)
+
+    end = ops.convert_to_tensor(points, dtype="float32")
+    low, high = np.zeros(len(x)), np.ones(len(x))
+    rows = np.arange(len(y))
+    others = logits.astype(np.float64)
+    others[rows, y] = -np.inf
+    low_gap, high_gap = others.max(axis=1) - logits[rows, y], at(high)
+    which = which & (low_gap < 0.0) & (high_gap > 0.0)
+    for step in range(_LINE_STEPS):
+        share = (low + high) / 2.0
+        if step % 2 == 0:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                crossing = low + (high - low) * low_gap / (low_gap - high_gap) + _BEYOND
+            share = np.where(np.isfinite(crossing), np.clip(crossing, low, high), share)
+        gap = at(share)
+        hit = gap > 0.0
+        low, low_gap = np.where(hit, low, share), np.where(hit, low_gap, gap)
+        high, high_gap = np.where(hit, share, high), np.where(hit, gap, high_gap)
+    moved = which & (high < 1.0)
+    shares = high.astype(np.float32).reshape((-1,) + (1,) * (x.ndim - 1))
+    result = points.copy()
+    result[moved] = (x + shares * (points - x))[moved]
+    return result
+
+
+def _make_line_search(infer: Any) -> Any:
+    def gap(weights: Any, start: Any, end: Any, labels: Any, share: Any) -> Any:
+        logits = infer(weights, start + per_image(share, start) * (end - start))
+        return margin(ops.cast(logits, "float32"), labels)
+
+    return gap

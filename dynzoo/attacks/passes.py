@@ -1,0 +1,176 @@
+"""Passes through the attacked model: compiled, in few shapes, with fresh noise where it is random.
+
+Everything that an attack asks of a model goes through `compiled`: its logits and, for gradient
+attacks, its losses and their gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from dynzoo import backend
+from dynzoo.attacks.batching import batches
+from dynzoo.attacks.losses import attack_loss, margin
+from dynzoo.random_layers import Draws, layers_with
+
+# Compiled functions of each model. Keys are weak, and `backend.inference` holds the model weakly,
+# so that deleting a model frees what was compiled for it.
+_COMPILED: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = (
+    weakref.WeakKeyDictionary()
+)
+# What gives a random model new noise before each pass, while an attack runs on it.
+_NOISE: weakref.WeakKeyDictionary[Any, Callable[[], None]] = weakref.WeakKeyDictionary()
+# Number of draws whose mean logits decide whether a point fools a random model.
+JUDGE_DRAWS = 16
+# Who is told of the passes; the last one counts.
+_LISTENERS: list[Callable[[int, bool], None]] = []
+# Kinds of compiled functions that differentiate.
+_BACKWARD = ("gradient", "gradient-check")
+# Keeps the noise of an attack apart from the draws, counted from 0, of a caller with its seed.
+_APART = 2**21
+
+
+def compiled(model: Any, key: Any, make: Callable[[Callable[..., Any]], Any]) -> Callable[..., Any]:
+    """Compiled `make(inference)` of a model, traced once per model, key and set of variables.
+
+    `make` gets the pure function `(weights, x) -> outputs` and returns a function whose first
+    argument is `weights`; the result takes the other arguments and passes the present weights.
+    Under `noise` each call sees fresh noise of a random model, on every backend.
+    """
+    key = (key, tuple(id(v) for v in model.variables))
+    cache = _COMPILED.setdefault(model, {})
+    if key not in cache:
+        cache[key] = backend.without_grad(backend.jit(make(backend.inference(model))))
+    function, fresh = cache[key], _NOISE.get(model)
+    backward = key[0][0] in _BACKWARD if isinstance(key[0], tuple) else False
+    weights = backend.weights_of(model) if fresh is None else None
+
+    def run(*args: Any) -> Any:
+        if _LISTENERS:
+            _LISTENERS[-1](int(args[0].shape[0]), backward)
+        if fresh is None:
+            return function(weights, *args)
+        fresh()
+        return function(backend.weights_of(model), *args)  # the states are among the weights
+
+    return run
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[[int, bool], None]) -> Iterator[None]:
+    """Within it each pass is told: number of images, padding included, and whether it goes back."""
+    _LISTENERS.append(listener)
+    try:
+        yield
+    finally:
+        _LISTENERS.remove(listener)
+
+
+@lru_cache(maxsize=128)
+def pure(make: Callable[..., Any], shape: tuple[int, ...], *key: Any) -> Callable[..., Any]:
+    """Compiled `make(*key)`, a function of tensors alone whose first row tensor has this shape.
+
+    One function for each shape: TensorFlow warns of one that is traced for many.
+    """
+    return backend.without_grad(backend.jit(make(*key)))
+
+
+def predict_logits(model: Any, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """Float32 logits of shape (n, classes) with `training=False`, compiled, in padded batches."""
+    run = compiled(model, "logits", lambda f: lambda weights, x: ops.cast(f(weights, x), "float32"))
+    parts = []
+    for rows, real in batches(len(x), batch_size):
+        logits = backend.to_numpy(run(ops.convert_to_tensor(x[rows], dtype="float32")))
+        if logits.ndim != 2 or logits.shape[1] < 2:
+            raise ValueError(
+                "The model must return logits of shape (n, classes) with at least 2 classes. "
+                f"Received: outputs of shape {logits.shape}"
+            )
+        parts.append(logits[:real])
+    return np.concatenate(parts)
+
+
+def mean_logits(model: Any, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """Logits, of which those of a random model under `noise` are means over `JUDGE_DRAWS` draws."""
+    draws = JUDGE_DRAWS if model in _NOISE else 1
+    total = predict_logits(model, x, batch_size)
+    for _ in range(draws - 1):
+        total = total + predict_logits(model, x, batch_size)
+    return total / draws if draws > 1 else total
+
+
+@contextlib.contextmanager
+def noise(model: Any, x: np.ndarray, batch_size: int, seed: int) -> Iterator[None]:
+    """Within it each pass of a random model sees noise of its own, a function of the seed.
+
+    A model is random if a layer says so, or has a seed generator and answers two draws
+    differently. The generators are put back at the end; a model that is not random is left alone.
+    """
+    seeded = any(v.name == "seed_generator_state" for v in getattr(model, "variables", []))
+    if model in _NOISE or not seeded:
+        yield
+        return
+    with Draws(model, seed) as draws:
+        if not layers_with(model, "random_at_inference"):
+            answers = []
+            for number in range(2):
+                draws.fresh(_APART, number)
+                answers.append(predict_logits(model, x[:batch_size], batch_size))
+            if np.array_equal(answers[0], answers[1], equal_nan=True):
+                yield
+                return
+        numbers = itertools.count()
+        _NOISE[model] = lambda: draws.fresh(_APART, next(numbers))
+        try:
+            yield
+        finally:
+            del _NOISE[model]
+
+
+def loss_and_gradient(
+    model: Any, loss: str, targeted: bool = False, eot: int = 1
+) -> Callable[[Any, Any, Any], tuple[Any, Any, Any]]:
+    r"""The function `(x, y, rival) -> (losses, margins, gradient)` of a model, all per image.
+
+    With `eot` above 1 each of the three is the mean over that many passes, the expectation over
+    transformation of a random model: $\frac1k \sum_{i=1}^k \ell(f_{\omega_i}(x), y)$.
+
+    Args:
+        model: Built Keras model.
+        loss: Name of a loss of `dynzoo.attacks.losses`.
+        targeted: Whether `y` is the class to reach.
+        eot: Number of passes, >= 1.
+
+    Reference: Athalye et al., *Synthesizing robust adversarial examples* (2018), section 2.1.
+    """
+
+    def make(infer: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+        def run(weights: Any, point: Any, y: Any, rival: Any) -> tuple[Any, Any, Any]:
+            def objective(x: Any) -> tuple[Any, tuple[Any, Any]]:
+                logits = ops.cast(infer(weights, x), "float32")
+                losses = attack_loss(loss, logits, y, rival, targeted)
+                return ops.sum(losses), (losses, margin(logits, y))
+
+            (_, (losses, gap)), gradient = backend.value_and_grad(objective)(point)
+            return losses, gap, gradient
+
+        return run
+
+    once = compiled(model, ("gradient", loss, targeted), make)
+
+    def mean(*args: Any) -> tuple[Any, Any, Any]:
+        total = once(*args)
+        for _ in range(eot - 1):
+            total = [a + b for a, b in zip(total, once(*args), strict=True)]
+        losses, gap, gradient = (t / eot for t in total)
+        return losses, gap, gradient
+
+    return mean if eot > 1 else once

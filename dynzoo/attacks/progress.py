@@ -1,0 +1,86 @@
+"""How far a campaign of attacks is, and how long it will still take."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+import numpy as np
+
+from dynzoo.attacks.campaign import Campaign
+
+__all__ = ["Progress", "seconds_left"]
+
+# A gradient step costs a forward and a backward pass, about three times a forward pass.
+_GRADIENT_STEP = 3.0
+
+
+def cost(attack: Any) -> float:
+    """Forward passes that an attack needs for an image that resists, roughly."""
+    passes = _GRADIENT_STEP * getattr(attack, "steps", 0) + getattr(attack, "queries", 0)
+    runs = getattr(attack, "restarts", 1) * getattr(attack, "targets", 1)
+    return max(passes, 1.0) * runs * getattr(attack, "eot", 1)
+
+
+def seconds_left(campaign: Campaign) -> float | None:
+    """Time that the rest of a campaign takes if no more images fall; `None` while unknown."""
+    outcomes = campaign.outcomes
+    costs = np.array([[cost(attack) for attack in row] for row in campaign.attacks]).T
+    done = outcomes.attacked.sum(axis=0)
+    if not (done * costs).any():
+        return None
+    speed = outcomes.seconds.sum() / (done * costs).sum()
+    # An attack that has run says itself how long it takes.
+    ran = done.sum(axis=1)
+    each = np.where(ran > 0, outcomes.seconds.sum(axis=1) / np.maximum(ran, 1), np.nan)
+    per_image = np.where(np.isnan(each)[:, None], speed * costs, each[:, None])
+    left = 0.0
+    for radius in range(len(outcomes.eps)):
+        for attack in range(len(outcomes.attacks)):
+            rows = campaign.rows(attack, radius)
+            still = (~outcomes.attacked[rows, attack, radius]).sum()
+            left += float(still) * float(per_image[attack, radius])
+    return left
+
+
+class Progress:
+    """Prints what runs, what fell and the time left: at most a line in a while, and at each end.
+
+    Args:
+        file: Where to; standard output by default.
+        seconds: Least time between two lines of one attack.
+    """
+
+    def __init__(self, file: TextIO | None = None, seconds: float = 5.0) -> None:
+        self.file, self.seconds = file, seconds
+        self._start = time.monotonic()
+        self._last, self._shown = -float("inf"), ""
+
+    def __call__(self, campaign: Campaign) -> None:
+        """Show where the campaign stands, if it is time."""
+        outcomes, number, radius = campaign.outcomes, campaign.attack, campaign.radius
+        now = time.monotonic()
+        # Asked at each pass: the rest of this function is work.
+        if now - self._last < self.seconds and not campaign.finished_attack:
+            return
+        rows = campaign.rows(number, radius)
+        tried = int(outcomes.attacked[rows, number, radius].sum())
+        left = seconds_left(campaign)
+        text = (
+            f"eps {outcomes.eps[radius]:.4f}  {outcomes.attacks[number]:<16} broke "
+            f"{int(outcomes.broken[rows, number, radius].sum())} of {tried}/{len(rows)}  "
+            f"robust {outcomes.waiting(number + 1, radius).mean():.4f}"
+        )
+        if text != self._shown or now - self._last >= self.seconds:
+            time_of = f"  after {duration(now - self._start)}"
+            time_of += "" if left is None else f", left {duration(left)}"
+            print(text + time_of, file=self.file or sys.stdout, flush=True)
+            self._last, self._shown = now, text
+
+
+def duration(seconds: float) -> str:
+    """`95` as `1:35`, `3725` as `1:02:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,168 @@
+"""Several evaluations side by side: one table, one figure, one page."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynzoo import plots
+from dynzoo.checkpoints import write_atomically
+from dynzoo.report import RobustnessReport
+
+__all__ = ["Comparison", "compare"]
+
+# What must agree for two numbers to be comparable.
+_SAME = ("attacks", "checks", "seed")
+
+
+@dataclass
+class Comparison:
+    """Reports of several models on the same images.
+
+    Args:
+        names: A name for each report.
+        reports: The reports.
+        notes: Where the reports differ in how they were made.
+    """
+
+    names: list[str]
+    reports: list[RobustnessReport]
+    notes: list[str]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a model and radius, with accuracies as shares of the images."""
+        return [
+            {
+                "model": name,
+                "images": report.images,
+                "norm": report.norm,
+                "eps": e,
+                "clean": report.clean,
+                "attacked": report.robust[e],
+                "certified": report.certified[e],
+                "warnings": " ".join(sorted({w.name for w in report.warnings})),
+            }
+            for name, report in zip(self.names, self.reports, strict=True)
+            for e in sorted(report.robust)
+        ]
+
+    def differences(self, first: str, second: str, eps: float) -> tuple[int, int]:
+        """Images that one model has robust at a radius and the other has not: (first, second).
+
+        Pairs tell more than two shares do: the sign of a small difference of shares is chance
+        unless one of these counts is much larger than the other (McNemar's test).
+        """
+        a, b = (self._robust(name, eps) for name in (first, second))
+        return int((a & ~b).sum()), int((b & ~a).sum())
+
+    def _robust(self, name: str, eps: float) -> np.ndarray:
+        if name not in self.names:
+            raise ValueError(f"`name` must be one of {self.names}. Received: {name!r}")
+        report = self.reports[self.names.index(name)]
+        return report.per_image["robust"][sorted(report.robust).index(eps)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Rows, notes and the settings of each report, JSON-able."""
+        details = {
+            name: report.to_dict() for name, report in zip(self.names, self.reports, strict=True)
+        }
+        return {"rows": self.rows(), "notes": self.notes, "reports": details}
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Attacked (solid) and certified (dashed) accuracy by radius, a colour a model."""
+        figure = plots.comparison_figure(
+            {
+                name: (report.clean, report.robust, report.certified)
+                for name, report in zip(self.names, self.reports, strict=True)
+            },
+            self.reports[0].norm,
+        )
+        if path is not None:
+            figure.savefig(path, dpi=160)
+        return figure
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a page (`.html`) or data (`.json`), complete or not at all.
+
+        Raises:
+            ValueError: If the suffix is another one.
+        """
+        path = Path(path)
+        if path.suffix.lower() == ".html":
+            from dynzoo.comparison_page import render  # it reads the comparison, hence this file
+
+            text = render(self)
+        elif path.suffix.lower() == ".json":
+            text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        else:
+            raise ValueError(f"`path` must end in .html or .json. Received: path={str(path)!r}")
+        write_atomically(path, text.encode())
+        return path
+
+
+def compare(reports: Iterable[RobustnessReport], names: Sequence[str] | None = None) -> Comparison:
+    """Put reports of `dynzoo.evaluate` side by side.
+
+    Args:
+        reports: At least one report; all of the same images, norm and radii.
+        names: A name for each; by default the name of its model, with a number if not unique.
+
+    Returns:
+        A `Comparison`.
+
+    Raises:
+        ValueError: If there is no report, or they are of other images, norms or radii.
+
+    Example:
+
+    >>> compare([dynzoo.evaluate(a, x, y), dynzoo.evaluate(b, x, y)]).save("both.html")
+    """
+    reports = list(reports)
+    if not reports:
+        raise ValueError("`reports` must hold at least one report. Received: none")
+    first = reports[0]
+    for report in reports[1:]:
+        for what, a, b in (
+            ("norm", first.norm, report.norm),
+            ("eps", sorted(first.robust), sorted(report.robust)),
+            ("images", first.images, report.images),
+        ):
+            if a != b:
+                raise ValueError(f"`reports` must agree in their {what}. Received: {a} and {b}")
+        if not np.array_equal(first.per_image["labels"], report.per_image["labels"]):
+            raise ValueError("`reports` must be of the same images. Their labels differ.")
+    if names is None:
+        names = _numbered([str(r.details.get("model") or "model") for r in reports])
+    if len(names) != len(reports) or len(set(names)) != len(names):
+        raise ValueError(f"`names` must be {len(reports)} different names. Received: {list(names)}")
+    notes = []
+    for key in _SAME:
+        values = [_setting(report, key) for report in reports]
+        if any(value != values[0] for value in values):
+            notes.append(f"The reports differ in their {key}: {_short(names, values)}.")
+    return Comparison(list(names), reports, notes)
+
+
+def _setting(report: RobustnessReport, key: str) -> Any:
+    if key == "attacks":
+        return report.details.get("threat_model", {}).get("attacks")
+    return report.details.get(key)
+
+
+def _short(names: Sequence[str], values: Sequence[Any]) -> str:
+    return "; ".join(f"{name}: {value}" for name, value in zip(names, values, strict=True))
+
+
+def _numbered(names: list[str]) -> list[str]:
+    counts: dict[str, int] = {}
+    result = []
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+        result.append(name if counts[name] == 1 else f"{name} {counts[name]}")
+    return result

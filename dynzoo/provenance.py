@@ -1,0 +1,87 @@
+"""What an evaluation was of, and how it was made: for its report and its checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import keras
+import numpy as np
+
+from dynzoo import backend
+from dynzoo.attacks.base import Attack
+from dynzoo.attacks.outcomes import Outcomes
+
+__all__ = ["fingerprint", "runs", "threat_model", "versions"]
+
+
+def fingerprint(model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, str]:
+    """Hashes of what is evaluated, so that a checkpoint goes on with nothing else."""
+    images, weights = hashlib.sha256(), hashlib.sha256()
+    for array in (x, y):
+        images.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
+    for variable in getattr(model, "variables", []):
+        if variable.name != "seed_generator_state":  # moves with every draw
+            value = backend.to_numpy(variable.value)
+            weights.update(f"{value.shape} {value.dtype}".encode() + value.tobytes())
+    return {
+        "images": images.hexdigest(),
+        "weights": weights.hexdigest(),
+        "model": getattr(model, "name", ""),
+        "backend": backend.name(),
+        "dynzoo": versions()["dynzoo"],
+    }
+
+
+def threat_model(
+    norm: str, eps: Sequence[float], attacks: Sequence[Attack], skip_certified: bool
+) -> dict[str, Any]:
+    """What the attacker may do and knows, for the header of the report."""
+    return {
+        "goal": "untargeted: any wrong answer counts",
+        "knowledge": "white box: the model, its weights and its gradients",
+        "norm": norm,
+        "eps": list(eps),
+        "box": [0.0, 1.0],
+        "attacks": [type(attack).__name__ for attack in attacks],
+        "worst_case": "pointwise over all attacks, and over all smaller radii",
+        "certified_images_attacked": not skip_certified,
+    }
+
+
+def runs(outcomes: Outcomes, planned: Sequence[Sequence[Attack]]) -> list[dict[str, Any]]:
+    """A record of each attack at each radius."""
+    return [
+        {
+            "eps": eps,
+            "attack": type(attack).__name__,
+            "name": outcomes.attacks[number],
+            "config": attack.get_config(),
+            "attacked": int(outcomes.attacked[:, number, radius].sum()),
+            "broken": int(outcomes.broken[:, number, radius].sum()),
+            "forward_passes": int(outcomes.passes[0, number, radius]),
+            "backward_passes": int(outcomes.passes[1, number, radius]),
+            "seconds": round(float(outcomes.seconds[number, radius]), 3),
+        }
+        for radius, eps in enumerate(outcomes.eps)
+        for number, attack in enumerate(planned[radius])
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that computes."""
+    try:
+        own = metadata.version("dynzoo")
+    except metadata.PackageNotFoundError:
+        own = "unknown"
+    return {
+        "dynzoo": own,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "keras": keras.__version__,
+        "backend": backend.name(),
+        "backend_version": backend.version(),
+    }

@@ -1,0 +1,241 @@
+"""The outcomes of attacks: book-keeping, files, and going on after a kill."""
+
+import csv
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from robustness_fixtures import held_out, ridge
+
+from dynzoo.attacks import PGD, Attack
+from dynzoo.attacks.campaign import Campaign
+from dynzoo.attacks.outcomes import Outcomes
+from dynzoo.attacks.progress import Progress, duration, seconds_left
+from dynzoo.robustness import evaluate
+
+
+class Puppet(Attack):
+    """Its number is all that the judge below looks at."""
+
+    steps = 10
+
+    def __init__(self, number=0):
+        super().__init__()
+        self.number = number
+
+
+def fate(seed, radius, number, row):
+    """Whether an attack breaks an image: the same whenever it is asked."""
+    return np.random.default_rng([seed, radius, number, int(row)]).random() < 0.3
+
+
+def campaign(seed, images=17, batch_size=5, stop_after=None, **kwargs):
+    calls = []
+
+    def judge(attack, rows, key):
+        if stop_after is not None and len(calls) >= stop_after:
+            raise KeyboardInterrupt
+        calls.append((attack.number, tuple(rows), key))
+        hit = [fate(seed, key[0], attack.number, row) for row in rows]
+        return np.full((len(rows), 2), float(key[0])), np.array(hit, int)
+
+    y = np.zeros(images, int)
+    correct = np.random.default_rng(seed).random(images) < 0.8
+    attacks = [[Puppet(0), Puppet(1), Puppet(2)]] * 3
+    made = Campaign(
+        attacks, [0.1, 0.2, 0.3], y, correct, judge, batch_size=batch_size, about={"a": 1}, **kwargs
+    )
+    return made, calls
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), batch_size=st.integers(1, 20))
+def test_outcomes_are_the_pointwise_worst_case(seed, batch_size):
+    made, _ = campaign(seed, batch_size=batch_size)
+    outcomes = made.run()
+    alive = outcomes.correct.copy()
+    for radius in range(3):
+        for attack in range(3):
+            np.testing.assert_array_equal(outcomes.attacked[:, attack, radius], alive)
+            hit = np.array([fate(seed, radius, attack, row) for row in range(17)])
+            np.testing.assert_array_equal(outcomes.broken[:, attack, radius], alive & hit)
+            alive &= ~hit
+            assert outcomes.cumulative()[attack, radius] == alive.mean()
+        np.testing.assert_array_equal(outcomes.robust()[radius], alive)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), stop=st.integers(0, 25))
+def test_a_campaign_goes_on_where_it_was_cut(tmp_path_factory, seed, stop):
+    path = tmp_path_factory.mktemp("campaign") / "state.npz"
+    whole, every_call = campaign(seed)
+    whole.run()
+    cut, first_calls = campaign(seed, stop_after=stop, checkpoint=path)
+    try:
+        cut.run()
+    except KeyboardInterrupt:
+        pass
+    again, later_calls = campaign(seed, checkpoint=path)
+    again.run()
+    for name in ("attacked", "broken", "correct"):
+        np.testing.assert_array_equal(getattr(again.outcomes, name), getattr(whole.outcomes, name))
+    np.testing.assert_array_equal(again.repeated, whole.repeated)
+    assert [[f[:2] for f in found] for found in again.fooled] == [
+        [f[:2] for f in found] for found in whole.fooled
+    ]
+    # Nothing that was done is done again, but for the second look at what fell earlier.
+    attacks = [call for call in first_calls + later_calls if len(call[2]) == 3]
+    assert attacks == [call for call in every_call if len(call[2]) == 3]
+
+
+def test_a_finished_campaign_does_nothing(tmp_path):
+    campaign(0, checkpoint=tmp_path / "s.npz")[0].run()
+    again, calls = campaign(0, checkpoint=tmp_path / "s.npz")
+    again.run()
+    assert calls == []
+
+
+def test_a_checkpoint_of_something_else_is_refused_and_kept(tmp_path):
+    path = tmp_path / "s.npz"
+    campaign(0, checkpoint=path)[0].run()
+    before = path.read_bytes()
+    arguments = ([[Puppet()]], [0.1], np.zeros(17, int), np.ones(17, bool), None)
+    with pytest.raises(ValueError, match=r"`checkpoint` must be of the same .* has other a"):
+        Campaign(*arguments, about={"a": 2}, checkpoint=path)
+    with pytest.raises(ValueError, match="attacks or radii"):
+        Campaign(*arguments, about={"a": 1}, checkpoint=path)
+    path.write_bytes(before[:100])
+    with pytest.raises(ValueError, match="`checkpoint` must be a file of an evaluation"):
+        Campaign(*arguments, checkpoint=path)
+    assert path.read_bytes() == before[:100]
+
+
+def test_skipped_images_are_not_attacked():
+    skip = np.zeros((3, 17), bool)
+    skip[:2, :9] = True
+    made, calls = campaign(1, skip=skip)
+    outcomes = made.run()
+    assert not outcomes.attacked[:9, :, :2].any() and outcomes.attacked[:9, :, 2].any()
+
+
+def test_files(tmp_path):
+    outcomes = campaign(3)[0].run()
+    outcomes.save(tmp_path / "o.npz")
+    read = Outcomes.load(tmp_path / "o.npz")
+    assert read.attacks == ["Puppet", "Puppet 2", "Puppet 3"] and read.eps == [0.1, 0.2, 0.3]
+    np.testing.assert_array_equal(read.broken, outcomes.broken)
+    outcomes.save(tmp_path / "o.csv", np.arange(17), np.linspace(0, 1, 17))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "o.csv").read_text())))
+    assert len(rows) == 17
+    for row, line in enumerate(rows):
+        assert int(line["label"]) == row and float(line["certified_l2_radius"]) == row / 16
+        for radius, eps in enumerate(("0.1", "0.2", "0.3")):
+            for attack, name in enumerate(outcomes.attacks):
+                tried = outcomes.attacked[row, attack, radius]
+                expected = str(int(outcomes.broken[row, attack, radius])) if tried else ""
+                assert line[f"{name} @ {eps}"] == expected
+    with pytest.raises(ValueError, match=r"must end in \.csv or \.npz"):
+        outcomes.save(tmp_path / "o.txt")
+
+
+def test_progress_speaks_at_each_attack_and_knows_the_time_left(capsys):
+    made, _ = campaign(2, tick=Progress())
+    assert seconds_left(made) is None
+    made.run()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 9 and all("robust" in line for line in lines)
+    assert any("left" in line for line in lines) and all("after 0:0" in line for line in lines)
+    assert seconds_left(made) == 0
+    assert [duration(s) for s in (5, 95, 3725)] == ["0:05", "1:35", "1:02:05"]
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from robustness_fixtures import held_out, ridge
+from dynzoo.attacks import PGD
+from dynzoo.robustness import evaluate
+
+class Slow(PGD):
+    def search(self, *args):
+        time.sleep(0.05)
+        return super().search(*args)
+
+x, y = held_out(60)
+report = evaluate(
+    ridge(), x, y, norm="linf", eps=(0.02, 0.05), attacks=[Slow("linf", steps=5), PGD("linf")],
+    certificate=False, batch_size=4, checks="quick", checkpoint=sys.argv[1], verbose=1,
+)
+report.save(sys.argv[2])
+"""
+
+
+def run(script, *args):
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", script, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def test_killed_and_started_again_ends_with_the_same_outcomes(tmp_path):
+    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    state = tmp_path / "state.npz"
+    process = run(script, state, tmp_path / "killed.npz")
+    limit = time.monotonic() + 120
+    while not state.exists() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    done = Outcomes.load(state).attacked.sum()
+    assert 0 < done
+    second = run(script, state, tmp_path / "resumed.npz")
+    output = second.communicate()[0].decode()
+    assert second.returncode == 0, output
+    third = run(script, tmp_path / "other.npz", tmp_path / "whole.npz")
+    output = third.communicate()[0].decode()
+    assert third.returncode == 0, output
+    resumed, whole = (Outcomes.load(tmp_path / f"{n}.npz") for n in ("resumed", "whole"))
+    assert not (tmp_path / "killed.npz").exists() and done < whole.attacked.sum()
+    np.testing.assert_array_equal(resumed.attacked, whole.attacked)
+    np.testing.assert_array_equal(resumed.broken, whole.broken)
+
+
+def test_passes_are_counted():
+    x, y = held_out(20)
+    attacks = [PGD("linf", steps=7, random_start=False)]
+    report = evaluate(
+        ridge(), x, y, norm="linf", eps=1e-4, attacks=attacks, certificate=False, checks="quick",
+        batch_size=20,
+    )  # fmt: skip
+    (run,) = report.details["runs"]
+    # eight gradients an image; forward the clean pass and two that judge: here and in the attack
+    assert run["backward_passes"] >= 8 * run["attacked"] > 0
+    assert run["forward_passes"] >= run["backward_passes"] + 3 * run["attacked"]
+    if keras.backend.backend() == "torch":  # no padding
+        assert run["backward_passes"] == 8 * run["attacked"]
+        assert run["forward_passes"] == 11 * run["attacked"]
+
+
+def test_evaluate_refuses_the_checkpoint_of_another_model(tmp_path):
+    x, y = held_out(20)
+    model, path = ridge(), tmp_path / "s.npz"
+    settings = dict(eps=0.1, attacks=[PGD(steps=3)], certificate=False, checks="quick")
+    evaluate(model, x, y, checkpoint=path, **settings)
+    model.layers[0].set_weights([2 * w for w in model.layers[0].get_weights()])
+    with pytest.raises(ValueError, match="has other weights"):
+        evaluate(model, x, y, checkpoint=path, **settings)
+    with pytest.raises(ValueError, match="has other images, weights"):
+        evaluate(model, x[:10], y[:10], checkpoint=path, **settings)

@@ -1,0 +1,119 @@
+"""Reports side by side, and pages as a browser shows them."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from robustness_fixtures import MarginCertificate, centroids, held_out, ridge
+
+from dynzoo.attacks import APGD, PGD
+from dynzoo.comparison import compare
+from dynzoo.robustness import evaluate
+
+EPS = (0.1, 0.3)
+
+
+@pytest.fixture(scope="module")
+def reports():
+    x, y = held_out(80)
+    settings = dict(eps=EPS, attacks=[APGD(loss="ce", steps=20), PGD(steps=20)], checks="quick")
+    linear, nearest = ridge(), centroids()
+    return [
+        evaluate(linear, x, y, **settings),
+        evaluate(nearest, x, y, certificate=MarginCertificate(nearest), **settings),
+    ]
+
+
+@pytest.fixture(scope="module")
+def both(reports):
+    return compare(reports, ["<linear>", "means"])
+
+
+def test_rows_are_the_numbers_of_the_reports(reports, both):
+    rows = both.rows()
+    assert [(row["model"], row["eps"]) for row in rows] == [
+        (name, e) for name in ("<linear>", "means") for e in EPS
+    ]
+    for row, report in zip(rows[::2], reports, strict=True):
+        assert row["clean"] == report.clean and row["attacked"] == report.robust[0.1]
+        assert row["certified"] == report.certified[0.1]
+    assert both.notes == []
+
+
+def test_differences_count_the_images_that_tell_two_models_apart(reports, both):
+    for radius, e in enumerate(EPS):
+        a, b = (report.per_image["robust"][radius] for report in reports)
+        first, second = both.differences("<linear>", "means", e)
+        assert first == (a & ~b).sum() and second == (b & ~a).sum() and first + second > 0
+    with pytest.raises(ValueError, match="`name` must be one of"):
+        both.differences("linear", "means", 0.1)
+
+
+def test_files(both, tmp_path):
+    page = both.save(tmp_path / "deep" / "both.html").read_text(encoding="utf-8")
+    for text in ("&lt;linear&gt;", "means", "0.3", "Image by image"):
+        assert text in page
+    assert "<linear>" not in page and page.count("<img") == 1
+    data = json.loads(both.save(tmp_path / "both.json").read_text())
+    assert len(data["rows"]) == 4 and data["reports"]["means"]["norm"] == "l2"
+    with pytest.raises(ValueError, match=r"must end in \.html or \.json"):
+        both.save(tmp_path / "both.pdf")
+    labels = {line.get_label() for line in both.plot(tmp_path / "b.png").axes[0].lines}
+    assert labels >= {"<linear>, under attack", "means, certified"}
+
+
+def test_reports_that_cannot_be_compared_are_refused(reports):
+    first, second = reports
+    other = {**second.per_image, "labels": (second.per_image["labels"] + 1) % 10}
+    for wrong, message in (
+        ([], "at least one"),
+        ([first, replace(second, norm="linf")], "agree in their norm"),
+        ([first, replace(second, robust={0.1: 0.5})], "agree in their eps"),
+        ([first, replace(second, per_image=other)], "of the same images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare(wrong)
+    with pytest.raises(ValueError, match="`names` must be 2 different"):
+        compare(reports, ["a", "a"])
+    notes = compare([first, replace(second, details={**second.details, "seed": 9})]).notes
+    assert len(notes) == 1 and "seed" in notes[0]
+    assert len(set(compare([first, first]).names)) == 2
+
+
+# --- in a browser ---
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
+
+
+def shown(page, picture):
+    """What a browser makes of a page: its text, and a screenshot as an array."""
+    from matplotlib.image import imread
+
+    common = [
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+        f"--user-data-dir={page.parent / 'profile'}", "--window-size=1100,3000",
+    ]  # fmt: skip
+    run = dict(capture_output=True, timeout=120, check=True)
+    subprocess.run([*common, f"--screenshot={picture}", page.as_uri()], **run)
+    dom = subprocess.run([*common, "--dump-dom", page.as_uri()], **run)
+    return dom.stdout.decode(), imread(picture)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium or chrome on the PATH")
+def test_pages_in_a_browser(reports, both, tmp_path):
+    text, pixels = shown(reports[1].save(tmp_path / "r.html"), tmp_path / "r.png")
+    for heading in ("Accuracy versus radius", "Hardest images", "Attacks", "Provenance"):
+        assert f"<h2>{heading}</h2>" in text
+    ink = np.abs(pixels[..., :3] - pixels[0, 0, :3]).max(axis=-1) > 0.1
+    # drawn from the heading down to the last table, and across the page
+    assert ink[:300].any() and ink[2000:].any() and ink.any(axis=0).mean() > 0.5
+    green = np.abs(pixels[..., :3] - np.array([27, 127, 92]) / 255).max(axis=-1) < 0.1
+    assert green.sum() > 500  # the certified curve
+    text, pixels = shown(both.save(tmp_path / "c.html"), tmp_path / "c.png")
+    assert "Comparison of models" in text and pixels.std() > 0.05
