@@ -146,9 +146,6 @@ NETWORKS = {
 WEIGHT_DECAY = {"hdnn": 4e-3}
 SMOOTHNESS = {"hdnn": 8e-3}
 PUBLISHED_WEIGHT_DECAY, PUBLISHED_SMOOTHNESS = 2e-4, 1e-3
-# first learning rate: the published one, or the one that did better in two passes over 6,000 images
-PUBLISHED_LEARNING_RATE = 0.04
-LEARNING_RATE = {"hdnn": 0.01, "chnode_provable": 0.01, "chnode_published": 0.004}
 
 
 def network(name, seed=0):

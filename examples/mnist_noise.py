@@ -10,9 +10,10 @@ accuracies of the paper are not in its public code, so there is nothing to compa
 
 As published: Adam from 0.04, falling by 0.8 an epoch over 10 epochs (fewer epochs pass through the
 same range), batches of 100, weight decay, smoothness penalty, normal start. The provably
-contractive network starts inside its constraint instead, with orthogonal kernels. Where 0.04 fails,
-a lower rate was taken from two or three that were tried (0.01, 0.004, 0.001) for two passes over
-6,000 images, by the accuracy on 4,000 of the *test* images: differences of a point mean nothing.
+contractive network starts inside its constraint instead, with orthogonal kernels. Not as published:
+each network's first learning rate is the best of 0.04, 0.01, 0.004 and 0.001 in two passes over
+6,000 training images, by the accuracy on 4,000 other training images, because from 0.04 some of
+these networks do not train.
 
 Writes `docs/results/mnist_noise.csv`, as each network is done, and a picture of it.
 """
@@ -24,14 +25,7 @@ from pathlib import Path
 import common
 import keras
 import numpy as np
-from mnist_networks import (
-    LEARNING_RATE,
-    NETWORKS,
-    PUBLISHED_LEARNING_RATE,
-    facts,
-    network,
-    penalised_loss,
-)
+from mnist_networks import NETWORKS, facts, network, penalised_loss
 from noise import CLIP, GAUSSIAN, SALT_AND_PEPPER, UNITS
 
 import dynzoo
@@ -39,6 +33,9 @@ from dynzoo import plots
 
 LEVELS = [(GAUSSIAN, 0.05), (GAUSSIAN, 0.2), (SALT_AND_PEPPER, 0.05), (SALT_AND_PEPPER, 0.2)]
 PUBLISHED_EPOCHS, DECAY = 10, 0.8
+# The published one first; what the others are chosen on.
+LEARNING_RATES = (0.04, 0.01, 0.004, 0.001)
+TRIAL_IMAGES, JUDGED_IMAGES, TRIAL_EPOCHS = 6000, 4000, 2
 
 
 def train(model, data, epochs, learning_rate, batch_size, seed) -> float:
@@ -53,6 +50,20 @@ def train(model, data, epochs, learning_rate, batch_size, seed) -> float:
     start = time.perf_counter()
     model.fit(x, y, epochs=epochs, batch_size=batch_size, verbose=2)
     return time.perf_counter() - start
+
+
+def best_rate(name, data, batch_size, seed) -> float:
+    """The learning rate that does best on training images that were held out."""
+    x, y = data
+    used, judged = slice(TRIAL_IMAGES), slice(TRIAL_IMAGES, TRIAL_IMAGES + JUDGED_IMAGES)
+    found = {}
+    for rate in LEARNING_RATES:
+        keras.utils.clear_session()
+        model = network(name, seed)
+        train(model, (x[used], y[used]), TRIAL_EPOCHS, rate, batch_size, seed)
+        found[rate] = accuracy(model, x[judged], y[judged])
+    print(f"{name}, seed {seed}: held-out accuracy by learning rate {found}", flush=True)
+    return max(found, key=found.__getitem__)
 
 
 def accuracy(model, images, labels, batch_size=100) -> float:
@@ -150,7 +161,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=PUBLISHED_EPOCHS)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--learning-rate", type=float, help="instead of each network's own")
+    parser.add_argument("--learning-rate", type=float, help="instead of the best one")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--limit", type=int, help="use only so many training and test images")
@@ -163,9 +174,9 @@ def main():
     rows = []
     for seed in args.seeds:
         for name in args.networks:
+            rate = args.learning_rate or best_rate(name, data, args.batch_size, seed)
             keras.utils.clear_session()
             model = network(name, seed)
-            rate = args.learning_rate or LEARNING_RATE.get(name, PUBLISHED_LEARNING_RATE)
             seconds = train(model, data, args.epochs, rate, args.batch_size, seed)
             known = {
                 "parameters": model.count_params(),
