@@ -55,7 +55,8 @@ def compiled(model: Any, key: Any, make: Callable[[Callable[..., Any]], Any]) ->
 
     def run(*args: Any) -> Any:
         if _LISTENERS:
-            _LISTENERS[-1](int(args[0].shape[0]), backward)
+            images = max(int(a.shape[0]) for a in args if len(a.shape))  # the others are scalars
+            _LISTENERS[-1](images, backward)
         if fresh is None:
             return function(weights, *args)
         fresh()
