@@ -28,8 +28,9 @@ from dynzoo.attacks.outcome_checks import check_outcomes
 from dynzoo.attacks.passes import mean_logits, noise
 from dynzoo.attacks.progress import Progress
 from dynzoo.attacks.transfer import Transfer
-from dynzoo.attacks.warnings import SAMPLE, EvaluationWarning
+from dynzoo.attacks.warnings import SAMPLE
 from dynzoo.certificates.smoothing import SmoothedClassifier
+from dynzoo.claims import certificate_dict, claims_of, smoothed_numbers
 from dynzoo.provenance import fingerprint, runs, threat_model, versions
 from dynzoo.random_layers import Draws
 from dynzoo.refutation import CertificateViolation, refute
@@ -99,7 +100,8 @@ def evaluate(
         A `RobustnessReport`.
 
     Raises:
-        ValueError: If an argument is out of its range, or the checkpoint is of something else.
+        ValueError: If an argument is out of its range, the model gives NaN, or the checkpoint is of
+            something else.
         CertificateViolation: If an attack refutes the certificate; the counterexample is saved
             beside the checkpoint, or in the folder for temporary files.
 
@@ -118,6 +120,7 @@ def evaluate(
     began = time.perf_counter()
     given, y = check_images(x, y)
     x = given.astype(np.float32, copy=False)
+    _check_shape(model, x)
     radii_asked = _radii_asked(eps)
     if checks not in ("auto", "full", "quick"):
         raise ValueError(f"`checks` must be 'auto', 'full' or 'quick'. Received: {checks!r}")
@@ -133,9 +136,10 @@ def evaluate(
         correct = clean_labels == y
         smoothed = None
         if isinstance(certificate, SmoothedClassifier):
-            smoothed = _smoothed(certificate, model, given, y, radii_asked, factor, batch_size)
+            at = [e * factor for e in radii_asked]
+            smoothed = smoothed_numbers(certificate, model, given, y, at, radii_asked, batch_size)
             certificate = False
-        certificate, radii, cert_labels, notes = _certify(model, certificate, x, batch_size)
+        certificate, radii, cert_labels, notes = claims_of(model, certificate, x, batch_size)
         warnings += notes
 
         def judge(attack: Attack, rows: np.ndarray, key: tuple[int, ...]) -> tuple[Any, Any]:
@@ -226,7 +230,7 @@ def evaluate(
             "model": getattr(model, "name", None),
             "image_shape": list(x.shape[1:]),
             "threat_model": threat_model(norm, radii_asked, planned[0], skip_certified),
-            "certificate": _certificate_dict(certificate),
+            "certificate": certificate_dict(certificate),
             "runs": runs(outcomes, planned),
             "checks": checks,
             "seed": seed,
@@ -266,22 +270,6 @@ def _gradient_attack(attacks: Sequence[Attack]) -> Attack | None:
     return None
 
 
-def _smoothed(
-    certificate: SmoothedClassifier,
-    model: Any,
-    x: np.ndarray,
-    y: np.ndarray,
-    eps: list[float],
-    factor: float,
-    batch_size: int,
-) -> dict[str, Any]:
-    """Numbers of a smoothed classifier of the model, at each radius."""
-    _check_smooths(certificate, model)
-    result = certificate.accuracy(x, y, [e * factor for e in eps], batch_size)
-    result["certified"] = dict(zip(eps, result["certified"].values(), strict=True))
-    return result
-
-
 def _radii_asked(eps: float | Iterable[float]) -> list[float]:
     values = [eps] if isinstance(eps, (int, float)) else list(eps)
     values = sorted({positive_float("eps", e) for e in values})
@@ -290,40 +278,30 @@ def _radii_asked(eps: float | Iterable[float]) -> list[float]:
     return values
 
 
+def _check_shape(model: Any, x: np.ndarray) -> None:
+    """A ValueError where the images do not fit the model, before a backend says so in its way."""
+    shape = getattr(model, "input_shape", None)
+    if not isinstance(shape, tuple) or any(isinstance(part, (tuple, list)) for part in shape):
+        return
+    fits = len(shape) == x.ndim and all(
+        want in (None, have) for want, have in zip(shape[1:], x.shape[1:], strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            "`x` must have the shape of the model's input, "
+            f"{('n', *shape[1:])}. Received: shape {x.shape}"
+        )
+
+
 def _labels(model: Any, x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
     """Labels by the mean logits, over draws that no attack with this seed has seen."""
     with noise(model, x, batch_size, seed + 1):
         logits = mean_logits(model, x, batch_size)
+    broken = int((~np.isfinite(logits)).any(axis=1).sum())
+    if broken:
+        raise ValueError(
+            f"`model` must give finite logits. {broken} of {len(x)} images give NaN or infinity: "
+            "are all weights finite?"
+        )
     check_labels(y, logits.shape[1])
     return logits.argmax(axis=1)
-
-
-def _certify(model: Any, certificate: Any, x: np.ndarray, batch_size: int) -> tuple:
-    """(certificate, radii, labels, warnings); radii are `None` where there is no certificate."""
-    if certificate is False:
-        return None, None, None, []
-    if certificate is None:
-        from dynzoo.certificates import certify
-
-        try:
-            certificate = certify(model)
-        except (ValueError, TypeError, NotImplementedError) as error:
-            note = f"The model has no certificate: {error}"
-            return None, None, None, [EvaluationWarning("not-certified", note)]
-    labels, radii = certificate.radii(x, batch_size=batch_size)
-    return certificate, np.asarray(radii, dtype=np.float64), np.asarray(labels), []
-
-
-def _check_smooths(certificate: SmoothedClassifier, model: Any) -> None:
-    if certificate.model is not model:
-        raise ValueError(
-            "`certificate` must smooth the model that is evaluated: `smooth(model, sigma)`. "
-            f"Received: a smoothed {getattr(certificate.model, 'name', 'model')!r}"
-        )
-
-
-def _certificate_dict(certificate: Any) -> dict[str, Any] | None:
-    if certificate is None:
-        return None
-    to_dict = getattr(certificate, "to_dict", None)
-    return to_dict() if callable(to_dict) else {"type": type(certificate).__name__}

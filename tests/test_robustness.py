@@ -177,6 +177,22 @@ def test_wrong_arguments(nearest, arguments, message):
         evaluate(nearest, **{"x": x, "y": y, "certificate": False, **arguments})
 
 
+def test_model_with_nan_weights_is_refused():
+    model = ridge()
+    weights = model.layers[0].get_weights()
+    weights[0][3, 4] = np.nan
+    model.layers[0].set_weights(weights)
+    for certificate in (None, False):
+        with pytest.raises(ValueError, match=r"NaN|finite"):
+            evaluate(model, *held_out(20), eps=0.1, attacks="fast", certificate=certificate)
+
+
+@pytest.mark.parametrize("shape", [(20, 32), (20, 8, 8, 1)])
+def test_images_of_another_shape_are_refused(nearest, shape):
+    with pytest.raises(ValueError, match=r"`x` must have the shape of the model's input"):
+        evaluate(nearest, np.zeros(shape), np.zeros(20, int), certificate=False)
+
+
 class Masked(keras.layers.Layer):
     """Rounds its input: the gradient vanishes, the model does not get any more robust."""
 
