@@ -175,7 +175,7 @@ def _evaluate(commands: Any) -> None:
         type=lambda text: text.split(","),
         default=["standard"],
         metavar="NAMES",
-        help="standard: AutoAttack (hours on a CPU; see --skip-certified); fast: one run of PGD; "
+        help="standard: AutoAttack (long on a CPU: see --checkpoint); fast: one run of PGD; "
         "none; or names such as pgd_margin or apgd-t,square (default: standard)",
     )
     parser.add_argument(
@@ -186,9 +186,10 @@ def _evaluate(commands: Any) -> None:
         help="attack the first N images (default: 1000); all are certified",
     )
     parser.add_argument(
-        "--skip-certified",
-        action="store_true",
-        help="do not attack images at radii for which they are certified: several times faster",
+        "--attack-certified",
+        choices=("first", "all", "none"),
+        default="first",
+        help="attacks that try images which are certified at a radius (default: the first)",
     )
     parser.add_argument(
         "--checkpoint", metavar="FILE", help="an .npz file from which a stopped run goes on"

@@ -116,7 +116,7 @@ def evaluate(arguments: Namespace) -> None:
             title=f"Robustness of {name}",
             tick=tick,
             checkpoint=arguments.checkpoint,
-            skip_certified=arguments.skip_certified,
+            attack_certified=arguments.attack_certified,
             audit=arguments.audit,
             corruptions=arguments.corruptions,
         )
@@ -266,7 +266,8 @@ def _how(arguments: Namespace, name: str, source: str, about: dict[str, Any]) ->
     attacks = ",".join(arguments.attacks)
     if attacks != "none":
         command += f" --attacks {attacks} --attack-limit {arguments.attack_limit}"
-        command += " --skip-certified" if arguments.skip_certified else ""
+        if arguments.attack_certified != "first":
+            command += f" --attack-certified {arguments.attack_certified}"
     how: dict[str, Any] = {"split": "test", "backend": backend.name()}
     if arguments.data:
         how["data_file"] = f"{Path(source).name}, SHA-256 {preset_files.sha256(Path(source))}"
@@ -274,8 +275,9 @@ def _how(arguments: Namespace, name: str, source: str, about: dict[str, Any]) ->
         how["dataset"] = source
     if attacks != "none":
         how["attacks"] = f"{attacks}, seed {arguments.seed}"
-        if arguments.skip_certified:
-            how["attacks"] += ", images that are certified at a radius not attacked there"
+        if len(arguments.attacks) > 1 or arguments.attacks == ["standard"]:
+            which = {"first": "the first attack", "all": "all attacks", "none": "no attack"}
+            how["attacks"] += f", certified images by {which[arguments.attack_certified]}"
     return {**how, "command": command}
 
 

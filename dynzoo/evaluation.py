@@ -68,7 +68,7 @@ def measure(
     title: str | None = None,
     tick: Callable[[int], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    skip_certified: bool = False,
+    attack_certified: str = "first",
     audit: bool = False,
     corruptions: bool = False,
 ) -> Measurement:
@@ -89,7 +89,8 @@ def measure(
         title: heading of the report.
         tick: called with the number of images that were certified since its last call.
         checkpoint: file of an attack that can be stopped and gone on with.
-        skip_certified: do not attack images that are proved at a radius.
+        attack_certified: which attacks try images that are proved at a radius: `"first"`, `"all"`
+            or `"none"`.
         audit: search for the steepest slope, which refutes the Lipschitz bound or says how tight
             it is; a section of the report.
         corruptions: measure the attacked images under fifteen corruptions; a section of the report.
@@ -129,7 +130,7 @@ def measure(
             class_names=class_names,
             title=title,
             checkpoint=checkpoint,
-            skip_certified=skip_certified,
+            attack_certified=attack_certified,
         )
         if audit:
             from dynzoo.certificates.audit import audit as search

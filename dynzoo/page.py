@@ -34,8 +34,10 @@ def render(report: RobustnessReport) -> str:
         f"by at most {radii} in {norm} norm, inside the pixel range [0, 1], to any wrong answer. "
         "An image counts as broken if any attack fools it at this or a smaller radius."
     )
-    if not report.details.get("threat_model", {}).get("certified_images_attacked", True):
-        intro += " Images whose certificate covers a radius were not attacked there."
+    tried = report.details.get("threat_model", {}).get("attacks_on_certified_images", "all")
+    if report.radii() is not None and tried != "all" and len(report.details.get("runs", [])) > 1:
+        only = "by the first attack only" if tried == "first" else "by none"
+        intro += f" Images whose certificate covers a radius were attacked there {only}."
     figure = image(plots.png(report.plot()), "Accuracy versus radius of the perturbation")
     parts = [
         f"<header><h1>{text(report.title)}</h1><p>{text(intro)}</p>{_tiles(report)}</header>",

@@ -37,7 +37,7 @@ def fingerprint(model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, str]:
 
 
 def threat_model(
-    norm: str, eps: Sequence[float], attacks: Sequence[Attack], skip_certified: bool
+    norm: str, eps: Sequence[float], attacks: Sequence[Attack], attack_certified: str
 ) -> dict[str, Any]:
     """What the attacker may do and knows, for the header of the report."""
     return {
@@ -48,7 +48,7 @@ def threat_model(
         "box": [0.0, 1.0],
         "attacks": [type(attack).__name__ for attack in attacks],
         "worst_case": "pointwise over all attacks, and over all smaller radii",
-        "certified_images_attacked": not skip_certified,
+        "attacks_on_certified_images": attack_certified,
     }
 
 

@@ -6,14 +6,13 @@ import datetime
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dynzoo.attacks.active_test import check_active
-from dynzoo.attacks.apgd import APGD
 from dynzoo.attacks.base import Attack, check_images, check_labels, positive_float
 from dynzoo.attacks.campaign import Campaign
 from dynzoo.attacks.checks import (
@@ -22,12 +21,11 @@ from dynzoo.attacks.checks import (
     check_outputs,
     check_unbounded,
 )
-from dynzoo.attacks.ensembles import makers
+from dynzoo.attacks.ensembles import gradient_attack, makers, transfer_from, with_draws
 from dynzoo.attacks.gradient_check import check_gradients
 from dynzoo.attacks.outcome_checks import check_outcomes
 from dynzoo.attacks.passes import mean_logits, noise
 from dynzoo.attacks.progress import Progress
-from dynzoo.attacks.transfer import Transfer
 from dynzoo.attacks.warnings import SAMPLE
 from dynzoo.certificates.smoothing import SmoothedClassifier
 from dynzoo.claims import certificate_dict, claims_of, smoothed_numbers
@@ -55,7 +53,7 @@ def evaluate(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     surrogates: Iterable[Any] = (),
-    skip_certified: bool = False,
+    attack_certified: str = "first",
     checks: str = "auto",
 ) -> RobustnessReport:
     r"""Clean, attacked and certified accuracy of a classifier.
@@ -68,7 +66,7 @@ def evaluate(
 
     A model that is random at inference, or mixes the images of a batch, is evaluated too, with a
     named warning. The answer of a random model is that of the mean logits of some draws, and
-    gradient attacks on it follow the mean of `EOT_DRAWS` draws (expectation over transformation). A
+    gradient attacks on it follow the mean of 20 draws (expectation over transformation). A
     smoothed classifier answers otherwise than the model that it smooths, so its certified accuracy
     stands beside its own accuracy (`report.smoothed`), not above the attacks.
 
@@ -91,8 +89,9 @@ def evaluate(
         checkpoint: File (`.npz`) that is written after each batch of each attack. If it exists, the
             evaluation goes on from it and ends with the same outcomes.
         surrogates: Other models for the same images; what fools them is tried on this one.
-        skip_certified: Do not attack images whose certificate covers the radius: no attack can
-            succeed if the certificate is right, and nothing then tests whether it is.
+        attack_certified: Which attacks try images whose certificate covers the radius: only the
+            `"first"`, `"all"`, or `"none"`. None can succeed if the certificate is right, and those
+            that try test whether it is.
         checks: `"full"`, `"quick"` without those checks that attack the model (convergence, planted
             examples), or `"auto"`: quick for `attacks="fast"`, else full.
 
@@ -122,12 +121,16 @@ def evaluate(
     x = given.astype(np.float32, copy=False)
     _check_shape(model, x)
     radii_asked = _radii_asked(eps)
+    if attack_certified not in ("first", "all", "none"):
+        raise ValueError(
+            f"`attack_certified` must be 'first', 'all' or 'none'. Received: {attack_certified!r}"
+        )
     if checks not in ("auto", "full", "quick"):
         raise ValueError(f"`checks` must be 'auto', 'full' or 'quick'. Received: {checks!r}")
     if checks == "auto":
         checks = "quick" if attacks == "fast" else "full"
     make_attacks = makers(attacks, norm, seed, batch_size)
-    make_attacks += [_transfer(source, norm, seed, batch_size) for source in surrogates]
+    make_attacks += [transfer_from(source, norm, seed, batch_size) for source in surrogates]
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
 
     with Draws(model, seed) as draws:
@@ -160,9 +163,9 @@ def evaluate(
                 warnings += check_gradients(model, x[sample], y[sample])
                 warnings += check_unbounded(model, x[sample], y[sample], norm, seed)
             random = any(w.name == "randomised-model" for w in warnings)
-            planned = [[_with_draws(make(e), random) for make in make_attacks] for e in radii_asked]
+            planned = [[with_draws(make(e), random) for make in make_attacks] for e in radii_asked]
             covered = None
-            if radii is not None and skip_certified:
+            if radii is not None and attack_certified != "all":
                 proved = np.where(cert_labels == y, radii, 0.0)
                 covered = np.stack([proved > e * factor for e in radii_asked])
             campaign = Campaign(
@@ -172,13 +175,14 @@ def evaluate(
                 correct,
                 judge,
                 skip=covered,
+                skip_from=0 if attack_certified == "none" else 1,
                 batch_size=batch_size,
                 about={
                     **fingerprint(model, given, y),
                     "norm": norm,
                     "seed": seed,
                     "batch_size": batch_size,
-                    "skip_certified": skip_certified,
+                    "attack_certified": attack_certified,
                     "attacks": [[attack.get_config() for attack in row] for row in planned],
                 },
                 checkpoint=checkpoint,
@@ -197,7 +201,7 @@ def evaluate(
             warnings += check_convergence(
                 model, x, y, survivors, radii_asked[middle], norm, steps, seed
             )
-            if (attack := _gradient_attack(planned[middle])) is not None and not random:
+            if (attack := gradient_attack(planned[middle])) is not None and not random:
                 warnings += check_active(model, x[sample], attack, seed)
 
     robust = outcomes.robust()
@@ -229,7 +233,7 @@ def evaluate(
         details={
             "model": getattr(model, "name", None),
             "image_shape": list(x.shape[1:]),
-            "threat_model": threat_model(norm, radii_asked, planned[0], skip_certified),
+            "threat_model": threat_model(norm, radii_asked, planned[0], attack_certified),
             "certificate": certificate_dict(certificate),
             "runs": runs(outcomes, planned),
             "checks": checks,
@@ -240,34 +244,6 @@ def evaluate(
             "versions": versions(),
         },
     )
-
-
-# Draws over which gradient attacks average on a model that is random at inference.
-EOT_DRAWS = 20
-
-
-def _with_draws(attack: Attack, random: bool) -> Attack:
-    """The attack, averaging over draws where the model is random and nothing else was asked for."""
-    config = attack.get_config()
-    if not random or config.get("eot", 0) != 1:
-        return attack
-    return type(attack)(**{**config, "eot": EOT_DRAWS})
-
-
-def _transfer(source: Any, norm: str, seed: int, batch_size: int) -> Callable[[float], Attack]:
-    def make(eps: float) -> Attack:
-        return Transfer(APGD(norm, eps, seed, loss="margin", batch_size=batch_size), source)
-
-    return make
-
-
-def _gradient_attack(attacks: Sequence[Attack]) -> Attack | None:
-    """The first attack that uses the gradients of the model itself."""
-    for attack in attacks:
-        blind = getattr(attack, "black_box", False) or getattr(attack, "transferred", False)
-        if getattr(attack, "steps", 0) > 1 and not blind:
-            return attack
-    return None
 
 
 def _radii_asked(eps: float | Iterable[float]) -> list[float]:

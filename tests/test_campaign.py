@@ -125,6 +125,8 @@ def test_skipped_images_are_not_attacked():
     made, calls = campaign(1, skip=skip)
     outcomes = made.run()
     assert not outcomes.attacked[:9, :, :2].any() and outcomes.attacked[:9, :, 2].any()
+    first = campaign(1, skip=skip, skip_from=1)[0].run()
+    assert first.attacked[:9, 0, :2].any() and not first.attacked[:9, 1:, :2].any()
 
 
 def test_files(tmp_path):

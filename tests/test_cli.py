@@ -204,15 +204,15 @@ def test_evaluate_writes_the_report(tiny, capsys):
 
 def test_evaluate_goes_on_audits_and_corrupts(tiny, capsys):
     arguments = (
-        "evaluate tiny --limit 8 --attacks apgd-ce,pgd --eps 1/50,2 --skip-certified --audit "
-        "--corruptions --checkpoint state.npz --output"
+        "evaluate tiny --limit 8 --attacks apgd-ce,pgd --eps 1/50,2 --attack-certified none "
+        "--audit --corruptions --checkpoint state.npz --output"
     ).split()
     work = tiny.parents[1] / "work"
     assert cli.main([*arguments, "report.html"]) == 0
     first = capsys.readouterr().out
     assert "APGD-ce" in first and (work / "state.npz").exists()
     page = (work / "report.html").read_text(encoding="utf-8")
-    assert "tightness" in page and "orruptions" in page and "were not attacked" in page
+    assert "tightness" in page and "orruptions" in page and "attacked there by none" in page
     assert cli.main([*arguments[:-1], "--output", "outcomes.csv"]) == 0
     assert "APGD-ce" not in capsys.readouterr().out  # all of it was in the checkpoint
     assert (work / "outcomes.csv").read_text().count("\n") == 9

@@ -124,6 +124,21 @@ def test_certificate_is_computed_by_default():
     assert result.details["certificate"]["lipschitz"] > 0
 
 
+@pytest.mark.parametrize("which", ["first", "all", "none"])
+def test_certified_images_are_attacked_as_asked(nearest, which):
+    x, y = held_out(100)
+    attacks = [PGD(steps=5, loss="ce", random_start=False), PGD(steps=20, random_start=False)]
+    certificate = MarginCertificate(nearest)
+    result = evaluate(
+        nearest, x, y, eps=EPS, attacks=attacks, certificate=certificate, attack_certified=which
+    )
+    for radius, e in enumerate(EPS):
+        tried = result.outcomes.attacked[result.per_image["radii"] > e, :, radius]
+        assert tried[:, 0].all() == (which != "none") and tried[:, 1].all() == (which == "all")
+    reference = evaluate(nearest, x, y, eps=EPS, attacks=attacks, certificate=False)
+    assert result.robust == reference.robust  # what is proved cannot be broken
+
+
 def test_no_certificate_if_none_is_wanted(nearest):
     result = evaluate(nearest, *held_out(20), eps=0.1, attacks="fast", certificate=False)
     assert result.certified == {0.1: None} and result.warnings == []
@@ -162,6 +177,8 @@ def test_attacks_may_be_names_objects_or_factories(nearest):
         ({"eps": ()}, "`eps` must hold at least one"),
         ({"eps": (0.1, -1)}, "`eps` must be a finite number above 0"),
         ({"attacks": "strong"}, "`attacks` must name one of"),
+        ({"attack_certified": True}, "`attack_certified` must be"),
+        ({"checks": "none"}, "`checks` must be"),
         ({"attacks": []}, "at least one attack"),
         ({"attacks": [3]}, "names, attacks or factories"),
         ({"attacks": [PGD(norm="linf")]}, "of norm='l2'"),

@@ -40,6 +40,7 @@ class Campaign:
         judge: `judge(attack, rows, key) -> (points, labels)` attacks rows and gives the model's
             labels of the points; `key` are numbers that tell the call from all others.
         skip: Bool array of shape (radii, n): images that need no attack at a radius, or `None`.
+        skip_from: Number of the first attack that leaves those images out.
         batch_size: Images in one batch.
         about: What is evaluated, JSON-able: a checkpoint of something else is refused.
         checkpoint: File that is written after each batch, and read if it exists; or `None`.
@@ -57,6 +58,7 @@ class Campaign:
         correct: np.ndarray,
         judge: Callable[..., tuple[np.ndarray, np.ndarray]],
         skip: np.ndarray | None = None,
+        skip_from: int = 0,
         batch_size: int = 256,
         about: dict[str, Any] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -65,6 +67,7 @@ class Campaign:
         self.attacks, self.y, self.judge, self.batch_size = attacks, y, judge, batch_size
         self.outcomes = Outcomes.start(_names(attacks[0]), eps, correct)
         self.skip = np.zeros((len(eps), len(y)), bool) if skip is None else skip
+        self.skip_from = skip_from
         # Of the images that fell in a smaller ball: how many were tried, how many resisted.
         self.repeated = np.full((len(eps), 2), -1)
         self.about = json.loads(json.dumps(about or {}, default=repr))
@@ -78,7 +81,10 @@ class Campaign:
 
     def rows(self, attack: int, radius: int) -> np.ndarray:
         """Numbers of the images that an attack has to try at a radius."""
-        return np.flatnonzero(self.outcomes.waiting(attack, radius) & ~self.skip[radius])
+        waiting = self.outcomes.waiting(attack, radius)
+        if attack >= self.skip_from:
+            waiting = waiting & ~self.skip[radius]
+        return np.flatnonzero(waiting)
 
     def run(self) -> Outcomes:
         """Do what is left to do."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dynzoo.attacks.apgd import APGD, TargetedAPGD
-from dynzoo.attacks.autoattack import AutoAttack
+from dynzoo.attacks.autoattack import EOT, AutoAttack
 from dynzoo.attacks.base import Attack
 from dynzoo.attacks.ddn import DDN
 from dynzoo.attacks.fab import FAB
@@ -15,6 +15,7 @@ from dynzoo.attacks.geometry import NORMS
 from dynzoo.attacks.noise import GaussianNoise, UniformNoise
 from dynzoo.attacks.pgd import PGD
 from dynzoo.attacks.square import Square
+from dynzoo.attacks.transfer import Transfer
 
 
 def standard(norm: str, seed: int = 0, batch_size: int = 256) -> list[Attack]:
@@ -110,3 +111,29 @@ def _from_factory(factory: Callable[..., Any], norm: str, seed: int) -> Callable
         return attack
 
     return make
+
+
+def with_draws(attack: Attack, random: bool) -> Attack:
+    """The attack, averaging over draws where the model is random and nothing else was asked for."""
+    config = attack.get_config()
+    if not random or config.get("eot", 0) != 1:
+        return attack
+    return type(attack)(**{**config, "eot": EOT})
+
+
+def transfer_from(source: Any, norm: str, seed: int, batch_size: int) -> Callable[[float], Attack]:
+    """Makes the attack that tries on a model what fools another one."""
+
+    def make(eps: float) -> Attack:
+        return Transfer(APGD(norm, eps, seed, loss="margin", batch_size=batch_size), source)
+
+    return make
+
+
+def gradient_attack(attacks: Sequence[Attack]) -> Attack | None:
+    """The first attack that uses the gradients of the model itself."""
+    for attack in attacks:
+        blind = getattr(attack, "black_box", False) or getattr(attack, "transferred", False)
+        if getattr(attack, "steps", 0) > 1 and not blind:
+            return attack
+    return None
