@@ -145,7 +145,7 @@ def evaluate(
         certificate, radii, cert_labels, notes = claims_of(model, certificate, x, batch_size)
         warnings += notes
 
-        def judge(attack: Attack, rows: np.ndarray, key: tuple[int, ...]) -> tuple[Any, Any]:
+        def judge(attack: Attack, rows: np.ndarray) -> tuple[Any, Any]:
             points = attack(model, given[rows], y[rows], indices=rows)
             labels = _labels(model, points, y[rows], batch_size, seed)
             if radii is not None:

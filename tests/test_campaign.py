@@ -22,14 +22,16 @@ from dynzoo.attacks.outcomes import Outcomes
 from dynzoo.attacks.progress import Progress, duration, seconds_left
 from dynzoo.robustness import evaluate
 
+EPS = [0.1, 0.2, 0.3]
+
 
 class Puppet(Attack):
-    """Its number is all that the judge below looks at."""
+    """Its number and its radius are all that the judge below looks at."""
 
     steps = 10
 
-    def __init__(self, number=0):
-        super().__init__()
+    def __init__(self, number=0, eps=0.1):
+        super().__init__(eps=eps)
         self.number = number
 
 
@@ -41,18 +43,20 @@ def fate(seed, radius, number, row):
 def campaign(seed, images=17, batch_size=5, stop_after=None, **kwargs):
     calls = []
 
-    def judge(attack, rows, key):
+    def judge(attack, rows):
         if stop_after is not None and len(calls) >= stop_after:
             raise KeyboardInterrupt
-        calls.append((attack.number, tuple(rows), key))
-        hit = [fate(seed, key[0], attack.number, row) for row in rows]
-        return np.full((len(rows), 2), float(key[0])), np.array(hit, int)
+        radius = EPS.index(attack.eps)
+        again = bool(made.outcomes.broken[rows, :, :radius].any())  # fell in a smaller ball
+        calls.append((attack.number, tuple(rows), radius, again))
+        hit = [fate(seed, radius, attack.number, row) for row in rows]
+        return np.full((len(rows), 2), float(radius)), np.array(hit, int)
 
     y = np.zeros(images, int)
     correct = np.random.default_rng(seed).random(images) < 0.8
-    attacks = [[Puppet(0), Puppet(1), Puppet(2)]] * 3
+    attacks = [[Puppet(number, e) for number in range(3)] for e in EPS]
     made = Campaign(
-        attacks, [0.1, 0.2, 0.3], y, correct, judge, batch_size=batch_size, about={"a": 1}, **kwargs
+        attacks, EPS, y, correct, judge, batch_size=batch_size, about={"a": 1}, **kwargs
     )
     return made, calls
 
@@ -93,8 +97,9 @@ def test_a_campaign_goes_on_where_it_was_cut(tmp_path_factory, seed, stop):
         [f[:2] for f in found] for found in whole.fooled
     ]
     # Nothing that was done is done again, but for the second look at what fell earlier.
-    attacks = [call for call in first_calls + later_calls if len(call[2]) == 3]
-    assert attacks == [call for call in every_call if len(call[2]) == 3]
+    attacks = [call for call in first_calls + later_calls if not call[3]]
+    assert attacks == [call for call in every_call if not call[3]]
+    assert any(call[3] for call in every_call)
 
 
 def test_a_finished_campaign_does_nothing(tmp_path):

@@ -1,5 +1,7 @@
 """The checks of an evaluation: they flag what only looks robust, and leave a plain model alone."""
 
+import copy
+
 import numpy as np
 import pytest
 from masking_fixtures import FIXTURES, wrapped
@@ -123,13 +125,19 @@ class Puppet(Attack):
 
 
 def outcomes_of(puppets, images=100, eps=(0.1, 0.3)):
-    def judge(attack, rows, key):
+    def at(puppet, e):
+        moved = copy.copy(puppet)
+        moved.eps = e
+        return moved
+
+    def judge(attack, rows):
         labels = np.zeros(len(rows), int)
-        labels[np.isin(rows, attack.broken[key[0]])] = 1
+        labels[np.isin(rows, attack.broken[eps.index(attack.eps)])] = 1
         return np.zeros((len(rows), 1)), labels
 
     y = np.zeros(images, int)
-    campaign = Campaign([puppets] * len(eps), eps, y, y == 0, judge)
+    planned = [[at(puppet, e) for puppet in puppets] for e in eps]
+    campaign = Campaign(planned, eps, y, y == 0, judge)
     return campaign.run(), campaign.repeated
 
 

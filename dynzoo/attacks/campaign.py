@@ -37,8 +37,8 @@ class Campaign:
         eps: Radii, increasing.
         y: True labels of shape (n,).
         correct: Bool array of shape (n,): right without an attack.
-        judge: `judge(attack, rows, key) -> (points, labels)` attacks rows and gives the model's
-            labels of the points; `key` are numbers that tell the call from all others.
+        judge: `judge(attack, rows) -> (points, labels)` attacks rows and gives the model's labels
+            of the points.
         skip: Bool array of shape (radii, n): images that need no attack at a radius, or `None`.
         skip_from: Number of the first attack that leaves those images out.
         batch_size: Images in one batch.
@@ -109,7 +109,6 @@ class Campaign:
                 continue
             self.tick(self)
             began = time.perf_counter()
-            key = (radius, attack, int(batch[0]))
             passes = np.zeros(2, dtype=np.int64)
 
             def count(images: int, backward: bool, passes: np.ndarray = passes) -> None:
@@ -117,7 +116,7 @@ class Campaign:
                 self.tick(self)
 
             with listening(count):
-                points, labels = self.judge(self.attacks[radius][attack], batch, key)
+                points, labels = self.judge(self.attacks[radius][attack], batch)
             self.outcomes.passes[:, attack, radius] += passes
             hit = labels != self.y[batch]
             self.outcomes.record(batch, attack, radius, hit, time.perf_counter() - began)
@@ -132,10 +131,9 @@ class Campaign:
     def _repeat(self, fallen: np.ndarray) -> None:
         """Attack again what fell in a smaller ball: an attack that cannot repeat it is weak."""
         tried = len(fallen)
-        for attack, member in enumerate(self.attacks[self.radius]):
+        for member in self.attacks[self.radius]:
             if len(fallen):
-                key = (self.radius, attack, int(fallen[0]), 1)
-                fallen = fallen[self.judge(member, fallen, key)[1] == self.y[fallen]]
+                fallen = fallen[self.judge(member, fallen)[1] == self.y[fallen]]
         self.repeated[self.radius] = tried, len(fallen)
 
     # --- checkpoint ---
