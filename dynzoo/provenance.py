@@ -14,6 +14,7 @@ import numpy as np
 from dynzoo import backend
 from dynzoo.attacks.base import Attack
 from dynzoo.attacks.outcomes import Outcomes
+from dynzoo.random_layers import seed_states
 
 __all__ = ["fingerprint", "runs", "threat_model", "versions"]
 
@@ -23,8 +24,9 @@ def fingerprint(model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, str]:
     images, weights = hashlib.sha256(), hashlib.sha256()
     for array in (x, y):
         images.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
+    moving = {id(state) for state in seed_states(model)}
     for variable in getattr(model, "variables", []):
-        if variable.name != "seed_generator_state":  # moves with every draw
+        if id(variable) not in moving:
             value = backend.to_numpy(variable.value)
             weights.update(f"{value.shape} {value.dtype}".encode() + value.tobytes())
     return {

@@ -8,7 +8,7 @@ import numpy as np
 
 from dynzoo import backend
 
-__all__ = ["Draws", "layers_with"]
+__all__ = ["Draws", "layers_with", "seed_states"]
 
 
 def layers_with(model: Any, attribute: str) -> list[str]:
@@ -19,6 +19,12 @@ def layers_with(model: Any, attribute: str) -> list[str]:
     """
     layers: list[Any] = getattr(model, "_flatten_layers", list)()
     return [layer.name for layer in layers if getattr(layer, attribute, False)]
+
+
+def seed_states(model: Any) -> list[Any]:
+    """States of the seed generators of a model: the variables that every draw moves."""
+    variables = getattr(model, "variables", [])
+    return [v for v in variables if v.name == "seed_generator_state"]
 
 
 class Draws:
@@ -39,8 +45,7 @@ class Draws:
     """
 
     def __init__(self, model: Any, seed: int):
-        variables = getattr(model, "variables", [])
-        self._states = [v for v in variables if v.name == "seed_generator_state"]
+        self._states = seed_states(model)
         self._seed, self._count = seed, 0
 
     def fresh(self, *key: int) -> None:

@@ -19,7 +19,7 @@ from keras import ops
 from dynzoo import backend
 from dynzoo.attacks.batching import batches
 from dynzoo.attacks.losses import attack_loss, margin
-from dynzoo.random_layers import Draws, layers_with
+from dynzoo.random_layers import Draws, layers_with, seed_states
 
 # Compiled functions of each model. Keys are weak, and `backend.inference` holds the model weakly,
 # so that deleting a model frees what was compiled for it.
@@ -115,8 +115,7 @@ def noise(model: Any, x: np.ndarray, batch_size: int, seed: int) -> Iterator[Non
     A model is random if a layer says so, or has a seed generator and answers two draws
     differently. The generators are put back at the end; a model that is not random is left alone.
     """
-    seeded = any(v.name == "seed_generator_state" for v in getattr(model, "variables", []))
-    if model in _NOISE or not seeded:
+    if model in _NOISE or not seed_states(model):
         yield
         return
     with Draws(model, seed) as draws:
