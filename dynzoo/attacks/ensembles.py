@@ -133,7 +133,7 @@ def transfer_from(source: Any, norm: str, seed: int, batch_size: int) -> Callabl
 def gradient_attack(attacks: Sequence[Attack]) -> Attack | None:
     """The first attack that uses the gradients of the model itself."""
     for attack in attacks:
-        blind = getattr(attack, "black_box", False) or getattr(attack, "transferred", False)
+        blind = attack.black_box or attack.transferred
         if getattr(attack, "steps", 0) > 1 and not blind:
             return attack
     return None

@@ -75,7 +75,7 @@ def _curve(outcomes: Outcomes) -> list[EvaluationWarning]:
 
 
 def _without_gradients(outcomes: Outcomes, attacks: Sequence[Attack]) -> list[EvaluationWarning]:
-    blind = [getattr(attack, "black_box", False) for attack in attacks]
+    blind = [attack.black_box for attack in attacks]
     if all(blind):
         return []
     start = blind.index(False)
@@ -95,7 +95,7 @@ def _without_gradients(outcomes: Outcomes, attacks: Sequence[Attack]) -> list[Ev
 
 
 def _transferred(outcomes: Outcomes, attacks: Sequence[Attack]) -> list[EvaluationWarning]:
-    foreign = [k for k, attack in enumerate(attacks) if getattr(attack, "transferred", False)]
+    foreign = [k for k, attack in enumerate(attacks) if attack.transferred]
     if not foreign or len(foreign) == len(attacks):
         return []
     broken = outcomes.broken[:, foreign].any(axis=1).sum(axis=0)
