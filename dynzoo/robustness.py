@@ -144,6 +144,10 @@ def evaluate(
             certificate = False
         certificate, radii, cert_labels, notes = claims_of(model, certificate, x, batch_size)
         warnings += notes
+        counted = proved = None
+        if radii is not None:
+            counted = np.where(cert_labels == y, radii, 0.0)
+            proved = np.stack([counted > e * factor for e in radii_asked])
 
         def judge(attack: Attack, rows: np.ndarray) -> tuple[Any, Any]:
             points = attack(model, given[rows], y[rows], indices=rows)
@@ -164,17 +168,13 @@ def evaluate(
                 warnings += check_unbounded(model, x[sample], y[sample], norm, seed)
             random = any(w.name == "randomised-model" for w in warnings)
             planned = [[with_draws(make(e), random) for make in make_attacks] for e in radii_asked]
-            covered = None
-            if radii is not None and attack_certified != "all":
-                proved = np.where(cert_labels == y, radii, 0.0)
-                covered = np.stack([proved > e * factor for e in radii_asked])
             campaign = Campaign(
                 planned,
                 radii_asked,
                 y,
                 correct,
                 judge,
-                skip=covered,
+                skip=None if attack_certified == "all" else proved,
                 skip_from=0 if attack_certified == "none" else 1,
                 batch_size=batch_size,
                 about={
@@ -206,9 +206,7 @@ def evaluate(
 
     robust = outcomes.robust()
     certified: dict[float, float | None] = dict.fromkeys(radii_asked)
-    if radii is not None:
-        radii = np.where(cert_labels == y, radii, 0.0)
-        proved = np.stack([radii > e * factor for e in radii_asked])
+    if proved is not None:
         # `refute` has judged every point; this guards the book-keeping.
         if np.any(proved & ~robust) or np.any(robust & ~correct):
             raise RuntimeError("An image counts as certified, but not as robust or not as right.")
@@ -225,7 +223,7 @@ def evaluate(
         certified=certified,
         smoothed=smoothed,
         warnings=warnings,
-        per_image={"correct": correct, "robust": robust, "radii": radii, "labels": y},
+        per_image={"correct": correct, "robust": robust, "radii": counted, "labels": y},
         outcomes=outcomes,
         examples=spread(examples),
         title=title or f"Robustness of {getattr(model, 'name', 'the model')}",

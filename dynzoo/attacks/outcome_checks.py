@@ -114,7 +114,8 @@ def _transferred(outcomes: Outcomes, attacks: Sequence[Attack]) -> list[Evaluati
 def _crossentropy_only(outcomes: Outcomes, attacks: Sequence[Attack]) -> list[EvaluationWarning]:
     if len(attacks) < 2 or getattr(attacks[0], "loss", None) != "ce":
         return []
-    gap = outcomes.cumulative()[0] - outcomes.cumulative()[-1]
+    shares = outcomes.cumulative()
+    gap = shares[0] - shares[-1]
     worst = int(gap.argmax())
     if gap[worst] <= max(_CE_GAP, 1.5 / len(outcomes.correct)):
         return []
