@@ -11,7 +11,7 @@ from keras import ops
 from dynzoo.attacks.base import Attack, positive_int
 from dynzoo.attacks.batching import Pool
 from dynzoo.attacks.geometry import INSIDE, per_image, project, random_points, unit
-from dynzoo.attacks.losses import classes_needed, runner_up
+from dynzoo.attacks.losses import classes_needed, require_classes, runner_up
 from dynzoo.attacks.passes import loss_and_gradient, pure
 from dynzoo.attacks.pgd import LOOK
 
@@ -99,12 +99,7 @@ class APGD(Attack):
         self.eot = positive_int("eot", eot)
 
     def check_classes(self, classes: int) -> None:
-        needed = classes_needed(self.loss, targeted=False)
-        if classes < needed:
-            raise ValueError(
-                f"`loss={self.loss!r}` needs at least {needed} classes. "
-                f"Received: a model with {classes}"
-            )
+        require_classes(self.loss, classes)
 
     def objective(self, logits: np.ndarray, y: np.ndarray, restart: int) -> tuple[str, np.ndarray]:
         """The loss of this run, and the class that each image is driven to if it has one."""

@@ -11,7 +11,7 @@ from keras import ops
 from dynzoo.attacks.base import positive_float, positive_int
 from dynzoo.attacks.batching import Pool
 from dynzoo.attacks.geometry import per_image, random_points, steepest
-from dynzoo.attacks.losses import classes_needed
+from dynzoo.attacks.losses import require_classes
 from dynzoo.attacks.minimum_norm import MinimumNorm
 from dynzoo.attacks.passes import loss_and_gradient, pure
 from dynzoo.attacks.pgd import LOOK
@@ -90,12 +90,7 @@ class DDN(MinimumNorm):
         self.loss = loss
 
     def check_classes(self, classes: int) -> None:
-        needed = classes_needed(self.loss, False)
-        if classes < needed:
-            raise ValueError(
-                f"`loss={self.loss!r}` needs at least {needed} classes. "
-                f"Received: a model with {classes}"
-            )
+        require_classes(self.loss, classes)
 
     def nearest(
         self,

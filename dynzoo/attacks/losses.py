@@ -82,6 +82,17 @@ def classes_needed(name: str, targeted: bool) -> int:
     return 4 if name == "pairwise_dlr" else 2
 
 
+def require_classes(name: str, classes: int, targeted: bool = False) -> None:
+    """Raise a ValueError if the loss is not defined for a model of so many classes."""
+    needed = classes_needed(name, targeted)
+    if classes < needed:
+        kind = " with targeted=True" if targeted else ""
+        raise ValueError(
+            f"`loss={name!r}`{kind} needs at least {needed} classes. "
+            f"Received: a model with {classes}"
+        )
+
+
 def runner_up(logits: np.ndarray, y: np.ndarray, rank: int) -> np.ndarray:
     """Class of the (rank + 1)-th largest logit beside that of `y`; after the last, the first."""
     others = logits.copy()

@@ -11,7 +11,7 @@ from keras import ops
 from dynzoo.attacks.base import Attack, positive_float, positive_int
 from dynzoo.attacks.batching import Pool
 from dynzoo.attacks.geometry import INSIDE, per_image, project, random_points, steepest
-from dynzoo.attacks.losses import LOSSES, classes_needed, runner_up
+from dynzoo.attacks.losses import LOSSES, require_classes, runner_up
 from dynzoo.attacks.passes import loss_and_gradient, pure
 
 # How many steps pass between two looks at which images of the batch have fallen.
@@ -94,12 +94,7 @@ class PGD(Attack):
         self.eot = positive_int("eot", eot)
 
     def check_classes(self, classes: int) -> None:
-        needed = classes_needed(self.loss, self.targeted)
-        if classes < needed:
-            raise ValueError(
-                f"`loss={self.loss!r}` with targeted={self.targeted} needs at least {needed} "
-                f"classes. Received: a model with {classes}"
-            )
+        require_classes(self.loss, classes, self.targeted)
 
     def search(
         self,
