@@ -18,15 +18,21 @@ class CheckpointError(ValueError):
 
 
 def write_atomically(path, content: bytes) -> None:
-    """Writes a file so that at every moment either the old or the new content is there."""
+    """Writes a file so that at every moment either the old or the new content is there.
+
+    Nothing else is left behind where it fails.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write(path, model, state: dict) -> None:

@@ -14,6 +14,7 @@ from dynzoo import plots
 from dynzoo.attacks.geometry import distances
 from dynzoo.attacks.outcomes import Outcomes
 from dynzoo.attacks.warnings import EvaluationWarning
+from dynzoo.checkpoints import write_atomically
 
 # Attacked images in the gallery.
 EXAMPLES = 8
@@ -197,11 +198,5 @@ class RobustnessReport:
             raise ValueError(
                 f"`path` must end in .html, .json, .csv or .npz. Received: path={str(path)!r}"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, text.encode())
         return path
