@@ -10,10 +10,13 @@ from dynzoo.models.convection_diffusion import (
 )
 from dynzoo.models.convection_diffusion import feynman_kac_model as feynman_kac_model
 from dynzoo.models.isometric import isometric_classifier as isometric_classifier
+from dynzoo.models.resnet import resnet_classifier as resnet_classifier
 from dynzoo.models.structured import structured_classifier as structured_classifier
+from dynzoo.models.widening import widen as widen
 
 ARCHITECTURES: dict[str, Callable[..., Any]] = {
     "convection_diffusion": convection_diffusion_classifier,
     "isometric": isometric_classifier,
+    "resnet": resnet_classifier,
     "structured": structured_classifier,
 }
