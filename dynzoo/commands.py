@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo import backend, data, runs, training
+from dynzoo import backend, data, plots, runs, training
 from dynzoo import demo as demonstration
 from dynzoo import evaluation as measuring
 from dynzoo import finetuning as tuning
@@ -214,7 +214,7 @@ def show(measured: measuring.Measurement, title: str) -> None:
             cells.append(percent(robust))
         rows.append([name, *cells])
     say()
-    table(header, rows, title=f"{title}, {'L2' if measured.norm == 'l2' else 'Linf'}")
+    table(header, rows, title=f"{title}, {plots.norm_text(measured.norm)}")
     say(f"Lipschitz bound, images to logits (L2): {measured.lipschitz:.6g}")
     for warning in measured.report.warnings if measured.report is not None else ():
         say(f"warning: {warning}", style="yellow")

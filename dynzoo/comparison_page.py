@@ -12,8 +12,10 @@ __all__ = ["render"]
 def render(comparison: Comparison) -> str:
     """The comparison as one HTML page without any reference to another file."""
     first = comparison.reports[0]
-    norm = "L2" if first.norm == "l2" else "Linf"
-    intro = f"{first.images} images, {norm} perturbations inside the pixel range [0, 1]."
+    intro = (
+        f"{first.images} images, {plots.norm_text(first.norm)} perturbations inside the pixel "
+        "range [0, 1]."
+    )
     figure = image(plots.png(comparison.plot()), "Accuracy of each model by radius")
     rows = [
         [

@@ -88,11 +88,7 @@ class CorruptionResult:
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """The table as a coloured matplotlib figure; saved too if `path` is given."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(6.4, 1.4 + 0.34 * len(self.names)), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = plots.new_figure(6.4, 1.4 + 0.34 * len(self.names))
         self.draw(figure.add_subplot())
         if path is not None:
             figure.savefig(path, dpi=160)

@@ -75,11 +75,7 @@ class NoiseCurve:
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Accuracy versus level as a matplotlib figure; saved too if `path` is given."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7.6, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = plots.new_figure(7.6, 4.2)
         axes = figure.add_subplot()
         for kind, levels in self.levels.items():
             axes.errorbar(
@@ -97,9 +93,7 @@ class NoiseCurve:
             "share of salt and pepper": "salt_and_pepper" in self.levels,
         }
         axes.set_xlabel(" or ".join(name for name, used in unit.items() if used), color=plots.INK)
-        axes.set_ylabel("accuracy", color=plots.INK)
-        axes.set_ylim(0.0, 1.0)
-        axes.set_yticks(np.linspace(0, 1, 6), [f"{v:.0%}" for v in np.linspace(0, 1, 6)])
+        plots.accuracy_axis(axes)
         axes.grid(color="#e4e7ee", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)

@@ -26,12 +26,12 @@ def interval(share: float, count: int) -> tuple[float, float]:
 
 def render(report: RobustnessReport) -> str:
     """The report as one HTML page without any reference to another file."""
-    norm = "L2" if report.norm == "l2" else "Linf"
     versions = report.details.get("versions", {})
     radii = ", ".join(plots.eps_text(e) for e in sorted(report.robust))
     intro = (
         f"{report.images} images. Attacker: knows the model and its gradients, moves each image "
-        f"by at most {radii} in {norm} norm, inside the pixel range [0, 1], to any wrong answer. "
+        f"by at most {radii} in {plots.norm_text(report.norm)} norm, inside the pixel range "
+        "[0, 1], to any wrong answer. "
         "An image counts as broken if any attack fools it at this or a smaller radius."
     )
     tried = report.details.get("threat_model", {}).get("attacks_on_certified_images", "all")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +23,21 @@ def eps_text(eps: float) -> str:
         return f"{round(steps)}/255"
     simple = Fraction(eps).limit_denominator(1000)
     return f"{float(simple):g}" if abs(float(simple) - eps) < 1e-9 else f"{eps:.4g}"
+
+
+def norm_text(norm: str) -> str:
+    """`norm` the way papers write it."""
+    return {"l2": "L2", "linf": "Linf"}[norm]
+
+
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Any:
+    """An empty matplotlib `Figure` of so many inches, for files only: it knows of no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def certified_curve(radii: np.ndarray, stop: float) -> tuple[np.ndarray, np.ndarray]:
@@ -60,11 +75,7 @@ def robustness_figure(
     Returns:
         A matplotlib `Figure`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.6, 4.2)
     axes = figure.add_subplot()
     points = [0.0, *sorted(robust)]
     values = [clean, *(robust[e] for e in sorted(robust))]
@@ -92,15 +103,11 @@ def robustness_figure(
         points, values, "o-", color=ATTACKED, linewidth=1.6, markersize=6, label="under attack"
     )
     axes.axhline(clean, color=CLEAN, linewidth=1.2, linestyle=(0, (4, 3)), label="clean")
-    name = "L2" if norm == "l2" else "Linf"
-    axes.set_xlabel(f"{name} radius of the perturbation", color=INK)
-    axes.set_ylabel("accuracy", color=INK)
     axes.set_xlim(0.0, stop)
-    axes.set_ylim(0.0, 1.0)
-    axes.set_xticks(points, ["0", *(eps_text(e) for e in points[1:])])
+    _radius_axis(axes, points, norm)
     if len(points) > 8:
         axes.tick_params(axis="x", labelrotation=45)
-    axes.set_yticks(np.linspace(0, 1, 6), [f"{v:.0%}" for v in np.linspace(0, 1, 6)])
+    accuracy_axis(axes)
     _finish(axes)
     axes.legend(frameon=False, loc="best", fontsize=9)
     return figure
@@ -119,11 +126,7 @@ def comparison_figure(
     Returns:
         A matplotlib `Figure`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.6, 4.2)
     axes = figure.add_subplot()
     ticks = {0.0}
     for color, (name, (clean, robust, certified)) in zip(
@@ -139,14 +142,25 @@ def comparison_figure(
                 radii[1:], proved, "v", color=color, linestyle=(0, (4, 3)), linewidth=1.3,
                 label=f"{name}, certified",
             )  # fmt: skip
-    axes.set_xlabel(f"{'L2' if norm == 'l2' else 'Linf'} radius of the perturbation", color=INK)
-    axes.set_ylabel("accuracy", color=INK)
-    axes.set_ylim(0.0, 1.0)
-    axes.set_xticks(sorted(ticks), ["0", *(eps_text(e) for e in sorted(ticks)[1:])])
-    axes.set_yticks(np.linspace(0, 1, 6), [f"{v:.0%}" for v in np.linspace(0, 1, 6)])
+    _radius_axis(axes, sorted(ticks), norm)
+    accuracy_axis(axes)
     _finish(axes)
     axes.legend(frameon=False, fontsize=9, loc="best")
     return figure
+
+
+def accuracy_axis(axes: Any) -> None:
+    """The vertical axis of all figures of accuracies: 0 to 100 %."""
+    ticks = np.linspace(0, 1, 6)
+    axes.set_ylabel("accuracy", color=INK)
+    axes.set_ylim(0.0, 1.0)
+    axes.set_yticks(ticks, [f"{v:.0%}" for v in ticks])
+
+
+def _radius_axis(axes: Any, radii: Sequence[float], norm: str) -> None:
+    """The horizontal axis of radii, of which the first is 0."""
+    axes.set_xlabel(f"{norm_text(norm)} radius of the perturbation", color=INK)
+    axes.set_xticks(radii, [eps_text(e) if e else "0" for e in radii])
 
 
 def _finish(axes: Any) -> None:
@@ -176,11 +190,7 @@ def error_figure(
     Returns:
         A matplotlib `Figure`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.2, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.2, 4.0)
     axes = figure.add_subplot()
     for color, (label, points) in zip(_colors(len(curves)), curves.items(), strict=True):
         sizes, errors = zip(*points, strict=True)
@@ -214,13 +224,9 @@ def portrait_figure(
     Returns:
         A matplotlib `Figure`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(columns, len(paths))
     rows = -(-len(paths) // columns)
-    figure = Figure(figsize=(3.1 * columns, 3.3 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.1 * columns, 3.3 * rows)
     for place, (title, path) in enumerate(paths.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
         path = np.asarray(path, dtype=np.float64)

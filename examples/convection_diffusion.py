@@ -233,11 +233,7 @@ def main():
 
 def figure(curves):
     """Accuracy by noise, by radius of the attack, and by certified radius."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    result = Figure(figsize=(11.6, 4.4), layout="constrained")
-    FigureCanvasAgg(result)
+    result = plots.new_figure(11.6, 4.4)
     panels = result.subplots(1, 3, sharey=True)
     colors = dict(zip(NETWORKS, ("#5b6478", "#1f6feb", "#c2410c", "#1b7f5c"), strict=True))
     for (name, mean), content in curves.items():

@@ -37,11 +37,7 @@ def contact_sheet(image, index, gap=1):
 
 def draw(result, image, index):
     """The contact sheet beside the table, row by row."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.4, 7.6))
-    FigureCanvasAgg(figure)
+    figure = plots.new_figure(9.4, 7.6, layout=None)
     low, height = 0.06, 0.87
     square = height / len(CORRUPTIONS) * 7.6 / 9.4
     left = figure.add_axes([0.145, low, 6 * square, height])

@@ -132,12 +132,8 @@ def draw_bars(axes, rows, names, cases):
 
 def figure(rows):
     """Accuracy by network and noise, published units left, pixel units right."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = [name for name in NETWORKS if any(row["network"] == name for row in rows)]
-    chart = Figure(figsize=(12.0, 4.6), layout="constrained")
-    FigureCanvasAgg(chart)
+    chart = plots.new_figure(12.0, 4.6)
     panels = chart.subplots(1, 2, sharey=True, width_ratios=[6, 5])
     for axes, units in zip(panels, TITLES, strict=True):
         cases = [("none", 0.0), *([(CLIP, 0.0)] if units == "published" else []), *LEVELS]

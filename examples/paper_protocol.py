@@ -203,12 +203,8 @@ def attacked(name, folder, args):
 
 def picture(rows):
     """Accuracy by radius, a panel a network."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = list(dict.fromkeys((r["network"], r["form"]) for r in rows))
-    figure = Figure(figsize=(11.5, 5.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.new_figure(11.5, 5.6)
     panels = figure.subplots(2, 4, sharex=True, sharey=True).flatten()
     lines = {}
     for axes, (kind, form) in zip(panels, names, strict=False):
