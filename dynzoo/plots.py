@@ -30,7 +30,9 @@ def norm_text(norm: str) -> str:
     return {"l2": "L2", "linf": "Linf"}[norm]
 
 
-def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Any:
+def new_figure(
+    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
+) -> Any:
     """An empty matplotlib `Figure` of so many inches, for files only: it knows of no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
