@@ -12,7 +12,7 @@ from dynzoo.attacks.base import Attack, positive_int
 from dynzoo.attacks.batching import Pool
 from dynzoo.attacks.geometry import INSIDE, per_image, project, random_points, unit
 from dynzoo.attacks.losses import classes_needed, require_classes, runner_up
-from dynzoo.attacks.passes import loss_and_gradient, pure
+from dynzoo.attacks.passes import loss_and_gradient, pure, scalar
 from dynzoo.attacks.pgd import LOOK
 
 APGD_LOSSES = ("margin", "ce", "dlr")
@@ -122,14 +122,13 @@ class APGD(Attack):
         labels = [ops.convert_to_tensor(v.astype("int32")) for v in (y, rival)]
         fixed = [ops.convert_to_tensor(x, dtype="float32"), *labels]
         moving = _begin(ops.convert_to_tensor(start, dtype="float32"), 2.0 * self.eps)
-        # Tensors, because a Python number would be traced anew for each value.
-        eps, momentum, none = (_scalar(v) for v in (self.eps * INSIDE, 1.0 - MOMENTUM, 0.0))
+        eps, momentum, none = (scalar(v) for v in (self.eps * INSIDE, 1.0 - MOMENTUM, 0.0))
         pool = Pool(real, len(x), 2, self.batch_size)
         for number in range(self.steps + 1):  # the last pass only judges the last iterate
             center, *labels = fixed
             point = moving[3]
             advance = pure(_make_advance, tuple(point.shape), self.norm, number in reviews)
-            enough = _scalar(self.rho * reviews.get(number, 0))
+            enough = scalar(self.rho * reviews.get(number, 0))
             inertia = momentum if number else none
             moving = advance(eps, inertia, enough, center, *look(point, *labels), *moving)
             if number % LOOK == LOOK - 1:
@@ -199,10 +198,6 @@ class TargetedAPGD(APGD):
         classes = logits.shape[1]
         loss = "pairwise_dlr" if classes >= classes_needed("pairwise_dlr", False) else "pairwise"
         return loss, runner_up(logits, y, restart % min(self.targets, classes - 1))
-
-
-def _scalar(value: float) -> Any:
-    return ops.convert_to_tensor(np.float32(value))
 
 
 def _begin(start: Any, step: float) -> list[Any]:

@@ -13,7 +13,7 @@ from dynzoo.attacks.batching import Pool
 from dynzoo.attacks.geometry import per_image, random_points, steepest
 from dynzoo.attacks.losses import require_classes
 from dynzoo.attacks.minimum_norm import MinimumNorm
-from dynzoo.attacks.passes import loss_and_gradient, pure
+from dynzoo.attacks.passes import loss_and_gradient, pure, scalar
 from dynzoo.attacks.pgd import LOOK
 
 _LOSSES = ("margin", "ce", "dlr")
@@ -117,12 +117,12 @@ class DDN(MinimumNorm):
             center,
             ops.convert_to_tensor(y.astype("int32")),
         ]
-        gamma, limit = (ops.convert_to_tensor(np.float32(v)) for v in (self.gamma, enough))
+        gamma, limit = (scalar(v) for v in (self.gamma, enough))
         pool = Pool(real, len(x), 2, self.batch_size)
         for number in range(self.steps + 1):  # the last pass only judges the last iterate
             point, center, label = state[2], state[4], state[5]
             fall = (1.0 + np.cos(np.pi * number / self.steps)) / 2.0
-            size = ops.convert_to_tensor(np.float32(_LAST + (_FIRST - _LAST) * fall))
+            size = scalar(_LAST + (_FIRST - _LAST) * fall)
             advance = pure(_make_advance, tuple(point.shape))
             _, gap, gradient = look(point, label, label)
             state[:4] = advance(gamma, limit, size, gap, gradient, *state[:4], center)

@@ -14,7 +14,7 @@ from dynzoo.attacks.box_projection import hyperplane_step
 from dynzoo.attacks.geometry import per_image, random_points
 from dynzoo.attacks.losses import margin, runner_up
 from dynzoo.attacks.minimum_norm import MinimumNorm
-from dynzoo.attacks.passes import compiled, loss_and_gradient, pure
+from dynzoo.attacks.passes import compiled, loss_and_gradient, pure, scalar
 from dynzoo.attacks.pgd import LOOK
 
 
@@ -118,10 +118,8 @@ class FAB(MinimumNorm):
             start = random_points(x, self.eps / 2, self.norm, self.seed, indices, restart)
         look = loss_and_gradient(model, "pairwise")
         judge = compiled(model, ("fab", self.norm), lambda f: _make_judge(f, self.norm))
-        # Tensors, because a Python number would be traced anew for each value.
         alpha_max, eta, beta, limit = (
-            ops.convert_to_tensor(np.float32(v))
-            for v in (self.alpha_max, self.eta, self.beta, enough)
+            scalar(v) for v in (self.alpha_max, self.eta, self.beta, enough)
         )
         center, point = (ops.convert_to_tensor(v, dtype="float32") for v in (x, start))
         classes_of = [y, *(runner_up(logits, y, k) for k in ranks)]

@@ -84,6 +84,11 @@ def pure(make: Callable[..., Any], shape: tuple[int, ...], *key: Any) -> Callabl
     return backend.without_grad(backend.jit(make(*key)))
 
 
+def scalar(value: float) -> Any:
+    """`value` as a float32 tensor: a Python number would be traced anew for each value."""
+    return ops.convert_to_tensor(np.float32(value))
+
+
 def predict_logits(model: Any, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
     """Float32 logits of shape (n, classes) with `training=False`, compiled, in padded batches."""
     run = compiled(model, "logits", lambda f: lambda weights, x: ops.cast(f(weights, x), "float32"))

@@ -12,7 +12,7 @@ from dynzoo.attacks.base import Attack, positive_float, positive_int
 from dynzoo.attacks.batching import Pool
 from dynzoo.attacks.geometry import INSIDE, per_image, project, random_points, steepest
 from dynzoo.attacks.losses import LOSSES, require_classes, runner_up
-from dynzoo.attacks.passes import loss_and_gradient, pure
+from dynzoo.attacks.passes import loss_and_gradient, pure, scalar
 
 # How many steps pass between two looks at which images of the batch have fallen.
 LOOK = 10
@@ -114,8 +114,7 @@ class PGD(Attack):
 
         look = loss_and_gradient(model, self.loss, self.targeted, self.eot)
         size = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
-        # Tensors, because a Python number would be traced anew for each value.
-        scalars = [ops.convert_to_tensor(np.float32(v)) for v in (self.eps * INSIDE, size)]
+        scalars = [scalar(v) for v in (self.eps * INSIDE, size)]
         point = ops.convert_to_tensor(start, dtype="float32")
         state = [
             point,

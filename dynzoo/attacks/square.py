@@ -12,7 +12,7 @@ from dynzoo.attacks.base import Attack, positive_float, positive_int
 from dynzoo.attacks.batching import Pool
 from dynzoo.attacks.geometry import INSIDE, per_image, project
 from dynzoo.attacks.losses import margin
-from dynzoo.attacks.passes import compiled, pure
+from dynzoo.attacks.passes import compiled, pure, scalar
 from dynzoo.attacks.pgd import LOOK
 from dynzoo.attacks.square_windows import bump_table, layout, start, window_share, window_size
 from dynzoo.backend import to_numpy
@@ -103,7 +103,7 @@ class Square(Attack):
         points = np.clip(images + eps * np.stack(first), 0.0, 1.0).astype(np.float32)
         judge = compiled(model, ("square", x.shape[1:]), lambda f: _make_judge(f, x.shape[1:]))
         center = ops.convert_to_tensor(images, dtype="float32")
-        radius = ops.convert_to_tensor(np.float32(eps))
+        radius = scalar(eps)
         state = [
             center,
             ops.full((len(x),), -np.inf, dtype="float32"),
