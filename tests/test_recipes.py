@@ -64,7 +64,7 @@ def test_radii_may_be_fractions(value, eps):
         ("description", ["x"]),
         ("architecture", "isometric"),
         ("architecture.name", ...),
-        ("architecture.name", "resnet"),
+        ("architecture.name", "perceptron"),
         ("architecture.name", ["isometric"]),
         ("data", None),
         ("data.name", ...),
