@@ -10,7 +10,7 @@ from keras import ops
 
 from dynzoo.attacks.base import positive_float, positive_int
 from dynzoo.attacks.batching import Pool
-from dynzoo.attacks.geometry import per_image, random_points, steepest
+from dynzoo.attacks.geometry import lengths, per_image, random_points, steepest
 from dynzoo.attacks.losses import require_classes
 from dynzoo.attacks.minimum_norm import MinimumNorm
 from dynzoo.attacks.passes import loss_and_gradient, pure, scalar
@@ -137,9 +137,6 @@ class DDN(MinimumNorm):
 def _make_advance() -> Callable[..., Any]:
     """One iteration as a pure function: judge the present point, remember it, take a step."""
 
-    def length(delta: Any) -> Any:
-        return ops.sqrt(ops.sum(ops.square(ops.reshape(delta, (delta.shape[0], -1))), axis=1))
-
     def advance(
         gamma: Any,
         limit: Any,
@@ -153,7 +150,7 @@ def _make_advance() -> Callable[..., Any]:
         center: Any,
     ) -> tuple[Any, Any, Any, Any]:
         delta = point - center
-        away = length(delta)
+        away = lengths(delta, "l2")
         # Strict: a tie is left to the forward pass that judges the returned point.
         fooled = gap > 0.0
         # What has fallen stays as it is, so that it does not matter when it leaves the batch.
@@ -162,7 +159,7 @@ def _make_advance() -> Callable[..., Any]:
         found = ops.where(better, away, found)
         radius = radius * ops.where(fooled, 1.0 - gamma, 1.0 + gamma)
         delta = delta + size * steepest(gradient, point, "l2")
-        delta = delta * per_image(radius / ops.maximum(length(delta), 1e-30), delta)
+        delta = delta * per_image(radius / ops.maximum(lengths(delta, "l2"), 1e-30), delta)
         return best, found, ops.clip(center + delta, 0.0, 1.0), radius
 
     return advance

@@ -11,7 +11,7 @@ from keras import ops
 from dynzoo.attacks.base import positive_float, positive_int
 from dynzoo.attacks.batching import Pool
 from dynzoo.attacks.box_projection import hyperplane_step
-from dynzoo.attacks.geometry import per_image, random_points
+from dynzoo.attacks.geometry import lengths, per_image, random_points
 from dynzoo.attacks.losses import margin, runner_up
 from dynzoo.attacks.minimum_norm import MinimumNorm
 from dynzoo.attacks.passes import compiled, loss_and_gradient, pure, scalar
@@ -161,13 +161,6 @@ def _share(name: str, value: Any) -> float:
     return number
 
 
-def _length(step: Any, norm: str) -> Any:
-    """Length of each row of a matrix."""
-    if norm == "linf":
-        return ops.max(ops.abs(step), axis=1)
-    return ops.sqrt(ops.sum(step * step, axis=1))
-
-
 def _make_nearer(norm: str) -> Callable[..., Any]:
     """Of two hyperplanes, given by gradient and value at the same point, the nearer for each row.
 
@@ -176,7 +169,7 @@ def _make_nearer(norm: str) -> Callable[..., Any]:
 
     def away(gradient: Any, value: Any) -> Any:
         flat = ops.abs(ops.reshape(gradient, (gradient.shape[0], -1)))
-        dual = ops.sum(flat, axis=1) if norm == "linf" else _length(flat, norm)
+        dual = ops.sum(flat, axis=1) if norm == "linf" else lengths(flat, norm)
         return ops.abs(value) / ops.maximum(dual, 1e-30)
 
     def nearer(first: Any, value: Any, second: Any, other: Any) -> tuple[Any, Any]:
@@ -196,7 +189,7 @@ def _make_step(norm: str) -> Callable[..., Any]:
         values = ops.concatenate([value, value + ops.sum(w * (x - u), axis=1)])
         both = hyperplane_step(ops.concatenate([u, x]), ops.concatenate([w, w]), values, norm)
         from_point, from_image = ops.split(both, 2)
-        near, far = _length(from_point, norm), _length(from_image, norm)
+        near, far = lengths(from_point, norm), lengths(from_image, norm)
         share = ops.minimum(near / ops.maximum(near + far, 1e-30), alpha_max)[:, None]
         moved = (1.0 - share) * (u + eta * from_point) + share * (x + eta * from_image)
         return ops.reshape(ops.clip(moved, 0.0, 1.0), point.shape)
@@ -220,7 +213,7 @@ def _make_judge(infer: Callable[[Any, Any], Any], norm: str) -> Callable[..., An
         # Strict: a tie is left to the forward pass that judges the returned point.
         fooled = margin(ops.cast(infer(weights, point), "float32"), label) > 0.0
         delta = point - center
-        away = _length(ops.reshape(delta, (delta.shape[0], -1)), norm)
+        away = lengths(delta, norm)
         # What has fallen stays as it is, so that it does not matter when it leaves the batch.
         better = fooled & (away < found) & (found > limit)
         best = ops.where(per_image(better, point), point, best)

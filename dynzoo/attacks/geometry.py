@@ -21,6 +21,14 @@ def per_image(values: Any, x: Any) -> Any:
     return ops.reshape(values, (-1,) + (1,) * (len(x.shape) - 1))
 
 
+def lengths(x: Any, norm: str) -> Any:
+    """Length of each entry of a tensor of shape (n, ...). Shape (n,)."""
+    flat = ops.reshape(x, (x.shape[0], -1))
+    if norm == "linf":
+        return ops.max(ops.abs(flat), axis=1)
+    return ops.sqrt(ops.sum(flat * flat, axis=1))
+
+
 def steepest(gradient: Any, x: Any, norm: str) -> Any:
     r"""Direction of steepest ascent of unit norm that does not leave the box.
 
