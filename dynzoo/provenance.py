@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 import keras
 import numpy as np
 
+import dynzoo
 from dynzoo import backend
 from dynzoo.attacks.base import Attack
 from dynzoo.attacks.outcomes import Outcomes
@@ -75,12 +75,8 @@ def runs(outcomes: Outcomes, planned: Sequence[Sequence[Attack]]) -> list[dict[s
 
 def versions() -> dict[str, str]:
     """Versions of all that computes."""
-    try:
-        own = metadata.version("dynzoo")
-    except metadata.PackageNotFoundError:
-        own = "unknown"
     return {
-        "dynzoo": own,
+        "dynzoo": dynzoo.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "keras": keras.__version__,

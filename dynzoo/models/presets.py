@@ -7,7 +7,6 @@ README.md          the model card, written from the metadata
 """
 
 import copy
-import importlib.metadata
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ import keras
 import dynzoo.augmentation
 import dynzoo.constraints
 import dynzoo.layers
-import dynzoo.operators  # noqa: F401
+import dynzoo.operators
 from dynzoo import losses
 from dynzoo.cards import model_card
 from dynzoo.models import preset_files as files
@@ -220,9 +219,8 @@ def _save_weights(model: keras.Model, folder: Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"keras": keras.__version__, "backend": keras.backend.backend()}
-    try:
-        versions["dynzoo"] = importlib.metadata.version("dynzoo")
-    except importlib.metadata.PackageNotFoundError:
-        pass  # a checkout that was not installed has no version
-    return versions
+    return {
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        "dynzoo": dynzoo.__version__,
+    }
