@@ -83,7 +83,8 @@ def evaluate(
         certificate: `None` to certify the model, `False` for no certificate, or an object whose
             `radii(x, batch_size)` gives (labels, L2 radii), or `smooth(model, sigma)`.
         seed: Seed of the random starts, and of a model that is random at inference.
-        verbose: 1 prints where the attacks stand and the time that is left, every few seconds.
+        verbose: 1 prints which check runs, or where the attacks stand and the time that is left,
+            every few seconds.
         class_names: Names of the classes, for the report.
         title: Heading of the report.
         checkpoint: File (`.npz`) that is written after each batch of each attack. If it exists, the
@@ -133,16 +134,19 @@ def evaluate(
     make_attacks += [transfer_from(source, norm, seed, batch_size) for source in surrogates]
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
 
+    progress = Progress(quiet=not verbose)
     with Draws(model, seed) as draws:
-        warnings = check_layers(model, x)
-        clean_labels = _labels(model, x, y, batch_size, seed)
+        with progress.watching("clean accuracy"):
+            warnings = check_layers(model, x)
+            clean_labels = _labels(model, x, y, batch_size, seed)
         correct = clean_labels == y
         smoothed = None
-        if isinstance(certificate, SmoothedClassifier):
-            at = [e * factor for e in radii_asked]
-            smoothed = smoothed_numbers(certificate, model, given, y, at, radii_asked, batch_size)
-            certificate = False
-        certificate, radii, cert_labels, notes = claims_of(model, certificate, x, batch_size)
+        with progress.watching("certificate"):
+            if isinstance(certificate, SmoothedClassifier):
+                at = [e * factor for e in radii_asked]
+                numbers = (certificate, model, given, y, at, radii_asked, batch_size)
+                smoothed, certificate = smoothed_numbers(*numbers), False
+            certificate, radii, cert_labels, notes = claims_of(model, certificate, x, batch_size)
         warnings += notes
         counted = proved = None
         if radii is not None:
@@ -162,10 +166,13 @@ def evaluate(
                 refute(x, x, np.arange(len(x)), clean_labels, cert_labels, radii)
             if sample.size:
                 known = {w.name for w in warnings}
-                found = check_outputs(model, x[sample], draws)
+                with progress.watching("outputs of two passes"):
+                    found = check_outputs(model, x[sample], draws)
                 warnings += [w for w in found if w.name not in known]
-                warnings += check_gradients(model, x[sample], y[sample])
-                warnings += check_unbounded(model, x[sample], y[sample], norm, seed)
+                with progress.watching("gradients against differences"):
+                    warnings += check_gradients(model, x[sample], y[sample])
+                with progress.watching("attack without a limit"):
+                    warnings += check_unbounded(model, x[sample], y[sample], norm, seed)
             random = any(w.name == "randomised-model" for w in warnings)
             planned = [[with_draws(make(e), random) for make in make_attacks] for e in radii_asked]
             campaign = Campaign(
@@ -186,7 +193,7 @@ def evaluate(
                     "attacks": [[attack.get_config() for attack in row] for row in planned],
                 },
                 checkpoint=checkpoint,
-                tick=Progress() if verbose else None,
+                tick=progress,
             )
             outcomes = campaign.run()
         except CertificateViolation as violation:
@@ -198,11 +205,13 @@ def evaluate(
             middle = (len(radii_asked) - 1) // 2
             survivors = np.flatnonzero(outcomes.robust()[middle])
             steps = max([getattr(attack, "steps", 1) for attack in planned[0]])
-            warnings += check_convergence(
-                model, x, y, survivors, radii_asked[middle], norm, steps, seed
-            )
+            with progress.watching("attack of twice the steps"):
+                warnings += check_convergence(
+                    model, x, y, survivors, radii_asked[middle], norm, steps, seed
+                )
             if (attack := gradient_attack(planned[middle])) is not None and not random:
-                warnings += check_active(model, x[sample], attack, seed)
+                with progress.watching("attack on planted examples"):
+                    warnings += check_active(model, x[sample], attack, seed)
 
     robust = outcomes.robust()
     certified: dict[float, float | None] = dict.fromkeys(radii_asked)

@@ -74,6 +74,7 @@ class Campaign:
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.tick = tick or _nothing
         self.attack, self.radius, self.finished_attack = 0, 0, False
+        self.repeating = 0  # images that fell in a smaller ball and are now attacked again
         # Of each radius: rows, labels and points of a few images that fell.
         self.fooled: list[list[tuple[int, int, np.ndarray]]] = [[] for _ in eps]
         if self.checkpoint is not None and self.checkpoint.exists():
@@ -130,11 +131,13 @@ class Campaign:
 
     def _repeat(self, fallen: np.ndarray) -> None:
         """Attack again what fell in a smaller ball: an attack that cannot repeat it is weak."""
-        tried = len(fallen)
-        for member in self.attacks[self.radius]:
-            if len(fallen):
-                fallen = fallen[self.judge(member, fallen)[1] == self.y[fallen]]
+        self.repeating = tried = len(fallen)
+        with listening(lambda *_: self.tick(self)):
+            for member in self.attacks[self.radius]:
+                if len(fallen):
+                    fallen = fallen[self.judge(member, fallen)[1] == self.y[fallen]]
         self.repeated[self.radius] = tried, len(fallen)
+        self.repeating = 0
 
     # --- checkpoint ---
 

@@ -1,14 +1,17 @@
-"""How far a campaign of attacks is, and how long it will still take."""
+"""How far an evaluation is, and how long its attacks will still take."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 import numpy as np
 
 from dynzoo.attacks.campaign import Campaign
+from dynzoo.attacks.passes import listening
 
 __all__ = ["Progress", "seconds_left"]
 
@@ -49,20 +52,44 @@ class Progress:
 
     Args:
         file: Where to; standard output by default.
-        seconds: Least time between two lines of one attack.
+        seconds: Least time between two lines of one attack or check.
+        quiet: Print nothing.
+        clock: Gives the time in seconds.
     """
 
-    def __init__(self, file: TextIO | None = None, seconds: float = 5.0) -> None:
-        self.file, self.seconds = file, seconds
-        self._start = time.monotonic()
+    def __init__(
+        self,
+        file: TextIO | None = None,
+        seconds: float = 5.0,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.file, self.seconds, self.quiet, self.clock = file, seconds, quiet, clock
+        self._start = clock()
         self._last, self._shown = -float("inf"), ""
+
+    @contextlib.contextmanager
+    def watching(self, what: str) -> Iterator[None]:
+        """Says that a check begins, and within it, now and then at its passes, that it goes on."""
+        text = f"checking: {what}"
+
+        def tick(*_: Any) -> None:
+            if not self.quiet and self.clock() - self._last >= self.seconds:
+                self._say(text)
+
+        if not self.quiet:
+            self._say(text)
+        with listening(tick):
+            yield
 
     def __call__(self, campaign: Campaign) -> None:
         """Show where the campaign stands, if it is time."""
         outcomes, number, radius = campaign.outcomes, campaign.attack, campaign.radius
-        now = time.monotonic()
+        if self.quiet:
+            return
+        due = self.clock() - self._last >= self.seconds
         # Asked at each pass: the rest of this function is work.
-        if now - self._last < self.seconds and not campaign.finished_attack:
+        if not due and not campaign.finished_attack:
             return
         rows = campaign.rows(number, radius)
         tried = int(outcomes.attacked[rows, number, radius].sum())
@@ -72,11 +99,20 @@ class Progress:
             f"{int(outcomes.broken[rows, number, radius].sum())} of {tried}/{len(rows)}  "
             f"robust {outcomes.waiting(number + 1, radius).mean():.4f}"
         )
-        if text != self._shown or now - self._last >= self.seconds:
-            time_of = f"  after {duration(now - self._start)}"
-            time_of += "" if left is None else f", left {duration(left)}"
-            print(text + time_of, file=self.file or sys.stdout, flush=True)
-            self._last, self._shown = now, text
+        if campaign.repeating:
+            text = (
+                f"eps {outcomes.eps[radius]:.4f}  again: {campaign.repeating} images that fell in "
+                "a smaller ball"
+            )
+        if due or text != self._shown:
+            self._say(text, left)
+
+    def _say(self, text: str, left: float | None = None) -> None:
+        now = self.clock()
+        times = f"  after {duration(now - self._start)}"
+        times += "" if left is None else f", left {duration(left)}"
+        print(text + times, file=self.file or sys.stdout, flush=True)
+        self._last, self._shown = now, text
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,83 @@
+"""What an evaluation prints while it runs: never silent for long, whatever it does."""
+
+import functools
+import io
+
+import numpy as np
+import pytest
+from robustness_fixtures import centroids, held_out
+
+from dynzoo import backend, robustness
+from dynzoo.attacks import APGD, PGD, passes
+from dynzoo.attacks.progress import Progress
+
+
+class Clock:
+    """A clock that stands still but for what moves it."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+class Stamped(io.StringIO):
+    """Notes when each line was printed."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock, self.lines = clock, []
+
+    def write(self, text):
+        if text.strip():
+            self.lines.append((self.clock.now, text))
+        return super().write(text)
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """A clock on which each compiled pass takes a second, and the lines of `evaluate` by it."""
+    clock = Clock()
+    lines = Stamped(clock)
+    original = backend.jit
+
+    def jit(function):
+        fast = original(function)
+
+        def run(*args):
+            clock.now += 1.0
+            return fast(*args)
+
+        return run
+
+    monkeypatch.setattr(backend, "jit", jit)
+    monkeypatch.setattr(
+        robustness, "Progress", functools.partial(Progress, file=lines, clock=clock)
+    )
+    passes.pure.cache_clear()
+    yield lines
+    passes.pure.cache_clear()
+
+
+def test_no_part_of_an_evaluation_is_silent_for_ten_seconds(slow):
+    attacks = [PGD(steps=15, random_start=False), APGD(steps=15)]
+    report = robustness.evaluate(
+        centroids(), *held_out(60), eps=(0.3, 0.6, 0.8), attacks=attacks, certificate=False,
+        verbose=1, attack_certified="all",
+    )  # fmt: skip
+    assert report.warnings == [] and report.robust[0.8] < report.robust[0.3] < report.clean
+    times = [100.0, *(when for when, _ in slow.lines), slow.clock.now]
+    assert times[-1] - times[0] > 300
+    assert max(np.diff(times)) <= 10.0
+    text = slow.getvalue()
+    for what in (
+        "checking: clean accuracy", "checking: certificate", "checking: outputs of two passes",
+        "checking: gradients against differences", "checking: attack without a limit", "broke",
+        "again: ", "checking: attack of twice the steps", "checking: attack on planted examples",
+    ):  # fmt: skip
+        assert what in text
+
+
+def test_a_quiet_evaluation_prints_nothing(slow, capsys):
+    robustness.evaluate(centroids(), *held_out(10), eps=0.3, attacks="fast", certificate=False)
+    assert slow.getvalue() == "" and capsys.readouterr().out == ""
