@@ -65,9 +65,9 @@ def evaluate(
     $\varepsilon\sqrt{d}$, which holds the Linf ball.
 
     A model that is random at inference, or mixes the images of a batch, is evaluated too, with a
-    named warning. The answer of a random model is that of the mean logits of some draws, and
-    gradient attacks on it follow the mean of 20 draws (expectation over transformation). A
-    smoothed classifier answers otherwise than the model that it smooths, so its certified accuracy
+    named warning. The answer of a random model is that of the mean logits of some draws, and the
+    attacks on it follow the mean of 20 draws (expectation over transformation). A smoothed
+    classifier answers otherwise than the model that it smooths, so its certified accuracy
     stands beside its own accuracy (`report.smoothed`), not above the attacks.
 
     Args:

@@ -215,7 +215,7 @@ def test_masked_gradients_do_not_stop_it():
 
 def test_no_query_is_spent_on_fallen_images(linear, monkeypatch):
     seen = []
-    original = square_module.compiled
+    original = square_module.judged
 
     def counting(*args):
         judge = original(*args)
@@ -226,7 +226,7 @@ def test_no_query_is_spent_on_fallen_images(linear, monkeypatch):
 
         return counted
 
-    monkeypatch.setattr(square_module, "compiled", counting)
+    monkeypatch.setattr(square_module, "judged", counting)
     x, y = held_out(64)
     y = predict_logits(linear, x).argmax(axis=1)
     Square("linf", 0.3, queries=100, batch_size=64)(linear, x, y)

@@ -46,6 +46,7 @@ class DDN(MinimumNorm):
         loss: `"margin"`, `"ce"` or `"dlr"`, see `dynzoo.attacks.losses`. The published attack
             takes `"ce"`, which misleads it on 1-Lipschitz networks.
         batch_size: Images processed at once.
+        eot: Passes through a random model whose margins and gradients are averaged.
 
     Raises:
         ValueError: If an argument is out of its range, or the model has too few classes for the
@@ -76,6 +77,7 @@ class DDN(MinimumNorm):
         restarts: int = 1,
         loss: str = "margin",
         batch_size: int = 256,
+        eot: int = 1,
     ) -> None:
         if norm != "l2":
             raise ValueError(f"`norm` must be 'l2': DDN has no other. Received: norm={norm!r}")
@@ -88,6 +90,7 @@ class DDN(MinimumNorm):
             raise ValueError(f"`gamma` must be in (0, 1). Received: gamma={gamma!r}")
         self.init_eps = positive_float("init_eps", init_eps)
         self.loss = loss
+        self.eot = positive_int("eot", eot)
 
     def check_classes(self, classes: int) -> None:
         require_classes(self.loss, classes)
@@ -106,7 +109,7 @@ class DDN(MinimumNorm):
         start = x
         if restart > 0:
             start = random_points(x, self.init_eps, "l2", self.seed, indices, restart)
-        look = loss_and_gradient(model, self.loss)
+        look = loss_and_gradient(model, self.loss, eot=self.eot)
         center, point = (ops.convert_to_tensor(v, dtype="float32") for v in (x, start))
         state = [
             center,

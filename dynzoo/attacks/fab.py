@@ -14,7 +14,7 @@ from dynzoo.attacks.box_projection import hyperplane_step
 from dynzoo.attacks.geometry import lengths, per_image, random_points
 from dynzoo.attacks.losses import margin, runner_up
 from dynzoo.attacks.minimum_norm import MinimumNorm
-from dynzoo.attacks.passes import compiled, loss_and_gradient, pure, scalar
+from dynzoo.attacks.passes import judged, loss_and_gradient, pure, scalar
 from dynzoo.attacks.pgd import LOOK
 
 
@@ -49,6 +49,7 @@ class FAB(MinimumNorm):
         beta: Share of the way from the image at which the search goes on, in (0, 1].
         targeted_rivals: Whether each run has one fixed rival.
         batch_size: Images processed at once.
+        eot: Passes through a random model whose logits and gradients are averaged.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -81,6 +82,7 @@ class FAB(MinimumNorm):
         beta: float = 0.9,
         targeted_rivals: bool = True,
         batch_size: int = 256,
+        eot: int = 1,
     ) -> None:
         super().__init__(norm, eps, seed, False, restarts, batch_size)
         self.steps = positive_int("steps", steps)
@@ -91,6 +93,7 @@ class FAB(MinimumNorm):
             raise ValueError(f"`eta` must be at least 1. Received: eta={eta!r}")
         self.beta = _share("beta", beta)
         self.targeted_rivals = bool(targeted_rivals)
+        self.eot = positive_int("eot", eot)
 
     def runs(self, classes: int) -> int:
         return self.restarts * self._rivals(classes)
@@ -116,8 +119,8 @@ class FAB(MinimumNorm):
         start = x
         if turn > 0:
             start = random_points(x, self.eps / 2, self.norm, self.seed, indices, restart)
-        look = loss_and_gradient(model, "pairwise")
-        judge = compiled(model, ("fab", self.norm), lambda f: _make_judge(f, self.norm))
+        look = loss_and_gradient(model, "pairwise", eot=self.eot)
+        judge = judged(model, ("fab", self.norm), _first, _make_judge(self.norm), self.eot)
         alpha_max, eta, beta, limit = (
             scalar(v) for v in (self.alpha_max, self.eta, self.beta, enough)
         )
@@ -139,7 +142,7 @@ class FAB(MinimumNorm):
                 other = _plane(look, point, label, rival)
                 plane = pure(_make_nearer, shape, self.norm)(*plane, *other)
             point = pure(_make_step, shape, self.norm)(alpha_max, eta, point, center, *plane)
-            state[:3] = judge(beta, limit, point, center, label, best, found)
+            state[:3] = judge(point, center, label, best, found, beta, limit)
             if enough > 0.0 and number % LOOK == 0:
                 state = pool.pack(state[1] <= enough, state)
                 if not pool.open:
@@ -197,21 +200,25 @@ def _make_step(norm: str) -> Callable[..., Any]:
     return step
 
 
-def _make_judge(infer: Callable[[Any, Any], Any], norm: str) -> Callable[..., Any]:
+def _first(point: Any, *_: Any) -> Any:
+    return point
+
+
+def _make_judge(norm: str) -> Callable[..., Any]:
     """Remembers a point that fools the model if it is the nearest so far, and draws it back."""
 
     def judge(
-        weights: Any,
-        beta: Any,
-        limit: Any,
+        logits: Any,
         point: Any,
         center: Any,
         label: Any,
         best: Any,
         found: Any,
+        beta: Any,
+        limit: Any,
     ) -> tuple[Any, Any, Any]:
         # Strict: a tie is left to the forward pass that judges the returned point.
-        fooled = margin(ops.cast(infer(weights, point), "float32"), label) > 0.0
+        fooled = margin(logits, label) > 0.0
         delta = point - center
         away = lengths(delta, norm)
         # What has fallen stays as it is, so that it does not matter when it leaves the batch.

@@ -12,7 +12,7 @@ from dynzoo.attacks.base import Attack, check_images, check_labels
 from dynzoo.attacks.batching import batches
 from dynzoo.attacks.geometry import INSIDE, distances, per_image
 from dynzoo.attacks.losses import margin
-from dynzoo.attacks.passes import compiled, mean_logits, noise
+from dynzoo.attacks.passes import judged, mean_logits, noise
 
 # Steps of the last line search, and how far beyond the estimated boundary it tries.
 _LINE_STEPS = 6
@@ -25,6 +25,8 @@ class MinimumNorm(Attack):
     A subclass implements `nearest`. Called as an attack, an image has fallen once a point within
     `eps` is found, and takes no more steps; `minimum_norm` goes on to the end.
     """
+
+    eot = 1  # passes through a random model whose logits are averaged, where a subclass does so
 
     def nearest(
         self,
@@ -60,7 +62,7 @@ class MinimumNorm(Attack):
         enough = self.eps * INSIDE
         points, found = self.nearest(model, x, y, logits, indices, real, restart, enough)
         if not (found[:real] <= enough).all():
-            points = towards_image(model, x, y, logits, points, found > enough)
+            points = towards_image(model, x, y, logits, points, found > enough, self.eot)
         return points, -found
 
     def minimum_norm(
@@ -99,7 +101,7 @@ class MinimumNorm(Attack):
                     rows = right[picks]
                     images = (model, x[rows], y[rows], clean[rows])
                     points, found = self.nearest(*images, indices[rows], real, restart, 0.0)
-                    points = towards_image(*images, points, np.isfinite(found))
+                    points = towards_image(*images, points, np.isfinite(found), self.eot)
                     rows, points = rows[:real], np.clip(points[:real], 0.0, 1.0)
                     away = distances(points, given[rows], self.norm)
                     fooled = self.fooled(mean_logits(model, points, self.batch_size), y[rows])
@@ -116,6 +118,7 @@ def towards_image(
     logits: np.ndarray,
     points: np.ndarray,
     which: np.ndarray,
+    eot: int = 1,
 ) -> np.ndarray:
     """Points drawn back along the straight line to their images as far as they still fool.
 
@@ -129,10 +132,11 @@ def towards_image(
         logits: Logits of the images, of shape (n, classes).
         points: Points that fool the model, of the shape of `x`.
         which: Bool array of shape (n,): rows to move; the others stay.
+        eot: Passes through a random model whose logits are averaged.
     """
     if not which.any():
         return points
-    run = compiled(model, "line-search", _make_line_search)
+    run = judged(model, "line-search", _between, _gap, eot)
     start = ops.convert_to_tensor(x, dtype="float32")
     labels = ops.convert_to_tensor(y.astype("int32"))
 
@@ -164,9 +168,9 @@ def towards_image(
     return result
 
 
-def _make_line_search(infer: Any) -> Any:
-    def gap(weights: Any, start: Any, end: Any, labels: Any, share: Any) -> Any:
-        logits = infer(weights, start + per_image(share, start) * (end - start))
-        return margin(ops.cast(logits, "float32"), labels)
+def _between(start: Any, end: Any, labels: Any, share: Any) -> Any:
+    return start + per_image(share, start) * (end - start)
 
-    return gap
+
+def _gap(logits: Any, start: Any, end: Any, labels: Any, share: Any) -> Any:
+    return margin(logits, labels)

@@ -91,7 +91,7 @@ def scalar(value: float) -> Any:
 
 def predict_logits(model: Any, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
     """Float32 logits of shape (n, classes) with `training=False`, compiled, in padded batches."""
-    run = compiled(model, "logits", lambda f: lambda weights, x: ops.cast(f(weights, x), "float32"))
+    run = compiled(model, "logits", _make_logits)
     parts = []
     for rows, real in batches(len(x), batch_size):
         logits = backend.to_numpy(run(ops.convert_to_tensor(x[rows], dtype="float32")))
@@ -102,6 +102,10 @@ def predict_logits(model: Any, x: np.ndarray, batch_size: int = 256) -> np.ndarr
             )
         parts.append(logits[:real])
     return np.concatenate(parts)
+
+
+def _make_logits(infer: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    return lambda weights, x: ops.cast(infer(weights, x), "float32")
 
 
 def mean_logits(model: Any, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
@@ -179,3 +183,43 @@ def loss_and_gradient(
         return losses, gap, gradient
 
     return mean if eot > 1 else once
+
+
+def judged(
+    model: Any,
+    key: Any,
+    point: Callable[..., Any],
+    judge: Callable[..., Any],
+    eot: int = 1,
+) -> Callable[..., Any]:
+    r"""The function `(*args) -> judge(logits, *args)` of a model's logits at `point(*args)`.
+
+    It is one compiled pass. With `eot` above 1 the logits are the mean over that many passes,
+    $\frac1k \sum_{i=1}^k f_{\omega_i}(x)$, because that is what decides whether a point fools a
+    random model: what one draw says of it may be luck.
+
+    Args:
+        model: Built Keras model.
+        key: What tells the compiled function from others of the model: `point` and `judge` are
+            looked at where it is new.
+        point: Pure function of tensors.
+        judge: Pure function of the logits and the same tensors.
+        eot: Number of passes, >= 1.
+    """
+    if eot == 1:
+
+        def make(infer: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+            logits = _make_logits(infer)
+            return lambda weights, *args: judge(logits(weights, point(*args)), *args)
+
+        return compiled(model, key, make)
+    once = compiled(model, "logits", _make_logits)
+
+    def mean(*args: Any) -> Any:
+        x = point(*args)
+        total = once(x)
+        for _ in range(eot - 1):
+            total = total + once(x)
+        return judge(total / eot, *args)
+
+    return mean

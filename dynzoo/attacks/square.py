@@ -12,7 +12,7 @@ from dynzoo.attacks.base import Attack, positive_float, positive_int
 from dynzoo.attacks.batching import Pool
 from dynzoo.attacks.geometry import INSIDE, per_image, project
 from dynzoo.attacks.losses import margin
-from dynzoo.attacks.passes import compiled, pure, scalar
+from dynzoo.attacks.passes import judged, pure, scalar
 from dynzoo.attacks.pgd import LOOK
 from dynzoo.attacks.square_windows import bump_table, layout, start, window_share, window_size
 from dynzoo.backend import to_numpy
@@ -47,6 +47,7 @@ class Square(Attack):
         p_init: Share of the pixels in the first windows, in (0, 1].
         restarts: Runs on images that still resist, >= 1.
         batch_size: Images processed at once.
+        eot: Passes through a random model whose logits are averaged, in each query.
 
     Inputs are images (n, h, w, c) or (n, h, w), or vectors (n, d), which are taken for square
     images of one channel where d is a perfect square, and for images of one row elsewhere.
@@ -78,12 +79,14 @@ class Square(Attack):
         p_init: float = 0.8,
         restarts: int = 1,
         batch_size: int = 256,
+        eot: int = 1,
     ) -> None:
         super().__init__(norm, eps, seed, False, restarts, batch_size)
         self.queries = positive_int("queries", queries)
         self.p_init = positive_float("p_init", p_init)
         if self.p_init > 1.0:
             raise ValueError(f"`p_init` must be in (0, 1]. Received: p_init={p_init!r}")
+        self.eot = positive_int("eot", eot)
 
     def search(
         self,
@@ -95,13 +98,20 @@ class Square(Attack):
         real: int,
         restart: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        shape = height, width, channels = layout(x.shape[1:])
+        given, shape = x.shape[1:], layout(x.shape[1:])
+        height, width, channels = shape
         images = x.reshape(-1, *shape)
         eps = self.eps * INSIDE
         keys = [[self.seed, int(index), restart] for index in indices]
         first = [start(np.random.default_rng(key), shape, self.norm) for key in keys]
         points = np.clip(images + eps * np.stack(first), 0.0, 1.0).astype(np.float32)
-        judge = compiled(model, ("square", x.shape[1:]), lambda f: _make_judge(f, x.shape[1:]))
+        judge = judged(
+            model,
+            ("square", given),
+            lambda candidate, *_: ops.reshape(candidate, (-1, *given)),
+            _keep_better,
+            self.eot,
+        )
         center = ops.convert_to_tensor(images, dtype="float32")
         radius = scalar(eps)
         state = [
@@ -147,20 +157,12 @@ def _draws(keys: list[list[int]], rows: np.ndarray, block: int, count: int) -> n
     return result
 
 
-def _make_judge(infer: Callable[[Any, Any], Any], shape: tuple[int, ...]) -> Callable[..., Any]:
+def _keep_better(logits: Any, candidate: Any, point: Any, best: Any, label: Any) -> tuple[Any, Any]:
     """Keeps a candidate where its margin is larger than that of the present point."""
-
-    def judge(weights: Any, candidate: Any, point: Any, best: Any, label: Any) -> tuple[Any, Any]:
-        logits = infer(weights, ops.reshape(candidate, (-1, *shape)))
-        gap = margin(ops.cast(logits, "float32"), label)
-        # What has fallen stays as it is, so that it does not matter when it leaves the batch.
-        better = ops.logical_and(gap > best, best <= 0.0)
-        return (
-            ops.where(per_image(better, point), candidate, point),
-            ops.where(better, gap, best),
-        )
-
-    return judge
+    gap = margin(logits, label)
+    # What has fallen stays as it is, so that it does not matter when it leaves the batch.
+    better = ops.logical_and(gap > best, best <= 0.0)
+    return ops.where(per_image(better, point), candidate, point), ops.where(better, gap, best)
 
 
 def _corner(uniform: Any, size: Any, length: int) -> Any:

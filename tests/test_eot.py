@@ -1,0 +1,110 @@
+"""Expectation over transformation: attacks on a random model follow means over its draws."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from robustness_fixtures import held_out, ridge
+
+from dynzoo import backend
+from dynzoo.attacks import APGD, DDN, FAB, PGD, GaussianNoise, Square
+from dynzoo.attacks.base import predict_logits
+from dynzoo.attacks.ensembles import standard, with_draws
+from dynzoo.attacks.passes import judged, noise
+
+
+class Noisy(keras.layers.Layer):
+    """Adds one random vector of mean zero, the same for the whole batch, in each pass."""
+
+    random_at_inference = True
+
+    def __init__(self, sigma):
+        super().__init__()
+        self.sigma = sigma
+        self.seed_generator = keras.random.SeedGenerator(1)
+
+    def call(self, z):
+        return z + self.sigma * keras.random.normal((1, 10), seed=self.seed_generator)
+
+
+@pytest.fixture(scope="module")
+def quiet():
+    return ridge()
+
+
+@pytest.fixture(scope="module")
+def images(quiet):
+    x, y = held_out(60)
+    right = predict_logits(quiet, x).argmax(axis=1) == y
+    return x[right], y[right]
+
+
+def noisy(sigma):
+    return keras.Sequential([keras.Input((64,)), *ridge().layers, Noisy(sigma)])
+
+
+def fallen(quiet, points, y):
+    """Points that fool the model without its noise."""
+    return int((predict_logits(quiet, points).argmax(axis=1) != y).sum())
+
+
+@pytest.mark.parametrize(
+    ("make", "sigma"),
+    [
+        (lambda eot: FAB("l2", 0.6, steps=10, targets=3, eot=eot), 2.0),
+        (lambda eot: Square("linf", 0.2, queries=100, eot=eot), 1.0),
+        (lambda eot: Square("l2", 1.2, queries=100, eot=eot), 1.0),
+    ],
+    ids=["fab", "square-linf", "square-l2"],
+)
+def test_means_see_through_the_noise(make, sigma, quiet, images):
+    """With one draw, a lucky one ends the search at a point that fools nobody else."""
+    x, y = images
+    model = noisy(sigma)
+    state = next(v for v in model.variables if v.name == "seed_generator_state")
+    before = backend.to_numpy(state.value)
+    points = make(12)(model, x, y)
+    np.testing.assert_array_equal(backend.to_numpy(state.value), before)
+    np.testing.assert_array_equal(make(12)(model, x, y), points)  # a function of the seed
+    assert fallen(quiet, points, y) >= fallen(quiet, make(1)(model, x, y), y) + 4
+
+
+def test_minimum_norm_points_fool_by_the_mean(images):
+    """What fooled in one draw is refused by the mean, and then nothing is left of the search."""
+    x, y = images
+    found = [
+        np.isfinite(FAB("l2", steps=10, targets=3, eot=eot).minimum_norm(noisy(1.0), x, y)[1]).sum()
+        for eot in (1, 12)
+    ]
+    assert found[1] >= found[0] + 6
+
+
+def test_judged_is_the_mean_of_the_same_draws(images):
+    x, _ = images
+    model = noisy(1.0)
+    doubled = ops.convert_to_tensor(x / 2)
+
+    def double(half):
+        return 2 * half
+
+    def stacked(logits, half):
+        return ops.concatenate([logits, half], axis=1)
+
+    with noise(model, x, 64, seed=0):
+        once = judged(model, "once", double, stacked)
+        first, second = (backend.to_numpy(once(doubled)) for _ in range(2))
+    assert first.shape == (len(x), 74) and np.abs(first - second)[:, :10].max() > 0.1
+    with noise(model, x, 64, seed=0):
+        mean = backend.to_numpy(judged(model, "twice", double, stacked, eot=2)(doubled))
+    np.testing.assert_allclose(mean, (first + second) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_an_evaluation_of_a_random_model_asks_for_means():
+    members = standard("l2")
+    assert [with_draws(member, True).eot for member in members] == [20] * 4
+    assert [with_draws(member, False).eot for member in members] == [1] * 4
+    assert with_draws(PGD(eot=3), True).eot == 3 and with_draws(DDN(), True).eot == 20
+    assert not hasattr(with_draws(GaussianNoise(), True), "eot")
+    for kind in (FAB, Square, DDN, APGD):
+        with pytest.raises(ValueError, match="`eot` must be an integer of at least 1"):
+            kind(eot=0)
