@@ -10,7 +10,7 @@ from dynzoo import backend
 from dynzoo.attacks import APGD, DDN, FAB, PGD, GaussianNoise, Square
 from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.ensembles import standard, with_draws
-from dynzoo.attacks.passes import judged, noise
+from dynzoo.attacks.passes import judged, listening, noise
 
 
 class Noisy(keras.layers.Layer):
@@ -77,6 +77,28 @@ def test_minimum_norm_points_fool_by_the_mean(images):
         for eot in (1, 12)
     ]
     assert found[1] >= found[0] + 6
+
+
+@pytest.mark.parametrize(
+    ("make", "gradients", "logits"),
+    [
+        # a step of FAB judges its point; the line search of both asks seven times
+        (lambda eot: FAB("l2", 1e-6, steps=5, targets=1, eot=eot), 5, 5 + 7),
+        (lambda eot: DDN("l2", 1e-6, steps=5, init_eps=3.0, eot=eot), 5 + 1, 7),
+        (lambda eot: Square("l2", 1e-6, queries=9, eot=eot), 0, 9),
+    ],
+    ids=["fab", "ddn", "square"],
+)
+def test_every_pass_of_a_search_is_repeated(make, gradients, logits, images):
+    x, y = images
+    counts = []
+    for eot in (1, 4):
+        passes = []
+        with listening(lambda images, backward, passes=passes: passes.append(backward)):
+            make(eot)(noisy(1e-4), x[:2], y[:2])
+        counts.append((sum(passes), len(passes) - sum(passes)))
+    (few_back, few), (many_back, many) = counts
+    assert many_back - few_back == 3 * gradients and many - few == 3 * logits
 
 
 def test_judged_is_the_mean_of_the_same_draws(images):
