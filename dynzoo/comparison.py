@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -14,6 +16,7 @@ import numpy as np
 from dynzoo import plots
 from dynzoo.checkpoints import write_atomically
 from dynzoo.report import RobustnessReport
+from dynzoo.saved_report import SavedReport, read_report
 
 __all__ = ["Comparison", "compare"]
 
@@ -32,7 +35,7 @@ class Comparison:
     """
 
     names: list[str]
-    reports: list[RobustnessReport]
+    reports: list[RobustnessReport | SavedReport]
     notes: list[str]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -51,6 +54,14 @@ class Comparison:
             for name, report in zip(self.names, self.reports, strict=True)
             for e in sorted(report.robust)
         ]
+
+    def _csv(self) -> str:
+        text = io.StringIO()
+        rows = self.rows()
+        table = csv.DictWriter(text, rows[0], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        return text.getvalue()
 
     def differences(self, first: str, second: str, eps: float) -> tuple[int, int]:
         """Images that one model has robust at a radius and the other has not: (first, second).
@@ -88,7 +99,7 @@ class Comparison:
         return figure
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a page (`.html`) or data (`.json`), complete or not at all.
+        """Write a page (`.html`), data (`.json`) or the rows (`.csv`), complete or not at all.
 
         Raises:
             ValueError: If the suffix is another one.
@@ -100,34 +111,43 @@ class Comparison:
             text = render(self)
         elif path.suffix.lower() == ".json":
             text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        elif path.suffix.lower() == ".csv":
+            text = self._csv()
         else:
-            raise ValueError(f"`path` must end in .html or .json. Received: path={str(path)!r}")
+            raise ValueError(
+                f"`path` must end in .html or .json or .csv. Received: path={str(path)!r}"
+            )
         write_atomically(path, text.encode())
         return path
 
 
-def compare(reports: Iterable[RobustnessReport], names: Sequence[str] | None = None) -> Comparison:
+def compare(
+    reports: Iterable[RobustnessReport | SavedReport | str | os.PathLike[str]],
+    names: Sequence[str] | None = None,
+) -> Comparison:
     """Put reports of `dynzoo.evaluate` side by side.
 
     Args:
-        reports: At least one report; all of the same images, norm and radii.
+        reports: At least one report, or JSON file of a report that was saved; all of the same
+            images, norm and radii.
         names: A name for each; by default the name of its model, with a number if not unique.
 
     Returns:
         A `Comparison`.
 
     Raises:
-        ValueError: If there is no report, or they are of other images, norms or radii.
+        ValueError: If there is no report, a file holds none, or they are of other images, norms
+            or radii.
 
     Example:
 
     >>> compare([dynzoo.evaluate(a, x, y), dynzoo.evaluate(b, x, y)]).save("both.html")
     """
-    reports = list(reports)
-    if not reports:
+    read = [read_report(r) if isinstance(r, (str, os.PathLike)) else r for r in reports]
+    if not read:
         raise ValueError("`reports` must hold at least one report. Received: none")
-    first = reports[0]
-    for report in reports[1:]:
+    first = read[0]
+    for report in read[1:]:
         for what, a, b in (
             ("norm", first.norm, report.norm),
             ("eps", sorted(first.robust), sorted(report.robust)),
@@ -138,18 +158,18 @@ def compare(reports: Iterable[RobustnessReport], names: Sequence[str] | None = N
         if not np.array_equal(first.per_image["labels"], report.per_image["labels"]):
             raise ValueError("`reports` must be of the same images. Their labels differ.")
     if names is None:
-        names = _numbered([str(r.details.get("model") or "model") for r in reports])
-    if len(names) != len(reports) or len(set(names)) != len(names):
-        raise ValueError(f"`names` must be {len(reports)} different names. Received: {list(names)}")
+        names = numbered([str(r.details.get("model") or "model") for r in read])
+    if len(names) != len(read) or len(set(names)) != len(names):
+        raise ValueError(f"`names` must be {len(read)} different names. Received: {list(names)}")
     notes = []
     for key in _SAME:
-        values = [_setting(report, key) for report in reports]
+        values = [_setting(report, key) for report in read]
         if any(value != values[0] for value in values):
             notes.append(f"The reports differ in their {key}: {_short(names, values)}.")
-    return Comparison(list(names), reports, notes)
+    return Comparison(list(names), read, notes)
 
 
-def _setting(report: RobustnessReport, key: str) -> Any:
+def _setting(report: RobustnessReport | SavedReport, key: str) -> Any:
     if key == "attacks":
         return report.details.get("threat_model", {}).get("attacks")
     return report.details.get(key)
@@ -159,7 +179,8 @@ def _short(names: Sequence[str], values: Sequence[Any]) -> str:
     return "; ".join(f"{name}: {value}" for name, value in zip(names, values, strict=True))
 
 
-def _numbered(names: list[str]) -> list[str]:
+def numbered(names: list[str]) -> list[str]:
+    """The names, from its second use on each with a number."""
     counts: dict[str, int] = {}
     result = []
     for name in names:

@@ -161,6 +161,7 @@ class RobustnessReport:
             result["per_image"] = {
                 "correct": self.per_image["correct"].tolist(),
                 "robust": self.per_image["robust"].tolist(),
+                "labels": self.per_image["labels"].tolist(),
                 "radii": None if radii is None else radii.tolist(),
             }
         return result
@@ -177,8 +178,9 @@ class RobustnessReport:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the report; the file appears complete or not at all.
 
-        `.html` is a page for people, `.json` all numbers and settings, `.csv` and `.npz` what each
-        attack did to each image (`Outcomes`).
+        `.html` is a page for people, `.json` all numbers and settings and which images are right
+        and robust, which `dynzoo compare` reads, `.csv` and `.npz` what each attack did to each
+        image (`Outcomes`).
 
         Raises:
             ValueError: If the suffix is another one.
@@ -189,7 +191,7 @@ class RobustnessReport:
 
             text = render(self)
         elif path.suffix.lower() == ".json":
-            text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+            text = _json(self.to_dict(per_image=True))
         elif path.suffix.lower() in (".csv", ".npz") and self.outcomes is not None:
             labels, radii = self.per_image.get("labels"), self.per_image.get("radii")
             self.outcomes.save(path, labels, radii)
@@ -200,3 +202,14 @@ class RobustnessReport:
             )
         write_atomically(path, text.encode())
         return path
+
+
+def _json(data: dict[str, Any]) -> str:
+    """A report as indented JSON, but with a line for each array of the images."""
+    arrays = data.pop("per_image")
+    lines = [
+        f"    {json.dumps(name)}: {json.dumps(values, allow_nan=False)}"
+        for name, values in arrays.items()
+    ]
+    head = json.dumps(data, indent=2, allow_nan=False).removesuffix("\n}")
+    return head + ',\n  "per_image": {\n' + ",\n".join(lines) + "\n  }\n}\n"

@@ -1,5 +1,6 @@
 """Reports side by side, and pages as a browser shows them."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from robustness_fixtures import MarginCertificate, centroids, held_out, ridge
 from dynzoo.attacks import APGD, PGD
 from dynzoo.comparison import compare
 from dynzoo.robustness import evaluate
+from dynzoo.saved_report import read_report
 
 EPS = (0.1, 0.3)
 
@@ -81,6 +83,56 @@ def test_reports_that_cannot_be_compared_are_refused(reports):
     notes = compare([first, replace(second, details={**second.details, "seed": 9})]).notes
     assert len(notes) == 1 and "seed" in notes[0]
     assert len(set(compare([first, first]).names)) == 2
+
+
+# --- saved reports ---
+
+
+@pytest.fixture(scope="module")
+def files(reports, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reports")
+    return [r.save(folder / f"{name}.json") for r, name in zip(reports, "ab", strict=True)]
+
+
+def test_a_saved_report_is_the_report(reports, files):
+    for report, file in zip(reports, files, strict=True):
+        read = read_report(file)
+        for name in ("norm", "clean", "robust", "certified", "warnings", "images"):
+            assert getattr(read, name) == getattr(report, name)
+        assert read.to_dict() == json.loads(json.dumps(report.to_dict()))
+        for name in ("correct", "robust", "labels", "radii"):
+            np.testing.assert_array_equal(read.per_image[name], report.per_image[name])
+    assert '\n    "robust": [[' in files[0].read_text()  # a line for all images
+
+
+def test_files_are_compared_as_their_reports_are(both, files, tmp_path):
+    again = compare(files, ["<linear>", "means"])
+    assert again.rows() == both.rows() and again.notes == both.notes
+    assert again.differences("<linear>", "means", 0.3) == both.differences("<linear>", "means", 0.3)
+    assert again.to_dict() == json.loads(json.dumps(both.to_dict()))
+    page = again.save(tmp_path / "b.html").read_text()
+    assert page == both.save(tmp_path / "a.html").read_text()
+    rows = list(csv.DictReader(again.save(tmp_path / "b.csv").read_text().splitlines()))
+    assert [float(row["attacked"]) for row in rows] == [row["attacked"] for row in both.rows()]
+
+
+def test_what_is_no_report_is_refused(files, tmp_path):
+    data = json.loads(files[0].read_text())
+    old = {name: value for name, value in data.items() if name != "per_image"}
+    flipped = {**data, "per_image": {**data["per_image"], "correct": [False] * 80}}
+    short = {**data, "per_image": {**data["per_image"], "labels": [1, 2]}}
+    for content, message in (
+        ("{", "damaged or something else"),
+        ("[1]", "no report of schema 1"),
+        (json.dumps(old), "evaluate again"),
+        (json.dumps(flipped), "not those of its images"),
+        (json.dumps(short), "arrays of shapes"),
+        (json.dumps({**data, "norm": None, "robust": 3}), "damaged or something else"),
+        (json.dumps({**data, "warnings": [{"nme": "a"}]}), "damaged or something else"),
+    ):
+        (tmp_path / "r.json").write_text(content)
+        with pytest.raises(ValueError, match=f"`path` must be a report.*r.json.*{message}"):
+            read_report(tmp_path / "r.json")
 
 
 # --- in a browser ---

@@ -1,0 +1,108 @@
+"""Reports that were saved as JSON, read again: what `compare` needs of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynzoo.attacks.warnings import EvaluationWarning
+
+__all__ = ["SavedReport", "read_report"]
+
+
+@dataclass(frozen=True)
+class SavedReport:
+    """A `RobustnessReport` without its pictures: numbers, settings, and the fate of each image.
+
+    Args:
+        norm: `"l2"` or `"linf"`.
+        clean: Accuracy without an attack.
+        robust: Accuracy under attack at each radius.
+        certified: Certified accuracy at each radius; `None` values if there is no certificate.
+        warnings: Named reasons to doubt the numbers.
+        per_image: `"correct"` (n,), `"robust"` (radii, n), both bool, `"labels"` (n,), and
+            `"radii"` (n,) or `None`.
+        details: All that the file holds, but for `per_image`.
+    """
+
+    norm: str
+    clean: float
+    robust: dict[float, float]
+    certified: dict[float, float | None]
+    warnings: list[EvaluationWarning]
+    per_image: dict[str, Any] = field(repr=False)
+    details: dict[str, Any] = field(repr=False)
+
+    @property
+    def images(self) -> int:
+        """Number of evaluated images."""
+        return len(self.per_image["correct"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-able data, as `RobustnessReport.to_dict` gave it."""
+        return self.details
+
+
+def read_report(path: str | os.PathLike[str]) -> SavedReport:
+    """A report from the file that `RobustnessReport.save("report.json")` wrote.
+
+    Raises:
+        ValueError: If the file is something else, damaged, or without the fate of each image.
+
+    Example:
+
+    >>> report.save("report.json")
+    >>> read_report("report.json").clean == report.clean
+    True
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(data, dict) or data.get("schema") != 1:
+            raise ValueError("it is no report of schema 1")
+        if "per_image" not in data:
+            raise ValueError("it does not hold what became of each image: evaluate again")
+        per_image = _arrays(data.pop("per_image"))
+        report = SavedReport(
+            norm=data["norm"],
+            clean=data["clean"],
+            robust={float(e): share for e, share in data["robust"].items()},
+            certified={float(e): share for e, share in data["certified"].items()},
+            warnings=[EvaluationWarning(**warning) for warning in data["warnings"]],
+            per_image=per_image,
+            details=data,
+        )
+        _check(report)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"`path` must be a report that was saved as JSON. {path} is damaged or something else "
+            f"({error})"
+        ) from error
+    return report
+
+
+def _arrays(lists: dict[str, Any]) -> dict[str, Any]:
+    radii = lists["radii"]
+    return {
+        "correct": np.array(lists["correct"], dtype=bool),
+        "robust": np.array(lists["robust"], dtype=bool),
+        "labels": np.array(lists["labels"], dtype=np.int64),
+        "radii": None if radii is None else np.array(radii, dtype=np.float64),
+    }
+
+
+def _check(report: SavedReport) -> None:
+    """Raise a ValueError where the fates of the images are not those of the shares."""
+    correct, robust = report.per_image["correct"], report.per_image["robust"]
+    shapes = [report.per_image["labels"].shape, robust.shape]
+    if shapes != [(report.images,), (len(report.robust), report.images)]:
+        raise ValueError(f"it has arrays of shapes {shapes} for {report.images} images")
+    shares = [report.robust[e] for e in sorted(report.robust)]
+    if not np.allclose([report.clean, *shares], [correct.mean(), *robust.mean(axis=1)]):
+        raise ValueError("its accuracies are not those of its images")
+    if set(report.certified) != set(report.robust):
+        raise ValueError("its certified and attacked radii differ")
