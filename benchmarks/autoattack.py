@@ -5,7 +5,8 @@
 
 Attacks the first images of the preset's test set in two processes: ours on the backend that
 `KERAS_BACKEND` names, theirs on PyTorch. Each member runs on the images that resisted the members
-before it, or, with `--alone`, on all. `resnet` is a small unconstrained network; its weights come
+before it, or, with `--alone`, on all. CPU seconds are those of the process, which other work on the
+machine disturbs less than the clock's. `resnet` is a small unconstrained network; its weights come
 from `--weights FILE.weights.h5`, and are trained and saved there first if the file is missing. The
 last line is JSON.
 """
@@ -132,12 +133,13 @@ def worker(args):
     result = {"clean": float(alive.mean())}
     for name, attack in {"ours": ours, "theirs": theirs}[args.worker](args, model, x, y):
         rows = np.flatnonzero(alive)
-        start = time.perf_counter()
+        start = np.array([time.perf_counter(), time.process_time()])
         right = attack(rows) if rows.size else np.zeros(0, bool)
-        seconds = time.perf_counter() - start
+        wall, cpu = np.array([time.perf_counter(), time.process_time()]) - start
         if not args.alone:
             alive[rows[~right]] = False
-        result[name] = {"robust": float(right.sum() / len(x)), "seconds": round(seconds, 2)}
+        robust = float(right.sum() / len(x))
+        result[name] = {"robust": robust, "seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
         print(f"{args.worker:<6} {name:<8} {result[name]}", flush=True)
     args.result.write_text(json.dumps(result))
 
@@ -169,13 +171,16 @@ def main():
             command = [sys.executable, __file__, *sys.argv[1:], "--worker", side]
             subprocess.run([*command, "--result", str(target)], env=environment, check=True)
             results[side] = json.loads(target.read_text())
-    seconds = {s: sum(r[n]["seconds"] for n in NAMES) for s, r in results.items()}
+    ratios = {
+        kind: sum(results["ours"][n][kind] for n in NAMES)
+        / sum(results["theirs"][n][kind] for n in NAMES)
+        for kind in ("seconds", "cpu_seconds")
+    }
     points = {
         n: 100 * (results["ours"][n]["robust"] - results["theirs"][n]["robust"]) for n in NAMES
     }
-    ratio = seconds["ours"] / seconds["theirs"]
     settings = {k: v for k, v in vars(args).items() if k not in ("worker", "result")}
-    summary = {"settings": settings, **results, "difference_points": points, "time_ratio": ratio}
+    summary = {"settings": settings, **results, "difference_points": points, "time_ratios": ratios}
     print(json.dumps(summary))
 
 
