@@ -17,7 +17,7 @@ _DEVIATION = (0.2470, 0.2435, 0.2616)
 def resnet_classifier(
     input_shape=(32, 32, 3),
     num_classes=10,
-    widths=(32, 64, 128, 256),
+    widths=(24, 48, 96, 256),
     steps=(1, 1, 1, 1),
     block_size=2,
     mean=_MEAN,
