@@ -180,8 +180,8 @@ def test_free_choice_of_the_rival(linear, norm):
 def test_fallen_images_take_no_more_steps(linear, monkeypatch):
     seen = []
 
-    def counting(*args):
-        look = loss_and_gradient(*args)
+    def counting(*args, **kwargs):
+        look = loss_and_gradient(*args, **kwargs)
 
         def counted(point, *rest):
             seen.append(len(point))
