@@ -118,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     _info(commands)
     _demo(commands)
     _evaluate(commands)
+    _compare(commands)
     _finetune(commands)
     _train(commands)
     return parser
@@ -211,6 +212,21 @@ def _evaluate(commands: Any) -> None:
         "--update-card",
         action="store_true",
         help="put the numbers into the preset's metadata.json and README.md",
+    )
+
+
+def _compare(commands: Any) -> None:
+    text = "put reports that `dynzoo evaluate --output` saved as JSON side by side"
+    parser = _command(commands, "compare", "compare_reports", text)
+    parser.add_argument("reports", nargs="+", metavar="REPORT.json", help="reports to compare")
+    parser.add_argument(
+        "--names",
+        type=lambda text: text.split(","),
+        metavar="NAMES",
+        help="names of the models, by commas; default: those of the files",
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="write the comparison: .html, .json or .csv"
     )
 
 

@@ -13,6 +13,7 @@ from dynzoo import demo as demonstration
 from dynzoo import evaluation as measuring
 from dynzoo import finetuning as tuning
 from dynzoo.attacks.ensembles import makers
+from dynzoo.comparison_command import compare_reports as compare_reports
 from dynzoo.console import pairs, percent, progress, say, table
 from dynzoo.models import preset_files, presets
 

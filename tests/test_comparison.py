@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from robustness_fixtures import MarginCertificate, centroids, held_out, ridge
 
+from dynzoo import cli
 from dynzoo.attacks import APGD, PGD
 from dynzoo.comparison import compare
 from dynzoo.robustness import evaluate
@@ -133,6 +134,46 @@ def test_what_is_no_report_is_refused(files, tmp_path):
         (tmp_path / "r.json").write_text(content)
         with pytest.raises(ValueError, match=f"`path` must be a report.*r.json.*{message}"):
             read_report(tmp_path / "r.json")
+
+
+# --- the command ---
+
+
+def test_command(both, files, tmp_path, capsys):
+    output = tmp_path / "both.csv"
+    arguments = ["compare", *map(str, files), "--names", "<linear>,means", "--output", str(output)]
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "80 images, L2" in out and f"comparison: {output}" in out
+    for row in both.rows():
+        cells = [f"{100 * row[name]:.2f} %" for name in ("clean", "certified", "attacked")]
+        line = [row["model"], f"{row['eps']:g}", *cells]
+        assert any(" ".join(text.split()) == " ".join(line) for text in out.splitlines())
+    again = compare(files, ["<linear>", "means"])
+    assert output.read_text() == again.save(tmp_path / "again.csv").read_text()
+    assert cli.main(["compare", str(files[0]), str(files[0])]) == 0
+    assert "a 2 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: REPORT.json"),
+        (["gone.json"], "gone.json"),
+        (["{a}", "--output", "x.pdf"], "--output must end in one of .html, .json, .csv"),
+        (["{a}", "--names", "b,c"], "`names` must be 1 different names"),
+        (["{a}", "{other}"], "`reports` must agree in their norm"),
+        (["{text}"], "`path` must be a report that was saved as JSON"),
+    ],
+)
+def test_command_refuses(files, tmp_path, arguments, message, capsys):
+    data = json.loads(files[0].read_text())
+    (tmp_path / "other.json").write_text(json.dumps({**data, "norm": "linf"}))
+    (tmp_path / "text.json").write_text("no JSON")
+    paths = {"a": files[0], "other": tmp_path / "other.json", "text": tmp_path / "text.json"}
+    assert cli.main(["compare", *(text.format(**paths) for text in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and "Traceback" not in error
 
 
 # --- in a browser ---
