@@ -32,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     },
     "training": {
         "seed": 0,
+        "start": "",  # a preset, by name or folder, whose weights the training starts from
         "epochs": ...,
         "batch_size": 256,
         "dtype": "float32",

@@ -56,6 +56,8 @@ class Run:
         parts = {k: self.recipe[k] for k in ("architecture", "data")}
         training = self.recipe["training"]
         parts["training"] = {k: training[k] for k in ("seed", "batch_size", "loss", "dtype")}
+        if training["start"]:  # left out otherwise: runs from before it existed go on
+            parts["training"]["start"] = training["start"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def check(self, state: dict) -> None:
@@ -99,6 +101,8 @@ class Run:
                 "held_out": {k: v for k, v in state["history"][-1].items() if v is not None},
             },
         }
+        if state.get("start"):
+            metadata["training"]["start"] = state["start"]
         folder = self.output / "preset"
         presets.save_to_preset(model, folder, metadata, overwrite=True)
         return folder

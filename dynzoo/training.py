@@ -86,7 +86,8 @@ def train(
     (accuracies in percent; ``val_certified`` at the recipe's first eps, empty for a model without
     a certificate). Model choice uses a
     held-out part of the training images; the test set is not read for it. When the last epoch is
-    done, the preset is written to ``output/preset``.
+    done, the preset is written to ``output/preset``. With ``training.start`` the weights come
+    from that preset, with a fresh head for another number of classes; a checkpoint goes before.
 
     Args:
         config: a recipe: mapping, YAML file, or the name of one that ships.
@@ -105,7 +106,8 @@ def train(
         CheckpointError: if the run folder holds a run and ``resume`` is not set, or the
             checkpoint is damaged or belongs to another recipe.
         TrainingDivergedError: if the loss is not finite; the last good checkpoint is kept.
-        ValueError: if ``max_seconds`` is not positive.
+        ValueError: if ``max_seconds`` is not positive, or the preset of ``training.start`` is
+            unknown or has a layer that does not match.
 
     Example:
 
@@ -144,6 +146,11 @@ def train(
     if run.checkpoint.exists():
         run.state = checkpoints.read(run.checkpoint, model, run.check)
         log(f"resumed at epoch {run.state['epoch']}, batch {run.state['batch']}")
+    elif settings["start"]:
+        from dynzoo.warm_start import warm_start
+
+        run.state["start"] = warm_start(model, settings["start"])
+        log(f"started from the weights of {run.state['start']['preset']}")
     run.state["sessions"].append(session(max_seconds))
 
     deadline = None if max_seconds is None else started + max_seconds
