@@ -51,6 +51,7 @@ CONFIGURATIONS = {
     "GraphDiffusion(0.4)": lambda: dl.GraphDiffusion(0.4, graph="knn"),
     "OrthonormalDense(16)": lambda: dl.OrthonormalDense(16),
     "MaxMin()": lambda: dl.MaxMin(),
+    "BetaAbs()": lambda: dl.BetaAbs(),
     "SpatialShift()": lambda: dl.SpatialShift(),
     "UnitRowDense(10)": lambda: dl.UnitRowDense(10),
 }

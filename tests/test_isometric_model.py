@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers import jacobian, norm, normal
 
+import dynzoo
 from dynzoo import backend, constraints, layers
 from dynzoo.models import isometric_classifier
 
@@ -88,6 +89,47 @@ def test_arguments_reach_the_layers():
     assert model.layers[-1].name == "head" and model.output_shape == (None, 3)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"between": "beta_abs", "head": "orthonormal"},
+        {"between": "none", "step_size": 1.0},
+        {"constraint": "spectral_norm"},
+        {"constraint": "spectral_norm", "operator": "conv", "between": "beta_abs"},
+    ],
+)
+def test_variants_are_one_lipschitz_and_what_they_say(arguments):
+    model = perturbed(isometric_classifier(**{**TINY, **arguments}))
+    certificate = dynzoo.certify(model)
+    x, y = (normal((30, 4, 4, 2), seed) for seed in (1, 2))
+    gap = backend.to_numpy(model(x)).astype(np.float64) - backend.to_numpy(model(y))
+    before = np.linalg.norm((x - y).reshape(30, -1), axis=1)
+    assert (np.abs(gap).max(axis=1) <= before * (1 + 1e-4)).all()
+    assert certificate.lipschitz < 2
+    kinds = [type(layer) for layer in model.layers]
+    flows = [layer for layer in model.layers if isinstance(layer, layers.GradientFlow)]
+    assert len(flows) == 4
+    assert {f.step_sizes()[0] for f in flows} == {arguments.get("step_size", 2.0)}
+    activation = {"maxmin": (4, 0), "beta_abs": (0, 4), "none": (0, 0)}
+    found = (sum(issubclass(k, layers.MaxMin) for k in kinds), kinds.count(layers.BetaAbs))
+    assert found == activation[arguments.get("between", "maxmin")]
+    head = layers.OrthonormalDense if "head" in arguments else layers.UnitRowDense
+    assert isinstance(model.layers[-1], head)
+    if "constraint" in arguments:
+        kernel = backend.to_numpy(flows[-1].kernels[0].value)  # projected from a random start
+        assert np.linalg.svd(kernel, compute_uv=False).min() < 0.9
+
+
+def test_shifts_are_undone_in_turn_whatever_is_between():
+    reverses = []
+    for between in ("maxmin", "beta_abs", "none"):
+        model = isometric_classifier(**{**TINY, "steps": (4, 1)}, between=between)
+        shifts = (layers.SpatialShift, layers.MaxMinShift)
+        found = [a.reverse for a in model.layers if isinstance(a, shifts)]
+        reverses.append(found)
+    assert reverses == [[False, True, False, True, False]] * 3
+
+
 def test_narrow_first_stage_uses_an_orthonormal_map():
     model = isometric_classifier(**{**TINY, "widths": (4, 4)})
     kinds = [type(layer) for layer in model.layers]
@@ -122,6 +164,11 @@ def test_save_and_load(tmp_path):
         ({"shift_fraction": 0.0}, "`fraction` must be in"),
         ({"num_classes": 1}, "`num_classes` must be at least 2"),
         ({"activation": "gelu"}, "`activation` must have slopes"),
+        ({"between": "relu"}, "`between` must be one of"),
+        ({"head": "dense"}, "`head` must be one of"),
+        ({"constraint": None}, "`constraint` must be one of"),
+        ({"constraint": "orthonormal", "operator": "conv"}, "`constraint` must be"),
+        ({"step_size": 2.5}, "`step_size` must be in"),
         ({"block_size": 3}, "block_size=3"),
         ({"mean": (0.5,)}, "`mean` must have 2 entries"),
         ({"widths": (7, 8)}, "even number of channels"),

@@ -16,6 +16,8 @@ IMAGE = (4, 6, 8)
 LAYERS = {
     "max_min": (lambda: layers.MaxMin(), IMAGE),
     "max_min_vector": (lambda: layers.MaxMin(), (6,)),
+    "beta_abs": (lambda: layers.BetaAbs(), IMAGE),
+    "beta_abs_all": (lambda: layers.BetaAbs(1.0), (5,)),
     "space_to_depth": (lambda: layers.SpaceToDepth(2), (4, 6, 3)),
     "channel_padding": (lambda: layers.ChannelPadding(10), (4, 4, 3)),
     "shift": (lambda: layers.SpatialShift(), IMAGE),
@@ -51,9 +53,10 @@ def test_keeps_distances(make, shape):
     moved = (layer.call_float64(x) - layer.call_float64(y)).reshape(20, -1)
     after = np.linalg.norm(moved, axis=1)
     assert (after <= before * (1 + 1e-12)).all()
-    if not (isinstance(layer, layers.MaxMin) or getattr(layer, "padding", "") == "zero"):
+    folds = isinstance(layer, layers.MaxMin | layers.BetaAbs)
+    if not (folds or getattr(layer, "padding", "") == "zero"):
         np.testing.assert_allclose(after, before, rtol=1e-12)
-    if isinstance(layer, layers.MaxMin) and getattr(layer, "padding", "") != "zero":
+    if folds and getattr(layer, "padding", "") != "zero":
         np.testing.assert_allclose(
             np.linalg.norm(layer.call_float64(x)), np.linalg.norm(x), rtol=1e-12
         )
@@ -114,6 +117,24 @@ def test_max_min_gradient_is_a_permutation():
     x, w = normal((1, 8), 1), normal((1, 8), 2)
     _, g = gradient(ops.convert_to_tensor(x), ops.convert_to_tensor(w))
     np.testing.assert_allclose(np.sort(backend.to_numpy(g)), np.sort(w), atol=1e-6)
+
+
+def test_beta_abs_takes_the_first_share():
+    x = np.array([[-1.0, 2.0, -3.0, -4.0]], "float32")
+    for beta, expected in ((0.5, [1, 2, -3, -4]), (0.75, [1, 2, 3, -4]), (0.01, [1, 2, -3, -4])):
+        np.testing.assert_array_equal(backend.to_numpy(layers.BetaAbs(beta)(x)), [expected])
+    for beta in (0.0, 1.1):
+        with pytest.raises(ValueError, match="`beta` must be in"):
+            layers.BetaAbs(beta)
+
+
+def test_max_min_is_beta_abs_between_two_rotations():
+    # a, b -> (a + b) / sqrt 2, (a - b) / sqrt 2: max and min differ by |a - b|
+    x = normal((5, 8)).astype(np.float64)
+    half = np.eye(4) / np.sqrt(2)
+    rotation = np.block([[half, -half], [half, half]])
+    turned = layers.BetaAbs(0.5).call_float64(x @ rotation.T)
+    np.testing.assert_allclose(turned @ rotation, layers.MaxMin().call_float64(x))
 
 
 def test_space_to_depth_puts_a_block_into_channels():

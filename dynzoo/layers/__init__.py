@@ -12,6 +12,7 @@ from dynzoo.layers.gradient_flow import GradientFlow as GradientFlow
 from dynzoo.layers.graph_diffusion import GraphDiffusion as GraphDiffusion
 from dynzoo.layers.hamiltonian_flow import HamiltonianFlow as HamiltonianFlow
 from dynzoo.layers.heads import UnitRowDense as UnitRowDense
+from dynzoo.layers.isometries import BetaAbs as BetaAbs
 from dynzoo.layers.isometries import ChannelPadding as ChannelPadding
 from dynzoo.layers.isometries import MaxMin as MaxMin
 from dynzoo.layers.isometries import MeanShift as MeanShift

@@ -7,9 +7,9 @@ import numpy as np
 from keras import ops
 
 from dynzoo.guarantees import Guarantee
-from dynzoo.layers.arguments import positive_integer
+from dynzoo.layers.arguments import number, positive_integer
 
-__all__ = ["ChannelPadding", "Isometry", "MaxMin", "MeanShift", "SpaceToDepth"]
+__all__ = ["BetaAbs", "ChannelPadding", "Isometry", "MaxMin", "MeanShift", "SpaceToDepth"]
 
 
 class Isometry(keras.layers.Layer):
@@ -77,6 +77,54 @@ class MaxMin(Isometry):
         """The inference pass in NumPy float64."""
         a, b = np.split(np.asarray(x, dtype=np.float64), 2, axis=-1)
         return np.concatenate([np.maximum(a, b), np.minimum(a, b)], axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class BetaAbs(Isometry):
+    r"""Absolute value of the first share beta of the channels; the others pass.
+
+    $$x_i \mapsto |x_i| \text{ for } i < \beta C, \qquad x_i \mapsto x_i \text{ otherwise}$$
+
+    Guarantee: 1-Lipschitz; the Jacobian is diagonal with entries 1 and -1, so gradients keep their
+    norm. With ``beta=0.5`` it is MaxMin between two rotations of channel pairs. Use it between
+    gradient steps, never inside one.
+
+    Args:
+        beta: share of the channels, in (0, 1].
+
+    Input and output shape: equal.
+
+    Raises:
+        ValueError: if ``beta`` is out of its range.
+
+    Example:
+
+    >>> BetaAbs(0.5)(np.array([[-1.0, 2.0, -3.0, 4.0]], "float32"))  # [[1, 2, -3, 4]]
+
+    Reference: K. Hu, H. Hu and M. Fredrikson, "LipNeXt" (arXiv 2601.18513).
+    """
+
+    _kept = "the Jacobian is diagonal with entries of size one: gradients keep their norm"
+
+    def __init__(self, beta=0.5, **kwargs):
+        super().__init__(**kwargs)
+        self.beta = number("beta", beta, high=1.0)
+
+    def _count(self, x) -> int:
+        return max(1, int(self.beta * x.shape[-1]))
+
+    def call(self, x):
+        k = self._count(x)
+        return ops.concatenate([ops.abs(x[..., :k]), x[..., k:]], axis=-1)
+
+    def call_float64(self, x):
+        """The inference pass in NumPy float64."""
+        x = np.array(x, dtype=np.float64)
+        x[..., : self._count(x)] = np.abs(x[..., : self._count(x)])
+        return x
+
+    def get_config(self):
+        return {**super().get_config(), "beta": self.beta}
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")

@@ -6,6 +6,7 @@ import keras
 
 from dynzoo import layers as dl
 from dynzoo import operators
+from dynzoo.layers.arguments import one_of
 from dynzoo.models.arguments import check_classes, check_stages
 
 __all__ = ["isometric_classifier"]
@@ -27,6 +28,10 @@ def isometric_classifier(
     block_size=2,
     neck_units=256,
     dense_steps=3,
+    constraint="default",
+    step_size="maximal",
+    between="maxmin",
+    head="unit_rows",
     seed=0,
     name=None,
 ) -> keras.Model:
@@ -35,7 +40,8 @@ def isometric_classifier(
     Mean shift; space-to-depth; then per stage k an orthonormal map to ``widths[k]`` channels and
     ``steps[k]`` gradient steps $x \leftarrow x - 2A^T\sigma(Ax + b)$ with orthonormal rows, MaxMin
     after each; space-to-depth between stages; an orthonormal neck, ``dense_steps`` dense gradient
-    steps, and a head with unit rows.
+    steps, and a head with unit rows. The last four arguments before the seed change what the
+    shipped networks have settled on.
 
     Guarantee: the body is 1-Lipschitz up to the rounding of its constraints, so the L2 radius
     $\min_j (z_y - z_j)/\|w_y - w_j\|$ is certified; `dynzoo.certify` gives the exact number.
@@ -56,6 +62,11 @@ def isometric_classifier(
         block_size: side of the first space-to-depth block in pixels.
         neck_units: features after the neck.
         dense_steps: gradient steps on the neck features.
+        constraint: of the kernels A, as in `GradientFlow`: ``"default"`` (orthonormal rows, or
+            norm 1 for ``operator="conv"``), ``"orthonormal"`` or ``"spectral_norm"``.
+        step_size: of the gradient steps, in (0, 2]; ``"maximal"`` is 2.
+        between: activation after each gradient step: ``"maxmin"``, ``"beta_abs"`` or ``"none"``.
+        head: ``"unit_rows"`` or ``"orthonormal"``.
         seed: integer seed of all initialisers.
         name: name of the model.
 
@@ -78,6 +89,9 @@ def isometric_classifier(
         )
     if not 0 < inner_ratio <= 1:
         raise ValueError(f"`inner_ratio` must be in (0, 1]. Received: inner_ratio={inner_ratio}")
+    one_of("constraint", constraint, ("default", "orthonormal", "spectral_norm"))
+    one_of("between", between, ("maxmin", "beta_abs", "none"))
+    one_of("head", head, ("unit_rows", "orthonormal"))
     check_classes(num_classes)
 
     seeds = iter(range(1000 * seed, 1000 * seed + 1000))
@@ -86,7 +100,14 @@ def isometric_classifier(
         return max(1, int(width * inner_ratio))
 
     def flow(op):
-        return dl.GradientFlow(op, activation=activation, step_size="maximal", seed=next(seeds))
+        return dl.GradientFlow(
+            op, activation=activation, step_size=step_size, constraint=constraint, seed=next(seeds)
+        )
+
+    def activated(x):
+        if between == "none":
+            return x
+        return (dl.MaxMin() if between == "maxmin" else dl.BetaAbs())(x)
 
     inputs = keras.Input(tuple(input_shape), name="image")
     x = inputs
@@ -108,17 +129,23 @@ def isometric_classifier(
                     x = dl.SpatialShift(fraction=shift_fraction)(x)
                 x = flow(operators.Pointwise(inner(width)))(x)
                 if i + 1 < count:
-                    x = dl.MaxMinShift(reverse=i % 2 == 0, fraction=shift_fraction)(x)
+                    shift = {"reverse": i % 2 == 0, "fraction": shift_fraction}
+                    if between == "maxmin":
+                        x = dl.MaxMinShift(**shift)(x)
+                    else:
+                        x = dl.SpatialShift(**shift)(activated(x))
                     continue
             elif operator == "shifted_pointwise":
                 x = flow(operators.ShiftedPointwise(inner(width), fraction=shift_fraction))(x)
             else:
                 x = flow(operators.Conv(inner(width)))(x)
-            x = dl.MaxMin()(x)
+            x = activated(x)
     x = keras.layers.Flatten()(x)
     x = dl.OrthonormalDense(neck_units, seed=next(seeds), name="neck")(x)
     for _ in range(dense_steps):
-        x = flow(operators.Dense(inner(neck_units)))(x)
-        x = dl.MaxMin()(x)
-    outputs = dl.UnitRowDense(num_classes, seed=next(seeds), name="head")(x)
+        x = activated(flow(operators.Dense(inner(neck_units)))(x))
+    if head == "unit_rows":
+        outputs = dl.UnitRowDense(num_classes, seed=next(seeds), name="head")(x)
+    else:
+        outputs = dl.OrthonormalDense(num_classes, use_bias=True, seed=next(seeds), name="head")(x)
     return keras.Model(inputs, outputs, name=name or "isometric")

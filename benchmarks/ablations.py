@@ -1,0 +1,209 @@
+"""Why the recipe is as it is: one change at a time, the same number of epochs for each.
+
+    python benchmarks/ablations.py --data cifar10|FILE.npz [--epochs 2] [--seeds 0 1]
+        [--arms NAME ...] [--recipe isometric_small_cifar10] [--runs runs/ablations]
+        [--csv docs/results/ablations.csv] [--plot [docs/results/ablations.png]]
+    python benchmarks/ablations.py --list
+
+Each arm is the recipe with a constant loss offset and one short warm-up and decay, and one thing
+changed. Its accuracies are those on the held-out training images after the last epoch; the test set
+is not read. A row is appended to the CSV when an arm is done, with the seconds that it took (the
+epochs are equal, the seconds are not); rows that are there already are not computed again, and an
+arm that was stopped goes on at its last epoch. The learning rates of Muon are the recipe's; Adam
+and SGD stand there with two rates each, neither of them tuned.
+"""
+
+import argparse
+import copy
+import csv
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from dynzoo import backend, plots, recipes, runs, training
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+
+# name -> what is studied, and the keys of the recipe that change
+ARMS = {
+    "base": ("the recipe", {}),
+    "operator_shifted_pointwise": (
+        "operator",
+        {"architecture.operator": "shifted_pointwise"},
+    ),
+    "operator_conv": ("operator", {"architecture.operator": "conv"}),
+    "norm_at_most_one": ("rows of A", {"architecture.constraint": "spectral_norm"}),
+    "step_1": ("step size", {"architecture.step_size": 1.0}),
+    "offset_0.2": ("loss offset", {"training.loss.offset": 0.2}),
+    "offset_0.7": ("loss offset", {"training.loss.offset": 0.7}),
+    "offset_1.0": ("loss offset", {"training.loss.offset": 1.0}),
+    "between_beta_abs": ("between steps", {"architecture.between": "beta_abs"}),
+    "between_none": ("between steps", {"architecture.between": "none"}),
+    "head_orthonormal": ("head", {"architecture.head": "orthonormal"}),
+    "augmentation_none": ("augmentation", {"data.crop_padding": 0, "data.flip": False}),
+    "augmentation_crop_4": ("augmentation", {"data.crop_padding": 4}),
+    "adam_0.001": ("optimizer", {"training.optimizer": {"name": "adam", "learning_rate": 0.001}}),
+    "adam_0.005": ("optimizer", {"training.optimizer": {"name": "adam", "learning_rate": 0.005}}),
+    "sgd_0.05": (
+        "optimizer",
+        {"training.optimizer": {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}},
+    ),
+    "sgd_0.5": (
+        "optimizer",
+        {"training.optimizer": {"name": "sgd", "learning_rate": 0.5, "momentum": 0.9}},
+    ),
+}
+# What the base has, where a study has a name for it.
+BASE = "shift, 1x1, orthonormal rows, step 2, offset 0.4, MaxMin, unit rows, crop 2 and flip, muon"
+COLUMNS = (
+    "arm",
+    "study",
+    "seed",
+    "epochs",
+    "accuracy",
+    "certified",
+    "radius",
+    "seconds",
+    "parameters",
+    "held_out_images",
+    "recipe",
+    "backend",
+    "hardware",
+)
+
+
+def recipe_of(arm, base, epochs, seed):
+    """The recipe of an arm: the base with a short schedule, and its one change."""
+    recipe = copy.deepcopy(base)
+    recipe["name"] = arm.replace(".", "_")
+    settings = recipe["training"]
+    settings.update(epochs=epochs, seed=seed, keep="last")
+    settings["schedule"] = {"warmup": 0.1, "decay": 0.9, "points": {}}
+    settings["loss"]["offset"] = 0.4
+    for path, value in ARMS[arm][1].items():
+        *parents, key = path.split(".")
+        section = recipe
+        for parent in parents:
+            section = section[parent]
+        section[key] = value
+    return recipes.validate(recipe)
+
+
+def run_arm(arm, seed, args, base):
+    """Trains one arm (or the rest of it) and returns its row."""
+    recipe = recipe_of(arm, base, args.epochs, seed)
+    folder = args.runs / f"{arm}_{args.epochs}_{seed}"
+    file = args.data if args.data and args.data.endswith(".npz") else None
+    model = training.train(recipe, file, folder, resume=True, verbose=0, log=say)
+    with (folder / "log.csv").open(newline="", encoding="utf-8") as log:
+        last = list(csv.DictReader(log))[-1]
+    parameters = model.count_params()
+    shutil.rmtree(folder)
+    keras.backend.clear_session()
+    return {
+        "arm": arm,
+        "study": ARMS[arm][0],
+        "seed": seed,
+        "epochs": args.epochs,
+        "accuracy": last["val_accuracy"],
+        "certified": last["val_certified"],
+        "radius": plots.eps_text(recipe["evaluation"]["eps"][0]),
+        "seconds": last["seconds"],
+        "parameters": parameters,
+        "held_out_images": recipe["data"]["validation"],
+        "recipe": base["name"],
+        "backend": backend.name(),
+        "hardware": runs.hardware(),
+    }
+
+
+def say(line):
+    print(line, flush=True)
+
+
+def read(path):
+    """Rows of the CSV, none if there is no such file yet."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path, row):
+    """Adds a row, and the header to a new file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def plot(rows, path):
+    """Clean and certified accuracy of each arm: a dot a seed, and their mean as a bar."""
+    arms = [arm for arm in ARMS if any(row["arm"] == arm for row in rows)]
+    figure = plots.new_figure(7.0, 1.5 + 0.3 * len(arms))
+    axes = figure.subplots()
+    colors = {"accuracy": plots.CLEAN, "certified": plots.CERTIFIED}
+    for y, arm in enumerate(reversed(arms)):
+        for key, color in colors.items():
+            values = [float(r[key]) for r in rows if r["arm"] == arm and r[key]]
+            axes.plot(values, [y] * len(values), ".", color=color, markersize=6)
+            if values:
+                axes.plot(np.mean(values), y, "|", color=color, markersize=13, markeredgewidth=2)
+    base = [float(r["certified"]) for r in rows if r["arm"] == "base" and r["certified"]]
+    if base:
+        axes.axvline(np.mean(base), color=colors["certified"], linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(arms)), [arm.replace("_", " ") for arm in reversed(arms)])
+    epochs = sorted({r["epochs"] for r in rows}, key=int)
+    axes.set_xlabel(
+        f"% of the held-out images: grey right, green certified at {rows[0]['radius']}\n"
+        f"({', '.join(epochs)} epochs; a dot a seed, a bar their mean)"
+    )
+    figure.suptitle(f"One change at a time from the base:\n{BASE}", fontsize=9)
+    axes.grid(axis="x", alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(plots.png(figure))
+    say(f"wrote {path}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--data", default=None, help="an .npz file; default: the recipe's data set")
+    parser.add_argument("--recipe", default="isometric_small_cifar10")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / "ablations")
+    parser.add_argument("--csv", type=Path, default=RESULTS / "ablations.csv")
+    parser.add_argument("--plot", type=Path, nargs="?", const=RESULTS / "ablations.png")
+    parser.add_argument("--list", action="store_true", help="name the arms and stop")
+    args = parser.parse_args(argv)
+    if args.list:
+        for arm, (study, changes) in ARMS.items():
+            say(f"{arm}: {study}; {changes}")
+        return 0
+    base = recipes.load(args.recipe)
+    done = {(r["arm"], r["recipe"], int(r["epochs"]), int(r["seed"])) for r in read(args.csv)}
+    for seed in args.seeds:
+        for arm in args.arms:
+            if (arm, base["name"], args.epochs, seed) in done:
+                continue
+            say(f"{arm}, seed {seed}")
+            append(args.csv, run_arm(arm, seed, args, base))
+    if args.plot:
+        rows = [r for r in read(args.csv) if r["recipe"] == base["name"]]
+        rows = [r for r in rows if int(r["epochs"]) == args.epochs]
+        plot(rows, args.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The ablations' script: each arm is one change, rows are kept, nothing is computed twice."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dynzoo import recipes, training
+
+PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "ablations.py"
+
+RECIPE = {
+    "name": "tiny",
+    "architecture": {
+        "name": "isometric",
+        "widths": [12],
+        "steps": [2],
+        "neck_units": 8,
+        "dense_steps": 1,
+    },
+    "data": {"name": "none", "validation": 24, "crop_padding": 2},
+    "training": {
+        "epochs": 9,
+        "batch_size": 24,
+        "loss": {"name": "offset_crossentropy", "offset": {0: 0.4, 3: 0.7}},
+        "optimizer": {"name": "muon", "learning_rate": 0.05},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def ablations():
+    if not PATH.is_file():
+        pytest.skip("needs a checkout: benchmarks/ is not part of a source distribution")
+    spec = importlib.util.spec_from_file_location("ablations", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (96, 8, 8, 3), dtype=np.uint8)
+    y = np.arange(96) % 3
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:3], y_test=y[:3])
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+    files = {"data": "data.npz", "recipe": "tiny.yaml", "runs": "runs", "csv": "out.csv"}
+    return [part for k, v in files.items() for part in (f"--{k}", str(tmp_path / v))]
+
+
+def leaves(value, path=""):
+    if not isinstance(value, dict):
+        return {path: value}
+    return {k: v for key, part in value.items() for k, v in leaves(part, f"{path}.{key}").items()}
+
+
+def test_every_arm_is_the_base_with_its_one_change(ablations):
+    base = recipes.load("isometric_small_cifar10")
+    plain = ablations.recipe_of("base", base, epochs=2, seed=3)
+    assert plain["training"]["epochs"] == 2 and plain["training"]["seed"] == 3
+    assert plain["training"]["loss"]["offset"] == 0.4
+    assert plain["training"]["schedule"]["points"] == {}
+    for arm, (_, changes) in ablations.ARMS.items():
+        recipe = ablations.recipe_of(arm, base, epochs=2, seed=3)
+        found, expected = leaves(recipe), {}
+        for key, value in changes.items():
+            expected |= leaves(value, f".{key}")
+        assert expected.items() <= found.items(), arm
+        differing = {k for k, v in found.items() if leaves(plain).get(k) != v}
+        assert differing - {".name"} <= set(expected) and (len(differing) > 1) == (arm != "base")
+    assert base == recipes.load("isometric_small_cifar10")
+
+
+def test_every_arm_is_a_model_and_an_optimizer(ablations):
+    from dynzoo import optimization
+
+    tiny = recipes.validate(RECIPE)
+    kinds = {}
+    for arm in ablations.ARMS:
+        recipe = ablations.recipe_of(arm, tiny, epochs=1, seed=0)
+        model = training.build_model(recipe, 3, (8, 8, 3))
+        settings = recipe["training"]
+        optimizer = optimization.make_optimizer(settings["optimizer"], 3, settings["schedule"])
+        kinds[arm] = [type(layer).__name__ for layer in model.layers]
+        assert type(optimizer).__name__.lower().endswith(settings["optimizer"]["name"])
+    assert "BetaAbs" in kinds["between_beta_abs"]
+    assert not {"MaxMin", "MaxMinShift", "BetaAbs"} & set(kinds["between_none"])
+
+
+def test_two_arms_run_once_each_and_are_drawn(ablations, arguments, tmp_path, capsys):
+    arms = ["--arms", "base", "step_1", "--epochs", "1", "--seeds", "0"]
+    assert ablations.main([*arguments, *arms[:2], *arms[3:]]) == 0
+    first = (tmp_path / "out.csv").read_text()
+    assert ablations.main([*arguments, *arms, "--plot", str(tmp_path / "out.png")]) == 0
+    assert capsys.readouterr().out.count("seed 0") == 2
+    text = (tmp_path / "out.csv").read_text()
+    assert text.startswith(first) and text.count("\n") == 3
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [r["arm"] for r in rows] == ["base", "step_1"]
+    for row in rows:
+        assert 0 <= float(row["certified"]) <= float(row["accuracy"]) <= 100
+        assert float(row["seconds"]) > 0 and row["radius"] == "36/255" and row["epochs"] == "1"
+    assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
+    assert not list((tmp_path / "runs").iterdir())  # a row is all that an arm leaves
+
+
+def test_wrong_arms_are_refused(ablations, capsys):
+    with pytest.raises(SystemExit):
+        ablations.main(["--arms", "bigger"])
+    assert "operator_conv" in capsys.readouterr().err
