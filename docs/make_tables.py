@@ -1,9 +1,11 @@
-"""Writes the README's table of results from `pretrained/*/metadata.json`.
+"""Writes the README's table of results and the leaderboard from `pretrained/*/metadata.json`.
 
-    python docs/make_tables.py           rewrites README.md
-    python docs/make_tables.py --check   exits with 1 if README.md is not up to date
+    python docs/make_tables.py           rewrites README.md, docs/leaderboard.md and
+                                         docs/results/leaderboard.csv
+    python docs/make_tables.py --check   exits with 1 if one of them is not up to date
 
-The numbers themselves come from `dynzoo evaluate PRESET --update-card`. Needs Python alone.
+The numbers themselves come from `dynzoo evaluate PRESET --update-card`; those of published models,
+with their sources, from `dynzoo/published_results.csv`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,18 @@ from fractions import Fraction
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+LEADERBOARD = """# Leaderboard
+
+Made by `python docs/make_tables.py` from the metadata of the presets; the same rows are in
+[results/leaderboard.csv](results/leaderboard.csv), and `dynzoo list --leaderboard` shows them.
+
+Accuracies in percent. Certified: the share of the test images that are answered right and that no
+change of at most that L2 size (pixels in [0, 1]) turns wrong. Attacked: what is left after the
+attacks that are named, an upper bound of the truth. Models in *italics* are published ones, as
+their sources state them: nothing of theirs was measured here, and their budgets differ widely.
+A dash: not known.
+
+"""
 BEGIN = "<!-- results: made by docs/make_tables.py -->"
 END = "<!-- end of results -->"
 
@@ -67,15 +81,39 @@ def read_presets(root: Path = ROOT) -> list[dict]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
+def made(root: Path = ROOT) -> dict[str, str]:
+    """Text of every file that this script makes, by its path below the root."""
+    from dynzoo import leaderboard
+
+    presets = read_presets(root)
+    rows = leaderboard.leaderboard({about["name"]: about for about in presets})
+    return {
+        "README.md": updated((root / "README.md").read_text(encoding="utf-8"), presets),
+        "docs/leaderboard.md": LEADERBOARD + leaderboard.to_markdown(rows),
+        "docs/results/leaderboard.csv": leaderboard.to_csv(rows),
+    }
+
+
+def stale(root: Path = ROOT) -> list[str]:
+    """Which of these files are not what would be written now."""
+    return [
+        name
+        for name, text in made(root).items()
+        if not (root / name).is_file() or (root / name).read_bytes() != text.encode()
+    ]
+
+
 def main() -> int:
-    path = ROOT / "README.md"
-    readme = path.read_text(encoding="utf-8")
-    new = updated(readme, read_presets())
     if "--check" in sys.argv[1:]:
-        if new != readme:
-            print("README.md is not up to date: run python docs/make_tables.py", file=sys.stderr)
-        return int(new != readme)
-    path.write_text(new, encoding="utf-8")
+        old = stale()
+        if old:
+            print(
+                f"{', '.join(old)}: not up to date, run python docs/make_tables.py",
+                file=sys.stderr,
+            )
+        return int(bool(old))
+    for name, text in made().items():
+        (ROOT / name).write_bytes(text.encode())
     return 0
 
 

@@ -23,13 +23,16 @@ def model_card(metadata: Mapping[str, Any]) -> str:
 
     Args:
         metadata: the content of `metadata.json`. Known keys, all optional:
-            `name`, `description`, `dataset`, `license`, `limits`, `references` (list): text;
-            `parameters`, `num_classes`, `input_shape`, `lipschitz`: numbers;
+            `name`, `description`, `dataset`, `system` (what is discretised, for the leaderboard),
+            `license`, `limits`, `references` (list): text;
+            `parameters`, `num_classes`, `input_shape`, `lipschitz`: numbers; `audited_slope`: the
+            largest slope of the logits that an audit found, at most `lipschitz`;
             `accuracy`: share in [0, 1]; `certified_accuracy`, `attacked_accuracy`: share for each
-            L2 radius, such as `{"36/255": 0.61}`;
+            L2 radius, such as `{"36/255": 0.61, "0.5": 0.4}`;
             `evaluation`: what the numbers were measured on and how (`split`, `images`, `attacks`,
             `command`, ...); `training`: `hardware`, `seconds`, `epochs`, `seed`, `config`,
-            `command`, ...; `versions`, `saved`, `files`.
+            `command`, `start` (the preset whose weights it began with), ...; `versions`, `saved`,
+            `files`.
 
     Returns:
         The text of `README.md`.
@@ -119,6 +122,7 @@ def _model(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "classes": metadata.get("num_classes"),
         "parameters": metadata.get("parameters"),
         "Lipschitz bound (input to logits, L2)": metadata.get("lipschitz"),
+        "largest slope that an audit found": metadata.get("audited_slope"),
         "saved": metadata.get("saved"),
         "versions": metadata.get("versions"),
     }

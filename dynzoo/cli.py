@@ -142,7 +142,12 @@ _NAME = "cifar10, cifar100, mnist or digits"
 
 
 def _list(commands: Any) -> None:
-    _command(commands, "list", "list_presets", "list the presets that come with dynzoo")
+    parser = _command(commands, "list", "list_presets", "list the presets that come with dynzoo")
+    parser.add_argument(
+        "--leaderboard", action="store_true", help="all numbers, beside published models"
+    )
+    parser.add_argument("--dataset", metavar="NAME", help="of the leaderboard; default: all")
+    parser.add_argument("--output", metavar="FILE", help="write the leaderboard: .md or .csv")
 
 
 def _info(commands: Any) -> None:

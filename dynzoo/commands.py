@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo import backend, data, plots, runs, training
+from dynzoo import backend, data, leaderboard, plots, runs, training
 from dynzoo import demo as demonstration
 from dynzoo import evaluation as measuring
 from dynzoo import finetuning as tuning
@@ -23,6 +23,16 @@ REPORTS = (".html", ".json", ".csv", ".npz")
 
 def list_presets(arguments: Namespace) -> None:
     known = presets.presets()
+    if arguments.leaderboard:
+        ranked = leaderboard.leaderboard(known, arguments.dataset)
+        if arguments.output:
+            say(f"leaderboard: {leaderboard.save(ranked, arguments.output).absolute()}")
+        else:
+            table(*leaderboard.summary(ranked), title="percent; published: as their sources state")
+        return
+    for flag in ("dataset", "output"):
+        if getattr(arguments, flag):
+            raise ValueError(f"--{flag} needs --leaderboard")
     if not known:
         say("No presets are installed. `dynzoo train CONFIG` makes one from its recipe.")
         return
@@ -269,6 +279,8 @@ def _how(arguments: Namespace, name: str, source: str, about: dict[str, Any]) ->
         command += f" --attacks {attacks} --attack-limit {arguments.attack_limit}"
         if arguments.attack_certified != "first":
             command += f" --attack-certified {arguments.attack_certified}"
+        if arguments.audit:
+            command += " --audit"
     how: dict[str, Any] = {"split": "test", "backend": backend.name()}
     if arguments.data:
         how["data_file"] = f"{Path(source).name}, SHA-256 {preset_files.sha256(Path(source))}"

@@ -25,6 +25,15 @@ __all__ = ["Measurement", "accuracy", "measure", "radius_text", "update_card"]
 _CHUNK = 1024
 # Half a minute for a small network on a CPU core.
 _AUDIT: dict[str, Any] = {"pairs": 16, "steps": 40, "restarts": 1}
+# What of a preset's metadata an evaluation says, and replaces as a whole.
+_MEASURED = (
+    "accuracy",
+    "certified_accuracy",
+    "attacked_accuracy",
+    "lipschitz",
+    "audited_slope",
+    "evaluation",
+)
 
 
 @dataclass
@@ -38,6 +47,7 @@ class Measurement:
     lipschitz: float
     attacked_images: int
     report: RobustnessReport | None
+    audited_slope: float | None = None
 
     def rows(self) -> list[list[float | None]]:
         """(radius, certified on all, certified on the attacked ones, attacked); radius 0 first."""
@@ -96,7 +106,8 @@ def measure(
         corruptions: measure the attacked images under fifteen corruptions; a section of the report.
 
     Returns:
-        A `Measurement`; its `report` is `None` where nothing is attacked.
+        A `Measurement`; its `report` is `None` where nothing is attacked, its `audited_slope`
+        where nothing is audited.
 
     Raises:
         UncertifiableLayerError: if the model has a layer without a known constant.
@@ -114,7 +125,7 @@ def measure(
     correct = np.concatenate(labels) == y
     proved = np.where(correct, np.concatenate(radii), 0.0)
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
-    report = None
+    report, slope = None, None
     if attacks != "none":
         report = evaluate(
             model,
@@ -137,6 +148,7 @@ def measure(
 
             found = search(model, x[:attack_limit], certificate=certificate, seed=seed, **_AUDIT)
             report.sections.append(found.section())
+            slope = found.slope
         if corruptions:
             from dynzoo.corruption_evaluation import evaluate_corruptions
 
@@ -154,6 +166,7 @@ def measure(
         lipschitz=float(certificate.lipschitz),
         attacked_images=0 if report is None else report.images,
         report=report,
+        audited_slope=slope,
     )
 
 
@@ -200,11 +213,13 @@ def update_card(folder: Path, measured: Measurement, about: Mapping[str, Any]) -
     if measured.norm != "l2":
         raise ValueError(f"A model card holds L2 numbers. Received: norm={measured.norm!r}")
     metadata = preset_files.read_metadata(folder)
-    for key in ("accuracy", "certified_accuracy", "attacked_accuracy", "lipschitz", "evaluation"):
+    for key in _MEASURED:
         metadata.pop(key, None)
     metadata["accuracy"] = measured.clean
     metadata["certified_accuracy"] = {radius_text(e): v for e, v in measured.certified.items()}
     metadata["lipschitz"] = measured.lipschitz
+    if measured.audited_slope is not None:
+        metadata["audited_slope"] = measured.audited_slope
     evaluation: dict[str, Any] = {"images": measured.images}
     if measured.report is not None:
         metadata["attacked_accuracy"] = {

@@ -141,6 +141,23 @@ def test_list(tiny, capsys):
     assert "25.00 %" in line and "12.50 % at 36/255" in line
 
 
+def test_leaderboard(tiny, capsys, fails):
+    about = json.loads((tiny / "metadata.json").read_text())
+    (tiny / "metadata.json").write_text(json.dumps({**about, "dataset": "cifar10"}))
+    assert cli.main(["list", "--leaderboard", "--dataset", "cifar10"]) == 0
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if "tiny" in line)
+    assert line.split()[-1] == "dynzoo" and "25.00" in line and "12.50" in line and "–" in line
+    assert "LipNeXt" in out and "cifar100" not in out
+    for name in ("sub/board.md", "board.csv"):
+        assert cli.main(["list", "--leaderboard", "--output", name]) == 0
+        text = (tiny.parents[1] / "work" / name).read_text(encoding="utf-8")
+        assert "tiny" in text and "cifar100" in text
+    assert "must end in .md or .csv" in fails("list", "--leaderboard", "--output", "board.txt")
+    assert "must be one of cifar10" in fails("list", "--leaderboard", "--dataset", "svhn")
+    assert "needs --leaderboard" in fails("list", "--dataset", "cifar10")
+
+
 def test_list_without_presets(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(presets, "_root", lambda: tmp_path)
     assert cli.main(["list"]) == 0
@@ -245,6 +262,21 @@ def test_update_card(tiny):
     assert "80.00 %" in card and how["command"] in card and "25.00 %" not in card
     assert dynzoo.from_preset(tiny).name == "isometric"
     assert {p.name for p in tiny.iterdir()} == {*before["files"], "metadata.json", "README.md"}
+
+
+def test_an_audit_goes_onto_the_card_and_no_further(tiny):
+    command = "evaluate tiny --update-card --attacks fast --limit 6 --eps 36/255,0.5"
+    assert cli.main([*command.split(), "--audit"]) == 0
+    after = json.loads((tiny / "metadata.json").read_text())
+    assert 0 < after["audited_slope"] <= after["lipschitz"]
+    assert set(after["attacked_accuracy"]) == {"36/255", "0.5"}
+    assert after["evaluation"]["command"].endswith(" --audit")
+    card = (tiny / "README.md").read_text()
+    assert f"largest slope that an audit found: {after['audited_slope']:.6g}" in card
+    # numbers are replaced as a whole: the slope was not measured now
+    assert cli.main(command.split()) == 0
+    again = json.loads((tiny / "metadata.json").read_text())
+    assert "audited_slope" not in again and "audit" not in (tiny / "README.md").read_text()
 
 
 def test_card_without_attacks_keeps_no_old_ones(tiny, file):

@@ -36,6 +36,26 @@ def test_readme_is_up_to_date(tables):
     assert tables.updated(readme, tables.read_presets()) == readme
 
 
+def test_leaderboard_is_up_to_date(tables):
+    assert tables.stale() == []
+    page = (ROOT / "docs" / "leaderboard.md").read_text(encoding="utf-8")
+    rows = (ROOT / "docs" / "results" / "leaderboard.csv").read_text(encoding="utf-8")
+    for about in tables.read_presets():
+        assert f"| **{about['name']}** |" in page and f"\n{about['name']}," in rows
+
+
+def test_what_is_stale_is_named(tables, tmp_path):
+    for name in ("README.md", "docs/leaderboard.md", "docs/results/leaderboard.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "pretrained").symlink_to(ROOT / "pretrained")
+    assert tables.stale(tmp_path) == []
+    with (tmp_path / "docs/leaderboard.md").open("a") as file:
+        file.write("a number by hand\n")
+    (tmp_path / "docs/results/leaderboard.csv").unlink()
+    assert tables.stale(tmp_path) == ["docs/leaderboard.md", "docs/results/leaderboard.csv"]
+
+
 def test_readme_names_files_that_exist(tables):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", readme):

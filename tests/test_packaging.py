@@ -65,6 +65,8 @@ def test_wheel_and_sdist_hold_presets_and_recipes(built):
             name = file.relative_to(ROOT / kind).as_posix()
             assert f"dynzoo/{inside}/{name}" in wheel
             assert any(entry.endswith(f"/{kind}/{name}") for entry in sdist)
+    for kind in (wheel, [entry.partition("/")[2] for entry in sdist]):
+        assert "dynzoo/published_results.csv" in kind
     assert "dynzoo = dynzoo.cli:main" in entry_points
     assert not [name for name in wheel if name.startswith(("tests/", "pretrained/"))]
 
