@@ -1,5 +1,7 @@
 """Expectation over transformation: attacks on a random model follow means over its draws."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from dynzoo.attacks.passes import judged, listening, noise
 
 
 class Noisy(keras.layers.Layer):
-    """Adds one random vector of mean zero, the same for the whole batch, in each pass."""
+    """Adds a random vector of mean zero to the logits of each image, in each pass."""
 
     random_at_inference = True
 
@@ -24,7 +26,7 @@ class Noisy(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(1)
 
     def call(self, z):
-        return z + self.sigma * keras.random.normal((1, 10), seed=self.seed_generator)
+        return z + self.sigma * keras.random.normal(ops.shape(z), seed=self.seed_generator)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,7 @@ def images(quiet):
     return x[right], y[right]
 
 
+@functools.cache  # compiled once for all tests
 def noisy(sigma):
     return keras.Sequential([keras.Input((64,)), *ridge().layers, Noisy(sigma)])
 
@@ -48,34 +51,27 @@ def fallen(quiet, points, y):
     return int((predict_logits(quiet, points).argmax(axis=1) != y).sum())
 
 
-@pytest.mark.parametrize(
-    ("make", "sigma"),
-    [
-        (lambda eot: FAB("l2", 0.6, steps=10, targets=3, eot=eot), 2.0),
-        (lambda eot: Square("linf", 0.2, queries=100, eot=eot), 1.0),
-        (lambda eot: Square("l2", 1.2, queries=100, eot=eot), 1.0),
-    ],
-    ids=["fab", "square-linf", "square-l2"],
-)
-def test_means_see_through_the_noise(make, sigma, quiet, images):
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 1.2)])
+def test_square_sees_through_the_noise_by_means(norm, eps, quiet, images):
     """With one draw, a lucky one ends the search at a point that fools nobody else."""
     x, y = images
-    model = noisy(sigma)
+    model = noisy(1.0)
     state = next(v for v in model.variables if v.name == "seed_generator_state")
     before = backend.to_numpy(state.value)
-    points = make(12)(model, x, y)
+    one, eight = (Square(norm, eps, queries=60, eot=eot) for eot in (1, 8))
+    points = eight(model, x, y)
     np.testing.assert_array_equal(backend.to_numpy(state.value), before)
-    np.testing.assert_array_equal(make(12)(model, x, y), points)  # a function of the seed
-    assert fallen(quiet, points, y) >= fallen(quiet, make(1)(model, x, y), y) + 4
+    np.testing.assert_array_equal(eight(model, x, y), points)  # a function of the seed
+    assert fallen(quiet, points, y) >= fallen(quiet, one(model, x, y), y) + 5
 
 
-def test_minimum_norm_points_fool_by_the_mean(images):
+def test_points_of_fab_fool_by_the_mean(images):
     """What fooled in one draw is refused by the mean, and then nothing is left of the search."""
     x, y = images
-    found = [
-        np.isfinite(FAB("l2", steps=10, targets=3, eot=eot).minimum_norm(noisy(1.0), x, y)[1]).sum()
-        for eot in (1, 12)
-    ]
+    found = []
+    for eot in (1, 8):
+        attack = FAB("l2", steps=10, targets=2, eot=eot)
+        found.append(np.isfinite(attack.minimum_norm(noisy(1.0), x, y)[1]).sum())
     assert found[1] >= found[0] + 6
 
 
