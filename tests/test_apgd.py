@@ -1,8 +1,9 @@
-"""Auto-PGD: exact on the closed forms, per image, deterministic, and honest with random models."""
+"""Auto-PGD: exact on the closed forms, per image, and deterministic."""
 
 import keras
 import numpy as np
 import pytest
+from golden_numbers import GOLDEN, GOLDEN_ALL, made, survivors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
@@ -12,43 +13,8 @@ from dynzoo import backend
 from dynzoo.attacks import APGD, PGD, GaussianNoise, TargetedAPGD, Transfer, UniformNoise
 from dynzoo.attacks.apgd import checkpoints
 from dynzoo.attacks.base import predict_logits
-from dynzoo.attacks.batching import Pool, batches, sizes
 from dynzoo.attacks.geometry import distances
 from dynzoo.attacks.losses import attack_loss, runner_up
-
-RIDGE_LINF = {0.01: 184, 0.02: 182, 0.03: 174, 0.05: 144, 0.08: 90, 0.1: 56, 0.2: 0}
-RIDGE_L2 = {0.05: 184, 0.1: 182, 0.2: 165, 0.3: 129, 0.5: 63, 0.75: 1, 1.0: 0}
-CENTROIDS_L2 = {0.1: 186, 0.3: 154, 0.5: 123, 0.75: 76, 1.0: 26}
-# the same of all 797 held-out digits
-RIDGE_LINF_ALL = {0.01: 685, 0.02: 651, 0.03: 611, 0.05: 516, 0.08: 323, 0.1: 211, 0.2: 0}
-RIDGE_L2_ALL = {0.05: 686, 0.1: 657, 0.2: 579, 0.3: 473, 0.5: 227, 0.75: 16, 1.0: 0}
-CENTROIDS_L2_ALL = {0.1: 681, 0.3: 584, 0.5: 461, 0.75: 278, 1.0: 97}
-
-
-def table(*rows):
-    return [(make, norm, e, n) for make, norm, counts in rows for e, n in counts.items()]
-
-
-GOLDEN = table(
-    (ridge, "linf", RIDGE_LINF), (ridge, "l2", RIDGE_L2), (centroids, "l2", CENTROIDS_L2)
-)
-GOLDEN_ALL = table(
-    (ridge, "linf", RIDGE_LINF_ALL),
-    (ridge, "l2", RIDGE_L2_ALL),
-    (centroids, "l2", CENTROIDS_L2_ALL),
-)
-_MODELS = {}
-
-
-def made(make):
-    """One model for all tests, so that it is compiled once."""
-    if make not in _MODELS:
-        _MODELS[make] = make()
-    return _MODELS[make]
-
-
-def survivors(model, attack, x, y):
-    return int((predict_logits(model, attack(model, x, y)).argmax(axis=1) == y).sum())
 
 
 @pytest.mark.parametrize(("make", "norm", "eps", "exact"), GOLDEN)
@@ -231,188 +197,6 @@ def test_targeted_dlr_by_hand():
     rival = runner_up(z, y, 1)
     loss = attack_loss("pairwise_dlr", *(ops.convert_to_tensor(v) for v in (z, y, rival)), False)
     np.testing.assert_allclose(backend.to_numpy(loss), [-3 / 3.5, -2 / (5 - 1)], rtol=1e-6)
-
-
-class Noisy(keras.layers.Layer):
-    """Adds one random vector, the same for the whole batch, in each pass."""
-
-    random_at_inference = True
-
-    def __init__(self, sigma=1.0):
-        super().__init__()
-        self.sigma = sigma
-        self.seed_generator = keras.random.SeedGenerator(1)
-
-    def call(self, z):
-        return z + self.sigma * keras.random.normal((1, 10), seed=self.seed_generator)
-
-
-def noisy(sigma):
-    model = keras.Sequential([keras.Input((64,)), *ridge().layers, Noisy(sigma)])
-    return model, [v for v in model.variables if v.name == "seed_generator_state"][0]
-
-
-@pytest.mark.parametrize("kind", [PGD, APGD])
-def test_expectation_over_transformation(kind):
-    """Noise of mean zero on the logits: the mean model is the linear one."""
-    x, y = held_out(100)
-    model, state = noisy(0.5)
-    before = backend.to_numpy(state.value)
-    attack = kind("linf", 0.05, steps=10, eot=8)
-    x_adv = attack(model, x, y)
-    np.testing.assert_array_equal(backend.to_numpy(state.value), before)
-    np.testing.assert_array_equal(attack(model, x, y), x_adv)  # a function of the seed
-    # One lucky draw does not count: most of the points fool the model without its noise.
-    changed = np.any(x_adv != x, axis=1)
-    fell = predict_logits(made(ridge), x_adv).argmax(axis=1) != y
-    exact = survivors(made(ridge), TargetedAPGD("linf", 0.05, steps=30, targets=3), x, y)
-    assert (~fell).sum() <= exact + 12 and changed.sum() > 80
-
-
-def test_each_pass_of_a_random_model_sees_other_noise():
-    from dynzoo.attacks.passes import loss_and_gradient, mean_logits, noise
-
-    x, y = held_out(4)
-    model, _ = noisy(1.0)
-    images, labels = ops.convert_to_tensor(x), ops.convert_to_tensor(y.astype("int32"))
-    with noise(model, x, 4, seed=0):
-        look = loss_and_gradient(model, "margin")
-        first, second = (backend.to_numpy(look(images, labels, labels)[0]) for _ in range(2))
-        assert np.abs(first - second).min() > 1e-4
-        logits = mean_logits(model, x)
-    with noise(model, x, 4, seed=0):
-        # the same draws once more
-        mean = loss_and_gradient(model, "margin", eot=2)(images, labels, labels)[0]
-    np.testing.assert_allclose(backend.to_numpy(mean), (first + second) / 2, rtol=1e-5)
-    quiet = predict_logits(made(ridge), x)
-    assert 0.05 < np.abs(logits - quiet).max() < 1.2  # sixteen draws: sigma / 4
-
-
-def test_dropout_does_not_make_a_model_random():
-    from dynzoo.attacks import passes
-
-    layers = [keras.layers.Dropout(0.5), keras.layers.Dense(10)]
-    model = keras.Sequential([keras.Input((64,)), *layers])
-    x, _ = held_out(4)
-    with passes.noise(model, x, 4, seed=0):
-        assert model not in passes._NOISE
-    random, _ = noisy(1.0)
-    random.layers[-1].random_at_inference = False  # undeclared, but measured
-    with passes.noise(random, x, 4, seed=0):
-        assert random in passes._NOISE
-    assert random not in passes._NOISE
-
-
-@pytest.mark.parametrize("kind", [GaussianNoise, UniformNoise])
-@pytest.mark.parametrize(("norm", "eps"), [("l2", 1.5), ("linf", 0.3)])
-def test_noise_is_weaker_than_gradients_and_improves_with_draws(kind, norm, eps):
-    model, (x, y) = made(centroids), held_out(60)
-    clean = (predict_logits(model, x).argmax(axis=1) == y).sum()
-    few = survivors(model, kind(norm, eps, draws=2), x, y)
-    many = survivors(model, kind(norm, eps, draws=100), x, y)
-    assert survivors(model, APGD(norm, eps, steps=20), x, y) < many <= few <= clean
-    assert many < clean
-
-
-def test_noise_has_the_law_that_it_states():
-    x = np.full((1, 30), 0.5, "float32")
-    rng = np.random.default_rng(0)
-    for norm, order in (("l2", 2), ("linf", np.inf)):
-        gauss = [GaussianNoise(norm, 0.3).draw(rng, (30,)) for _ in range(400)]
-        lengths = np.linalg.norm(gauss, ord=order, axis=1)
-        np.testing.assert_allclose(lengths, 0.3, rtol=1e-12)
-        uniform = [UniformNoise(norm, 0.3).draw(rng, (30,)) for _ in range(400)]
-        lengths = np.linalg.norm(uniform, ord=order, axis=1)
-        # (length / eps)^d is uniform in [0, 1]
-        assert lengths.max() <= 0.3 and abs(((lengths / 0.3) ** 30).mean() - 0.5) < 0.05
-        assert np.abs(np.mean(uniform, axis=0)).max() < 0.03
-    assert x.shape == GaussianNoise(eps=0.1, draws=1)(_flat(30), x, np.array([0])).shape
-
-
-def _flat(size):
-    return keras.Sequential([keras.Input((size,)), keras.layers.Dense(2)])
-
-
-def test_transfer_breaks_what_gradients_cannot():
-    class Rounded(keras.layers.Layer):
-        """No gradient: an attack on it is blind."""
-
-        def call(self, x):
-            return ops.round(x * 16) / 16
-
-    source, (x, y) = made(ridge), held_out()
-    masked = keras.Sequential([keras.Input((64,)), Rounded(), *ridge().layers])
-    blind = survivors(masked, APGD("linf", 0.05, steps=10), x, y)
-    attack = Transfer(APGD("linf", 0.05, steps=20), source)
-    # The digits lie on the grid of 17 levels: rounding makes 0.05 as good as 1 / 16.
-    assert blind > 180 and survivors(masked, attack, x, y) < 140
-    assert attack.at(0.01).eps == attack.at(0.01).attack.eps == 0.01
-    assert attack.get_config()["attack"] == "APGD"
-    with pytest.raises(ValueError, match="`attack` must be an untargeted Attack"):
-        Transfer(PGD(targeted=True), source)
-
-
-def test_pool_gives_each_result_to_its_image():
-    rng = np.random.default_rng(0)
-    real, size, batch_size = 50, 64, 64
-    pool = Pool(real, size, 2, batch_size)
-    names = np.arange(size, dtype="float32")
-    state = [ops.convert_to_tensor(v) for v in (names, names * 10, names)]
-    expected, gone = np.full(real, np.nan), np.zeros(real, bool)
-    for turn in range(200):
-        ids = backend.to_numpy(state[2])
-        gone |= rng.uniform(size=real) < 0.15
-        # what is an image's result is fixed when it falls
-        value = np.array([expected[int(i)] if i < real else 0 for i in ids])
-        fresh = np.isnan(value)
-        value[fresh] = ids[fresh] + 1000 * turn
-        for i, v in zip(ids.astype(int), value, strict=True):
-            if i < real and gone[i]:
-                expected[i] = v
-        fallen = np.array([i < real and gone[int(i)] for i in ids])
-        state[0] = ops.convert_to_tensor(value.astype("float32"))
-        state = pool.pack(ops.convert_to_tensor(fallen), state)
-        assert pool.open == (~gone).sum()
-        assert (
-            backend.compiles() or len(backend.to_numpy(state[0])) == max(pool.open, 1) or turn < 1
-        )
-        if not pool.open:
-            break
-    assert gone.all()
-    values, tens = pool.results(state)
-    np.testing.assert_array_equal(values[:real], expected)
-    np.testing.assert_array_equal(tens[:real], 10 * np.arange(real))
-
-
-@pytest.mark.parametrize("count", [0, 1, 5, 16, 40, 64, 130, 200, 256, 300, 777])
-def test_batches_cover_each_row_once_in_few_shapes(count):
-    cut = batches(count, 256)
-    rows = np.concatenate([rows[:real] for rows, real in cut]) if cut else np.zeros(0)
-    np.testing.assert_array_equal(rows, np.arange(count))
-    if backend.compiles():
-        assert {len(rows) for rows, _ in cut} <= set(sizes(256))
-        assert sum(len(rows) for rows, _ in cut) <= max(16, 4 / 3 * count)
-
-
-def test_images_leave_the_batch_when_they_fall():
-    seen = []
-
-    class Probe(keras.layers.Layer):
-        def call(self, x):
-            seen.append(x.shape[0])
-            return x
-
-    if backend.compiles():
-        pytest.skip("a compiled pass does not report its batches")
-    model = keras.Sequential([keras.Input((64,)), Probe(), *ridge().layers])
-    x, y = held_out()
-    seen.clear()
-    left = survivors(model, APGD("linf", 0.1, steps=40), x, y)
-    # 189 images are attacked; after ten steps most have fallen
-    assert seen.count(189) <= 11 and min(seen[5:-3]) <= left + 5
-    seen.clear()
-    APGD("linf", 0.5, steps=40)(model, x, y)
-    assert len(seen) <= 14  # nothing is left to attack
 
 
 def test_config_and_copies():

@@ -5,8 +5,16 @@ import json
 import keras
 import numpy as np
 import pytest
+from golden_numbers import (
+    CENTROIDS_L2,
+    GOLDEN,
+    GOLDEN_ALL,
+    RIDGE_L2,
+    RIDGE_LINF,
+    made,
+    survivors,
+)
 from robustness_fixtures import centroids, held_out, ridge
-from test_apgd import CENTROIDS_L2, GOLDEN, GOLDEN_ALL, RIDGE_L2, RIDGE_LINF, made, survivors
 
 from dynzoo import attacks as package
 from dynzoo.attacks import APGD, FAB, PGD, Attack, AutoAttack, Square, TargetedAPGD

@@ -5,28 +5,30 @@ import functools
 import keras
 import numpy as np
 import pytest
+from golden_numbers import made, survivors
 from keras import ops
 from robustness_fixtures import held_out, ridge
 
 from dynzoo import backend
-from dynzoo.attacks import APGD, DDN, FAB, PGD, GaussianNoise, Square
+from dynzoo.attacks import APGD, DDN, FAB, PGD, GaussianNoise, Square, TargetedAPGD, passes
 from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.ensembles import standard, with_draws
-from dynzoo.attacks.passes import judged, listening, noise
+from dynzoo.attacks.passes import judged, listening, loss_and_gradient, mean_logits, noise
 
 
 class Noisy(keras.layers.Layer):
-    """Adds a random vector of mean zero to the logits of each image, in each pass."""
+    """Adds a random vector of mean zero to the logits in each pass: one each, or a common one."""
 
     random_at_inference = True
 
-    def __init__(self, sigma):
+    def __init__(self, sigma, common):
         super().__init__()
-        self.sigma = sigma
+        self.sigma, self.common = sigma, common
         self.seed_generator = keras.random.SeedGenerator(1)
 
     def call(self, z):
-        return z + self.sigma * keras.random.normal(ops.shape(z), seed=self.seed_generator)
+        shape = (1, 10) if self.common else ops.shape(z)
+        return z + self.sigma * keras.random.normal(shape, seed=self.seed_generator)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +43,11 @@ def images(quiet):
     return x[right], y[right]
 
 
-@functools.cache  # compiled once for all tests
-def noisy(sigma):
-    return keras.Sequential([keras.Input((64,)), *ridge().layers, Noisy(sigma)])
+def behind_noise(sigma, common=False):
+    return keras.Sequential([keras.Input((64,)), *ridge().layers, Noisy(sigma, common)])
+
+
+noisy = functools.cache(behind_noise)  # compiled once for all tests
 
 
 def fallen(quiet, points, y):
@@ -126,3 +130,51 @@ def test_an_evaluation_of_a_random_model_asks_for_means():
     for kind in (FAB, Square, DDN, APGD):
         with pytest.raises(ValueError, match="`eot` must be an integer of at least 1"):
             kind(eot=0)
+
+
+@pytest.mark.parametrize("kind", [PGD, APGD])
+def test_expectation_over_transformation(kind):
+    """Noise of mean zero on the logits: the mean model is the linear one."""
+    x, y = held_out(100)
+    model = noisy(0.5, common=True)
+    state = next(v for v in model.variables if v.name == "seed_generator_state")
+    before = backend.to_numpy(state.value)
+    attack = kind("linf", 0.05, steps=10, eot=8)
+    x_adv = attack(model, x, y)
+    np.testing.assert_array_equal(backend.to_numpy(state.value), before)
+    np.testing.assert_array_equal(attack(model, x, y), x_adv)  # a function of the seed
+    # One lucky draw does not count: most of the points fool the model without its noise.
+    changed = np.any(x_adv != x, axis=1)
+    fell = predict_logits(made(ridge), x_adv).argmax(axis=1) != y
+    exact = survivors(made(ridge), TargetedAPGD("linf", 0.05, steps=30, targets=3), x, y)
+    assert (~fell).sum() <= exact + 12 and changed.sum() > 80
+
+
+def test_each_pass_of_a_random_model_sees_other_noise():
+    x, y = held_out(4)
+    model = noisy(1.0, common=True)
+    images, labels = ops.convert_to_tensor(x), ops.convert_to_tensor(y.astype("int32"))
+    with noise(model, x, 4, seed=0):
+        look = loss_and_gradient(model, "margin")
+        first, second = (backend.to_numpy(look(images, labels, labels)[0]) for _ in range(2))
+        assert np.abs(first - second).min() > 1e-4
+        logits = mean_logits(model, x)
+    with noise(model, x, 4, seed=0):
+        # the same draws once more
+        mean = loss_and_gradient(model, "margin", eot=2)(images, labels, labels)[0]
+    np.testing.assert_allclose(backend.to_numpy(mean), (first + second) / 2, rtol=1e-5)
+    quiet = predict_logits(made(ridge), x)
+    assert 0.05 < np.abs(logits - quiet).max() < 1.2  # sixteen draws: sigma / 4
+
+
+def test_dropout_does_not_make_a_model_random():
+    layers = [keras.layers.Dropout(0.5), keras.layers.Dense(10)]
+    model = keras.Sequential([keras.Input((64,)), *layers])
+    x, _ = held_out(4)
+    with passes.noise(model, x, 4, seed=0):
+        assert model not in passes._NOISE
+    random = behind_noise(1.0, common=True)
+    random.layers[-1].random_at_inference = False  # undeclared, but measured
+    with passes.noise(random, x, 4, seed=0):
+        assert random in passes._NOISE
+    assert random not in passes._NOISE
