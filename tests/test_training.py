@@ -137,7 +137,7 @@ def test_a_whole_run_leaves_a_checkpoint_a_log_and_a_preset(whole):
     for variable in constrained:
         assert norm(backend.to_numpy(variable.value)) <= 1 + 1e-5
     metadata = json.loads((output / "preset" / "metadata.json").read_text())
-    assert metadata["training"]["epochs"] == 3
+    assert metadata["training"]["epochs"] == 3 and "start" not in metadata["training"]
     assert metadata["recipe"]["training"]["optimizer"] == RECIPE["training"]["optimizer"]
 
 
