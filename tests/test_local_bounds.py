@@ -1,7 +1,4 @@
-"""Local bounds: sound against samples, pairs and attacks; exact where no unit switches."""
-
-import functools
-import json
+"""Local bounds: the rewritten model is the model, and sound against samples and pairs."""
 
 import keras
 import numpy as np
@@ -9,93 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers as kl
+from local_bound_models import MODELS, gradient, images, in_ball, perceptron
 
-import dynzoo.layers as dl
-from dynzoo import operators
-from dynzoo.attacks import PGD
-from dynzoo.backend import to_numpy
-from dynzoo.certificates import StaleCertificateError, certify, forward_float64, local_relaxation
+from dynzoo.certificates import certify, forward_float64, local_relaxation
 from dynzoo.certificates.audit import audit
 from dynzoo.certificates.graph import trace
 from dynzoo.certificates.local import certify_local
 from dynzoo.certificates.local_layers import unroll
 from dynzoo.certificates.local_ops import Affine
 from dynzoo.certificates.local_relaxation import relax
-from dynzoo.models import structured_classifier
-
-SHAPE = (4, 4, 2)
-
-
-def images(n=6, shape=SHAPE, seed=0):
-    return np.random.default_rng(seed).uniform(size=(n, *shape)).astype("float32")
-
-
-def randomize(model, seed):
-    """Random values everywhere, so that biases and scales count."""
-    rng = np.random.default_rng(seed)
-    for weight in model.weights:
-        value = rng.normal(scale=0.5, size=weight.shape)
-        weight.assign(np.abs(value) + 0.2 if "variance" in weight.path else value)
-    return model
-
-
-def perceptron(units=(16, 16), inputs=8, classes=4, seed=0):
-    keras.utils.set_random_seed(seed)
-    hidden = [kl.Dense(n, "relu", kernel_initializer="he_normal") for n in units]
-    model = keras.Sequential([keras.Input((inputs,)), *hidden, kl.Dense(classes)])
-    rng = np.random.default_rng(seed)
-    for layer in model.layers:
-        layer.bias.assign(rng.normal(scale=0.3, size=layer.bias.shape))
-    return model
-
-
-@functools.cache  # building it takes long on some backends; `randomize` makes it new
-def build_everything():
-    """One model with nearly all layers that are supported."""
-    inputs = keras.Input(SHAPE)
-    x = kl.Normalization(mean=[0.4, 0.5], variance=[0.1, 0.2])(inputs)
-    x = kl.Conv2D(4, 3, strides=2, padding="same", use_bias=False)(x)
-    x = kl.ReLU(negative_slope=0.1)(dl.LearnedScale()(x))
-    y = kl.Conv2D(4, 2, padding="same", activation="relu")(kl.BatchNormalization()(x))
-    x = kl.Add()([x, kl.Dropout(0.1)(y)])
-    x = dl.GradientFlow(operators.Conv(3), constraint="spectral_norm", steps=2)(x)
-    x = dl.GradientFlow(
-        operators.Pointwise(3), constraint=None, step_size=0.3, direction="expansive"
-    )(x)
-    x = dl.SwitchingFlow(operators.ShiftedPointwise(4), mode="flexible")(x)
-    x = dl.SwitchingFlow(operators.Conv(4), mode="prescribed")(x)
-    x = kl.Flatten()(kl.MaxPooling2D(2)(x))
-    x = kl.Subtract()([kl.Dense(5, "leaky_relu")(x), kl.Dense(5)(kl.Reshape((4,))(x))])
-    return keras.Model(inputs, dl.UnitRowDense(3)(kl.LeakyReLU(0.3)(x)))
-
-
-def everything(seed=0):
-    return randomize(build_everything(), seed)
-
-
-@functools.cache
-def build_pooled():
-    inputs = keras.Input(SHAPE)
-    x = kl.Conv2D(3, 3, padding="same", activation="relu")(inputs)
-    x = kl.AveragePooling2D(2)(kl.Rescaling(1.5, 0.1)(kl.Activation("relu")(x)))
-    return keras.Model(inputs, kl.Dense(3)(kl.Flatten()(x)))
-
-
-def pooled(seed=0):
-    return randomize(build_pooled(), seed)
-
-
-MODELS = {"everything": everything, "pooled": pooled, "perceptron": lambda seed=0: perceptron()}
-
-
-def in_ball(center, radius, rng, count):
-    """Points (count, n, ...) of the balls, a third of them on the sphere."""
-    step = rng.standard_normal((count, *center.shape))
-    share = np.minimum(1.0, 1.5 * rng.uniform(size=(count, len(center))))
-    lengths = np.linalg.norm(step.reshape(count, len(center), -1), axis=2)
-    return center + step * (share * radius / lengths).reshape(
-        *lengths.shape, *step[0, 0].ndim * [1]
-    )
 
 
 def assert_encloses(model, seed, anywhere, exact_units, radius):
@@ -128,14 +47,6 @@ def assert_encloses(model, seed, anywhere, exact_units, radius):
     found = np.einsum("nqk,tnk->tnq", rows, logits[0] - logits[1])
     assert np.all(found >= -(slope * apart + slack) - 1e-9)
     return slope, slack
-
-
-def gradient(model, x, directions):
-    """Of the logits along one direction (K,) or several (K, q), by central differences."""
-    steps = 1e-6 * np.eye(x.size).reshape(x.size, *x.shape)
-    ends = forward_float64(model, np.concatenate([x + steps, x - steps]))
-    slopes = (ends[: x.size] - ends[x.size :]) @ directions / 2e-6
-    return slopes.T.reshape(*directions.shape[1:], *x.shape)
 
 
 # --- the rewriting -------------------------------------------------------------------------
@@ -243,122 +154,3 @@ def test_slopes_stay_above_what_the_audit_measures_in_the_ball(name):
     tiny = certify_local(model).slopes(x[:1], 1e-6)[0]
     own = gradient(model, x[0].astype("float64"), np.eye(len(tiny))[0] - np.eye(len(tiny))[1])
     assert tiny[0, 1] == pytest.approx(np.linalg.norm(own), rel=1e-4)
-
-
-# --- radii ---------------------------------------------------------------------------------
-
-
-def test_radii_gain_on_a_dense_network_and_no_attack_breaks_them():
-    model = perceptron((24, 24, 24), seed=2)
-    x = images(8, (8,), seed=3)
-    local = certify_local(model)
-    labels, radii = local.radii(x)
-    same, everywhere = certify(model).radii(x)
-    np.testing.assert_array_equal(labels, same)
-    assert np.all(radii >= everywhere)
-    assert np.median(radii / everywhere) > 1.5
-    broken = 0
-    for row in range(len(x)):
-        one, label = x[row : row + 1], labels[row : row + 1]
-        for eps, inside in ((radii[row], True), (3 * radii[row], False)):
-            points = PGD(eps=eps, steps=25, random_start=False)(model, one, label)
-            fooled = forward_float64(model, points).argmax(1)[0] != label[0]
-            assert not (inside and fooled)
-            broken += fooled
-    assert broken > len(x) / 3  # the attack is not a weak one
-
-
-def test_radius_is_the_distance_to_the_boundary_where_no_unit_switches():
-    model = perceptron((12,), seed=4)
-    model.layers[0].bias.assign(np.where(np.arange(12) % 3 == 0, -50.0, 50.0))
-    x = images(5, (8,))
-    labels, radii = certify_local(model).radii(x)
-    kernels = [to_numpy(layer.kernel).astype("float64") for layer in model.layers]
-    on = np.arange(12) % 3 != 0
-    product = (kernels[0] * on) @ kernels[1]
-    z = forward_float64(model, x)
-    for row, label in enumerate(labels):
-        others = np.delete(np.arange(4), label)
-        gaps = np.linalg.norm(product[:, [label]] - product[:, others], axis=0)
-        exact = np.min((z[row, label] - z[row, others]) / gaps)
-        assert exact * 0.98 < radii[row] <= exact
-
-
-def test_a_structured_network_keeps_at_least_its_global_radii():
-    model = structured_classifier(
-        "nonexpansive",
-        "published",
-        input_shape=(4, 4, 1),
-        num_classes=3,
-        widths=(4,),
-        convolutions=2,
-        mean=(0.5,),
-        deviation=(0.3,),
-    )
-    x = images(3, (4, 4, 1))
-    _, everywhere = certify(model).radii(x)
-    labels, radii = certify_local(model).radii(x)
-    assert np.all(radii >= everywhere) and np.median(radii / everywhere) > 1.2
-    points = PGD(eps=float(radii.min()), steps=20)(model, x, labels)
-    np.testing.assert_array_equal(forward_float64(model, points).argmax(1), labels)
-
-
-def test_radii_do_not_depend_on_the_batch_and_shrink_by_rounding_of_the_image():
-    model, x = perceptron(), images(6, (8,))
-    local = certify_local(model)
-    labels, radii = local.radii(x)
-    again = [local.radii(x[i : i + 1])[1][0] for i in range(6)]
-    np.testing.assert_allclose(again, radii, rtol=1e-3)  # float32 logits
-    wide = x.astype("float64") + 1e-9
-    moved = np.linalg.norm(wide - wide.astype("float32"), axis=1)
-    np.testing.assert_allclose(local.radii(wide)[1], radii - moved, rtol=1e-3)
-    assert [len(a) for a in local.radii(x[:0])] == [0, 0]
-
-
-def test_ties_have_radius_zero_and_constant_answers_an_infinite_one():
-    model = perceptron()
-    head = model.layers[-1]
-    head.kernel.assign(np.zeros(head.kernel.shape))
-    head.bias.assign(np.zeros(4))
-    assert np.all(certify_local(model).radii(images(2, (8,)))[1] == 0.0)
-    head.bias.assign([1.0, 0.0, 0.0, 0.0])
-    assert np.all(certify_local(model).radii(images(2, (8,)))[1] == np.inf)
-
-
-# --- refusals ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("layer", "name"),
-    [
-        (kl.Dense(4, "tanh", name="bent"), "bent"),
-        (kl.Activation("gelu", name="smooth"), "smooth"),
-        (kl.ReLU(max_value=6.0, name="capped"), "capped"),
-        (dl.MaxMin(name="sorted"), "sorted"),
-        (dl.GradientFlow(operators.Dense(4), "tanh", name="flow"), "flow"),
-        (dl.GradientFlow(operators.Dense(4), integrator="rk4", name="rk"), "rk"),
-    ],
-)
-def test_an_unsupported_layer_is_named(layer, name):
-    model = keras.Sequential([keras.Input((8,)), layer, kl.Dense(3)])
-    with pytest.raises(ValueError, match=f"Layer '{name}' of class .* has no local bound"):
-        certify_local(model)
-
-
-def test_wrong_arguments_and_a_changed_model_are_refused():
-    model = perceptron()
-    with pytest.raises(ValueError, match="`iterations` must be"):
-        certify_local(model, iterations=0)
-    with pytest.raises(ValueError, match="`exact_units` must be"):
-        certify_local(model, exact_units=-1)
-    local = certify_local(model)
-    with pytest.raises(ValueError, match="`radius` must be finite and above 0"):
-        local.slopes(images(2, (8,)), 0.0)
-    record = json.loads(json.dumps(local.to_dict()))
-    assert record["type"] == "local" and record["lipschitz"] == local.lipschitz
-    assert "LocalCertificate" in repr(local)
-    model.layers[0].bias.assign(np.ones(16))
-    with pytest.raises(StaleCertificateError):
-        local.radii(images(2, (8,)))
-    with pytest.raises(StaleCertificateError):
-        local.slopes(images(2, (8,)), 0.1)

@@ -1,0 +1,93 @@
+"""Small networks of the kinds that local bounds know, and points in balls around images."""
+
+import functools
+
+import keras
+import numpy as np
+from keras import layers as kl
+
+import dynzoo.layers as dl
+from dynzoo import operators
+from dynzoo.certificates import forward_float64
+
+SHAPE = (4, 4, 2)
+
+
+def images(n=6, shape=SHAPE, seed=0):
+    return np.random.default_rng(seed).uniform(size=(n, *shape)).astype("float32")
+
+
+def randomize(model, seed):
+    """Random values everywhere, so that biases and scales count."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        value = rng.normal(scale=0.5, size=weight.shape)
+        weight.assign(np.abs(value) + 0.2 if "variance" in weight.path else value)
+    return model
+
+
+def perceptron(units=(16, 16), inputs=8, classes=4, seed=0):
+    keras.utils.set_random_seed(seed)
+    hidden = [kl.Dense(n, "relu", kernel_initializer="he_normal") for n in units]
+    model = keras.Sequential([keras.Input((inputs,)), *hidden, kl.Dense(classes)])
+    rng = np.random.default_rng(seed)
+    for layer in model.layers:
+        layer.bias.assign(rng.normal(scale=0.3, size=layer.bias.shape))
+    return model
+
+
+@functools.cache  # building it takes long on some backends; `randomize` makes it new
+def build_everything():
+    """One model with nearly all layers that are supported."""
+    inputs = keras.Input(SHAPE)
+    x = kl.Normalization(mean=[0.4, 0.5], variance=[0.1, 0.2])(inputs)
+    x = kl.Conv2D(4, 3, strides=2, padding="same", use_bias=False)(x)
+    x = kl.ReLU(negative_slope=0.1)(dl.LearnedScale()(x))
+    y = kl.Conv2D(4, 2, padding="same", activation="relu")(kl.BatchNormalization()(x))
+    x = kl.Add()([x, kl.Dropout(0.1)(y)])
+    x = dl.GradientFlow(operators.Conv(3), constraint="spectral_norm", steps=2)(x)
+    x = dl.GradientFlow(
+        operators.Pointwise(3), constraint=None, step_size=0.3, direction="expansive"
+    )(x)
+    x = dl.SwitchingFlow(operators.ShiftedPointwise(4), mode="flexible")(x)
+    x = dl.SwitchingFlow(operators.Conv(4), mode="prescribed")(x)
+    x = kl.Flatten()(kl.MaxPooling2D(2)(x))
+    x = kl.Subtract()([kl.Dense(5, "leaky_relu")(x), kl.Dense(5)(kl.Reshape((4,))(x))])
+    return keras.Model(inputs, dl.UnitRowDense(3)(kl.LeakyReLU(0.3)(x)))
+
+
+def everything(seed=0):
+    return randomize(build_everything(), seed)
+
+
+@functools.cache
+def build_pooled():
+    inputs = keras.Input(SHAPE)
+    x = kl.Conv2D(3, 3, padding="same", activation="relu")(inputs)
+    x = kl.AveragePooling2D(2)(kl.Rescaling(1.5, 0.1)(kl.Activation("relu")(x)))
+    return keras.Model(inputs, kl.Dense(3)(kl.Flatten()(x)))
+
+
+def pooled(seed=0):
+    return randomize(build_pooled(), seed)
+
+
+MODELS = {"everything": everything, "pooled": pooled, "perceptron": lambda seed=0: perceptron()}
+
+
+def in_ball(center, radius, rng, count):
+    """Points (count, n, ...) of the balls, a third of them on the sphere."""
+    step = rng.standard_normal((count, *center.shape))
+    share = np.minimum(1.0, 1.5 * rng.uniform(size=(count, len(center))))
+    lengths = np.linalg.norm(step.reshape(count, len(center), -1), axis=2)
+    return center + step * (share * radius / lengths).reshape(
+        *lengths.shape, *step[0, 0].ndim * [1]
+    )
+
+
+def gradient(model, x, directions):
+    """Of the logits along one direction (K,) or several (K, q), by central differences."""
+    steps = 1e-6 * np.eye(x.size).reshape(x.size, *x.shape)
+    ends = forward_float64(model, np.concatenate([x + steps, x - steps]))
+    slopes = (ends[: x.size] - ends[x.size :]) @ directions / 2e-6
+    return slopes.T.reshape(*directions.shape[1:], *x.shape)
