@@ -68,7 +68,7 @@ of these on random weights and inputs, on three backends.
 INTEGRATORS = """
 ## What each integrator keeps
 
-From `dynzoo.integrators.table()`; `tests/test_integrator_table.py` measures every order and checks
+From `dynzoo.integrators.table()`; `tests/test_integrator_*.py` measure every order and check
 every entry of the last two columns. A Runge-Kutta step with circle-contractivity radius r is
 non-expansive on the gradient fields above if h |A|^2 <= 2 r, and no larger step is in general.
 
