@@ -10,12 +10,16 @@ from typing import Any
 import keras
 
 from dynzoo.models import preset_files, presets
+from dynzoo.models.widening import can_widen, widen
 
 __all__ = ["transfer", "warm_start"]
 
 
 def warm_start(model: keras.Model, preset: str) -> dict[str, Any]:
-    """Put the weights of a preset into a built model; see `transfer` for what must match.
+    """Put the weights of a preset into a built model.
+
+    A wider model of the same layers computes the function of the preset, see `widen`; for all
+    others see `transfer` for what must match.
 
     Args:
         model: the model to start; changed in place.
@@ -35,7 +39,7 @@ def warm_start(model: keras.Model, preset: str) -> dict[str, Any]:
     metadata = preset_files.read_metadata(presets._resolve(preset))
     source = presets.from_preset(preset)
     try:
-        transfer(source, model)
+        (widen if can_widen(source, model) else transfer)(source, model)
     except ValueError as error:
         raise ValueError(f"`training.start`: {error} (the start is {preset})") from None
     files = {name: sha for name, sha in metadata["files"].items() if name != "config.json"}

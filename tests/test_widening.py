@@ -6,6 +6,7 @@ import pytest
 
 import dynzoo
 from dynzoo.models import isometric_classifier, widen
+from dynzoo.warm_start import warm_start
 
 
 def network(widths=(16, 16), neck=12, operator="shifted", classes=3, seed=0, **more):
@@ -68,7 +69,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_set():
         (network((32, 32)), "must keep the width of a stage that pads"),
         (network((16, 16, 16)), "same kinds of layers"),
         (network((16, 32), operator="conv"), "same kinds of layers|can be widened"),
-        (network((16, 32), classes=5), "can be widened"),
     ):
         before = target.get_weights()
         with pytest.raises(ValueError, match=message):
@@ -77,3 +77,29 @@ def test_what_does_not_fit_is_refused_before_anything_is_set():
             np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="can be widened"):
         widen(*(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]) for _ in range(2)))
+
+
+def test_other_classes_leave_the_head_alone():
+    small, large = trained(network()), network((16, 32), 24, classes=5, seed=3)
+    head = large.layers[-1].get_weights()
+    widen(small, large)
+    for a, b in zip(head, large.layers[-1].get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    same = network((16, 32), 24)
+    widen(small, same)
+    np.testing.assert_array_equal(
+        large.get_layer("neck").get_weights()[0], same.get_layer("neck").get_weights()[0]
+    )
+
+
+def test_training_starts_from_a_narrower_preset(tmp_path):
+    small = trained(network())
+    dynzoo.save_to_preset(small, tmp_path / "small")
+    large = network((16, 32), 24)
+    warm_start(large, str(tmp_path / "small"))
+    x = np.random.default_rng(3).uniform(size=(20, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(
+        small.predict(x, verbose=0), large.predict(x, verbose=0), atol=5e-6
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="`training.start`.*must not be narrower"):
+        warm_start(network((16, 8)), str(tmp_path / "small"))

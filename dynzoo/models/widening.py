@@ -9,7 +9,7 @@ from dynzoo import layers as dl
 from dynzoo import operators
 from dynzoo.operators.shift import shift_float64
 
-__all__ = ["widen"]
+__all__ = ["can_widen", "widen"]
 
 
 def widen(source: keras.Model, target: keras.Model, seed: int = 0) -> None:
@@ -24,7 +24,8 @@ def widen(source: keras.Model, target: keras.Model, seed: int = 0) -> None:
 
     with random orthonormal rows $B$. A map that drops dimensions (between stages, or the neck)
     gives the new channels a random part of what it dropped, so that they carry a signal from the
-    start. The head gives them weight 0. Training then finds out what to do with them.
+    start. The head gives them weight 0. Training then finds out what to do with them. Where the
+    number of classes differs, the head of the target stays as it is.
 
     Guarantee: the logits stay the same up to rounding, and each constraint holds in the wide model
     as it did in the narrow one.
@@ -37,7 +38,7 @@ def widen(source: keras.Model, target: keras.Model, seed: int = 0) -> None:
 
     Raises:
         ValueError: if the two do not have the same layers in the same order, if a layer of the
-            target is narrower, or if a kind of layer cannot be widened.
+            target other than the head is narrower, or if a kind of layer cannot be widened.
 
     Example:
 
@@ -54,7 +55,7 @@ def widen(source: keras.Model, target: keras.Model, seed: int = 0) -> None:
         raise ValueError(
             "`target` must have the same kinds of layers in the same order as `source`"
         )
-    for small, large in pairs:
+    for small, large in pairs[:-1]:
         if _channels(large.output) < _channels(small.output):
             raise ValueError(
                 "`target` must not be narrower than `source`. Received: "
@@ -68,10 +69,30 @@ def widen(source: keras.Model, target: keras.Model, seed: int = 0) -> None:
     place = np.arange(source.input_shape[-1])
     for small, large in pairs:
         place, new = _widen_layer(small, large, place, fraction, rng)
-        weights.append((large, new))
+        if new is not None:
+            weights.append((large, new))
     # Nothing is set before everything is known to fit.
     for layer, new in weights:
         layer.set_weights([array.astype("float32") for array in new])
+
+
+def can_widen(source: keras.Model, target: keras.Model) -> bool:
+    """Whether two models have the same layers, of other widths, and `widen` knows all of them."""
+
+    def known(layer):
+        flow = isinstance(layer, dl.GradientFlow)
+        matrix = flow and isinstance(layer.operator, operators.MatrixOperator)
+        return not layer.weights or matrix or isinstance(layer, _WIDENED)
+
+    pairs = list(zip(source.layers, target.layers, strict=False))
+    return (
+        len(source.layers) == len(target.layers)
+        and all(type(a) is type(b) and known(a) and known(b) for a, b in pairs)
+        and any(_channels(a.output) != _channels(b.output) for a, b in pairs[:-1])
+    )
+
+
+_WIDENED = (dl.PositionOffset, dl.OrthonormalDense, dl.UnitRowDense)
 
 
 def _channels(tensor) -> int:
@@ -80,11 +101,11 @@ def _channels(tensor) -> int:
 
 def _shift_fraction(model) -> float:
     parts = [p for layer in model.layers for p in (layer, getattr(layer, "operator", None))]
-    return next((p.fraction for p in parts if hasattr(p, "fraction")), 1.0)
+    return next((float(p.fraction) for p in parts if p is not None and hasattr(p, "fraction")), 1.0)
 
 
 def _widen_layer(small, large, place, fraction, rng):
-    """Places of the channels after a layer, and the weights of its wide form."""
+    """Places of the channels after a layer, and the weights of its wide form, if it gets any."""
     shapes = [tuple(weight.shape) for weight in large.weights]
     old = [np.asarray(weight, dtype=np.float64) for weight in small.get_weights()]
     if isinstance(small, keras.layers.InputLayer):
@@ -112,7 +133,9 @@ def _widen_layer(small, large, place, fraction, rng):
         groups = fraction if isinstance(small, dl.OrthonormalPointwise) else 0.0
         following = _following(_channels(small.output), _channels(large.output), groups)
         return following, [_embed(old[0], place, following, shapes[0], False, rng)]
-    if isinstance(small, dl.UnitRowDense) and small.units == large.units:
+    if isinstance(small, dl.UnitRowDense):
+        if small.units != large.units:
+            return np.arange(large.units), None
         kernel = np.zeros(shapes[0])
         kernel[place] = old[0]
         return np.arange(small.units), [kernel, *old[1:]]
