@@ -2,10 +2,10 @@
 
     python benchmarks/memory.py [PRESET] [--images 10000] [--steps 2] [--standard]
 
-Memory does not depend on the number of attack steps, so few are taken; `--standard` runs all members
-of the standard ensemble, Square with twenty times as many queries as the others take steps. Each
-image counts as classified right, so that all are attacked. The last line is JSON: the peak resident
-memory of the process in GiB, and that before the call.
+Memory does not depend on the number of attack steps, so few are taken; `--standard` runs all
+members of the standard ensemble, Square with twenty times as many queries as the others take steps.
+Each image counts as classified right, so that all are attacked. The last line is JSON: the peak
+resident memory of the process in GiB, and that before the call.
 """
 
 import argparse
