@@ -93,8 +93,10 @@ def published() -> list[dict[str, str]]:
 def summary(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[list[str]]]:
     """Titles and cells of the few columns that fit on a terminal."""
     shown = [key for key in COLUMNS if key.startswith(("certified", "attacked_36"))]
-    shown = ["name", "dataset", "parameters", "clean", *shown, "kind"]
-    return [COLUMNS[key] for key in shown], [[_plain(row, key) for key in shown] for row in rows]
+    several = len({row["dataset"] for row in rows}) > 1
+    shown = ["name", *["dataset"] * several, "parameters", "clean", *shown, "kind"]
+    titles = [COLUMNS[key].replace("certified", "cert.") for key in shown]
+    return titles, [[_plain(row, key) for key in shown] for row in rows]
 
 
 def save(rows: Sequence[Mapping[str, str]], path: str | os.PathLike[str]) -> Path:
