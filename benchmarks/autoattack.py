@@ -135,11 +135,11 @@ def worker(args):
         rows = np.flatnonzero(alive)
         start = np.array([time.perf_counter(), time.process_time()])
         right = attack(rows) if rows.size else np.zeros(0, bool)
-        wall, cpu = np.array([time.perf_counter(), time.process_time()]) - start
+        wall, cpu = (np.array([time.perf_counter(), time.process_time()]) - start).round(2).tolist()
         if not args.alone:
             alive[rows[~right]] = False
         robust = float(right.sum() / len(x))
-        result[name] = {"robust": robust, "seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
+        result[name] = {"robust": robust, "seconds": wall, "cpu_seconds": cpu}
         print(f"{args.worker:<6} {name:<8} {result[name]}", flush=True)
     args.result.write_text(json.dumps(result))
 
