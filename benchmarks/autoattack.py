@@ -1,14 +1,13 @@
 """The standard ensemble against the one of pyautoattack: robust accuracy and wall time.
 
     pip install --no-deps pyautoattack==0.2.0
-    python benchmarks/autoattack.py [--model PRESET|resnet] [--norm l2|linf] [--eps E] [--alone]
+    python benchmarks/autoattack.py [--model PRESET] [--norm l2|linf] [--eps E] [--alone]
 
 Attacks the first images of the preset's test set in two processes: ours on the backend that
 `KERAS_BACKEND` names, theirs on PyTorch. Each member runs on the images that resisted the members
 before it, or, with `--alone`, on all. CPU seconds are those of the process, which other work on the
-machine disturbs less than the clock's. `resnet` is a small unconstrained network; its weights come
-from `--weights FILE.weights.h5`, and are trained and saved there first if the file is missing. The
-last line is JSON.
+machine disturbs less than the clock's. The preset
+`resnet_cifar10` is a network without constraints. The last line is JSON.
 """
 
 import argparse
@@ -26,46 +25,14 @@ NAMES = ("apgd-ce", "apgd-t", "fab-t", "square")
 PRESET = "isometric_small_cifar10"
 
 
-def resnet():
-    """Residual network of eight layers for images of 32x32, without any constraint."""
-    import keras
-    from keras import layers
-
-    def convolution(x, filters, strides=1):
-        x = layers.Conv2D(filters, 3, strides, padding="same", use_bias=False)(x)
-        return layers.BatchNormalization()(x)
-
-    images = keras.Input((32, 32, 3))
-    x = layers.ReLU()(convolution(images, 16))
-    for filters in (16, 32, 64):
-        strides = 1 if filters == 16 else 2
-        branch = convolution(layers.ReLU()(convolution(x, filters, strides)), filters)
-        if strides > 1:
-            x = layers.Conv2D(filters, 1, strides)(x)
-        x = layers.ReLU()(layers.Add()([x, branch]))
-    return keras.Model(images, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)), name="resnet")
-
-
 def network(args):
     """The model, and the images and labels to attack."""
-    import keras
 
     import dynzoo
 
     name = args.data or dynzoo.presets()[PRESET]["dataset"]
-    train, (x, y) = dynzoo.data.load(name)
-    images = x[: args.images], y[: args.images]
-    if args.model != "resnet":
-        return dynzoo.from_preset(args.model), *images
-    model = resnet()
-    if Path(args.weights).exists():
-        model.load_weights(args.weights)
-    else:
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile("adam", loss, metrics=["accuracy"])
-        model.fit(*train, batch_size=128, epochs=args.epochs, verbose=2)
-        model.save_weights(args.weights)
-    return model, *images
+    _, (x, y) = dynzoo.data.load(name)
+    return dynzoo.from_preset(args.model), x[: args.images], y[: args.images]
 
 
 def ours(args, model, x, y):
@@ -146,9 +113,7 @@ def worker(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default=PRESET, help="a preset, or resnet")
-    parser.add_argument("--weights", default="resnet.weights.h5", help="weights of resnet")
-    parser.add_argument("--epochs", type=int, default=5, help="to train resnet, if need be")
+    parser.add_argument("--model", default=PRESET, help="preset, or its folder")
     parser.add_argument("--data", help="npz file in place of the preset's data set")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--norm", choices=("l2", "linf"), default="l2")

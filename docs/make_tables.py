@@ -15,6 +15,9 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+from dynzoo import leaderboard
+from dynzoo.leaderboard import duration, line
+
 ROOT = Path(__file__).resolve().parents[1]
 LEADERBOARD = """# Leaderboard
 
@@ -44,7 +47,7 @@ def results_table(presets: list[dict]) -> str:
     header += [f"certified {radius}" for radius in radii]
     header += [f"attacked {radius}" for radius in radii[:1]]
     header += ["trained on", "training time"]
-    lines = [_row(header), _row(["---", "---", *["---:"] * (len(header) - 4), "---", "---:"])]
+    lines = [line(header), line(["---", "---", *["---:"] * (len(header) - 4), "---", "---:"])]
     for about in presets:
         certified = about.get("certified_accuracy", {})
         attacked = about.get("attacked_accuracy", {})
@@ -57,8 +60,8 @@ def results_table(presets: list[dict]) -> str:
         ]
         cells += [_percent(certified.get(radius)) for radius in radii]
         cells += [_percent(attacked.get(radius)) for radius in radii[:1]]
-        cells += [str(training.get("hardware", "")), _duration(training.get("seconds"))]
-        lines.append(_row(cells))
+        cells += [str(training.get("hardware", "")), duration(training.get("seconds"))]
+        lines.append(line(cells))
     return "\n".join([*lines, "", *map(_note, presets)])
 
 
@@ -83,8 +86,6 @@ def read_presets(root: Path = ROOT) -> list[dict]:
 
 def made(root: Path = ROOT) -> dict[str, str]:
     """Text of every file that this script makes, by its path below the root."""
-    from dynzoo import leaderboard
-
     presets = read_presets(root)
     rows = leaderboard.leaderboard({about["name"]: about for about in presets})
     return {
@@ -117,10 +118,6 @@ def main() -> int:
     return 0
 
 
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def _note(about: dict) -> str:
     how = about.get("evaluation", {})
     parts = []
@@ -135,13 +132,6 @@ def _note(about: dict) -> str:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f} %"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 if __name__ == "__main__":

@@ -134,9 +134,9 @@ def to_markdown(rows: Sequence[Mapping[str, str]]) -> str:
             if key not in ("kind", "dataset") and any(row[key] for row in chosen)
         ]
         lines = [
-            _line(COLUMNS[key] for key in columns),
-            _line("---:" if _is_number(key) else "---" for key in columns),
-            *(_line(_cell(row, key) for key in columns) for row in chosen),
+            line(COLUMNS[key] for key in columns),
+            line("---:" if _is_number(key) else "---" for key in columns),
+            *(line(_cell(row, key) for key in columns) for row in chosen),
         ]
         parts.append(f"## {dataset or 'other'}\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
@@ -164,7 +164,7 @@ def _preset_row(name: str, about: Mapping[str, Any]) -> dict[str, str]:
         "lipschitz": _text(about.get("lipschitz")),
         "audited_slope": _text(about.get("audited_slope")),
         "hardware": str(training.get("hardware", "")),
-        "training_time": _duration(training.get("seconds")),
+        "training_time": duration(training.get("seconds")),
         "seed": _text(training.get("seed")),
         "command": str(training.get("command", "")),
         "source": "",
@@ -192,7 +192,8 @@ def _text(number: Any) -> str:
     return f"{number:.5g}" if isinstance(number, float) else str(number)
 
 
-def _duration(seconds: Any) -> str:
+def duration(seconds: Any) -> str:
+    """Seconds as hours and minutes, or "" where they are not known."""
     if seconds is None:
         return ""
     minutes = round(float(seconds) / 60)
@@ -219,5 +220,6 @@ def _cell(row: Mapping[str, str], key: str) -> str:
     return f"**{value}**" if key == "name" else value
 
 
-def _line(cells: Any) -> str:
+def line(cells: Any) -> str:
+    """One line of a table in Markdown."""
     return "| " + " | ".join(cells) + " |"

@@ -1,8 +1,30 @@
 """Ground truth for the property tests: dense matrices, float64 Jacobians, worst pairs of points."""
 
+import importlib.util
+
 import numpy as np
+import pytest
 
 from dynzoo import backend
+
+
+def load_script(path):
+    """The module of a script outside the package; skips where only the package is at hand."""
+    if not path.is_file():
+        pytest.skip(f"needs a checkout: {path.parent.name}/ is not part of a source distribution")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_images(path, classes=3, test=6):
+    """An .npz data set of 96 random images of 8x8 pixels, of which the first are the test set."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (96, 8, 8, 3), dtype=np.uint8)
+    y = np.arange(96) % classes
+    np.savez(path, x_train=x, y_train=y, x_test=x[:test], y_test=y[:test])
+    return path
 
 
 def normal(shape, seed=0, scale=1.0):

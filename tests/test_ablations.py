@@ -1,12 +1,11 @@
 """The ablations' script: each arm is one change, rows are kept, nothing is computed twice."""
 
 import csv
-import importlib.util
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
+from helpers import load_script, write_images
 
 from dynzoo import recipes, training
 
@@ -33,20 +32,12 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def ablations():
-    if not PATH.is_file():
-        pytest.skip("needs a checkout: benchmarks/ is not part of a source distribution")
-    spec = importlib.util.spec_from_file_location("ablations", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(PATH)
 
 
 @pytest.fixture
 def arguments(tmp_path):
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (96, 8, 8, 3), dtype=np.uint8)
-    y = np.arange(96) % 3
-    np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:3], y_test=y[:3])
+    write_images(tmp_path / "data.npz", test=3)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
     files = {"data": "data.npz", "recipe": "tiny.yaml", "runs": "runs", "csv": "out.csv"}
     return [part for k, v in files.items() for part in (f"--{k}", str(tmp_path / v))]

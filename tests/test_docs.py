@@ -1,10 +1,10 @@
 """The README says what the presets' metadata say."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+from helpers import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,13 +22,7 @@ ABOUT = {
 
 @pytest.fixture(scope="module")
 def tables():
-    path = ROOT / "docs" / "make_tables.py"
-    if not path.is_file():
-        pytest.skip("needs a checkout: docs/ is not part of a source distribution")
-    spec = importlib.util.spec_from_file_location("make_tables", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs" / "make_tables.py")
 
 
 def test_readme_is_up_to_date(tables):
@@ -100,10 +94,5 @@ def test_only_the_table_is_rewritten(tables):
 
 
 def test_table_of_guarantees_is_up_to_date():
-    path = ROOT / "docs" / "make_guarantees.py"
-    if not path.is_file():
-        pytest.skip("needs a checkout: docs/ is not part of a source distribution")
-    spec = importlib.util.spec_from_file_location("make_guarantees", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(ROOT / "docs" / "make_guarantees.py")
     assert module.PATH.read_text(encoding="utf-8") == module.table()

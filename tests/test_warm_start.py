@@ -6,6 +6,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from helpers import write_images
 
 import dynzoo
 from dynzoo import backend, training
@@ -45,20 +46,12 @@ def classifier(classes=3, seed=7, **architecture):
     return training.build_model(dynzoo.recipes.validate(config), classes, (8, 8, 3))
 
 
-def write_data(path, classes):
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (96, 8, 8, 3), dtype=np.uint8)
-    y = np.arange(96) % classes
-    np.savez(path, x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
-    return path
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Data in three and in five classes, and a preset `first` for three."""
     path = tmp_path_factory.mktemp("start")
     for classes in (3, 5):
-        write_data(path / f"{classes}.npz", classes)
+        write_images(path / f"{classes}.npz", classes)
     model = classifier()
     rng = np.random.default_rng(1)
     model.set_weights([w + 0.1 * rng.normal(size=w.shape) for w in model.get_weights()])
