@@ -10,6 +10,11 @@ _CERTIFICATE = (
     "changes (rotation, blur, new cameras), of L-infinity perturbations beyond what their L2 norm "
     "implies, or of whether the prediction is right in the first place."
 )
+_TOP5 = (
+    "Certified top-5 accuracy is the share of images whose label stays among the five largest "
+    "logits under every perturbation up to the radius: at least five classes would have to "
+    "overtake it, and each needs a distance of its own."
+)
 _ATTACKED = (
     "Attacked accuracy is what is left after the listed attacks, hence an upper bound of the true "
     "robust accuracy: a stronger attack can only lower it."
@@ -28,7 +33,8 @@ def model_card(metadata: Mapping[str, Any]) -> str:
             `parameters`, `num_classes`, `input_shape`, `lipschitz`: numbers; `audited_slope`: the
             largest slope of the logits that an audit found, at most `lipschitz`;
             `accuracy`: share in [0, 1]; `certified_accuracy`, `attacked_accuracy`: share for each
-            L2 radius, such as `{"36/255": 0.61, "0.5": 0.4}`;
+            L2 radius, such as `{"36/255": 0.61, "0.5": 0.4}`; `top5_accuracy` and
+            `certified_top5_accuracy`, the same for the label among the five largest logits;
             `evaluation`: what the numbers were measured on and how (`split`, `images`, `attacks`,
             `command`, ...); `training`: `hardware`, `seconds`, `epochs`, `seed`, `config`,
             `command`, `start` (the preset whose weights it began with), ...; `versions`, `saved`,
@@ -70,23 +76,27 @@ def _what_it_is(metadata: Mapping[str, Any]) -> str:
 
 def _numbers(metadata: Mapping[str, Any]) -> str:
     """One row an L2 radius: clean at 0, then certified and attacked where known."""
-    certified = _by_radius(metadata.get("certified_accuracy"))
-    attacked = _by_radius(metadata.get("attacked_accuracy"))
-    columns = [("certified", certified), ("attacked", attacked)]
-    columns = [(title, values) for title, values in columns if values]
+    columns = [
+        (title, metadata.get(clean), _by_radius(metadata.get(key)))
+        for title, clean, key in (
+            ("certified accuracy", "accuracy", "certified_accuracy"),
+            ("attacked accuracy", "accuracy", "attacked_accuracy"),
+            ("certified top-5 accuracy", "top5_accuracy", "certified_top5_accuracy"),
+        )
+        if metadata.get(key)
+    ]
     clean = metadata.get("accuracy")
-    if clean is None and not columns:
-        return ""
     if not columns:
-        return f"Accuracy: {_percent(clean)}"
+        return "" if clean is None else f"Accuracy: {_percent(clean)}"
     lines = [
-        "| L2 radius | " + " | ".join(f"{title} accuracy" for title, _ in columns) + " |",
+        "| L2 radius | " + " | ".join(title for title, _, _ in columns) + " |",
         "|" + " --- |" * (1 + len(columns)),
     ]
     if clean is not None:
-        lines.append(f"| 0 (clean) | {' | '.join([_percent(clean)] * len(columns))} |")
-    for radius in sorted({r for _, values in columns for r in values}, key=_radius):
-        cells = [_percent(values[radius]) if radius in values else "" for _, values in columns]
+        at_zero = ["" if share is None else _percent(share) for _, share, _ in columns]
+        lines.append(f"| 0 (clean) | {' | '.join(at_zero)} |")
+    for radius in sorted({r for _, _, values in columns for r in values}, key=_radius):
+        cells = [_percent(values[radius]) if radius in values else "" for _, _, values in columns]
         lines.append(f"| {radius} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -178,6 +188,7 @@ def _limits(metadata: Mapping[str, Any]) -> str:
     certified = metadata.get("certified_accuracy") or metadata.get("lipschitz") is not None
     parts = [
         _CERTIFICATE if certified else "",
+        _TOP5 if metadata.get("certified_top5_accuracy") else "",
         _ATTACKED if metadata.get("attacked_accuracy") else "",
         _text(metadata.get("limits")),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,14 @@ __all__ = ["Measurement", "accuracy", "measure", "radius_text", "update_card"]
 _CHUNK = 1024
 # Half a minute for a small network on a CPU core.
 _AUDIT: dict[str, Any] = {"pairs": 16, "steps": 40, "restarts": 1}
+# With ten classes or fewer, the first five are too many to say something.
+_TOP5_CLASSES = 11
 # What of a preset's metadata an evaluation says, and replaces as a whole.
 _MEASURED = (
     "accuracy",
     "certified_accuracy",
+    "top5_accuracy",
+    "certified_top5_accuracy",
     "attacked_accuracy",
     "lipschitz",
     "audited_slope",
@@ -38,7 +42,11 @@ _MEASURED = (
 
 @dataclass
 class Measurement:
-    """Accuracies of a model on `images` images; attacks ran on the first `attacked_images`."""
+    """Accuracies of a model on `images` images; attacks ran on the first `attacked_images`.
+
+    With more than ten classes, `top5` is the share of images whose label is among the five largest
+    logits, and `certified_top5` the share for which that is proved to stay so within a radius.
+    """
 
     norm: str
     images: int
@@ -48,6 +56,8 @@ class Measurement:
     attacked_images: int
     report: RobustnessReport | None
     audited_slope: float | None = None
+    top5: float | None = None
+    certified_top5: dict[float, float] = field(default_factory=dict)
 
     def rows(self) -> list[list[float | None]]:
         """(radius, certified on all, certified on the attacked ones, attacked); radius 0 first."""
@@ -115,15 +125,16 @@ def measure(
         AuditViolation: if the audit refutes the Lipschitz bound.
     """
     certificate = certify(model)
-    labels, radii = [], []
+    top = (1, 5) if len(certificate.pair_distances) >= _TOP5_CLASSES else (1,)
+    parts = []
     for start in range(0, len(x), _CHUNK):
-        part = certificate.radii(x[start : start + _CHUNK], batch_size=batch_size)
-        labels.append(part[0])
-        radii.append(part[1])
+        chunk = slice(start, start + _CHUNK)
+        parts.append(certificate.topk_radii(x[chunk], y[chunk], top, batch_size=batch_size))
         if tick is not None:
-            tick(len(part[0]))
-    correct = np.concatenate(labels) == y
-    proved = np.where(correct, np.concatenate(radii), 0.0)
+            tick(len(parts[-1][0]))
+    places = np.concatenate([part[0] for part in parts])
+    radii = np.concatenate([part[1] for part in parts])
+    correct, proved = places == 0, radii[:, 0]
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
     report, slope = None, None
     if attacks != "none":
@@ -162,12 +173,19 @@ def measure(
         norm=norm,
         images=len(x),
         clean=float(correct.mean()),
-        certified={e: float((proved > e * factor).mean()) for e in sorted(eps)},
+        certified=_shares(proved, eps, factor),
         lipschitz=float(certificate.lipschitz),
         attacked_images=0 if report is None else report.images,
         report=report,
         audited_slope=slope,
+        top5=float((places < 5).mean()) if 5 in top else None,
+        certified_top5=_shares(radii[:, 1], eps, factor) if 5 in top else {},
     )
+
+
+def _shares(radii: np.ndarray, eps: Sequence[float], factor: float) -> dict[float, float]:
+    """Share of the images that are proved at each radius; `factor` L2 lengths in one of eps."""
+    return {e: float((radii > e * factor).mean()) for e in sorted(eps)}
 
 
 def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, batch_size: int = 256) -> float:
@@ -178,9 +196,8 @@ def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, batch_size: int =
 
 def _all_images(correct, proved, eps, factor) -> tuple[str, Any]:
     rows = [("clean", f"{100 * correct.mean():.2f} %")]
-    for e in sorted(eps):
-        share = 100 * (proved > e * factor).mean()
-        rows.append((f"certified at {radius_text(e)}", f"{share:.2f} %"))
+    for e, share in _shares(proved, eps, factor).items():
+        rows.append((f"certified at {radius_text(e)}", f"{100 * share:.2f} %"))
     return f"All {len(correct)} images, not attacked", rows
 
 
@@ -217,6 +234,11 @@ def update_card(folder: Path, measured: Measurement, about: Mapping[str, Any]) -
         metadata.pop(key, None)
     metadata["accuracy"] = measured.clean
     metadata["certified_accuracy"] = {radius_text(e): v for e, v in measured.certified.items()}
+    if measured.top5 is not None:
+        metadata["top5_accuracy"] = measured.top5
+        metadata["certified_top5_accuracy"] = {
+            radius_text(e): v for e, v in measured.certified_top5.items()
+        }
     metadata["lipschitz"] = measured.lipschitz
     if measured.audited_slope is not None:
         metadata["audited_slope"] = measured.audited_slope

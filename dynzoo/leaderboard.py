@@ -25,6 +25,8 @@ COLUMNS = {
     "certified_36": "certified 36/255",
     "certified_72": "certified 72/255",
     "certified_108": "certified 108/255",
+    "top5": "top-5",
+    "certified_top5_36": "certified top-5 36/255",
     "attacked_36": "attacked 36/255",
     "attacked_0.5": "attacked 0.5",
     "attacks": "attacks",
@@ -36,7 +38,7 @@ COLUMNS = {
     "command": "command",
     "source": "source",
 }
-_NUMBERS = {"parameters", "clean", "lipschitz", "audited_slope", "seed"}
+_NUMBERS = {"parameters", "clean", "top5", "lipschitz", "audited_slope", "seed"}
 _MISSING = "–"
 _PUBLISHED = Path(__file__).with_name("published_results.csv")
 # What the architectures of recipes discretise.
@@ -92,7 +94,11 @@ def published() -> list[dict[str, str]]:
 
 def summary(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[list[str]]]:
     """Titles and cells of the few columns that fit on a terminal."""
-    shown = [key for key in COLUMNS if key.startswith(("certified", "attacked_36"))]
+    shown = [
+        key
+        for key in COLUMNS
+        if key in ("certified_36", "certified_72", "certified_108", "attacked_36")
+    ]
     several = len({row["dataset"] for row in rows}) > 1
     shown = ["name", *["dataset"] * several, "parameters", "clean", *shown, "kind"]
     titles = [COLUMNS[key].replace("certified", "cert.") for key in shown]
@@ -158,6 +164,8 @@ def _preset_row(name: str, about: Mapping[str, Any]) -> dict[str, str]:
         "extra_data": "",
         "clean": _percent(about.get("accuracy")),
         **{f"certified_{n}": _percent(certified.get(f"{n}/255")) for n in (36, 72, 108)},
+        "top5": _percent(about.get("top5_accuracy")),
+        "certified_top5_36": _percent(_part(about, "certified_top5_accuracy").get("36/255")),
         "attacked_36": _percent(attacked.get("36/255")),
         "attacked_0.5": _percent(attacked.get("0.5")),
         "attacks": attacks,

@@ -169,3 +169,75 @@ def test_float64_models_get_the_margin_of_what_the_backend_computes():
     # PyTorch under Keras computes some of a float64 model in float32, which the margin sees
     limit = 1e-6 if keras.backend.backend() == "tensorflow" else 2.0
     assert 0 < wide < limit * narrow
+
+
+def test_top_k_radius_of_a_linear_model_is_the_distance_to_the_kth_boundary():
+    # with orthogonal rows all k classes can be reached at once, in order of their distances
+    kernel = np.random.default_rng(2).normal(size=(6, 5))
+    model = linear(kernel, np.linspace(0, 0.4, 5))
+    x, y = images(30, (6,)), np.random.default_rng(3).integers(0, 5, 30)
+    places, radii = certify(model).topk_radii(x, y, k=(1, 2, 4), batch_size=7)
+    z = x @ kernel + np.linspace(0, 0.4, 5)
+    np.testing.assert_array_equal(places, (z > z[np.arange(30), y][:, None]).sum(axis=1))
+    for row, label, own in zip(z, y, radii, strict=True):
+        others = [j for j in range(5) if j != label]
+        gaps = [np.linalg.norm(kernel[:, label] - kernel[:, j]) for j in others]
+        reach = np.sort(np.maximum((row[label] - row[others]) / gaps, 0))
+        np.testing.assert_allclose(own, reach[[0, 1, 3]], atol=1e-4)
+        assert np.all(own <= reach[[0, 1, 3]])
+
+
+@settings(max_examples=5)
+@given(seed=st.integers(0, 10**6), k=st.integers(1, CLASSES - 1))
+def test_nothing_inside_the_top_k_radius_pushes_the_label_out(seed, k):
+    model = classifier(kl.Flatten(), kl.Dense(8, "relu"), kl.Dense(CLASSES), seed=seed)
+    x = images(6, seed=seed)
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, CLASSES, 6)
+    places, radii = certify(model).topk_radii(x, y, k=k)
+    assert np.all((radii == 0) | (places < k))
+    for _ in range(10):
+        noise = rng.normal(size=x.shape)
+        noise *= (radii / np.linalg.norm(noise.reshape(6, -1), axis=1))[:, None, None, None]
+        z = forward_float64(model, x + noise)
+        place = np.sum(z >= z[np.arange(6), y][:, None], axis=1) - 1
+        assert np.all((place < k) | (radii == 0))
+
+
+def test_top_1_radius_is_the_radius_of_the_prediction():
+    model = classifier(kl.Flatten(), kl.Dense(CLASSES), seed=4)
+    x = images(20, seed=4)
+    labels, radii = certify(model).radii(x)
+    places, own = certify(model).topk_radii(x, labels, k=1)
+    assert own.shape == (20,) and not places.any()
+    np.testing.assert_array_equal(own, radii)
+    places, others = certify(model).topk_radii(x, (labels + 1) % CLASSES, k=1)
+    assert places.all() and not others.any()
+
+
+def test_logits_that_tie_or_are_not_finite_hold_no_place():
+    tied = certify(linear(np.eye(3), np.zeros(3)))
+    x, y = np.full((3, 3), 0.5, "float32"), np.array([0, 1, 2])
+    places, radii = tied.topk_radii(x, y, k=(1, 2))
+    np.testing.assert_array_equal(places, [0, 1, 2])  # as `argmax` breaks the tie
+    np.testing.assert_array_equal(radii, 0.0)
+    x[0] = np.nan
+    assert not tied.topk_radii(x, y, k=2)[1].any()
+
+
+@pytest.mark.parametrize(
+    ("y", "k", "name"),
+    [
+        ([0, 1], 0, "`k`"),
+        ([0, 1], 3, "`k`"),
+        ([0, 1], (), "`k`"),
+        ([0, 1], 1.0, "`k`"),
+        ([0, 3], 1, "`y`"),
+        ([0], 1, "`y`"),
+        ([0.0, 1.0], 1, "`y`"),
+    ],
+)
+def test_top_k_refuses_what_is_no_label_or_number_of_places(y, k, name):
+    certificate = certify(linear(np.eye(3), np.zeros(3)))
+    with pytest.raises(ValueError, match=name):
+        certificate.topk_radii(np.zeros((2, 3), "float32"), np.array(y), k=k)

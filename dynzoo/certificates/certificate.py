@@ -6,7 +6,7 @@ measured with the first call of `Certificate.radii`, on images that ride along w
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -14,8 +14,10 @@ import numpy as np
 
 from dynzoo.backend import compiles, to_numpy
 from dynzoo.backend import name as backend_name
+from dynzoo.certificates import margins
 from dynzoo.certificates.errors import StaleCertificateError
 from dynzoo.certificates.graph import Program, trace
+from dynzoo.certificates.identity import input_dtype, weights_hash
 from dynzoo.certificates.lipschitz import (
     Head,
     LayerBound,
@@ -70,8 +72,8 @@ def certify(model: keras.Model) -> Certificate:
     """
     program = trace(model)
     check_layers(program)
-    _input_dtype(model)
-    digest = _weights_hash(model)
+    input_dtype(model)
+    digest = weights_hash(model)
     values = run_program(program, np.zeros((1, *program.input_shape)))
     shapes = {slot: (None, *value.shape[1:]) for slot, value in values.items()}
     head = find_head(program, shapes)
@@ -122,7 +124,7 @@ class Certificate:
         """Margin tau in units of the logits; measured on the first use."""
         if self._rounding is None:
             self._check_current()
-            self._predict(np.zeros((0, *self._program.input_shape), _input_dtype(self._model)), 256)
+            self._predict(np.zeros((0, *self._program.input_shape), input_dtype(self._model)), 256)
         assert self._rounding is not None
         return self._rounding
 
@@ -153,21 +155,53 @@ class Certificate:
         >>> labels, radii = certify(model).radii(x_test)
         >>> certified_accuracy = np.mean((labels == y_test) & (radii >= 36 / 255))
         """
-        given = self._check_images(x)
-        self._check_current()
-        images = given.astype(_input_dtype(self._model))
-        if not len(images):
-            return np.zeros(0, np.int64), np.zeros(0, np.float64)
-        raw, tau = self._predict(images, batch_size)
+        raw, tau, moved = self._logits(x, batch_size)
         labels, radii = np.zeros(len(raw), np.int64), np.zeros(len(raw), np.float64)
-        for start in range(0, len(raw), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            labels[block], radii[block] = self._from_logits(raw[block].astype(np.float64), tau)
-        if given.dtype != images.dtype:
-            # The forward pass saw the rounded image; the radius is around the one that was given.
-            moved = (given.astype(np.float64) - images.astype(np.float64)).reshape(len(given), -1)
-            radii = np.maximum(radii - np.linalg.norm(moved, axis=1), 0.0)
-        return labels, radii
+        for block in _blocks(len(raw)):
+            labels[block] = np.argmax(margins.replaced(raw[block]), axis=1)
+            radii[block] = self._limits(raw[block], labels[block], tau).min(axis=1)
+        return labels, np.maximum(radii - moved, 0.0)
+
+    def topk_radii(
+        self, x: Any, y: Any, k: int | Sequence[int] = (1, 5), batch_size: int = 256
+    ) -> tuple[np.ndarray, np.ndarray]:
+        r"""Place of each label among the logits, and the L2 radius within which it stays in front.
+
+        Label y leaves the k largest logits only if k other classes reach it, and class j cannot
+        before the distance $r_j = (z_y - z_j - 4\tau) / (L \|w_y - w_j\|)$. The radius is the k-th
+        smallest $r_j$, not below 0; k = 1 gives `radii` where y is the prediction, and 0 elsewhere.
+
+        Args:
+            x: float images (n, ...), as in `radii`.
+            y: integer labels (n,) in [0, K).
+            k: how many largest logits count, one number or several, each in [1, K - 1].
+            batch_size: images per forward pass.
+
+        Returns:
+            (places (n,) int64, 0 for the prediction; radii float64 in the units of x, of shape
+            (n,) for one k, (n, len(k)) for several).
+
+        Raises:
+            ValueError: if y or k is out of its range; and what `radii` raises.
+
+        Example:
+
+        >>> places, radii = certify(model).topk_radii(x_test, y_test, k=(1, 5))
+        >>> top5, certified_top5 = np.mean(places < 5), np.mean(radii[:, 1] >= 36 / 255)
+        """
+        classes = len(self.pair_distances)
+        ks = [k] if np.ndim(k) == 0 else list(k)
+        if not ks or not all(isinstance(i, (int, np.integer)) and 1 <= i < classes for i in ks):
+            raise ValueError(f"`k` must be integers in [1, {classes - 1}]. Received: k={k}")
+        labels = margins.check_labels(y, len(x), classes)
+        raw, tau, moved = self._logits(x, batch_size)
+        places, radii = np.zeros(len(raw), np.int64), np.zeros((len(raw), len(ks)))
+        for block in _blocks(len(raw)):
+            places[block] = margins.places(margins.replaced(raw[block]), labels[block])
+            limits = np.sort(self._limits(raw[block], labels[block], tau), axis=1)
+            radii[block] = limits[:, [i - 1 for i in ks]]
+        radii = np.maximum(radii - moved[:, None], 0.0)
+        return places, radii[:, 0] if np.ndim(k) == 0 else radii
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in the certificate as plain numbers and strings, for JSON."""
@@ -198,7 +232,7 @@ class Certificate:
         """Logits of the model and the rounding margin; the first call sends probe images along."""
         given, probes = len(images), images[:0]
         if self._rounding is None:
-            probes = probe_images(self._program.input_shape).astype(_input_dtype(self._model))
+            probes = probe_images(self._program.input_shape).astype(input_dtype(self._model))
             if compiles() and given and given % batch_size == 0:
                 # A last batch of a new size would be compiled anew, at the cost of many batches.
                 probes = np.resize(probes, (batch_size, *probes.shape[1:]))
@@ -215,20 +249,22 @@ class Certificate:
         values = run_program(self._program, images)
         return rounding_margin(values, self._program.output, logits)
 
-    def _from_logits(self, z: np.ndarray, tau: float) -> tuple[np.ndarray, np.ndarray]:
-        finite = np.all(np.isfinite(z), axis=1)
-        z = np.where(finite[:, None], z, 0.0)
-        labels = np.argmax(z, axis=1).astype(np.int64)
-        rows = np.arange(len(z))
-        # Rounding at the clean and at the perturbed image, of two logits each.
-        margins = z[rows, labels][:, None] - z - 4.0 * tau
-        speeds = self.body_lipschitz * self.pair_distances[labels]
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            # Slightly less than the quotient, so that the closed ball is certified.
-            limits = margins / speeds * (1 - 1e-12)
-        limits = np.where(margins > 0, limits, 0.0)
-        limits[rows, labels] = np.inf
-        return labels, np.where(finite, limits.min(axis=1), 0.0)
+    def _logits(self, x: Any, batch_size: int) -> tuple[np.ndarray, float, np.ndarray]:
+        """Logits of checked images, the rounding margin, and how far each image was rounded."""
+        given = self._check_images(x)
+        self._check_current()
+        images = given.astype(input_dtype(self._model))
+        if not len(images):
+            return np.zeros((0, len(self.pair_distances))), 0.0, np.zeros(0)
+        raw, tau = self._predict(images, batch_size)
+        if given.dtype == images.dtype:
+            return raw, tau, np.zeros(len(given))
+        # The forward pass saw the rounded image; the radius is around the one that was given.
+        moved = (given.astype(np.float64) - images.astype(np.float64)).reshape(len(given), -1)
+        return raw, tau, np.linalg.norm(moved, axis=1)
+
+    def _limits(self, raw: np.ndarray, labels: np.ndarray, tau: float) -> np.ndarray:
+        return margins.limits(raw, labels, self.body_lipschitz * self.pair_distances, tau)
 
     def _check_images(self, x: Any) -> np.ndarray:
         x = x if isinstance(x, np.ndarray) else to_numpy(x)
@@ -247,31 +283,12 @@ class Certificate:
     def _check_current(self) -> None:
         if self._model.outputs[0] is not self._output:
             raise StaleCertificateError("The model has other layers than when it was certified.")
-        if _weights_hash(self._model) != self.weights_sha256:
+        if weights_hash(self._model) != self.weights_sha256:
             raise StaleCertificateError(
                 "The weights of the model changed after it was certified, so its bounds no longer "
                 "hold. Certify it again: `dynzoo.certify(model)`."
             )
 
 
-def _input_dtype(model: keras.Model) -> str:
-    """The type that images have when they reach the model: Keras rounds them to `floatx` first."""
-    dtypes = (keras.backend.standardize_dtype(model.inputs[0].dtype), keras.config.floatx())
-    for dtype in dtypes:
-        if dtype not in ("float32", "float64"):
-            raise ValueError(
-                "The model's input and `keras.config.floatx()` must be float32 or float64: a "
-                "perturbation of an integer image has no radius, and a 16-bit image is not the "
-                f"one that was given. Received: input dtype {dtypes[0]}, floatx {dtypes[1]}"
-            )
-    return min(dtypes)
-
-
-def _weights_hash(model: keras.Model) -> str:
-    """SHA-256 of all weights, in order, with shapes and types; independent of layer names."""
-    digest = hashlib.sha256()
-    for weight in model.weights:
-        array = np.ascontiguousarray(to_numpy(weight))
-        digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+def _blocks(n: int) -> Iterator[slice]:
+    return (slice(start, start + _BLOCK) for start in range(0, n, _BLOCK))

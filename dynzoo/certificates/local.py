@@ -13,8 +13,9 @@ import keras
 import numpy as np
 
 from dynzoo.attacks.base import positive_int
-from dynzoo.certificates.certificate import Certificate, _input_dtype, certify
+from dynzoo.certificates.certificate import Certificate, certify
 from dynzoo.certificates.graph import trace
+from dynzoo.certificates.identity import input_dtype
 from dynzoo.certificates.local_layers import unroll
 from dynzoo.certificates.local_relaxation import relax
 
@@ -109,16 +110,13 @@ class LocalCertificate:
         """
         certificate = self.certificate
         labels, radii = certificate.radii(x, batch_size)
-        given = certificate._check_images(x)
-        images = given.astype(_input_dtype(self._model))
+        images = certificate._check_images(x).astype(input_dtype(self._model))
         rows = np.flatnonzero((radii > 0) & np.isfinite(radii))
         if not len(rows):
             return labels, radii
-        logits, tau = certificate._predict(images, batch_size)
-        logits = logits.astype(np.float64)
         # The ball is around the image as the model sees it, rounded to its input type.
-        moved = (given.astype(np.float64) - images.astype(np.float64)).reshape(len(given), -1)
-        moved = np.linalg.norm(moved, axis=1)
+        logits, tau, moved = certificate._logits(x, batch_size)
+        logits = logits.astype(np.float64)
         # What is computed stays true for the weights that were unrolled: `radii` checked them.
         for chunk in self._chunks(rows, logits.shape[1]):
             z, own = logits[chunk], labels[chunk]

@@ -1,0 +1,35 @@
+"""What a certificate holds for: these weights, and images of this floating-point type."""
+
+from __future__ import annotations
+
+import hashlib
+
+import keras
+import numpy as np
+
+from dynzoo.backend import to_numpy
+
+__all__ = ["input_dtype", "weights_hash"]
+
+
+def input_dtype(model: keras.Model) -> str:
+    """The type that images have when they reach the model: Keras rounds them to `floatx` first."""
+    dtypes = (keras.backend.standardize_dtype(model.inputs[0].dtype), keras.config.floatx())
+    for dtype in dtypes:
+        if dtype not in ("float32", "float64"):
+            raise ValueError(
+                "The model's input and `keras.config.floatx()` must be float32 or float64: a "
+                "perturbation of an integer image has no radius, and a 16-bit image is not the "
+                f"one that was given. Received: input dtype {dtypes[0]}, floatx {dtypes[1]}"
+            )
+    return min(dtypes)
+
+
+def weights_hash(model: keras.Model) -> str:
+    """SHA-256 of all weights, in order, with shapes and types; independent of layer names."""
+    digest = hashlib.sha256()
+    for weight in model.weights:
+        array = np.ascontiguousarray(to_numpy(weight))
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

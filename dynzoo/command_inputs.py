@@ -1,0 +1,47 @@
+"""What several subcommands read: presets, data, numbers of classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynzoo import data
+from dynzoo.models import preset_files, presets
+
+
+def find_preset(name: str) -> tuple[Path, dict[str, Any]]:
+    """Folder and metadata of a preset."""
+    folder = presets._resolve(name)
+    return folder, preset_files.read_metadata(folder)
+
+
+def load_data(source: str) -> tuple[data.Split, data.Split]:
+    """Training and test data, by name or file."""
+    try:
+        return data.load(source)
+    except RuntimeError as error:  # neither here nor to be had: the message says what to do
+        raise ValueError(str(error)) from error
+
+
+def check_fit(model: Any, x: np.ndarray, y: np.ndarray, source: str) -> None:
+    """Raise a ValueError if a model does not take these images, or lacks a class."""
+    if tuple(model.input_shape[1:]) != x.shape[1:]:
+        raise ValueError(
+            f"the model takes images of shape {tuple(model.input_shape[1:])}, "
+            f"{source} has images of shape {x.shape[1:]}"
+        )
+    if y.max() >= model.output_shape[-1]:
+        raise ValueError(
+            f"the model has {model.output_shape[-1]} classes, {source} has the label {y.max()}"
+        )
+
+
+def classes(text: str, *labels: np.ndarray) -> int:
+    """The number of classes that was asked for, or that of the labels."""
+    if text == "auto":
+        return max(2, *(int(y.max()) + 1 for y in labels))
+    if not text.isdecimal() or int(text) < 2:
+        raise ValueError(f"--num-classes must be 'auto' or an integer >= 2. Received: {text}")
+    return int(text)

@@ -1,0 +1,137 @@
+"""`dynzoo evaluate`: a preset is certified and attacked, and its card written."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from dynzoo import backend, data, plots
+from dynzoo import evaluation as measuring
+from dynzoo.attacks.ensembles import makers
+from dynzoo.command_inputs import check_fit, find_preset, load_data
+from dynzoo.console import percent, progress, say, table
+from dynzoo.models import preset_files, presets
+
+# What a report can be saved as.
+REPORTS = (".html", ".json", ".csv", ".npz")
+
+
+def evaluate(arguments: Namespace) -> None:
+    folder, about = find_preset(arguments.preset)
+    source = arguments.data or arguments.dataset or about.get("dataset")
+    if not source:
+        raise ValueError(f"{folder} does not say its data set: pass --dataset or --data")
+    recipe = about.get("recipe") if isinstance(about.get("recipe"), dict) else {}
+    planned = recipe.get("evaluation", {}) if recipe else {}
+    norm = arguments.norm or planned.get("norm", "l2")
+    if arguments.attacks == ["none"]:
+        for flag in ("output", "audit", "corruptions", "checkpoint"):
+            if getattr(arguments, flag):
+                raise ValueError(
+                    f"--{flag} needs attacks: a report compares proved and attacked accuracy"
+                )
+    else:
+        makers(arguments.attacks, norm, 0, 1)  # an unknown name, before hours of work
+    if arguments.output and Path(arguments.output).suffix not in REPORTS:
+        raise ValueError(
+            f"--output must end in one of {', '.join(REPORTS)}. Received: {arguments.output}"
+        )
+    if arguments.update_card and norm != "l2":
+        raise ValueError("--update-card needs --norm l2, the norm of a model card")
+    model = presets.from_preset(folder)
+    _, (x, y) = load_data(source)
+    x, y = x[: arguments.limit], y[: arguments.limit]
+    check_fit(model, x, y, source)
+    name = about.get("name", folder.name)
+    with progress(f"certifying {len(x)} images", len(x)) as tick:
+        measured = measuring.measure(
+            model,
+            x,
+            y,
+            norm=norm,
+            eps=arguments.eps or planned.get("eps") or (36 / 255, 72 / 255, 108 / 255),
+            attacks="none" if arguments.attacks == ["none"] else _single(arguments.attacks),
+            attack_limit=arguments.attack_limit,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            verbose=1,
+            class_names=data.class_names(source),
+            title=f"Robustness of {name}",
+            tick=tick,
+            checkpoint=arguments.checkpoint,
+            attack_certified=arguments.attack_certified,
+            audit=arguments.audit,
+            corruptions=arguments.corruptions,
+        )
+    show(measured, name)
+    if arguments.output and measured.report is not None:
+        say(f"report: {measured.report.save(arguments.output).absolute()}")
+    if arguments.update_card:
+        measuring.update_card(folder, measured, _how(arguments, name, source, about))
+        say(f"card: {folder / 'README.md'}")
+
+
+def show(measured: measuring.Measurement, title: str) -> None:
+    """The numbers of a measurement as a table, and what casts doubt on them."""
+    header = ["radius", f"certified, {measured.images} images"]
+    attacked = measured.attacked_images
+    partly = 0 < attacked < measured.images
+    if partly:
+        header.append(f"certified, first {attacked}")
+    if attacked:
+        header.append(f"under attack, first {attacked}" if partly else "under attack")
+    if measured.top5 is not None:
+        header.append("certified top-5")
+    rows = []
+    for eps, certified, certified_first, robust in measured.rows():
+        name = measuring.radius_text(eps) if eps else "0 (clean)"
+        cells = [percent(certified)]
+        if partly:
+            cells.append(percent(certified_first))
+        if attacked:
+            cells.append(percent(robust))
+        if measured.top5 is not None:
+            cells.append(percent(measured.certified_top5[eps] if eps else measured.top5))
+        rows.append([name, *cells])
+    say()
+    table(header, rows, title=f"{title}, {plots.norm_text(measured.norm)}")
+    say(f"Lipschitz bound, images to logits (L2): {measured.lipschitz:.6g}")
+    for warning in measured.report.warnings if measured.report is not None else ():
+        say(f"warning: {warning}", style="yellow")
+
+
+def _how(arguments: Namespace, name: str, source: str, about: dict[str, Any]) -> dict[str, Any]:
+    """How the numbers came about, without paths of this machine: the command works on any."""
+    command = f"dynzoo evaluate {name} --update-card"
+    if arguments.dataset and not arguments.data:
+        command += f" --dataset {arguments.dataset}"
+    elif arguments.data and about.get("dataset") is None:
+        command += f" --data {Path(arguments.data).name}"
+    if arguments.limit:
+        command += f" --limit {arguments.limit}"
+    if arguments.eps:
+        command += " --eps " + ",".join(measuring.radius_text(e) for e in arguments.eps)
+    attacks = ",".join(arguments.attacks)
+    if attacks != "none":
+        command += f" --attacks {attacks} --attack-limit {arguments.attack_limit}"
+        if arguments.attack_certified != "first":
+            command += f" --attack-certified {arguments.attack_certified}"
+        if arguments.audit:
+            command += " --audit"
+    how: dict[str, Any] = {"split": "test", "backend": backend.name()}
+    if arguments.data:
+        how["data_file"] = f"{Path(source).name}, SHA-256 {preset_files.sha256(Path(source))}"
+    elif arguments.dataset:
+        how["dataset"] = source
+    if attacks != "none":
+        how["attacks"] = f"{attacks}, seed {arguments.seed}"
+        if len(arguments.attacks) > 1 or arguments.attacks == ["standard"]:
+            which = {"first": "the first attack", "all": "all attacks", "none": "no attack"}
+            how["attacks"] += f", certified images by {which[arguments.attack_certified]}"
+    return {**how, "command": command}
+
+
+def _single(names: list[str]) -> str | list[str]:
+    """A name alone, as which `fast` asks for its quick checks."""
+    return names[0] if len(names) == 1 else names
