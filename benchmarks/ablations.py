@@ -1,16 +1,18 @@
 """Why the recipe is as it is: one change at a time, the same number of epochs for each.
 
-    python benchmarks/ablations.py --data cifar10|FILE.npz [--epochs 2] [--seeds 0 1]
-        [--arms NAME ...] [--recipe isometric_small_cifar10] [--runs runs/ablations]
-        [--csv docs/results/ablations.csv] [--plot [docs/results/ablations.png]]
-    python benchmarks/ablations.py --list
+    python benchmarks/ablations.py [--study recipe|classes] [--data FILE.npz] [--epochs 2]
+        [--seeds 0 1] [--arms NAME ...] [--recipe NAME] [--runs runs/ablations]
+        [--csv docs/results/STUDY.csv] [--plot [docs/results/STUDY.png]]
+    python benchmarks/ablations.py [--study NAME] --list
 
-Each arm is the recipe with a constant loss offset and one short warm-up and decay, and one thing
-changed. Its accuracies are those on the held-out training images after the last epoch; the test set
-is not read. A row is appended to the CSV when an arm is done, with the seconds that it took (the
-epochs are equal, the seconds are not); rows that are there already are not computed again, and an
-arm that was stopped goes on at its last epoch. The learning rates of Muon are the recipe's; Adam
-and SGD stand there with two rates each, neither of them tuned.
+The study `recipe` changes the parts of isometric_small_cifar10; `classes` asks what a hundred
+classes change, on isometric_small_cifar100. Each arm is the recipe with a constant loss offset and
+one short warm-up and decay, and one thing changed. Its accuracies are those on the held-out
+training images after the last epoch; the test set is not read. A row is appended to the CSV when an
+arm is done, with the seconds that it took (the epochs are equal, the seconds are not); rows that
+are there already are not computed again, and an arm that was stopped goes on at its last epoch.
+The learning rates of Muon are the recipe's; Adam and SGD stand there with two rates each, neither
+of them tuned.
 """
 
 import argparse
@@ -20,16 +22,29 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from dynzoo import backend, plots, recipes, runs, training
+from dynzoo import backend, data, plots, recipes, runs, training
+from dynzoo.labels import superclasses
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+# In place of a preset's name: an arm's own training on the superclasses, half of its epochs.
+SUPERCLASSES = "superclasses"
 
-# name -> what is studied, and the keys of the recipe that change
-ARMS = {
+
+class Study(NamedTuple):
+    """Arms (name -> what is studied, and the keys of the recipe that change) and their base."""
+
+    recipe: str
+    offset: float
+    base: str  # what the base has, where an arm has another
+    arms: dict[str, tuple[str, dict[str, Any]]]
+
+
+RECIPE_ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "base": ("the recipe", {}),
     "operator_shifted_pointwise": (
         "operator",
@@ -57,8 +72,33 @@ ARMS = {
         {"training.optimizer": {"name": "sgd", "learning_rate": 0.5, "momentum": 0.9}},
     ),
 }
-# What the base has, where a study has a name for it.
-BASE = "shift, 1x1, orthonormal rows, step 2, offset 0.4, MaxMin, unit rows, crop 2 and flip, muon"
+CLASS_ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "base": ("the recipe", {}),
+    "start_scratch": ("start", {"training.start": ""}),
+    "start_superclasses": ("start", {"training.start": SUPERCLASSES}),
+    "head_orthonormal": ("head", {"architecture.head": "orthonormal"}),
+    "offset_0.25": ("loss offset", {"training.loss.offset": 0.25}),
+    "offset_0.7": ("loss offset", {"training.loss.offset": 0.7}),
+    "offset_1.0": ("loss offset", {"training.loss.offset": 1.0}),
+    "temperature_0.12": ("temperature", {"training.loss.temperature": 0.12}),
+    "temperature_0.5": ("temperature", {"training.loss.temperature": 0.5}),
+    "augmentation_none": ("augmentation", {"data.crop_padding": 0, "data.flip": False}),
+    "augmentation_crop_4": ("augmentation", {"data.crop_padding": 4}),
+}
+STUDIES = {
+    "recipe": Study(
+        "isometric_small_cifar10",
+        0.4,
+        "shift, 1x1, orthonormal rows, step 2, offset 0.4, MaxMin, unit rows, crop 2, flip, muon",
+        RECIPE_ARMS,
+    ),
+    "classes": Study(
+        "isometric_small_cifar100",
+        0.5,
+        "started from CIFAR-10, unit rows, offset 0.5, temperature 0.25, crop 2 and flip",
+        CLASS_ARMS,
+    ),
+}
 COLUMNS = (
     "arm",
     "study",
@@ -76,15 +116,15 @@ COLUMNS = (
 )
 
 
-def recipe_of(arm, base, epochs, seed):
+def recipe_of(study, arm, base, epochs, seed):
     """The recipe of an arm: the base with a short schedule, and its one change."""
     recipe = copy.deepcopy(base)
     recipe["name"] = arm.replace(".", "_")
     settings = recipe["training"]
     settings.update(epochs=epochs, seed=seed, keep="last")
     settings["schedule"] = {"warmup": 0.1, "decay": 0.9, "points": {}}
-    settings["loss"]["offset"] = 0.4
-    for path, value in ARMS[arm][1].items():
+    settings["loss"]["offset"] = study.offset
+    for path, value in study.arms[arm][1].items():
         *parents, key = path.split(".")
         section = recipe
         for parent in parents:
@@ -93,26 +133,58 @@ def recipe_of(arm, base, epochs, seed):
     return recipes.validate(recipe)
 
 
-def run_arm(arm, seed, args, base):
-    """Trains one arm (or the rest of it) and returns its row."""
-    recipe = recipe_of(arm, base, args.epochs, seed)
-    folder = args.runs / f"{arm}_{args.epochs}_{seed}"
-    file = args.data if args.data and args.data.endswith(".npz") else None
+def trained(recipe, file, folder):
+    """The model of a recipe, trained (or trained on), and the last row of its log."""
     model = training.train(recipe, file, folder, resume=True, verbose=0, log=say)
     with (folder / "log.csv").open(newline="", encoding="utf-8") as log:
-        last = list(csv.DictReader(log))[-1]
+        return model, list(csv.DictReader(log))[-1]
+
+
+def start_from_superclasses(recipe, file, folder):
+    """Trains half of the epochs on the 20 superclasses; the rest of the recipe starts from there.
+
+    Returns the recipe of the rest, and the seconds that the first half took.
+    """
+    first, rest = copy.deepcopy(recipe), copy.deepcopy(recipe)
+    half = recipe["training"]["epochs"] // 2
+    if not half:
+        raise ValueError("`--epochs` must be at least 2 for an arm that has two trainings")
+    first["training"].update(start="", epochs=half)
+    rest["training"].update(
+        start=str(folder / "preset"), epochs=recipe["training"]["epochs"] - half
+    )
+    coarse = folder.with_suffix(".npz")
+    if not coarse.exists():
+        (x, y), (x_test, y_test) = data.load(file or recipe["data"]["name"], dtype="uint8")
+        coarse.parent.mkdir(parents=True, exist_ok=True)
+        labels = {"y_train": superclasses(y), "y_test": superclasses(y_test)}
+        np.savez(coarse, x_train=x, x_test=x_test, **labels)
+    _, last = trained(first, str(coarse), folder)
+    return rest, float(last["seconds"])
+
+
+def run_arm(study, arm, seed, args, base):
+    """Trains one arm (or the rest of it) and returns its row."""
+    recipe = recipe_of(study, arm, base, args.epochs, seed)
+    name = f"{arm}_{args.epochs}_{seed}"
+    folder, before, seconds = args.runs / name, args.runs / f"{name}_superclasses", 0.0
+    if recipe["training"]["start"] == SUPERCLASSES:
+        recipe, seconds = start_from_superclasses(recipe, args.data, before)
+    model, last = trained(recipe, args.data, folder)
     parameters = model.count_params()
-    shutil.rmtree(folder)
+    for done in (folder, before):
+        shutil.rmtree(done, ignore_errors=True)
+    before.with_suffix(".npz").unlink(missing_ok=True)
     keras.backend.clear_session()
     return {
         "arm": arm,
-        "study": ARMS[arm][0],
+        "study": study.arms[arm][0],
         "seed": seed,
         "epochs": args.epochs,
         "accuracy": last["val_accuracy"],
         "certified": last["val_certified"],
         "radius": plots.eps_text(recipe["evaluation"]["eps"][0]),
-        "seconds": last["seconds"],
+        "seconds": round(seconds + float(last["seconds"]), 1),
         "parameters": parameters,
         "held_out_images": recipe["data"]["validation"],
         "recipe": base["name"],
@@ -146,9 +218,9 @@ def append(path, row):
         os.fsync(file.fileno())
 
 
-def plot(rows, path):
+def plot(study, rows, path):
     """Clean and certified accuracy of each arm: a dot a seed, and their mean as a bar."""
-    arms = [arm for arm in ARMS if any(row["arm"] == arm for row in rows)]
+    arms = [arm for arm in study.arms if any(row["arm"] == arm for row in rows)]
     figure = plots.new_figure(7.0, 1.5 + 0.3 * len(arms))
     axes = figure.subplots()
     colors = {"accuracy": plots.CLEAN, "certified": plots.CERTIFIED}
@@ -167,41 +239,56 @@ def plot(rows, path):
         f"% of the held-out images: grey right, green certified at {rows[0]['radius']}\n"
         f"({', '.join(epochs)} epochs; a dot a seed, a bar their mean)"
     )
-    figure.suptitle(f"One change at a time from the base:\n{BASE}", fontsize=9)
+    figure.suptitle(f"One change at a time from the base:\n{study.base}", fontsize=9)
     axes.grid(axis="x", alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(plots.png(figure))
     say(f"wrote {path}")
 
 
-def main(argv=None):
+def arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME")
+    parser.add_argument("--study", choices=STUDIES, default="recipe")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="default: all of the study")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data", default=None, help="an .npz file; default: the recipe's data set")
-    parser.add_argument("--recipe", default="isometric_small_cifar10")
+    parser.add_argument("--recipe", default=None, help="default: that of the study")
     parser.add_argument("--runs", type=Path, default=Path("runs") / "ablations")
-    parser.add_argument("--csv", type=Path, default=RESULTS / "ablations.csv")
-    parser.add_argument("--plot", type=Path, nargs="?", const=RESULTS / "ablations.png")
+    parser.add_argument("--csv", type=Path, default=None)
+    parser.add_argument("--plot", type=Path, nargs="?", const=Path())
     parser.add_argument("--list", action="store_true", help="name the arms and stop")
     args = parser.parse_args(argv)
+    known = STUDIES[args.study].arms
+    args.arms = args.arms or list(known)
+    for arm in args.arms:
+        if arm not in known:
+            parser.error(f"argument --arms: choose from {', '.join(known)}. Received: {arm}")
+    args.csv = args.csv or RESULTS / f"{args.study}.csv"
+    if args.plot == Path():
+        args.plot = RESULTS / f"{args.study}.png"
+    return args
+
+
+def main(argv=None):
+    args = arguments(argv)
+    study = STUDIES[args.study]
     if args.list:
-        for arm, (study, changes) in ARMS.items():
-            say(f"{arm}: {study}; {changes}")
+        for arm, (topic, changes) in study.arms.items():
+            say(f"{arm}: {topic}; {changes}")
         return 0
-    base = recipes.load(args.recipe)
+    base = recipes.load(args.recipe or study.recipe)
     done = {(r["arm"], r["recipe"], int(r["epochs"]), int(r["seed"])) for r in read(args.csv)}
     for seed in args.seeds:
         for arm in args.arms:
             if (arm, base["name"], args.epochs, seed) in done:
                 continue
             say(f"{arm}, seed {seed}")
-            append(args.csv, run_arm(arm, seed, args, base))
+            append(args.csv, run_arm(study, arm, seed, args, base))
     if args.plot:
         rows = [r for r in read(args.csv) if r["recipe"] == base["name"]]
         rows = [r for r in rows if int(r["epochs"]) == args.epochs]
-        plot(rows, args.plot)
+        plot(study, rows, args.plot)
     return 0
 
 

@@ -7,20 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dynzoo.labels import CIFAR10, CIFAR100, DIGITS
+
 Split = tuple[np.ndarray, np.ndarray]
 
-_DIGITS = tuple("0123456789")
-_CIFAR10 = ("airplane automobile bird cat deer dog frog horse ship truck").split()
-_CIFAR100 = (
-    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus "
-    "butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch "
-    "crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo "
-    "keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse "
-    "mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy "
-    "porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper "
-    "snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television "
-    "tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
-).split()
 # where the maintainers of each set serve it; asked once, so that a machine without network
 # is told so at once instead of after the minutes that TensorFlow Datasets spends on retries
 _SOURCES = {
@@ -28,7 +18,7 @@ _SOURCES = {
     "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
     "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/t10k-labels-idx1-ubyte.gz",
 }
-_CLASSES = {"cifar10": _CIFAR10, "cifar100": _CIFAR100, "mnist": _DIGITS, "digits": _DIGITS}
+_CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": DIGITS, "digits": DIGITS}
 
 
 def load(name: str | os.PathLike, dtype: str = "float32") -> tuple[Split, Split]:

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from helpers import load_script, write_images
@@ -49,30 +50,32 @@ def leaves(value, path=""):
     return {k: v for key, part in value.items() for k, v in leaves(part, f"{path}.{key}").items()}
 
 
-def test_every_arm_is_the_base_with_its_one_change(ablations):
-    base = recipes.load("isometric_small_cifar10")
-    plain = ablations.recipe_of("base", base, epochs=2, seed=3)
+@pytest.mark.parametrize("name", ["recipe", "classes"])
+def test_every_arm_is_the_base_with_its_one_change(ablations, name):
+    study = ablations.STUDIES[name]
+    base = recipes.load(study.recipe)
+    plain = ablations.recipe_of(study, "base", base, epochs=2, seed=3)
     assert plain["training"]["epochs"] == 2 and plain["training"]["seed"] == 3
-    assert plain["training"]["loss"]["offset"] == 0.4
+    assert plain["training"]["loss"]["offset"] == study.offset
     assert plain["training"]["schedule"]["points"] == {}
-    for arm, (_, changes) in ablations.ARMS.items():
-        recipe = ablations.recipe_of(arm, base, epochs=2, seed=3)
+    for arm, (_, changes) in study.arms.items():
+        recipe = ablations.recipe_of(study, arm, base, epochs=2, seed=3)
         found, expected = leaves(recipe), {}
         for key, value in changes.items():
             expected |= leaves(value, f".{key}")
         assert expected.items() <= found.items(), arm
         differing = {k for k, v in found.items() if leaves(plain).get(k) != v}
         assert differing - {".name"} <= set(expected) and (len(differing) > 1) == (arm != "base")
-    assert base == recipes.load("isometric_small_cifar10")
+    assert base == recipes.load(study.recipe)
 
 
 def test_every_arm_is_a_model_and_an_optimizer(ablations):
     from dynzoo import optimization
 
-    tiny = recipes.validate(RECIPE)
+    tiny, study = recipes.validate(RECIPE), ablations.STUDIES["recipe"]
     kinds = {}
-    for arm in ablations.ARMS:
-        recipe = ablations.recipe_of(arm, tiny, epochs=1, seed=0)
+    for arm in study.arms:
+        recipe = ablations.recipe_of(study, arm, tiny, epochs=1, seed=0)
         model = training.build_model(recipe, 3, (8, 8, 3))
         settings = recipe["training"]
         optimizer = optimization.make_optimizer(settings["optimizer"], 3, settings["schedule"])
@@ -99,7 +102,38 @@ def test_two_arms_run_once_each_and_are_drawn(ablations, arguments, tmp_path, ca
     assert not list((tmp_path / "runs").iterdir())  # a row is all that an arm leaves
 
 
+def test_an_arm_starts_from_the_superclasses_in_the_same_number_of_epochs(
+    ablations, arguments, tmp_path, monkeypatch
+):
+    # three classes as they are, two superclasses of them
+    monkeypatch.setattr(ablations, "superclasses", lambda y: np.minimum(y, 1))
+    trained, seen = ablations.trained, []
+
+    def spy(recipe, file, folder):
+        model, last = trained(recipe, file, folder)
+        seen.append((recipe["training"]["epochs"], recipe["training"]["start"], last))
+        assert model.output_shape[-1] == (2 if len(seen) == 1 else 3)
+        return model, last
+
+    monkeypatch.setattr(ablations, "trained", spy)
+    arms = ["--study", "classes", "--epochs", "3", "--arms", "start_superclasses"]
+    assert ablations.main([*arguments, *arms]) == 0
+    (half, nothing, first), (rest, start, last) = seen
+    assert (half, nothing, rest) == (1, "", 2) and Path(start).name == "preset"
+    (row,) = csv.DictReader((tmp_path / "out.csv").read_text().splitlines())
+    assert float(row["seconds"]) == pytest.approx(float(first["seconds"]) + float(last["seconds"]))
+    assert row["accuracy"] == last["val_accuracy"] and row["epochs"] == "3"
+    assert not list((tmp_path / "runs").iterdir())
+    with pytest.raises(ValueError, match="`--epochs`"):
+        ablations.main([*arguments, "--study", "classes", "--epochs", "1", *arms[4:]])
+
+
 def test_wrong_arms_are_refused(ablations, capsys):
     with pytest.raises(SystemExit):
         ablations.main(["--arms", "bigger"])
+    with pytest.raises(SystemExit):
+        ablations.main(["--study", "classes", "--arms", "operator_conv"])
+    assert "start_scratch" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        ablations.main(["--arms", "start_scratch"])
     assert "operator_conv" in capsys.readouterr().err

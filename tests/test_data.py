@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynzoo import data
+from dynzoo import data, labels
 
 
 def _write(path, **changes):
@@ -189,3 +189,15 @@ def test_tfds_and_npz_hold_the_same_images_in_the_same_order():
     for mine, theirs in zip(data.load("cifar10", "uint8"), data.load(npz, "uint8"), strict=True):
         np.testing.assert_array_equal(mine[0], theirs[0])
         np.testing.assert_array_equal(mine[1], theirs[1])
+
+
+def test_superclasses_are_five_classes_each():
+    y = labels.superclasses(np.arange(100))
+    np.testing.assert_array_equal(np.bincount(y), [5] * 20)
+    names = data.class_names("cifar100")
+    assert {names[i] for i in np.flatnonzero(y == 1)} == set(
+        "aquarium_fish flatfish ray shark trout".split()
+    )
+    for wrong in ([100], [-1], [0.5]):
+        with pytest.raises(ValueError, match="`y` must be integer labels from 0 to 99"):
+            labels.superclasses(wrong)
