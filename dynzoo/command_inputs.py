@@ -17,10 +17,16 @@ def find_preset(name: str) -> tuple[Path, dict[str, Any]]:
     return folder, preset_files.read_metadata(folder)
 
 
-def load_data(source: str) -> tuple[data.Split, data.Split]:
-    """Training and test data, by name or file."""
+def load_data(source: str, about: dict[str, Any]) -> tuple[data.Split, data.Split]:
+    """Training and test data, by name, file or folder; those of a folder as the preset takes them.
+
+    Args:
+        source: what `data.load` takes.
+        about: the preset's metadata.
+    """
+    shape = about.get("input_shape")
     try:
-        return data.load(source)
+        return data.load(source, image_shape=tuple(shape) if shape else None)
     except RuntimeError as error:  # neither here nor to be had: the message says what to do
         raise ValueError(str(error)) from error
 

@@ -16,6 +16,7 @@ from dynzoo.console import pairs, percent, say, table
 from dynzoo.evaluation_command import evaluate as evaluate
 from dynzoo.evaluation_command import show
 from dynzoo.models import presets
+from dynzoo.search_command import search as search
 
 
 def list_presets(arguments: Namespace) -> None:
@@ -91,7 +92,7 @@ def finetune(arguments: Namespace) -> None:
     output = Path(arguments.output or Path("runs") / f"{parent}_{label}")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists already: choose another folder with --output")
-    (x, y), (x_test, y_test) = load_data(source)
+    (x, y), (x_test, y_test) = load_data(source, about)
     x, y = x[: arguments.limit], y[: arguments.limit]
     x_test, y_test = x_test[: arguments.limit], y_test[: arguments.limit]
     model = presets.from_preset(folder, num_classes=classes(arguments.num_classes, y, y_test))

@@ -1,4 +1,4 @@
-"""Image data sets as NumPy arrays: CIFAR by TensorFlow Datasets, digits, or any `.npz` file."""
+"""Image data sets as arrays: CIFAR by TensorFlow Datasets, digits, `.npz` files, and folders."""
 
 import os
 import threading
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dynzoo.image_folder import class_folders, load_image_folder
 from dynzoo.labels import CIFAR10, CIFAR100, DIGITS
 
 Split = tuple[np.ndarray, np.ndarray]
@@ -21,7 +22,9 @@ _SOURCES = {
 _CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": DIGITS, "digits": DIGITS}
 
 
-def load(name: str | os.PathLike, dtype: str = "float32") -> tuple[Split, Split]:
+def load(
+    name: str | os.PathLike, dtype: str = "float32", image_shape: tuple[int, ...] | None = None
+) -> tuple[Split, Split]:
     """Load `(x_train, y_train), (x_test, y_test)`: NHWC images and integer labels.
 
     Float images are the stored bytes divided by 255, hence in [0, 1] and exact to the byte. CIFAR
@@ -31,8 +34,10 @@ def load(name: str | os.PathLike, dtype: str = "float32") -> tuple[Split, Split]
         name: `"cifar10"`, `"cifar100"`, `"mnist"` (TensorFlow Datasets, from the folder that the
             environment variable `TFDS_DATA_DIR` names), `"digits"` (1437 + 360 handwritten digits
             that come with scikit-learn, upsampled to 32x32x3; no download), or the path of an
-            `.npz` file laid out as `keras.datasets` does: `x_train`, `y_train`, `x_test`, `y_test`.
+            `.npz` file laid out as `keras.datasets` does: `x_train`, `y_train`, `x_test`, `y_test`;
+            or a folder of images, see `dynzoo.image_folder.load_image_folder`.
         dtype: `"float32"` for images in [0, 1], or `"uint8"` for the bytes.
+        image_shape: (height, width, channels) to which the images of a folder are brought.
 
     Returns:
         Images of shape (n, height, width, channels), labels int64 of shape (n,), for each split.
@@ -57,11 +62,10 @@ def load(name: str | os.PathLike, dtype: str = "float32") -> tuple[Split, Split]
         splits = _load_digits()
     elif key in _SOURCES:
         splits = _load_tfds(key)
+    elif Path(key).is_dir():
+        splits = load_image_folder(key, image_shape)
     else:
-        raise ValueError(
-            f"`name` must be one of {sorted(_CLASSES)} or the path of an '.npz' file. "
-            f"Received: name={key!r}"
-        )
+        raise ValueError(_unknown(key))
     (x_train, y_train), (x_test, y_test) = splits
     convert = _to_float if dtype == "float32" else _to_bytes
     return (convert(x_train), y_train), (convert(x_test), y_test)
@@ -70,7 +74,8 @@ def load(name: str | os.PathLike, dtype: str = "float32") -> tuple[Split, Split]
 def class_names(name: str | os.PathLike) -> list[str]:
     """Names of the classes of a data set that `load` knows, in the order of the labels.
 
-    For an `.npz` file these are its key `class_names` or `label_names`, else the numbers as text.
+    For an `.npz` file these are its key `class_names` or `label_names`, else the numbers as text;
+    for a folder of images the names of its subfolders.
 
     Example:
 
@@ -81,15 +86,21 @@ def class_names(name: str | os.PathLike) -> list[str]:
     if key in _CLASSES:
         return list(_CLASSES[key])
     if not key.endswith(".npz"):
-        raise ValueError(
-            f"`name` must be one of {sorted(_CLASSES)} or the path of an '.npz' file. "
-            f"Received: name={key!r}"
-        )
+        if Path(key).is_dir():
+            return class_folders(key)
+        raise ValueError(_unknown(key))
     with open(key, "rb") as stream, np.load(stream, allow_pickle=False) as file:
         for entry in ("class_names", "label_names", "fine_label_names"):
             if entry in file.files:
                 return [str(value) for value in file[entry]]
         return [str(i) for i in range(int(file["y_train"].max()) + 1)]
+
+
+def _unknown(key: str) -> str:
+    return (
+        f"`name` must be one of {sorted(_CLASSES)}, the path of an '.npz' file or a folder of "
+        f"images. Received: name={key!r}"
+    )
 
 
 def split_validation(

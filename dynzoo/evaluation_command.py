@@ -40,7 +40,7 @@ def evaluate(arguments: Namespace) -> None:
     if arguments.update_card and norm != "l2":
         raise ValueError("--update-card needs --norm l2, the norm of a model card")
     model = presets.from_preset(folder)
-    _, (x, y) = load_data(source)
+    _, (x, y) = load_data(source, about)
     x, y = x[: arguments.limit], y[: arguments.limit]
     check_fit(model, x, y, source)
     name = about.get("name", folder.name)
@@ -121,7 +121,9 @@ def _how(arguments: Namespace, name: str, source: str, about: dict[str, Any]) ->
             command += " --audit"
     how: dict[str, Any] = {"split": "test", "backend": backend.name()}
     if arguments.data:
-        how["data_file"] = f"{Path(source).name}, SHA-256 {preset_files.sha256(Path(source))}"
+        path = Path(source)
+        digest = f", SHA-256 {preset_files.sha256(path)}" if path.is_file() else " (folder)"
+        how["data_file"] = f"{path.name}{digest}"
     elif arguments.dataset:
         how["dataset"] = source
     if attacks != "none":
