@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -15,6 +13,7 @@ import numpy as np
 
 from dynzoo import plots
 from dynzoo.checkpoints import write_atomically
+from dynzoo.csv_text import csv_text
 from dynzoo.report import RobustnessReport
 from dynzoo.saved_report import SavedReport, read_report
 
@@ -56,12 +55,8 @@ class Comparison:
         ]
 
     def _csv(self) -> str:
-        text = io.StringIO()
         rows = self.rows()
-        table = csv.DictWriter(text, rows[0], lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        return text.getvalue()
+        return csv_text(rows[0], rows)
 
     def differences(self, first: str, second: str, eps: float) -> tuple[int, int]:
         """Images that one model has robust at a radius and the other has not: (first, second).

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dynzoo.checkpoints import write_atomically
+from dynzoo.csv_text import csv_text
 
 __all__ = ["COLUMNS", "leaderboard", "published", "save", "summary", "to_csv", "to_markdown"]
 
@@ -121,11 +121,7 @@ def save(rows: Sequence[Mapping[str, str]], path: str | os.PathLike[str]) -> Pat
 
 def to_csv(rows: Sequence[Mapping[str, str]]) -> str:
     """The rows as CSV, unknown values left empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(COLUMNS), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(COLUMNS, rows)
 
 
 def to_markdown(rows: Sequence[Mapping[str, str]]) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 import platform
@@ -15,6 +13,7 @@ from typing import Any
 import keras
 
 from dynzoo import backend, checkpoints
+from dynzoo.csv_text import csv_text
 
 __all__ = ["Run", "figure_of_merit", "hardware", "session"]
 
@@ -68,11 +67,8 @@ class Run:
             )
 
     def log(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=_COLUMNS)
-        writer.writeheader()
-        writer.writerows(self.state["history"])
-        checkpoints.write_atomically(self.output / "log.csv", text.getvalue().encode())
+        text = csv_text(_COLUMNS, self.state["history"])
+        checkpoints.write_atomically(self.output / "log.csv", text.encode())
 
     def save_preset(self, model) -> Path:
         """Writes the finished preset, with what is known of the run; returns its folder."""

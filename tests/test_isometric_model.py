@@ -177,3 +177,10 @@ def test_save_and_load(tmp_path):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         isometric_classifier(**{**TINY, **arguments})
+
+
+@pytest.mark.parametrize("arguments", [{"widths": (0,)}, {"steps": (0,)}, {"widths": (8.0,)}])
+def test_widths_and_steps_are_positive_integers(arguments):
+    name = next(iter(arguments))
+    with pytest.raises(ValueError, match=f"`{name}` must be a positive integer"):
+        isometric_classifier(**{"widths": (8,), "steps": (1,), **arguments})

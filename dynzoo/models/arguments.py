@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dynzoo.layers.arguments import positive_integer
+
 __all__ = ["check_classes", "check_image", "check_stages"]
 
 
@@ -25,3 +27,6 @@ def check_stages(widths, steps) -> None:
             "`steps` must have one entry for each of `widths`. "
             f"Received: widths={tuple(widths)}, steps={tuple(steps)}"
         )
+    for name, entries in (("widths", widths), ("steps", steps)):
+        for entry in entries:
+            positive_integer(name, entry)

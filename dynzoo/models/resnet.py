@@ -69,9 +69,6 @@ def resnet_classifier(
     widths, steps = tuple(widths), tuple(steps)
     check_stages(widths, steps)
     positive_integer("block_size", block_size)
-    for name_of, entries in (("widths", widths), ("steps", steps)):
-        for entry in entries:
-            positive_integer(name_of, entry)
     check_classes(num_classes)
     check_image(input_shape, block_size * 2 ** (len(widths) - 1))
     seeds = iter(range(1000 * seed, 1000 * seed + 1000))
