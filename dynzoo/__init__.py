@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from dynzoo import certificates as certificates
     from dynzoo import corruptions as corruptions
     from dynzoo import data as data
+    from dynzoo import export as export
     from dynzoo import models as models
     from dynzoo import recipes as recipes
     from dynzoo import robustness as robustness
     from dynzoo import training as training
+    from dynzoo import tuning as tuning
     from dynzoo.certificates import certify as certify
     from dynzoo.comparison import compare as compare
     from dynzoo.corruption_evaluation import evaluate_corruptions as evaluate_corruptions
@@ -48,10 +50,12 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "certificates": ("dynzoo.certificates", None),
     "corruptions": ("dynzoo.corruptions", None),
     "data": ("dynzoo.data", None),
+    "export": ("dynzoo.export", None),
     "models": ("dynzoo.models", None),
     "recipes": ("dynzoo.recipes", None),
     "robustness": ("dynzoo.robustness", None),
     "training": ("dynzoo.training", None),
+    "tuning": ("dynzoo.tuning", None),
     "certify": ("dynzoo.certificates", "certify"),
     "compare": ("dynzoo.comparison", "compare"),
     "evaluate": ("dynzoo.robustness", "evaluate"),

@@ -15,6 +15,8 @@ import keras
 
 import dynzoo
 from dynzoo._startup import BACKENDS
+from dynzoo.export_command import add_export_arguments
+from dynzoo.search_command import add_search_arguments
 
 __all__ = ["main"]
 
@@ -121,6 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     _compare(commands)
     _finetune(commands)
     _train(commands)
+    _search(commands)
+    _export(commands)
     return parser
 
 
@@ -137,7 +141,10 @@ def _command(commands: Any, name: str, function: str, text: str) -> argparse.Arg
 
 
 _PRESET = "name of a preset (see `dynzoo list`) or a folder with one"
-_FILE = "data as an .npz file with the keys x_train, y_train, x_test, y_test"
+_FILE = (
+    "data as an .npz file with the keys x_train, y_train, x_test, y_test, or a folder of images "
+    "with a subfolder a class (or `train` and `test` with one each)"
+)
 _NAME = "cifar10, cifar100, mnist or digits"
 
 
@@ -166,7 +173,7 @@ def _evaluate(commands: Any) -> None:
     text = "measure clean, certified and attacked accuracy of a preset on its own test set"
     parser = _command(commands, "evaluate", "evaluate", text)
     parser.add_argument("preset", metavar="PRESET", help=_PRESET)
-    parser.add_argument("--data", metavar="FILE", help=_FILE)
+    parser.add_argument("--data", metavar="PATH", help=_FILE)
     parser.add_argument("--dataset", metavar="NAME", help=f"another data set: {_NAME}")
     parser.add_argument("--limit", type=_positive, metavar="N", help="the first N images only")
     parser.add_argument("--norm", choices=("l2", "linf"), help="default: the preset's, else l2")
@@ -240,7 +247,7 @@ def _finetune(commands: Any) -> None:
     parser = _command(commands, "finetune", "finetune", text)
     parser.add_argument("preset", metavar="PRESET", help=_PRESET)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", metavar="FILE", help=_FILE)
+    source.add_argument("--data", metavar="PATH", help=_FILE)
     source.add_argument("--dataset", metavar="NAME", help=_NAME)
     parser.add_argument(
         "--num-classes",
@@ -271,9 +278,25 @@ def _train(commands: Any) -> None:
         "--max-seconds", type=float, metavar="N", help="stop cleanly after N seconds"
     )
     parser.add_argument("--resume", action="store_true", help="go on where the last run stopped")
-    parser.add_argument("--data", metavar="FILE", help=f"{_FILE}, in place of the recipe's")
+    parser.add_argument("--data", metavar="PATH", help=f"{_FILE}, in place of the recipe's")
     parser.add_argument("--output", metavar="DIR", help="run folder; default runs/<recipe's name>")
     parser.add_argument("--quiet", action="store_true", help="a line an epoch, no progress bar")
+
+
+def _search(commands: Any) -> None:
+    text = "search the space around a recipe for its best network; can be killed and resumed"
+    parser = _command(commands, "search", "search", text)
+    parser.add_argument("--data", metavar="PATH", help=f"{_FILE}, in place of the recipe's")
+    parser.add_argument("--max-trials", type=_positive, metavar="N", help="default: the config's")
+    add_search_arguments(parser)
+
+
+def _export(commands: Any) -> None:
+    text = "write a preset as a graph for another runtime, with its certificate beside it"
+    parser = _command(commands, "export", "export", text)
+    parser.add_argument("preset", metavar="PRESET", help=_PRESET)
+    add_export_arguments(parser)
+    parser.add_argument("--data", metavar="PATH", help=f"{_FILE}: images for the check")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from dynzoo.comparison_command import compare_reports as compare_reports
 from dynzoo.console import pairs, percent, say, table
 from dynzoo.evaluation_command import evaluate as evaluate
 from dynzoo.evaluation_command import show
+from dynzoo.export_command import export as export
 from dynzoo.models import presets
 from dynzoo.search_command import search as search
 

@@ -106,10 +106,11 @@ def _files(root: Path, names: Iterable[str]) -> list[tuple[Path, int]]:
     ]
 
 
-def _held_out(files, seed: int):
+def _held_out(files: list[tuple[Path, int]], seed: int):
     """A fifth of each class, at least one image where there are two."""
     rng = np.random.default_rng(seed)
-    train, test = [], []
+    train: list[tuple[Path, int]] = []
+    test: list[tuple[Path, int]] = []
     for label in sorted({label for _, label in files}):
         own = [item for item in files if item[1] == label]
         held = max(1, round(_TEST_SHARE * len(own))) if len(own) > 1 else 0

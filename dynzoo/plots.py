@@ -110,7 +110,7 @@ def robustness_figure(
     if len(points) > 8:
         axes.tick_params(axis="x", labelrotation=45)
     accuracy_axis(axes)
-    _finish(axes)
+    finish(axes)
     axes.legend(frameon=False, loc="best", fontsize=9)
     return figure
 
@@ -146,7 +146,7 @@ def comparison_figure(
             )  # fmt: skip
     _radius_axis(axes, sorted(ticks), norm)
     accuracy_axis(axes)
-    _finish(axes)
+    finish(axes)
     axes.legend(frameon=False, fontsize=9, loc="best")
     return figure
 
@@ -165,7 +165,8 @@ def _radius_axis(axes: Any, radii: Sequence[float], norm: str) -> None:
     axes.set_xticks(radii, [eps_text(e) if e else "0" for e in radii])
 
 
-def _finish(axes: Any) -> None:
+def finish(axes: Any) -> None:
+    """The look of all axes: a light grid behind, no frame above and to the right."""
     axes.grid(color="#e4e7ee", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -207,7 +208,7 @@ def error_figure(
     axes.set_xticks(ticks, [f"{size:g}" for size in ticks])
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
-    _finish(axes)
+    finish(axes)
     axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -237,7 +238,7 @@ def portrait_figure(
             axes.plot(*line[0, :2], "o", color=color, markersize=4)
         axes.set_title(title, fontsize=9.5, color=INK)
         axes.set_aspect("equal", adjustable="datalim")
-        _finish(axes)
+        finish(axes)
         axes.tick_params(labelsize=7)
     return figure
 

@@ -7,11 +7,11 @@ import math
 import os
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-__all__ = ["DEFAULTS", "RecipeError", "find", "load", "validate"]
+__all__ = ["DEFAULTS", "RecipeError", "Schema", "complete", "find", "load", "read", "validate"]
 
 
 class RecipeError(ValueError):
@@ -44,24 +44,44 @@ DEFAULTS: dict[str, Any] = {
     "evaluation": {"norm": "l2", "eps": ["36/255", "72/255", "108/255"]},
 }
 
-_RANGES: dict[str, tuple[float, float | None]] = {
-    "data.validation": (1, None),
-    "data.crop_padding": (0, None),
-    "training.seed": (0, None),
-    "training.epochs": (1, None),
-    "training.batch_size": (1, None),
-    "training.schedule.warmup": (0, 1),
-    "training.schedule.decay": (0, 1),
-}
-_CHOICES = {
-    "training.dtype": ("float32", "mixed_bfloat16", "mixed_float16"),
-    "training.keep": ("last", "best"),
-    "evaluation.norm": ("l2", "linf"),
-}
+
+class Schema(NamedTuple):
+    """What a YAML file may hold: keys and defaults; ranges, choices and types by dotted key."""
+
+    what: str
+    defaults: dict[str, Any]
+    ranges: dict[str, tuple[float, float | None]]
+    choices: dict[str, tuple[str, ...]]
+    required: dict[str, type]  # types of the keys that have no default
 
 
-def find(name_or_path) -> Path:
+_SCHEMA = Schema(
+    what="a recipe",
+    defaults=DEFAULTS,
+    ranges={
+        "data.validation": (1, None),
+        "data.crop_padding": (0, None),
+        "training.seed": (0, None),
+        "training.epochs": (1, None),
+        "training.batch_size": (1, None),
+        "training.schedule.warmup": (0, 1),
+        "training.schedule.decay": (0, 1),
+    },
+    choices={
+        "training.dtype": ("float32", "mixed_bfloat16", "mixed_float16"),
+        "training.keep": ("last", "best"),
+        "evaluation.norm": ("l2", "linf"),
+    },
+    required={"name": str, "data.name": str, "training.epochs": int},
+)
+
+
+def find(name_or_path, kind: str = "") -> Path:
     """Path of a recipe: a file, or the name of one that ships in ``zoo_configs/``.
+
+    Args:
+        name_or_path: what is looked for.
+        kind: the folder in ``zoo_configs/`` for what is not a preset's recipe: ``"search"``.
 
     Raises:
         RecipeError: if there is none, listing those that ship.
@@ -71,15 +91,31 @@ def find(name_or_path) -> Path:
         return path
     package = Path(__file__).resolve().parent
     shipped: dict[str, Path] = {}
-    for folder in (package / "_zoo_configs", package.parent / "zoo_configs"):
+    for folder in (package / "_zoo_configs" / kind, package.parent / "zoo_configs" / kind):
         if folder.is_dir():
             shipped.update({p.stem: p for p in sorted(folder.glob("*.yaml"))})
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
+    what, those = (f"{kind} file", "Those") if kind else ("recipe file", "Recipes")
     raise RecipeError(
-        f"there is no recipe file {str(name_or_path)!r}. Recipes that ship: "
+        f"there is no {what} {str(name_or_path)!r}. {those} that ship: "
         f"{', '.join(sorted(shipped)) or 'none'}"
     )
+
+
+def read(path: Path, keys) -> dict:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        RecipeError: naming the file, if it is not readable or holds something else.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not readable as YAML ({error})") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: must hold a mapping with the keys {', '.join(keys)}")
+    return content
 
 
 def load(source) -> dict:
@@ -91,12 +127,7 @@ def load(source) -> dict:
     if isinstance(source, dict):
         return validate(source)
     path = find(os.fspath(source))
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not readable as YAML ({error})") from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path}: must hold a mapping with the keys {', '.join(DEFAULTS)}")
+    content = read(path, DEFAULTS)
     try:
         return validate(content)
     except RecipeError as error:
@@ -109,7 +140,7 @@ def validate(recipe: dict) -> dict:
     Raises:
         RecipeError: naming the key that is missing, unknown or out of range.
     """
-    result = _merge(DEFAULTS, recipe, "")
+    result = complete(_SCHEMA, recipe)
     result["evaluation"]["eps"] = [_eps(e) for e in result["evaluation"]["eps"]]
     if not result["evaluation"]["eps"]:
         raise RecipeError("`evaluation.eps` must name at least one radius. Received: eps=[]")
@@ -145,11 +176,20 @@ def _named(key, value, choices):
         raise RecipeError(f"`{key}` must be one of {', '.join(sorted(choices))}. Received: {value}")
 
 
-def _merge(defaults: dict, given: dict, prefix: str) -> dict:
+def complete(schema: Schema, given: dict) -> dict:
+    """What was given, with the defaults of the schema filled in; types and ranges checked.
+
+    Raises:
+        RecipeError: naming the key that is missing, unknown or out of range.
+    """
+    return _merge(schema, schema.defaults, given, "")
+
+
+def _merge(schema: Schema, defaults: dict, given: dict, prefix: str) -> dict:
     for key in given:
         if key not in defaults:
             raise RecipeError(
-                f"`{prefix}{key}` is not a key of a recipe. Known: "
+                f"`{prefix}{key}` is not a key of {schema.what}. Known: "
                 f"{', '.join(prefix + k for k in defaults)}"
             )
     result: dict = {}
@@ -159,32 +199,35 @@ def _merge(defaults: dict, given: dict, prefix: str) -> dict:
             if default is ...:
                 raise RecipeError(f"`{path}` is missing")
             nested = isinstance(default, dict)
-            result[key] = _merge(default, {}, path + ".") if nested else copy.deepcopy(default)
+            result[key] = (
+                _merge(schema, default, {}, path + ".") if nested else copy.deepcopy(default)
+            )
         elif isinstance(default, dict):
             if not isinstance(given[key], dict):
                 raise RecipeError(f"`{path}` must be a mapping. Received: {given[key]!r}")
             free = not default
-            result[key] = dict(given[key]) if free else _merge(default, given[key], path + ".")
+            result[key] = (
+                dict(given[key]) if free else _merge(schema, default, given[key], path + ".")
+            )
         else:
-            result[key] = _checked(path, given[key], default)
+            result[key] = _checked(schema, path, given[key], default)
     return result
 
 
-def _checked(path: str, value: Any, default: Any) -> Any:
-    required: dict[str, type] = {"name": str, "data.name": str, "training.epochs": int}
-    kind = required.get(path, type(default))
+def _checked(schema: Schema, path: str, value: Any, default: Any) -> Any:
+    kind = schema.required.get(path, type(default))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise RecipeError(f"`{path}` must be of type {kind.__name__}. Received: {value!r}")
-    if path in _RANGES:
-        low, high = _RANGES[path]
+    if path in schema.ranges:
+        low, high = schema.ranges[path]
         number: Any = value
         if number < low or (high is not None and number > high):
             allowed = f"at least {low}" if high is None else f"in [{low}, {high}]"
             raise RecipeError(f"`{path}` must be {allowed}. Received: {value}")
-    if path in _CHOICES:
-        _named(path, value, _CHOICES[path])
+    if path in schema.choices:
+        _named(path, value, schema.choices[path])
     return value
 
 

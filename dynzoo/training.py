@@ -58,9 +58,12 @@ class _Watch(keras.callbacks.Callback):
             self.out_of_time = self.model.stop_training = True
 
 
-def _prepare(recipe, data_file):
+def _prepare(recipe, source):
     section = recipe["data"]
-    (x, y), _ = data.load(str(data_file) if data_file else section["name"], dtype="uint8")
+    if isinstance(source, tuple):
+        (x, y), _ = source
+    else:
+        (x, y), _ = data.load(str(source) if source else section["name"], dtype="uint8")
     if section["validation"] >= len(x):
         raise recipes.RecipeError(
             f"`data.validation` must be below {len(x)}, the training images. "
@@ -91,7 +94,8 @@ def train(
 
     Args:
         config: a recipe: mapping, YAML file, or the name of one that ships.
-        data_file: ``.npz`` file to use in place of the recipe's data set.
+        data_file: ``.npz`` file to use in place of the recipe's data set, or what `data.load` gave
+            of it as bytes.
         output: run folder; default ``runs/<name>``.
         max_seconds: stop cleanly after this many seconds, data loading included.
         resume: go on from the checkpoint in ``output`` if there is one.

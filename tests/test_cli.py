@@ -74,7 +74,9 @@ def fails(capsys):
 # Help, version, wrong arguments
 
 
-@pytest.mark.parametrize("arguments", [[], *([c] for c in "list info demo evaluate train".split())])
+@pytest.mark.parametrize(
+    "arguments", [[], *([c] for c in "list info demo evaluate train search".split())]
+)
 def test_help(arguments, capsys):
     assert cli.main([*arguments, "--help"]) == 0
     captured = capsys.readouterr()

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 CONTRACT = (
     "presets from_preset save_to_preset project certify evaluate attacks constraints layers losses "
-    "operators data models training __version__"
+    "operators data models training tuning __version__"
 ).split()
 
 

@@ -190,8 +190,8 @@ class Certificate:
         >>> top5, certified_top5 = np.mean(places < 5), np.mean(radii[:, 1] >= 36 / 255)
         """
         classes = len(self.pair_distances)
-        ks = [k] if np.ndim(k) == 0 else list(k)
-        if not ks or not all(isinstance(i, (int, np.integer)) and 1 <= i < classes for i in ks):
+        ks: list[int] = np.atleast_1d(k).tolist()
+        if not ks or not all(isinstance(i, int) and 1 <= i < classes for i in ks):
             raise ValueError(f"`k` must be integers in [1, {classes - 1}]. Received: k={k}")
         labels = margins.check_labels(y, len(x), classes)
         raw, tau, moved = self._logits(x, batch_size)

@@ -126,7 +126,7 @@ class SkewNetwork:
         if self.directions is not None:
             return PlanesSkew(entries, self.directions, xp)
         n = x.shape[-1]
-        matrix = xp.reshape(entries, (*xp.shape(x)[:-1], n, n))
+        matrix = xp.reshape(entries, (-1, *x.shape[1:-1], n, n))  # the batch size may be open
         return FullSkew(matrix - xp.swapaxes(matrix, -1, -2), xp)
 
 

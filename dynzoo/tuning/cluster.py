@@ -1,0 +1,212 @@
+"""Many machines: who is who, the chief that serves its oracle, and the wait for it.
+
+The protocol is keras-tuner's, over gRPC without encryption or password.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["DEFAULT_ADDRESS", "Member", "check_address", "join", "serve"]
+
+DEFAULT_ADDRESS = "127.0.0.1:8470"
+_ROLES = ("chief", "worker")
+_ID, _HOST, _PORT = "KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT"
+
+
+@dataclass(frozen=True)
+class Member:
+    """What this process is in a search: its role (`None`: all of it), the chief's place, its id."""
+
+    role: str | None
+    host: str = ""
+    port: int = 0
+    id: str = "main"
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @classmethod
+    def of(
+        cls, role: str | None = None, chief: str | None = None, worker_id: str | None = None
+    ) -> Member:
+        """From arguments, and for those that are `None` from keras-tuner's environment variables.
+
+        Raises:
+            ValueError: naming the argument or the variable that is wrong or missing.
+        """
+        if role is None and (chief is not None or worker_id is not None):
+            given = "chief" if chief is not None else "worker_id"
+            raise ValueError(f"`{given}` needs a `role`, chief or worker")
+        if role is None and os.environ.get(_HOST):
+            for variable in (_PORT, _ID):
+                if not os.environ.get(variable):
+                    raise ValueError(f"{_HOST} is set, so {variable} must be set too")
+            role = "chief" if "chief" in os.environ[_ID] else "worker"
+        if role is None:
+            return cls(None)
+        if role not in _ROLES:
+            raise ValueError(f"`role` must be chief or worker. Received: role={role!r}")
+        if chief is None and os.environ.get(_HOST) and os.environ.get(_PORT):
+            chief = f"{os.environ[_HOST]}:{os.environ[_PORT]}"
+        host, port = _split(chief or DEFAULT_ADDRESS)
+        if role == "chief":
+            return cls(role, host, port, "chief")
+        name = worker_id or os.environ.get(_ID) or f"{socket.gethostname()}-{os.getpid()}"
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or "chief" in name:
+            raise ValueError(
+                "`worker_id` must be made of letters, digits, points, dashes and underscores, and "
+                f"not contain 'chief'. Received: worker_id={name!r}"
+            )
+        return cls(role, host, port, name)
+
+    @contextmanager
+    def environment(self) -> Iterator[None]:
+        """keras-tuner's environment variables for as long as the block runs."""
+        variables: dict[str, str | None] = dict.fromkeys((_HOST, _PORT))
+        variables[_ID] = self.id
+        if self.role is not None:
+            variables |= {_HOST: self.host, _PORT: str(self.port)}
+        before = {name: os.environ.get(name) for name in variables}
+        try:
+            _set(variables)
+            yield
+        finally:
+            _set(before)
+
+
+def _set(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"`chief` must be HOST:PORT. Received: chief={address!r}")
+    return host, int(port)
+
+
+def check_address(member: Member) -> None:
+    """Whether a chief can listen where it is meant to, before anything is written.
+
+    Raises:
+        OSError: if not, such as for a port in use.
+    """
+    host = member.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, member.port), family=family).close()
+    except OSError as error:
+        raise _cannot_listen(member, error.strerror) from None
+
+
+def _cannot_listen(member: Member, why: str | None) -> OSError:
+    return OSError(f"cannot listen on {member.address}: {why or 'unknown reason'}")
+
+
+def serve(oracle: Any, member: Member, log: Callable[[str], None] = print) -> None:
+    """Serves the oracle to workers until all trials have ended and all workers know.
+
+    Args:
+        oracle: from `make_oracle`.
+        member: this process, a chief.
+        log: called with each message.
+
+    Raises:
+        OSError: if the address cannot be listened on, such as a port in use.
+    """
+    import grpc
+    from keras_tuner.src import protos
+    from keras_tuner.src.distribute.oracle_chief import OracleServicer
+
+    class Servicer(OracleServicer):
+        error: Exception | None = None
+
+        def CreateTrial(self, request, context):
+            return self._guarded(super().CreateTrial, request, context)
+
+        def UpdateTrial(self, request, context):
+            return self._guarded(super().UpdateTrial, request, context)
+
+        def EndTrial(self, request, context):
+            return self._guarded(super().EndTrial, request, context)
+
+        def _guarded(self, answer, request, context):
+            try:
+                return answer(request, context)
+            except Exception as error:  # such as a full disk: the search must not go on
+                self.error = error
+                raise
+
+    # One thread, so that the oracle need not lock. Without the option, Linux lets two chiefs
+    # share a port.
+    server = grpc.server(
+        futures.ThreadPoolExecutor(max_workers=1), options=[("grpc.so_reuseport", 0)]
+    )
+    servicer = Servicer(oracle)
+    protos.get_service_grpc().add_OracleServicer_to_server(servicer, server)
+    try:
+        bound = server.add_insecure_port(member.address)
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise _cannot_listen(member, "is the port in use?")
+    server.start()
+    log(f"chief at {member.address}; waiting for workers")
+    if member.host not in ("127.0.0.1", "localhost", "[::1]"):
+        log("mind: no password and no encryption; only for a network that you trust")
+    try:
+        while not (
+            servicer.stop_triggered
+            and not oracle.ongoing_trials
+            and not any(oracle.is_alive(worker) for worker in list(oracle.tuner_ids))
+        ):
+            if servicer.error is not None:
+                raise servicer.error
+            time.sleep(0.2)
+    finally:
+        server.stop(grace=1.0).wait()
+
+
+@contextmanager
+def join(member: Member, timeout: float) -> Iterator[None]:
+    """Waits for the chief, and says in one line where it is lost later on.
+
+    Args:
+        member: this process, a worker.
+        timeout: seconds to wait, now and for each answer.
+
+    Raises:
+        OSError: if the chief does not answer in time.
+    """
+    import grpc
+    from keras_tuner.src.distribute import oracle_client
+
+    silent = f"no chief answers at {member.address}"
+    channel = grpc.insecure_channel(member.address)
+    try:
+        grpc.channel_ready_future(channel).result(timeout=timeout)
+    except grpc.FutureTimeoutError:
+        raise OSError(f"{silent} within {timeout:g} s") from None
+    finally:
+        channel.close()
+    before = oracle_client.TIMEOUT
+    oracle_client.TIMEOUT = timeout  # an hour, with which a worker would outlive its chief
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise OSError(f"{silent} any more ({error.code().name})") from None
+    finally:
+        oracle_client.TIMEOUT = before

@@ -1,0 +1,232 @@
+"""keras-tuner's oracles, which also start from the recipe itself, survive a kill, and lose nobody.
+
+An oracle hands out trials and takes their results. What is added to keras-tuner's four:
+
+* the first trial is the recipe as it stands;
+* the state is written atomically, so that a kill at any moment leaves one that can be read;
+* a trial whose worker is not heard of any more is given to another one;
+* Bayesian search learns from what was infeasible, and is the same when it is resumed;
+* grid search can be resumed, and hands out trials while others run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras_tuner
+import numpy as np
+from keras_tuner.engine.trial import TrialStatus
+from sklearn.exceptions import ConvergenceWarning
+
+from dynzoo.checkpoints import write_atomically
+from dynzoo.tuning.config import SearchConfig
+
+__all__ = ["make_oracle"]
+
+# A trial that took so many workers down with it is not tried again.
+_MAX_LOST = 3
+
+
+class _Steady(keras_tuner.Oracle):
+    """What all four have in common; mixed in before a class of keras-tuner's."""
+
+    def __init__(self, patience: float = 60.0, **arguments: Any):
+        super().__init__(
+            # any number of infeasible trials in a row is a result, not a reason to stop
+            max_consecutive_failed_trials=10**9,
+            **arguments,
+        )
+        self.patience = patience
+        self.on_end: Callable[[Any], None] = lambda trial: None
+        self.verbose = 0
+        self._heard: dict[str, float] = {}
+        self._lost: dict[str, int] = {}
+
+    def _random_values(self):
+        if not self.trials:
+            return {hp.name: hp.default for hp in self.hyperparameters.space}
+        return super()._random_values()
+
+    def create_trial(self, tuner_id):
+        self._heard[tuner_id] = time.monotonic()
+        self._give_back_lost(tuner_id)
+        trial = super().create_trial(tuner_id)
+        if trial.status == TrialStatus.STOPPED and self.ongoing_trials:
+            # One of them may come back, and then somebody must be there to take it.
+            self.tuner_ids.add(tuner_id)
+            trial.status = TrialStatus.IDLE
+        if trial.status == TrialStatus.RUNNING:
+            trial.metrics = type(trial.metrics)()  # one that is given out again has no result yet
+        return trial
+
+    def _give_back_lost(self, asking: str) -> None:
+        for tuner_id, trial in list(self.ongoing_trials.items()):
+            if tuner_id == asking or self.is_alive(tuner_id):
+                continue
+            del self.ongoing_trials[tuner_id]
+            self.tuner_ids.discard(tuner_id)
+            self._lost[trial.trial_id] = self._lost.get(trial.trial_id, 0) + 1
+            if self._lost[trial.trial_id] < _MAX_LOST:
+                self._retry_queue.append(trial.trial_id)
+                continue
+            trial.status = TrialStatus.FAILED
+            trial.message = f"{_MAX_LOST} workers were lost with it"
+            self.end_trial(trial)
+
+    def is_alive(self, tuner_id: str) -> bool:
+        """Whether a worker was heard of lately."""
+        return time.monotonic() - self._heard.get(tuner_id, -math.inf) <= self.patience
+
+    def get_trial(self, trial_id):
+        # Workers ask this every few seconds for no other reason than to be heard.
+        for tuner_id, trial in self.ongoing_trials.items():
+            if trial.trial_id == trial_id:
+                self._heard[tuner_id] = time.monotonic()
+        return super().get_trial(trial_id)
+
+    def update_trial(self, trial_id, metrics, step=0):
+        if trial_id in self.end_order:
+            return self.trials[trial_id]
+        return super().update_trial(trial_id, metrics, step)
+
+    def end_trial(self, trial):
+        known = self.trials[trial.trial_id]
+        if trial.trial_id in self.end_order:
+            # Its first worker was only slow, and a second one was faster.
+            for tuner_id, ongoing in list(self.ongoing_trials.items()):
+                if ongoing is known:
+                    del self.ongoing_trials[tuner_id]
+            return
+        if trial.trial_id in self._retry_queue:
+            self._retry_queue.remove(trial.trial_id)
+        # What comes over the network has lost half the digits of its numbers, and its message
+        # says nothing new.
+        trial.hyperparameters = known.hyperparameters
+        trial.message = trial.message or known.message
+        super().end_trial(trial)
+        self.on_end(known)
+
+    def get_state(self):
+        return {**super().get_state(), "lost": self._lost}
+
+    def set_state(self, state):
+        super().set_state(state)
+        self._lost = state["lost"]
+
+    def save(self):
+        _write(self._get_oracle_fname(), self.get_state())
+
+    def _save_trial(self, trial):
+        _write(Path(self._get_trial_dir(trial.trial_id)) / "trial.json", trial.get_state())
+
+    def reload(self):
+        super().reload()
+        # A kill between the two files leaves a trial that the oracle does not know of: it is made
+        # again, with the same number.
+        self.trials = {name: self.trials[name] for name in self.start_order}
+        # keras-tuner counts a trial among the running ones until after its end is saved.
+        self._retry_queue = [name for name in self._retry_queue if name not in self.end_order]
+
+
+class _Random(_Steady, keras_tuner.oracles.RandomSearchOracle):
+    pass
+
+
+class _Hyperband(_Steady, keras_tuner.oracles.HyperbandOracle):
+    def __init__(self, max_trials: int, **arguments: Any):
+        super().__init__(**arguments)
+        self.max_trials = max_trials
+        rounds = [
+            self._get_size(bracket, number)
+            for bracket in range(self._get_num_brackets())
+            for number in range(self._get_num_rounds(bracket))
+        ]
+        self.hyperband_iterations = math.ceil(max_trials / sum(rounds))
+
+
+class _Bayesian(_Steady, keras_tuner.oracles.BayesianOptimizationOracle):
+    def populate_space(self, trial_id):
+        # Not a stream that a resumed search would begin anew.
+        self._random_state = np.random.RandomState([self.seed, len(self.trials)])
+        with warnings.catch_warnings():
+            # A length scale at its bound says that one of few trials stands out.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return super().populate_space(trial_id)
+
+    def _vectorize_trials(self):
+        # keras-tuner leaves out what failed, and proposes it again and again.
+        x, y = super()._vectorize_trials()
+        failed = [t for t in self.trials.values() if t.status == TrialStatus.FAILED]
+        vectors = [
+            [hp.value_to_prob(t.hyperparameters.values[hp.name]) for hp in self._nonfixed_space()]
+            for t in failed
+        ]
+        worst = np.full(len(failed), y.max())  # it minimises
+        return np.concatenate([x, np.reshape(vectors, (-1, x.shape[1]))]), np.append(y, worst)
+
+
+class _Grid(_Steady, keras_tuner.oracles.GridSearchOracle):
+    def __init__(self, max_trials: int, **arguments: Any):
+        super().__init__(max_trials=max_trials, **arguments)
+        combinations = math.prod(len(set(hp.values)) for hp in self.hyperparameters.space)
+        self.max_trials = min(max_trials, combinations)
+
+    def populate_space(self, trial_id):
+        response = super().populate_space(trial_id)
+        if response["status"] == TrialStatus.RUNNING:
+            # The space is known beforehand: the next combination need not wait for this one.
+            self._populate_next.append(trial_id)
+        return response
+
+    def set_state(self, state):
+        super().set_state(state)
+        for trial_id in self.start_order:  # which is the order of the grid
+            self._ordered_ids.insert(trial_id)
+        self._populate_next = self.start_order[-1:]
+
+
+_ORACLES: dict[str, Any] = {
+    "random": _Random,
+    "hyperband": _Hyperband,
+    "bayesian": _Bayesian,
+    "grid": _Grid,
+}
+
+
+def make_oracle(config: SearchConfig, patience: float = 60.0) -> Any:
+    """The oracle of a search, over its whole space.
+
+    Args:
+        config: the search.
+        patience: seconds after which a worker that is not heard of is given up.
+    """
+    settings = config.settings
+    space = keras_tuner.HyperParameters()
+    for dimension in config.space:
+        dimension.declare(space)
+    arguments: dict[str, Any] = {
+        "objective": keras_tuner.Objective(config.objective, "max"),
+        "max_trials": settings["max_trials"],
+        "hyperparameters": space,
+        "seed": settings["seed"] + 1,  # 0 would be a random seed
+        "patience": patience,
+    }
+    if settings["tuner"] == "hyperband":
+        arguments |= {
+            "max_epochs": config.recipe["training"]["epochs"],
+            "factor": settings["factor"],
+        }
+    elif settings["tuner"] == "bayesian":
+        third = max(2, settings["max_trials"] // 3)
+        arguments["num_initial_points"] = settings["initial_points"] or third
+    return _ORACLES[settings["tuner"]](**arguments)
+
+
+def _write(path: Any, state: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(state).encode())

@@ -1,0 +1,262 @@
+"""Trials of a search with real networks: measured, cut short, infeasible, or gone on with."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tuning_fixtures import SEARCH, changed, write_images
+
+import dynzoo
+from dynzoo import backend, cli, data, training, tuning
+from dynzoo.models import presets
+from dynzoo.tuning import driver
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:currentThread:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:getName:DeprecationWarning"),
+]
+# Only what the test is about; the first combination is the recipe.
+OFFSETS = {"training.loss.offset": [0.2, 0.3, 0.4]}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("trials") / "images.npz")
+
+
+@pytest.fixture
+def run(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "save_figures", lambda *a: None)
+
+    def search(config, name="out", **arguments):
+        return tuning.search(config, images, tmp_path / name, log=lambda line: None, **arguments)
+
+    return search
+
+
+def log_of(folder):
+    with open(folder / "main" / "log.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_trial_is_the_training_of_its_recipe_measured_on_held_out_images(run, images, tmp_path):
+    config = changed(
+        tuner="grid", max_trials=2, space=OFFSETS, attacks="fast", attack_images=10,
+        objective="attacked",
+    )  # fmt: skip
+    result = run(config)
+    plan = tuning.SearchConfig.load(config)
+    for trial, offset in zip(result.trials, (0.2, 0.3), strict=True):
+        assert trial["values"] == {"training.loss.offset": offset} and trial["epochs"] == 2
+        folder = result.folder / "trials" / trial["trial"]
+        last = log_of(folder)[-1]
+        assert 100 * trial["clean"] == pytest.approx(float(last["val_accuracy"]), abs=1e-3)
+        assert 100 * trial["certified"] == pytest.approx(float(last["val_certified"]), abs=1e-3)
+        # ten images, of which some may be certified and others fooled
+        assert 0 <= trial["attacked"] <= 1 and round(10 * trial["attacked"], 6).is_integer()
+        model = presets.from_preset(folder / "main" / "preset")
+        assert model.count_params() == trial["parameters"]
+        assert not list(folder.rglob("*.npz"))
+    alone = training.train(
+        plan.recipe_of(result.trials[1]["values"]), images, tmp_path / "alone", verbose=0,
+        log=lambda line: None,
+    )  # fmt: skip
+    assert all(
+        (w == v).all() for w, v in zip(model.get_weights(), alone.get_weights(), strict=True)
+    )
+    # the attack is no weaker than the certificate is strong
+    (_, held_out), _ = training._prepare(plan.recipe, data.load(str(images), dtype="uint8"))
+    settings = {**plan.settings, "attack_images": 24}
+    measured = tuning.hypermodel.measure(model, held_out, plan.recipe, settings)
+    assert measured["certified"] <= measured["attacked"] <= measured["clean"]
+    linf = {**plan.recipe, "evaluation": {"norm": "linf", "eps": plan.recipe["evaluation"]["eps"]}}
+    settings |= {"objective": "clean", "attacks": "none"}
+    weaker = tuning.hypermodel.measure(model, held_out, linf, settings)
+    assert weaker["certified"] < measured["certified"] and weaker["attacked"] is None
+
+
+def test_what_cannot_be_is_skipped_with_its_reason(run):
+    space = {
+        "architecture.widths": [[12], [16, 16], [64]],
+        "training.optimizer": [
+            SEARCH["recipe"]["training"]["optimizer"],
+            {"name": "adam", "learning_rate": 1.0e30},
+            {"name": "adam", "learning_rate": 0.02, "speed": 3},
+        ],
+        "architecture.between": ["maxmin", "minmax"],
+    }
+    result = run(changed(tuner="grid", max_trials=100, space=space, max_model_size=5000))
+    assert len(result.trials) == 18
+    for trial in result.trials:
+        values, reason = trial["values"], trial["reason"]
+        if values["architecture.widths"] == [16, 16]:
+            assert reason.startswith("`steps` must have one entry for each of `widths`")
+        elif values["architecture.between"] == "minmax":
+            assert reason.startswith("`between` must be one of")
+        elif values["architecture.widths"] == [64]:
+            assert "too large: " in reason and "`search.max_model_size` is 5,000" in reason
+        elif "speed" in values["training.optimizer"]:
+            assert reason.startswith("`training.optimizer`: ") and trial["parameters"] == 1869
+        elif values["training.optimizer"]["learning_rate"] > 1:
+            assert "not finite" in reason
+        else:
+            assert trial["status"] == "completed" and reason == ""
+            continue
+        assert trial["status"] == "failed" and trial["certified"] is None and "\n" not in reason
+    assert len(result.completed) == 1
+
+
+def test_a_network_without_a_certificate_has_no_certified_accuracy(run):
+    architecture = {
+        "name": "convection_diffusion",
+        "widths": [4],
+        "steps": [1],
+        "inference": "random",
+    }
+    config = changed(tuner="grid", max_trials=1, space=OFFSETS)
+    config["recipe"]["architecture"] = architecture
+    config["search"]["objective"] = "clean"
+    assert run(config).trials[0]["certified"] is None
+    config["search"]["objective"] = "certified"
+    with pytest.raises(ValueError, match="the first: the network has no certificate"):
+        run(config, "other")
+
+
+def test_a_trial_stops_at_its_time_limit_and_is_measured_as_it_stands(run):
+    config = changed(tuner="grid", max_trials=1, space=OFFSETS, seconds_per_trial=1)
+    config["recipe"]["training"]["epochs"] = 100000
+    result = run(config)
+    trial = result.trials[0]
+    assert trial["status"] == "completed" and 1 <= trial["seconds"]
+    assert trial["reason"] == f"time limit in epoch {trial['epochs'] + 1} of 100000"
+
+
+def test_hyperband_goes_on_where_the_short_training_ended(run, monkeypatch):
+    config = changed(tuner="hyperband", max_trials=4)
+    config["recipe"]["training"]["epochs"] = 3
+    lengths = []
+    loop = training._loop
+
+    def watched(run, *arguments):
+        began = run.state["epoch"]
+        finished = loop(run, *arguments)
+        lengths.append((began, run.state["epoch"]))
+        return finished
+
+    monkeypatch.setattr(training, "_loop", watched)
+    result = run(config)
+    assert lengths == [(0, 1), (0, 1), (0, 1), (1, 3)]
+    rows = log_of(result.folder / "trials" / result.trials[3]["trial"])
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"] and result.trials[3]["epochs"] == 3
+
+
+KILLED = """
+import os, signal, sys
+from dynzoo import cli, training
+
+batches = 0
+on_train_batch_end = training._Watch.on_train_batch_end
+
+def kill(self, batch, logs=None):
+    global batches
+    batches += 1
+    on_train_batch_end(self, batch, logs)
+    if batches == {batch}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+training._Watch.on_train_batch_end = kill
+cli.main({arguments!r})
+"""
+
+
+def test_a_killed_search_goes_on_within_its_trial(run, images, tmp_path, monkeypatch):
+    """By the command, killed in the second epoch of the second of two trials."""
+    config = changed(tuner="grid", max_trials=2, space=OFFSETS)
+    whole = run(config, "whole")
+    file = tmp_path / "search.yaml"
+    file.write_text(json.dumps(config), encoding="utf-8")
+    output = tmp_path / "out"
+    arguments = ["search", str(file), "--data", str(images), "--output", str(output)]
+    batches = 4  # of 24 in an epoch of 96 images
+    code = KILLED.format(batch=2 * batches + batches + 2, arguments=arguments)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(dynzoo.__file__).parents[1]),
+        "KERAS_BACKEND": backend.name(),
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert process.stdout.startswith("trial 1 of 2, no. 0: certified ")
+    first = output / "trials" / "0" / "result.json"
+    before = first.stat().st_mtime_ns
+    assert not (output / "trials" / "1" / "result.json").exists()
+
+    trained = []
+    train = training.train
+
+    def watched(recipe, *a, **k):
+        lines = []
+        model = train(recipe, *a, **{**k, "log": lines.append})
+        trained.append(lines[0].split(":")[0])
+        return model
+
+    monkeypatch.setattr(training, "train", watched)
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert trained == ["resumed at epoch 1, batch 0"]
+    assert first.stat().st_mtime_ns == before
+    result = json.loads((output / "trials" / "1" / "result.json").read_text(encoding="utf-8"))
+    assert result["certified"] == whole.trials[1]["certified"]
+    assert result["clean"] == whole.trials[1]["clean"]
+
+
+# The command
+
+
+def test_the_command_searches_and_its_best_recipe_trains(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("search.yaml").write_text(json.dumps(changed(tuner="grid", space=OFFSETS)), "utf-8")
+    common = ["--data", str(images)]
+    assert cli.main(["search", "search.yaml", *common, "--max-trials", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("trial 1 of 2, no. 0: certified ") and lines[0].endswith(" s left")
+    assert lines[2].startswith("best: no. ")
+    folder = Path("runs/tiny_search")
+    assert lines[4] == f"train it: dynzoo train {folder}/best.yaml"
+    names = {path.name for path in folder.glob("*.*")}
+    assert names >= {"trials.csv", "best.yaml", "parallel_coordinates.png", "pareto.png"}
+    assert cli.main(["train", str(folder / "best.yaml"), *common, "--quiet"]) == 0
+    assert Path("runs/tiny_best/preset/config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "there is no search file 'nowhere'"),
+        (["annealing.yaml"], "annealing.yaml: `search.tuner` must be one of"),
+        (["search.yaml", "--output", "images.npz/out"], "Not a directory"),
+        (["search.yaml", "--data", "nowhere.npz"], "There is no data file"),
+        (["search.yaml", "--max-trials", "0"], "must be at least 1"),
+        (["search.yaml", "--timeout", "0"], "`timeout` must be positive"),
+        (["search.yaml", "--chief", "127.0.0.1:1"], "`chief` needs a `role`"),
+        (["search.yaml", "--role", "boss"], "invalid choice"),
+        (["search.yaml", "--role", "chief", "--chief", "8470"], "`chief` must be HOST:PORT"),
+        (["search.yaml", "--role", "worker", "--worker-id", "chief2"], "`worker_id` must be made"),
+    ],
+)
+def test_wrong_input_gets_one_line(arguments, message, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("images.npz").write_bytes(images.read_bytes())
+    Path("search.yaml").write_text(json.dumps(SEARCH), encoding="utf-8")
+    Path("annealing.yaml").write_text(json.dumps(changed(tuner="annealing")), encoding="utf-8")
+    if "--data" not in arguments:
+        arguments = [*arguments, "--data", "images.npz"]
+    assert cli.main(["search", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1

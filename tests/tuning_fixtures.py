@@ -1,0 +1,74 @@
+"""A tiny search, and trials that take no time: what a search does is not what its networks do."""
+
+import copy
+
+import numpy as np
+
+SEARCH = {
+    "recipe": {
+        "name": "tiny",
+        "architecture": {
+            "name": "isometric",
+            "widths": [12],
+            "steps": [1],
+            "mean": None,
+            "neck_units": 8,
+            "dense_steps": 1,
+            "step_size": 2.0,
+            "between": "maxmin",
+        },
+        "data": {"name": "digits", "validation": 24, "crop_padding": 1},
+        "training": {
+            "epochs": 2,
+            "batch_size": 24,
+            "loss": {"name": "offset_crossentropy", "offset": 0.2},
+            "optimizer": {"name": "adam", "learning_rate": 0.02},
+        },
+    },
+    "space": {
+        "architecture.widths": [[12], [16], [8]],
+        "architecture.step_size": [0.5, 1.0, 2.0],
+        "training.loss.offset": {"min": 0.1, "max": 1.0, "sampling": "log"},
+    },
+    "search": {"tuner": "random", "max_trials": 6},
+}
+
+
+def changed(**changes):
+    """The tiny search with other settings, or another `space`, or changes to its `architecture`."""
+    result = copy.deepcopy(SEARCH)
+    result["space"] = changes.pop("space", result["space"])
+    result["recipe"]["architecture"].update(changes.pop("architecture", {}))
+    result["search"].update(changes)
+    return result
+
+
+def write_images(path):
+    """120 random images of 8x8 pixels in three classes, each with a mark that tells its class."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (120, 8, 8, 3), dtype=np.uint8)
+    y = rng.integers(0, 3, 120)
+    y[:3] = [0, 1, 2]
+    x[np.arange(120), 0, 0, y] = 255
+    np.savez(path, x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
+    return path
+
+
+class Trials:
+    """Stands in for `attempt`: numbers that depend on the values alone, and a list of who ran."""
+
+    def __init__(self):
+        self.ran = []
+        self.lengths = []
+
+    def __call__(self, hypermodel, hp, folder, worker, past):
+        self.ran.append(folder.name)
+        self.lengths.append((folder.name, past and past.name, hp.values.get("tuner/epochs")))
+        values = hypermodel.config.values(hp.values)
+        offset = values["training.loss.offset"]
+        record = {"worker": worker, "seconds": 1.0}
+        if values["architecture.widths"] == [16] and offset > 0.5:
+            return {**record, "status": "failed", "reason": "not this one"}
+        certified = round(1 - offset / 2 - values["architecture.step_size"] / 10, 6)
+        measured = {"clean": 0.9, "certified": certified, "parameters": 100, "epochs": 2}
+        return {**record, "status": "completed", **measured}
