@@ -219,8 +219,7 @@ def _save_weights(model: keras.Model, folder: Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {
-        "keras": keras.__version__,
-        "backend": keras.backend.backend(),
-        "dynzoo": dynzoo.__version__,
-    }
+    versions = {"keras": keras.__version__, "backend": keras.backend.backend()}
+    if "unknown" not in dynzoo.__version__:  # as that of a checkout that was not installed
+        versions["dynzoo"] = dynzoo.__version__
+    return versions
