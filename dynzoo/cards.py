@@ -146,7 +146,7 @@ def _pairs(values: Any) -> str:
     for key, value in values.items():
         if key == "seconds" and isinstance(value, (int, float)):
             key, value = "duration", _duration(value)
-        if value is None or value == "":
+        if value is None or value in ("", []):
             continue
         code = "`" if key == "command" else ""
         lines.append(f"* {str(key).replace('_', ' ')}: {code}{_text(value)}{code}")

@@ -502,3 +502,5 @@ def test_card_invents_nothing():
     for word in ("%", "## Numbers", "## Training", "## Files", "None", "certified radius", "nan"):
         assert word not in text
     assert "Accuracy: 50.00 %" in cards.model_card({"accuracy": 0.5})
+    unknown = {"accuracy": 0.5, "evaluation": {"warnings": [], "split": "test"}}
+    assert "warnings" not in cards.model_card(unknown)
