@@ -12,7 +12,7 @@ from dynzoo import evaluation as measuring
 from dynzoo import finetuning as tuning
 from dynzoo.command_inputs import check_fit, classes, find_preset, load_data
 from dynzoo.comparison_command import compare_reports as compare_reports
-from dynzoo.console import pairs, percent, say, table
+from dynzoo.console import log_line, pairs, percent, say, table
 from dynzoo.evaluation_command import evaluate as evaluate
 from dynzoo.evaluation_command import show
 from dynzoo.export_command import export as export
@@ -148,7 +148,7 @@ def train(arguments: Namespace) -> None:
         max_seconds=arguments.max_seconds,
         resume=arguments.resume,
         verbose=0 if arguments.quiet else "auto",
-        log=lambda line: print(line, flush=True),
+        log=log_line,
     )
 
 

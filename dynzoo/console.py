@@ -27,6 +27,11 @@ def say(text: str = "", style: str | None = None) -> None:
     console().print(escape(text), style=style, soft_wrap=True)
 
 
+def log_line(line: str) -> None:
+    """A line as it is, written at once: who reads a file or a pipe sees how far a run is."""
+    print(line, flush=True)
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
     """A table whose first column is left and whose other columns are right aligned."""
     result = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)

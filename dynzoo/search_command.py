@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from dynzoo.console import log_line
+
 
 def add_search_arguments(parser: ArgumentParser) -> None:
     """What only this command takes."""
@@ -57,5 +59,5 @@ def search(arguments: Namespace) -> None:
         chief=arguments.chief,
         worker_id=arguments.worker_id,
         timeout=arguments.timeout,
-        log=lambda line: print(line, flush=True),
+        log=log_line,
     )

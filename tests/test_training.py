@@ -6,9 +6,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import types
 from pathlib import Path
 
@@ -17,31 +14,13 @@ import numpy as np
 import pytest
 from helpers import norm
 from keras import ops
+from training_fixtures import RECIPE, killed_after
 
-import dynzoo
 from dynzoo import backend, optimization, recipes, training
 from dynzoo.checkpoints import CheckpointError
 from dynzoo.models import presets
 
 BATCHES = 4
-RECIPE = {
-    "name": "tiny",
-    "architecture": {
-        "name": "isometric",
-        "widths": [12],
-        "steps": [1],
-        "mean": None,
-        "neck_units": 8,
-        "dense_steps": 1,
-    },
-    "data": {"name": "none", "validation": 24, "crop_padding": 1},
-    "training": {
-        "epochs": 3,
-        "batch_size": 24,
-        "loss": {"name": "offset_crossentropy", "offset": 0.2},
-        "optimizer": {"name": "adam", "learning_rate": 0.02},
-    },
-}
 
 
 def recipe(**training_settings):
@@ -149,39 +128,12 @@ def test_a_finished_run_may_be_resumed_and_stays_as_it_is(whole, data, tmp_path)
     assert state_of(output)["epoch"] == 3
 
 
-KILLED = """
-import json, os, signal
-from dynzoo import training
-
-batches = 0
-on_train_batch_end = training._Watch.on_train_batch_end
-
-def kill(self, batch, logs=None):
-    global batches
-    batches += 1
-    on_train_batch_end(self, batch, logs)
-    if batches == {batch}:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-training._Watch.on_train_batch_end = kill
-training.train(json.loads({config!r}), {data!r}, {output!r}, verbose=0)
-"""
-
-
 def test_a_killed_run_goes_on_where_its_last_epoch_ended(whole, data, tmp_path):
     output = tmp_path / "run"
-    code = KILLED.format(
-        batch=BATCHES + 3, config=json.dumps(RECIPE), data=str(data), output=str(output)
+    killed_after(
+        BATCHES + 3,
+        f"training.train({RECIPE!r}, {str(data)!r}, {str(output)!r}, verbose=0)",
     )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(dynzoo.__file__).parents[1]),
-        "KERAS_BACKEND": backend.name(),
-    }
-    process = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
     killed = state_of(output)
     assert (killed["epoch"], killed["batch"], len(killed["history"])) == (1, 0, 1)
     # Resumed with another test set: what is not read changes nothing.

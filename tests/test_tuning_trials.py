@@ -2,17 +2,13 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from training_fixtures import killed_after
 from tuning_fixtures import SEARCH, changed, write_images
 
-import dynzoo
-from dynzoo import backend, cli, data, training, tuning
+from dynzoo import cli, data, training, tuning
 from dynzoo.models import presets
 from dynzoo.tuning import driver
 
@@ -155,25 +151,6 @@ def test_hyperband_goes_on_where_the_short_training_ended(run, monkeypatch):
     assert [row["epoch"] for row in rows] == ["1", "2", "3"] and result.trials[3]["epochs"] == 3
 
 
-KILLED = """
-import os, signal, sys
-from dynzoo import cli, training
-
-batches = 0
-on_train_batch_end = training._Watch.on_train_batch_end
-
-def kill(self, batch, logs=None):
-    global batches
-    batches += 1
-    on_train_batch_end(self, batch, logs)
-    if batches == {batch}:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-training._Watch.on_train_batch_end = kill
-cli.main({arguments!r})
-"""
-
-
 def test_a_killed_search_goes_on_within_its_trial(run, images, tmp_path, monkeypatch):
     """By the command, killed in the second epoch of the second of two trials."""
     config = changed(tuner="grid", max_trials=2, space=OFFSETS)
@@ -183,16 +160,7 @@ def test_a_killed_search_goes_on_within_its_trial(run, images, tmp_path, monkeyp
     output = tmp_path / "out"
     arguments = ["search", str(file), "--data", str(images), "--output", str(output)]
     batches = 4  # of 24 in an epoch of 96 images
-    code = KILLED.format(batch=2 * batches + batches + 2, arguments=arguments)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(dynzoo.__file__).parents[1]),
-        "KERAS_BACKEND": backend.name(),
-    }
-    process = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    process = killed_after(2 * batches + batches + 2, f"cli.main({arguments!r})")
     assert process.stdout.startswith("trial 1 of 2, no. 0: certified ")
     first = output / "trials" / "0" / "result.json"
     before = first.stat().st_mtime_ns

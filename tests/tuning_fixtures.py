@@ -3,27 +3,14 @@
 import copy
 
 import numpy as np
+from training_fixtures import RECIPE
 
 SEARCH = {
     "recipe": {
-        "name": "tiny",
-        "architecture": {
-            "name": "isometric",
-            "widths": [12],
-            "steps": [1],
-            "mean": None,
-            "neck_units": 8,
-            "dense_steps": 1,
-            "step_size": 2.0,
-            "between": "maxmin",
-        },
-        "data": {"name": "digits", "validation": 24, "crop_padding": 1},
-        "training": {
-            "epochs": 2,
-            "batch_size": 24,
-            "loss": {"name": "offset_crossentropy", "offset": 0.2},
-            "optimizer": {"name": "adam", "learning_rate": 0.02},
-        },
+        **RECIPE,
+        "architecture": {**RECIPE["architecture"], "step_size": 2.0, "between": "maxmin"},
+        "data": {**RECIPE["data"], "name": "digits"},
+        "training": {**RECIPE["training"], "epochs": 2},
     },
     "space": {
         "architecture.widths": [[12], [16], [8]],

@@ -1,0 +1,63 @@
+"""A tiny recipe, and a process whose training is killed after a number of batches."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import dynzoo
+from dynzoo import backend
+
+RECIPE = {
+    "name": "tiny",
+    "architecture": {
+        "name": "isometric",
+        "widths": [12],
+        "steps": [1],
+        "mean": None,
+        "neck_units": 8,
+        "dense_steps": 1,
+    },
+    "data": {"name": "none", "validation": 24, "crop_padding": 1},
+    "training": {
+        "epochs": 3,
+        "batch_size": 24,
+        "loss": {"name": "offset_crossentropy", "offset": 0.2},
+        "optimizer": {"name": "adam", "learning_rate": 0.02},
+    },
+}
+KILLED = """
+import os, signal
+from dynzoo import cli, training
+
+batches = 0
+on_train_batch_end = training._Watch.on_train_batch_end
+
+def kill(self, batch, logs=None):
+    global batches
+    batches += 1
+    on_train_batch_end(self, batch, logs)
+    if batches == {batch}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+training._Watch.on_train_batch_end = kill
+{statement}
+"""
+
+
+def killed_after(batch, statement):
+    """The process that ran `statement`, with `cli` and `training` at hand, and was killed."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(dynzoo.__file__).parents[1]),
+        "KERAS_BACKEND": backend.name(),
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED.format(batch=batch, statement=statement)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    return process
