@@ -50,6 +50,11 @@ def to_numpy(x: Any) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(x))
 
 
+def value_of(variable: Any) -> np.ndarray:
+    """NumPy copy of a Keras variable; of one of its copies where several devices have one."""
+    return to_numpy(keras.ops.convert_to_tensor(variable))
+
+
 def value_and_grad(fn: Callable[..., Any]) -> Callable[..., tuple[tuple[Any, Any], Any]]:
     r"""Value of a scalar function and its gradient with respect to the first argument.
 

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 
 import numpy as np
-from keras import ops
+
+from dynzoo import backend
 
 __all__ = ["CheckpointError", "read", "write", "write_atomically"]
 
@@ -44,7 +45,7 @@ def write(path, model, state: dict) -> None:
     arrays = {}
     for prefix, variables in _groups(model).items():
         for i, variable in enumerate(variables):
-            value = np.asarray(ops.convert_to_numpy(variable.value))
+            value = backend.value_of(variable)
             if prefix == "weight" and not np.isfinite(value).all():
                 raise CheckpointError(f"{variable.path} is not finite: {path} was not written")
             arrays[f"{prefix}_{i:04d}"] = value

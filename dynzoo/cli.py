@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any, NoReturn
 
 import keras
@@ -16,7 +15,9 @@ import keras
 import dynzoo
 from dynzoo._startup import BACKENDS
 from dynzoo.export_command import add_export_arguments
+from dynzoo.option_types import positive, radii
 from dynzoo.search_command import add_search_arguments
+from dynzoo.train_command import add_train_arguments
 
 __all__ = ["main"]
 
@@ -59,12 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _code(error: Exception) -> int | None:
     """Exit code of an error that the user can do something about; `None` for any other."""
     from dynzoo.certificates.audit import AuditViolation
+    from dynzoo.distribution import ReplicasDivergedError
     from dynzoo.robustness import CertificateViolation
     from dynzoo.training import TrainingDivergedError
 
     if isinstance(error, (AuditViolation, CertificateViolation)):
         return 1
-    known = (ValueError, OSError, TrainingDivergedError)
+    known = (ValueError, OSError, TrainingDivergedError, ReplicasDivergedError)
     return 2 if isinstance(error, known) else None
 
 
@@ -79,25 +81,6 @@ def _check_backend(asked: str | None) -> None:
             f"Keras runs on {running}, not on {asked}: is {asked} installed? "
             f"(pip install 'dynzoo[{asked}]')"
         )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
-
-
-def _radii(text: str) -> list[float]:
-    try:
-        values = [float(Fraction(part.strip())) for part in text.split(",")]
-    except (ValueError, ZeroDivisionError):
-        values = []
-    if not values or not all(0 < value < float("inf") for value in values):
-        raise argparse.ArgumentTypeError(
-            f"must be positive numbers or fractions such as 36/255,72/255, not {text!r}"
-        )
-    return values
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -175,11 +158,11 @@ def _evaluate(commands: Any) -> None:
     parser.add_argument("preset", metavar="PRESET", help=_PRESET)
     parser.add_argument("--data", metavar="PATH", help=_FILE)
     parser.add_argument("--dataset", metavar="NAME", help=f"another data set: {_NAME}")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="the first N images only")
+    parser.add_argument("--limit", type=positive, metavar="N", help="the first N images only")
     parser.add_argument("--norm", choices=("l2", "linf"), help="default: the preset's, else l2")
     parser.add_argument(
         "--eps",
-        type=_radii,
+        type=radii,
         metavar="RADII",
         help="radii for pixels in [0, 1], such as 36/255,72/255; default: the preset's",
     )
@@ -193,7 +176,7 @@ def _evaluate(commands: Any) -> None:
     )
     parser.add_argument(
         "--attack-limit",
-        type=_positive,
+        type=positive,
         default=1000,
         metavar="N",
         help="attack the first N images (default: 1000); all are certified",
@@ -218,7 +201,7 @@ def _evaluate(commands: Any) -> None:
         metavar="FILE",
         help="write the report: .html, .json, or each attack's outcomes as .csv or .npz",
     )
-    parser.add_argument("--batch-size", type=_positive, default=256, metavar="N")
+    parser.add_argument("--batch-size", type=positive, default=256, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="seed of the attacks")
     parser.add_argument(
         "--update-card",
@@ -255,12 +238,12 @@ def _finetune(commands: Any) -> None:
         metavar="N",
         help="default: as many as the labels have; with the preset's own number its head is kept",
     )
-    parser.add_argument("--epochs", type=_positive, default=10, metavar="N")
+    parser.add_argument("--epochs", type=positive, default=10, metavar="N")
     parser.add_argument("--learning-rate", type=float, default=0.02, metavar="RATE")
-    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N")
+    parser.add_argument("--batch-size", type=positive, default=64, metavar="N")
     parser.add_argument("--freeze-body", action="store_true", help="train the last layer only")
     parser.add_argument(
-        "--limit", type=_positive, metavar="N", help="the first N training and test images only"
+        "--limit", type=positive, metavar="N", help="the first N training and test images only"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -271,23 +254,15 @@ def _finetune(commands: Any) -> None:
 def _train(commands: Any) -> None:
     text = "train a preset from its recipe; can be stopped at any time and resumed"
     parser = _command(commands, "train", "train", text)
-    parser.add_argument(
-        "config", metavar="CONFIG", help="a YAML recipe, or the name of one in zoo_configs/"
-    )
-    parser.add_argument(
-        "--max-seconds", type=float, metavar="N", help="stop cleanly after N seconds"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on where the last run stopped")
     parser.add_argument("--data", metavar="PATH", help=f"{_FILE}, in place of the recipe's")
-    parser.add_argument("--output", metavar="DIR", help="run folder; default runs/<recipe's name>")
-    parser.add_argument("--quiet", action="store_true", help="a line an epoch, no progress bar")
+    add_train_arguments(parser)
 
 
 def _search(commands: Any) -> None:
     text = "search the space around a recipe for its best network; can be killed and resumed"
     parser = _command(commands, "search", "search", text)
     parser.add_argument("--data", metavar="PATH", help=f"{_FILE}, in place of the recipe's")
-    parser.add_argument("--max-trials", type=_positive, metavar="N", help="default: the config's")
+    parser.add_argument("--max-trials", type=positive, metavar="N", help="default: the config's")
     add_search_arguments(parser)
 
 

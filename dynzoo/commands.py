@@ -6,18 +6,19 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from dynzoo import backend, leaderboard, runs, training
+from dynzoo import backend, leaderboard, runs
 from dynzoo import demo as demonstration
 from dynzoo import evaluation as measuring
 from dynzoo import finetuning as tuning
 from dynzoo.command_inputs import check_fit, classes, find_preset, load_data
 from dynzoo.comparison_command import compare_reports as compare_reports
-from dynzoo.console import log_line, pairs, percent, say, table
+from dynzoo.console import pairs, percent, say, table
 from dynzoo.evaluation_command import evaluate as evaluate
 from dynzoo.evaluation_command import show
 from dynzoo.export_command import export as export
 from dynzoo.models import presets
 from dynzoo.search_command import search as search
+from dynzoo.train_command import train as train
 
 
 def list_presets(arguments: Namespace) -> None:
@@ -138,18 +139,6 @@ def finetune(arguments: Namespace) -> None:
         },
     )
     say(f"preset: {output.absolute()}")
-
-
-def train(arguments: Namespace) -> None:
-    training.train(
-        arguments.config,
-        data_file=arguments.data,
-        output=arguments.output,
-        max_seconds=arguments.max_seconds,
-        resume=arguments.resume,
-        verbose=0 if arguments.quiet else "auto",
-        log=log_line,
-    )
 
 
 def _by_radius(values: dict[str, float] | None) -> str:

@@ -104,22 +104,22 @@ class Run:
         return folder
 
 
-def session(max_seconds) -> dict:
+def session(max_seconds, devices: int = 1) -> dict:
     """Where and how one process of a run is started."""
     return {
         "command": "dynzoo " + " ".join(sys.argv[1:]),
         "backend": keras.backend.backend(),
-        "hardware": hardware(),
+        "hardware": hardware(devices),
         "max_seconds": max_seconds,
         "keras": keras.__version__,
     }
 
 
-def hardware() -> str:
+def hardware(devices: int = 1) -> str:
     """What the training runs on, in a few words."""
     accelerator = backend.accelerator()
     if accelerator:
-        return accelerator
+        return accelerator if devices == 1 else f"{devices} x {accelerator}"
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

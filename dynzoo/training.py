@@ -11,7 +11,8 @@ import numpy as np
 
 from dynzoo import augmentation, backend, checkpoints, constraints, data, optimization, recipes
 from dynzoo.allocator import keep_freed_memory
-from dynzoo.random_layers import layers_with
+from dynzoo.distribution import OneDevice, Replicas
+from dynzoo.held_out import held_out_accuracy
 from dynzoo.runs import Run, figure_of_merit, session
 
 __all__ = ["TrainingDivergedError", "build_model", "train"]
@@ -81,6 +82,8 @@ def train(
     resume=False,
     verbose="auto",
     log=print,
+    distribute=False,
+    devices=None,
 ) -> keras.Model:
     """Trains the model of a recipe and returns it, in float32.
 
@@ -101,15 +104,23 @@ def train(
         resume: go on from the checkpoint in ``output`` if there is one.
         verbose: as in ``model.fit``.
         log: called with each message.
+        distribute: train copies of the model on several devices, each on its share of every
+            batch; see `dynzoo.distribution.Replicas`. The result is that of one device up to
+            rounding, and a checkpoint goes on with any number of devices.
+        devices: how many, with ``distribute``; default all.
 
     Returns:
-        The trained (or so far trained) model.
+        The trained (or so far trained) model, on one device.
 
     Raises:
         RecipeError: if the recipe is wrong, naming the key.
         CheckpointError: if the run folder holds a run and ``resume`` is not set, or the
             checkpoint is damaged or belongs to another recipe.
         TrainingDivergedError: if the loss is not finite; the last good checkpoint is kept.
+        DistributionError: if training cannot be spread over the devices, or this is one of
+            several processes.
+        ReplicasDivergedError: if the copies of the model are no longer the same after an epoch;
+            nothing of that epoch is kept.
         ValueError: if ``max_seconds`` is not positive, or the preset of ``training.start`` is
             unknown or has a layer that does not match.
 
@@ -120,6 +131,8 @@ def train(
     started = time.monotonic()
     if max_seconds is not None and not max_seconds > 0:
         raise ValueError(f"`max_seconds` must be positive. Received: max_seconds={max_seconds}")
+    if devices is not None and not distribute:
+        raise ValueError(f"`devices` needs `distribute=True`. Received: devices={devices}")
     recipe = recipes.load(config)
     settings = recipe["training"]
     run = Run(recipe, Path(output) if output else Path("runs") / recipe["name"])
@@ -127,26 +140,28 @@ def train(
         raise checkpoints.CheckpointError(
             f"{run.checkpoint} exists: pass --resume to go on, or choose another output folder"
         )
+    # Before anything is computed: a CPU that computes can no longer be divided.
+    replicas = Replicas(devices) if distribute else OneDevice()
+    replicas.check_batch_size(settings["batch_size"])
     ((x, y), validation), num_classes = _prepare(recipe, data_file)
 
     keep_freed_memory()
     keras.utils.set_random_seed(settings["seed"])
-    model = build_model(recipe, num_classes, x.shape[1:])
     batches = len(x) // settings["batch_size"]
     if batches == 0:
         raise recipes.RecipeError(
             f"`training.batch_size` must be at most {len(x)}, the training images. "
             f"Received: {settings['batch_size']}"
         )
-    model.compile(
-        optimizer=optimization.make_optimizer(
+    with replicas.scope():
+        model = build_model(recipe, num_classes, x.shape[1:])
+        replicas.synchronise(model)
+        optimizer = optimization.make_optimizer(
             settings["optimizer"], settings["epochs"] * batches, settings["schedule"], batches
-        ),
-        loss=optimization.make_loss(optimization.at_epoch(settings["loss"], 0)),
-        metrics=["accuracy"],
-        jit_compile=backend.fit_with_jit(),
-    )
-    model.optimizer.build(model.trainable_variables)
+        )
+        _compile(model, optimizer, optimization.at_epoch(settings["loss"], 0))
+        optimizer.build(model.trainable_variables)
+    twin = _Twin(recipe, model, replicas)
     if run.checkpoint.exists():
         run.state = checkpoints.read(run.checkpoint, model, run.check)
         log(f"resumed at epoch {run.state['epoch']}, batch {run.state['batch']}")
@@ -155,37 +170,58 @@ def train(
 
         run.state["start"] = warm_start(model, settings["start"])
         log(f"started from the weights of {run.state['start']['preset']}")
-    run.state["sessions"].append(session(max_seconds))
+    if distribute:
+        share = settings["batch_size"] // replicas.count
+        log(f"{share} of {settings['batch_size']} images a batch on each of {replicas}")
+    run.state["sessions"].append(session(max_seconds, replicas.count))
 
     deadline = None if max_seconds is None else started + max_seconds
-    finished = _loop(run, model, (x, y), validation, batches, deadline, started, verbose, log)
+    finished = _loop(run, twin, (x, y), validation, batches, deadline, started, verbose, log)
     if not finished:
         log(f"stopped at the time limit; {run.checkpoint} goes on with --resume")
-        return _float32_twin(recipe, model)
+        return twin.updated()
     if settings["keep"] == "best" and run.best.exists():
         checkpoints.read(run.best, model, run.check)
-    final = _float32_twin(recipe, model)
+    final = twin.updated()
     constraints.project(final)
     log(f"preset written to {run.save_preset(final)}")
     return final
 
 
-def _loop(run, model, train_data, validation, batches, deadline, started, verbose, log) -> bool:
+def _compile(model, optimizer, loss: dict) -> None:
+    model.compile(
+        optimizer=optimizer,
+        loss=optimization.make_loss(loss),
+        metrics=["accuracy"],
+        jit_compile=backend.fit_with_jit(),
+    )
+
+
+class _Twin:
+    """A model in training and its float32 form on one device: itself, or one with its weights."""
+
+    def __init__(self, recipe, model, replicas):
+        self.model, self.replicas = model, replicas
+        self.plain = model
+        if recipe["training"]["dtype"] != "float32" or isinstance(replicas, Replicas):
+            classes, shape = model.output_shape[-1], model.input_shape[1:]
+            self.plain = build_model(recipe, classes, shape, "float32")
+
+    def updated(self) -> keras.Model:
+        if self.plain is not self.model:
+            self.plain.set_weights([backend.value_of(v) for v in self.model.weights])
+        return self.plain
+
+
+def _loop(run, twin, train_data, validation, batches, deadline, started, verbose, log) -> bool:
     """Epoch after epoch; returns whether the last one was reached."""
     recipe, state, settings = run.recipe, run.state, run.recipe["training"]
+    model, replicas = twin.model, twin.replicas
     x, y = train_data
     seconds_before = state["seconds"]
     loss = None
     while state["epoch"] < settings["epochs"]:
         due = optimization.at_epoch(settings["loss"], state["epoch"])
-        if due != loss:
-            loss = due
-            model.compile(
-                optimizer=model.optimizer,
-                loss=optimization.make_loss(due),
-                metrics=["accuracy"],
-                jit_compile=backend.fit_with_jit(),
-            )
         dataset = augmentation.Augmented(
             x,
             y,
@@ -197,24 +233,30 @@ def _loop(run, model, train_data, validation, batches, deadline, started, verbos
             flip=recipe["data"]["flip"],
         )
         watch = _Watch(deadline)
-        history = model.fit(
-            dataset,
-            initial_epoch=state["epoch"],
-            epochs=state["epoch"] + 1,
-            callbacks=[watch],
-            shuffle=False,
-            verbose=verbose,
-        )
+        with replicas.scope():
+            if due != loss:
+                loss = due
+                _compile(model, model.optimizer, due)
+            history = model.fit(
+                dataset,
+                initial_epoch=state["epoch"],
+                epochs=state["epoch"] + 1,
+                callbacks=[watch],
+                shuffle=False,
+                verbose=verbose,
+            )
         # The last update before a stop is one whose loss nobody has seen yet.
-        if watch.diverged or not all(np.isfinite(w).all() for w in model.get_weights()):
+        finite = all(np.isfinite(backend.value_of(v)).all() for v in model.weights)
+        if watch.diverged or not finite:
             raise TrainingDivergedError(
                 f"the loss or a weight was not finite in epoch {state['epoch'] + 1}. "
                 f"{_last_good(run.checkpoint)}. Try a lower `training.optimizer.learning_rate`."
             )
+        replicas.check_equal(model)
         state["batch"] += watch.batches
         state["seconds"] = seconds_before + time.monotonic() - started
         if state["batch"] >= batches:
-            row = _epoch_row(run, model, history, validation)
+            row = _epoch_row(run, twin, history, validation)
             state.update(epoch=state["epoch"] + 1, batch=0)
             state["history"].append(row)
             if figure_of_merit(row) >= max(map(figure_of_merit, state["history"])):
@@ -239,43 +281,17 @@ def _last_good(checkpoint: Path) -> str:
     return kept if checkpoint.exists() else "There is no checkpoint yet"
 
 
-def _epoch_row(run, model, history, validation) -> dict:
-    recipe, (x, y) = run.recipe, validation
-    twin = _float32_twin(recipe, model)
-    labels, radii = _certified(twin, x.astype("float32") / np.float32(255))
-    correct = labels == y
-    certified = None
-    if radii is not None:
-        certified = float((correct & (radii > recipe["evaluation"]["eps"][0])).mean())
-    rate = model.optimizer.learning_rate
+def _epoch_row(run, twin, history, validation) -> dict:
+    accuracy, certified = held_out_accuracy(
+        twin.updated(), validation, run.recipe["evaluation"]["eps"][0]
+    )
+    rate = twin.model.optimizer.learning_rate
     return {
         "epoch": run.state["epoch"] + 1,
         "seconds": round(run.state["seconds"], 1),
         "learning_rate": round(float(backend.to_numpy(rate)), 8),
         "loss": round(float(history.history["loss"][-1]), 6),
         "accuracy": round(100 * float(history.history["accuracy"][-1]), 3),
-        "val_accuracy": round(100 * float(correct.mean()), 3),
+        "val_accuracy": round(100 * accuracy, 3),
         "val_certified": None if certified is None else round(100 * certified, 3),
     }
-
-
-def _certified(model, x):
-    """Labels, and certified radii where the model has a certificate (else ``None``)."""
-    from dynzoo import certificates
-    from dynzoo.attacks.base import predict_logits
-
-    if not any(layers_with(model, why) for why in ("random_at_inference", "depends_on_batch")):
-        try:
-            return certificates.certify(model).radii(x)
-        except certificates.UncertifiableLayerError:
-            pass
-    return predict_logits(model, x).argmax(axis=1), None
-
-
-def _float32_twin(recipe, model) -> keras.Model:
-    """The model itself in float32, or a float32 copy of a mixed-precision one."""
-    if recipe["training"]["dtype"] == "float32":
-        return model
-    twin = build_model(recipe, model.output_shape[-1], model.input_shape[1:], "float32")
-    twin.set_weights(model.get_weights())
-    return twin

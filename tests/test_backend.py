@@ -118,7 +118,8 @@ def test_compiled_function_keeps_no_model_alive():
     del model
     keras.backend.clear_session()
     gc.collect()
-    assert reference() is None
+    held = reference()
+    assert held is None, [f"{type(r)}: {str(r)[:300]}" for r in gc.get_referrers(held)]
 
 
 def test_inference_leaves_out_dropout():

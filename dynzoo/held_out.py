@@ -1,0 +1,41 @@
+"""What a model in training is judged by: accuracy and certified accuracy on held-out images."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from dynzoo.random_layers import layers_with
+
+__all__ = ["held_out_accuracy"]
+
+
+def held_out_accuracy(model: keras.Model, held_out, eps: float) -> tuple[float, float | None]:
+    """Shares of images that are right, and that are right with a certified radius above `eps`.
+
+    Args:
+        model: model in float32.
+        held_out: images (n, h, w, c) as bytes, and labels (n,).
+        eps: L2 radius, in units of the pixel range [0, 1].
+
+    Returns:
+        Both shares in [0, 1]; `None` for the second where the model has no certificate.
+    """
+    x, y = held_out
+    labels, radii = _certified(model, x.astype("float32") / np.float32(255))
+    correct = labels == y
+    certified = None if radii is None else float((correct & (radii > eps)).mean())
+    return float(correct.mean()), certified
+
+
+def _certified(model, x):
+    """Labels, and certified radii where the model has a certificate (else ``None``)."""
+    from dynzoo import certificates
+    from dynzoo.attacks.base import predict_logits
+
+    if not any(layers_with(model, why) for why in ("random_at_inference", "depends_on_batch")):
+        try:
+            return certificates.certify(model).radii(x)
+        except certificates.UncertifiableLayerError:
+            pass
+    return predict_logits(model, x).argmax(axis=1), None

@@ -1,0 +1,25 @@
+"""Types of command line options: what argparse turns their text into, or refuses."""
+
+from argparse import ArgumentTypeError
+from fractions import Fraction
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, as the value of an option."""
+    value = int(text)
+    if value < 1:
+        raise ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def radii(text: str) -> list[float]:
+    """Positive numbers or fractions between commas."""
+    try:
+        values = [float(Fraction(part.strip())) for part in text.split(",")]
+    except (ValueError, ZeroDivisionError):
+        values = []
+    if not values or not all(0 < value < float("inf") for value in values):
+        raise ArgumentTypeError(
+            f"must be positive numbers or fractions such as 36/255,72/255, not {text!r}"
+        )
+    return values

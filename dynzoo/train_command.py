@@ -1,0 +1,49 @@
+"""`dynzoo train`: a preset from its recipe, on one device or several."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from dynzoo.console import log_line
+from dynzoo.option_types import positive
+
+
+def add_train_arguments(parser: ArgumentParser) -> None:
+    """What only this command takes."""
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a YAML recipe, or the name of one in zoo_configs/"
+    )
+    parser.add_argument(
+        "--max-seconds", type=float, metavar="N", help="stop cleanly after N seconds"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on where the last run stopped")
+    parser.add_argument("--output", metavar="DIR", help="run folder; default runs/<recipe's name>")
+    parser.add_argument("--quiet", action="store_true", help="a line an epoch, no progress bar")
+    parser.add_argument(
+        "--distribute",
+        action="store_true",
+        help="copies of the model on all devices of this machine, each on its share of every "
+        "batch; same result up to rounding (JAX and TensorFlow)",
+    )
+    parser.add_argument(
+        "--devices",
+        type=positive,
+        metavar="N",
+        help="with --distribute: N of them; a CPU is divided into N virtual ones, for a trial",
+    )
+
+
+def train(arguments: Namespace) -> None:
+    from dynzoo import training
+
+    training.train(
+        arguments.config,
+        data_file=arguments.data,
+        output=arguments.output,
+        max_seconds=arguments.max_seconds,
+        resume=arguments.resume,
+        verbose=0 if arguments.quiet else "auto",
+        log=log_line,
+        distribute=arguments.distribute,
+        devices=arguments.devices,
+    )
