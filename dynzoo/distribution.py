@@ -121,8 +121,11 @@ class Replicas:
                     layer.synchronized = True
 
     def check_equal(self, model: keras.Model) -> None:
-        """Raises `ReplicasDivergedError` where a variable is not the same, bit for bit."""
-        for variable in model.variables:
+        """Raises `ReplicasDivergedError` where copies of a variable differ in a bit.
+
+        Variables of the optimizer included, for they decide the next step.
+        """
+        for variable in [*model.variables, *model.optimizer.variables]:
             first, *others = self._copies(variable)
             for device, copy in zip(self.names[1:], others, strict=True):
                 if not np.array_equal(first, copy, equal_nan=True):
