@@ -165,6 +165,20 @@ def test_progress_speaks_at_each_attack_and_knows_the_time_left(capsys):
     assert [duration(s) for s in (5, 95, 3725)] == ["0:05", "1:35", "1:02:05"]
 
 
+def test_the_time_left_falls_within_a_batch(monkeypatch):
+    made, _ = campaign(2, stop_after=4)
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    monkeypatch.setattr("dynzoo.attacks.progress.seconds_left", lambda _: 100.0)
+    now = [0.0]
+    lines = io.StringIO()
+    progress = Progress(file=lines, clock=lambda: now[0])
+    for now[0] in range(0, 130, 10):
+        progress(made)
+    left = [line.split("left ")[1] for line in lines.getvalue().splitlines()]
+    assert left[:3] == ["1:40", "1:30", "1:20"] and left[-3:] == ["0:00"] * 3
+
+
 SCRIPT = """
 import sys, time
 sys.path.insert(0, {tests!r})

@@ -67,6 +67,8 @@ class Progress:
         self.file, self.seconds, self.quiet, self.clock = file, seconds, quiet, clock
         self._start = clock()
         self._last, self._shown = -float("inf"), ""
+        # The batch of an attack that runs, and when it was first seen.
+        self._batch, self._since = (-1, -1, -1), 0.0
 
     @contextlib.contextmanager
     def watching(self, what: str) -> Iterator[None]:
@@ -93,7 +95,11 @@ class Progress:
             return
         rows = campaign.rows(number, radius)
         tried = int(outcomes.attacked[rows, number, radius].sum())
+        if (radius, number, tried) != self._batch:
+            self._batch, self._since = (radius, number, tried), self.clock()
         left = seconds_left(campaign)
+        if left is not None:  # which knows of whole batches only, and one may take half an hour
+            left = max(left - (self.clock() - self._since), 0.0)
         text = (
             f"eps {outcomes.eps[radius]:.4f}  {outcomes.attacks[number]:<16} broke "
             f"{int(outcomes.broken[rows, number, radius].sum())} of {tried}/{len(rows)}  "
