@@ -9,7 +9,7 @@ from robustness_fixtures import held_out, ridge
 
 from dynzoo import backend
 from dynzoo.attacks import APGD
-from dynzoo.attacks.batching import Pool, batches, sizes
+from dynzoo.attacks.batching import Pool, batches, fastest, sizes
 
 
 def test_pool_gives_each_result_to_its_image():
@@ -52,6 +52,19 @@ def test_batches_cover_each_row_once_in_few_shapes(count):
     if backend.compiles():
         assert {len(rows) for rows, _ in cut} <= set(sizes(256))
         assert sum(len(rows) for rows, _ in cut) <= max(16, 4 / 3 * count)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 64])
+def test_on_a_cpu_jax_gets_batches_that_fit_in_the_caches(monkeypatch, cores):
+    monkeypatch.setattr("dynzoo.attacks.batching._cores", lambda: cores)
+    lengths = [fastest(256, shape) for shape in ((32, 32, 3), (28, 28, 1), (8, 8, 1), (2000, 1000))]
+    if backend.name() == "jax" and backend.accelerator() is None:
+        expected = {1: [16, 64, 256, 8], 2: [32, 128, 256, 8], 64: [256, 256, 256, 8]}
+        assert lengths == expected[cores]
+    else:
+        assert lengths == [256] * 4
+    assert fastest(5, (32, 32, 3)) == 5
+    assert sizes(16) == [8, 16] and sizes(256) == [16, 64, 256] and sizes(5) == [5]
 
 
 def test_images_leave_the_batch_when_they_fall():

@@ -123,7 +123,7 @@ class APGD(Attack):
         fixed = [ops.convert_to_tensor(x, dtype="float32"), *labels]
         moving = _begin(ops.convert_to_tensor(start, dtype="float32"), 2.0 * self.eps)
         eps, momentum, none = (scalar(v) for v in (self.eps * INSIDE, 1.0 - MOMENTUM, 0.0))
-        pool = Pool(real, len(x), 2, self.batch_size)
+        pool = Pool(real, len(x), 2, self.rows_at_once(x))
         for number in range(self.steps + 1):  # the last pass only judges the last iterate
             center, *labels = fixed
             point = moving[3]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo.attacks.batching import batches
+from dynzoo.attacks.batching import batches, fastest
 from dynzoo.attacks.geometry import NORMS, enclose
 from dynzoo.attacks.passes import compiled, mean_logits, noise, predict_logits
 
@@ -165,6 +165,10 @@ class Attack:
         """How often images that still resist are attacked, for this number of classes."""
         return self.restarts
 
+    def rows_at_once(self, x: np.ndarray) -> int:
+        """Length of the batches that images like these are searched in."""
+        return fastest(self.batch_size, x.shape[1:])
+
     def fooled(self, logits: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Which rows of logits are a success of the attack. Shape (n,), bool."""
         hit = logits.argmax(axis=1) == y
@@ -204,7 +208,7 @@ class Attack:
         open_rows = np.flatnonzero(~self.fooled(clean, y))
         for restart in range(self.runs(clean.shape[1])):
             still = []
-            for picks, real in batches(len(open_rows), self.batch_size):
+            for picks, real in batches(len(open_rows), self.rows_at_once(x)):
                 rows = open_rows[picks]
                 points, loss = self.search(
                     model, x[rows], y[rows], clean[rows], indices[rows], real, restart

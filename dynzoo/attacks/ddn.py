@@ -121,7 +121,7 @@ class DDN(MinimumNorm):
             ops.convert_to_tensor(y.astype("int32")),
         ]
         gamma, limit = (scalar(v) for v in (self.gamma, enough))
-        pool = Pool(real, len(x), 2, self.batch_size)
+        pool = Pool(real, len(x), 2, self.rows_at_once(x))
         for number in range(self.steps + 1):  # the last pass only judges the last iterate
             point, center, label = state[2], state[4], state[5]
             fall = (1.0 + np.cos(np.pi * number / self.steps)) / 2.0

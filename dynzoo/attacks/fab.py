@@ -133,7 +133,7 @@ class FAB(MinimumNorm):
             center,
             *(ops.convert_to_tensor(v.astype("int32")) for v in classes_of),
         ]
-        pool = Pool(real, len(x), 2, self.batch_size)
+        pool = Pool(real, len(x), 2, self.rows_at_once(x))
         for number in range(1, self.steps + 1):
             best, found, point, center, label, *rivals = state
             shape = tuple(point.shape)

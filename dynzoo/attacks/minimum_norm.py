@@ -97,7 +97,7 @@ class MinimumNorm(Attack):
             best_distance[wrong] = 0.0
             right = np.flatnonzero(~wrong)
             for restart in range(self.runs(clean.shape[1])):
-                for picks, real in batches(len(right), self.batch_size):
+                for picks, real in batches(len(right), self.rows_at_once(x)):
                     rows = right[picks]
                     images = (model, x[rows], y[rows], clean[rows])
                     points, found = self.nearest(*images, indices[rows], real, restart, 0.0)

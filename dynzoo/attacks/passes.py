@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo import backend
-from dynzoo.attacks.batching import batches
+from dynzoo.attacks.batching import batches, fastest
 from dynzoo.attacks.losses import attack_loss, margin
 from dynzoo.random_layers import Draws, layers_with, seed_states
 
@@ -93,7 +93,7 @@ def predict_logits(model: Any, x: np.ndarray, batch_size: int = 256) -> np.ndarr
     """Float32 logits of shape (n, classes) with `training=False`, compiled, in padded batches."""
     run = compiled(model, "logits", _make_logits)
     parts = []
-    for rows, real in batches(len(x), batch_size):
+    for rows, real in batches(len(x), fastest(batch_size, x.shape[1:])):
         logits = backend.to_numpy(run(ops.convert_to_tensor(x[rows], dtype="float32")))
         if logits.ndim != 2 or logits.shape[1] < 2:
             raise ValueError(

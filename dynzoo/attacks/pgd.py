@@ -125,7 +125,7 @@ class PGD(Attack):
             ops.convert_to_tensor(y.astype("int32")),
             ops.convert_to_tensor(rival.astype("int32")),
         ]
-        pool = Pool(real, len(x), 2, self.batch_size)
+        pool = Pool(real, len(x), 2, self.rows_at_once(x))
         for number in range(self.steps + 1):  # the last pass only judges the last iterate
             point, center, *labels = state[3:]
             advance = pure(_make_advance, tuple(point.shape), self.norm, self.targeted)

@@ -122,7 +122,7 @@ class Square(Attack):
             ops.arange(len(x), dtype="int32"),
         ]
         state[:2] = judge(ops.convert_to_tensor(points), *state[:2], state[3])
-        pool = Pool(real, len(x), 2, self.batch_size)
+        pool = Pool(real, len(x), 2, self.rows_at_once(x))
         rows, size = np.arange(len(x)), (0, 0)
         for query in range(1, self.queries):
             number = (query - 1) % _BLOCK
