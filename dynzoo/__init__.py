@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dynzoo import certificates as certificates
     from dynzoo import corruptions as corruptions
     from dynzoo import data as data
+    from dynzoo import distribution as distribution
     from dynzoo import export as export
     from dynzoo import models as models
     from dynzoo import recipes as recipes
@@ -50,6 +51,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "certificates": ("dynzoo.certificates", None),
     "corruptions": ("dynzoo.corruptions", None),
     "data": ("dynzoo.data", None),
+    "distribution": ("dynzoo.distribution", None),
     "export": ("dynzoo.export", None),
     "models": ("dynzoo.models", None),
     "recipes": ("dynzoo.recipes", None),

@@ -69,11 +69,11 @@ class Replicas:
 
     Example:
 
-    >>> replicas = Replicas(4)
+    >>> replicas = dynzoo.distribution.Replicas(4)
     >>> with replicas.scope():
-    ...     model = dynzoo.models.isometric(seed=0)
-    ...     model.compile("adam", "mse")
-    ...     model.fit(x, y, batch_size=256)
+    ...     model = dynzoo.models.isometric_classifier((32, 32, 3), 10)
+    ...     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    ...     model.fit(x, y, batch_size=256)  # x of a multiple of 256 images
     >>> replicas.check_equal(model)
 
     Reference: Keras guides "Distributed training with JAX" and "... with TensorFlow".

@@ -7,7 +7,7 @@ import numpy as np
 
 from dynzoo.random_layers import layers_with
 
-__all__ = ["held_out_accuracy"]
+__all__ = ["held_out_accuracy", "labels_and_radii"]
 
 
 def held_out_accuracy(model: keras.Model, held_out, eps: float) -> tuple[float, float | None]:
@@ -22,14 +22,14 @@ def held_out_accuracy(model: keras.Model, held_out, eps: float) -> tuple[float, 
         Both shares in [0, 1]; `None` for the second where the model has no certificate.
     """
     x, y = held_out
-    labels, radii = _certified(model, x.astype("float32") / np.float32(255))
+    labels, radii = labels_and_radii(model, x.astype("float32") / np.float32(255))
     correct = labels == y
     certified = None if radii is None else float((correct & (radii > eps)).mean())
     return float(correct.mean()), certified
 
 
-def _certified(model, x):
-    """Labels, and certified radii where the model has a certificate (else ``None``)."""
+def labels_and_radii(model: keras.Model, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Labels of images in [0, 1], and certified radii where the model has a certificate."""
     from dynzoo import certificates
     from dynzoo.attacks.base import predict_logits
 

@@ -59,12 +59,17 @@ def test_on_a_cpu_jax_gets_batches_that_fit_in_the_caches(monkeypatch, cores):
     monkeypatch.setattr("dynzoo.attacks.batching._cores", lambda: cores)
     lengths = [fastest(256, shape) for shape in ((32, 32, 3), (28, 28, 1), (8, 8, 1), (2000, 1000))]
     if backend.name() == "jax" and backend.accelerator() is None:
-        expected = {1: [16, 64, 256, 8], 2: [32, 128, 256, 8], 64: [256, 256, 256, 8]}
+        expected = {1: [16, 64, 256, 16], 2: [32, 128, 256, 16], 64: [256, 256, 256, 16]}
         assert lengths == expected[cores]
     else:
         assert lengths == [256] * 4
     assert fastest(5, (32, 32, 3)) == 5
-    assert sizes(16) == [8, 16] and sizes(256) == [16, 64, 256] and sizes(5) == [5]
+    assert (
+        sizes(16) == [16]
+        and sizes(64) == [16, 64]
+        and sizes(256) == [16, 64, 256]
+        and sizes(5) == [5]
+    )
 
 
 def test_images_leave_the_batch_when_they_fall():

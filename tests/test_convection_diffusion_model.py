@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from dynzoo import backend, recipes, training
+from dynzoo import backend, held_out, recipes, training
 from dynzoo.attacks import PGD
 from dynzoo.attacks.base import predict_logits
 from dynzoo.certificates import UncertifiableLayerError, certify, smooth
@@ -194,7 +194,7 @@ RECIPE = {
 
 
 def test_labels_without_radii_where_there_is_no_certificate():
-    labels, radii = training._certified(small(inference="random"), images())
+    labels, radii = held_out.labels_and_radii(small(inference="random"), images())
     assert labels.shape == (3,) and radii is None
 
 
@@ -203,7 +203,7 @@ def test_a_network_without_a_certificate_is_trained_and_chosen_by_accuracy(tmp_p
     x, y = rng.integers(0, 256, (64, 8, 8, 3), dtype=np.uint8), np.arange(64) % 4
     np.savez(tmp_path / "tiny.npz", x_train=x, y_train=y, x_test=x[:4], y_test=y[:4])
     messages = []
-    found, radii = training._certified, []
+    found, radii = held_out.labels_and_radii, []
 
     def certified(model, x):
         labels, none = found(model, x)
@@ -211,7 +211,7 @@ def test_a_network_without_a_certificate_is_trained_and_chosen_by_accuracy(tmp_p
         # the second epoch is made wrong about every image
         return (labels if len(radii) == 1 else np.full_like(labels, -1)), none
 
-    monkeypatch.setattr(training, "_certified", certified)
+    monkeypatch.setattr(held_out, "labels_and_radii", certified)
     model = training.train(
         RECIPE, tmp_path / "tiny.npz", tmp_path / "run", verbose=0, log=messages.append
     )

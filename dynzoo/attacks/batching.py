@@ -14,8 +14,8 @@ from dynzoo import backend
 
 # Numbers in the images of a batch, for each core, up to which JAX's code stays in the caches.
 _IN_CACHE = 2**16
-# Below so many rows a batch costs about as much as its calls: not worth a trace of its own.
-_FEW = 8
+# A batch of fewer rows is not worth a trace of its own, which may take longer than a whole attack.
+_FEW = 16
 
 
 def fastest(batch_size: int, shape: Sequence[int]) -> int:
@@ -37,7 +37,10 @@ def _cores() -> int:
 
 
 def sizes(batch_size: int) -> list[int]:
-    """Batch lengths that a compiling backend sees: `batch_size`, a quarter, a sixteenth of it."""
+    """Batch lengths that a compiling backend sees: `batch_size`, a quarter, a sixteenth of it.
+
+    None below 16, unless `batch_size` is.
+    """
     return sorted({max(min(_FEW, batch_size), batch_size // part) for part in (1, 4, 16)})
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from keras_tuner.errors import FailedTrialError
 
 from dynzoo import robustness, training
+from dynzoo.held_out import labels_and_radii
 from dynzoo.tuning.config import SearchConfig
 
 __all__ = ["RecipeModel", "epochs_of"]
@@ -117,7 +118,7 @@ def measure(model: keras.Model, held_out: Any, recipe: dict, settings: dict) -> 
     """Shares of the held-out images that are right, proved, and still right under attack."""
     x, y = held_out[0].astype("float32") / np.float32(255), held_out[1]
     norm, eps = recipe["evaluation"]["norm"], recipe["evaluation"]["eps"][0]
-    labels, radii = training._certified(model, x)
+    labels, radii = labels_and_radii(model, x)
     correct = labels == y
     result: dict[str, Any] = {"clean": float(correct.mean()), "certified": None, "attacked": None}
     if radii is not None:
