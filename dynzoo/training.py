@@ -168,7 +168,8 @@ def train(
     elif settings["start"]:
         from dynzoo.warm_start import warm_start
 
-        run.state["start"] = warm_start(model, settings["start"])
+        run.state["start"] = warm_start(twin.plain, settings["start"])
+        twin.adopt()
         log(f"started from the weights of {run.state['start']['preset']}")
     if distribute:
         share = settings["batch_size"] // replicas.count
@@ -211,6 +212,12 @@ class _Twin:
         if self.plain is not self.model:
             self.plain.set_weights([backend.value_of(v) for v in self.model.weights])
         return self.plain
+
+    def adopt(self) -> None:
+        """The model takes the weights of its twin."""
+        if self.plain is not self.model:
+            for variable, value in zip(self.model.weights, self.plain.get_weights(), strict=True):
+                variable.assign(value)
 
 
 def _loop(run, twin, train_data, validation, batches, deadline, started, verbose, log) -> bool:

@@ -212,6 +212,20 @@ def test_batch_statistics_are_those_of_the_whole_batch(images, tmp_path):
 
 
 @spreads
+@pytest.mark.slow
+def test_a_run_that_starts_from_a_preset(alone, images, tmp_path):
+    _, output = alone
+    config = recipe(epochs=1, start=str(output / "preset"))
+    one = training.train(config, images, tmp_path / "one", verbose=0, log=str)
+    in_new_process(
+        "from dynzoo import training\n"
+        f"training.train({config!r}, {str(images)!r}, {str(tmp_path / 'two')!r}, verbose=0, "
+        f"distribute=True, devices={DEVICES})"
+    )
+    assert_same_weights(one, dynzoo.from_preset(tmp_path / "two" / "preset"))
+
+
+@spreads
 def test_unequal_shares_are_refused_before_any_work(images, tmp_path, monkeypatch):
     monkeypatch.setattr(distribution.Replicas, "count", 5)
     with pytest.raises(distribution.DistributionError, match="multiple of the 5 devices.*: 24"):
