@@ -411,7 +411,8 @@ def test_train_then_evaluate(tiny, recipe, file, capsys, fails):
 def test_train_passes_its_options_on(monkeypatch):
     seen = {}
     monkeypatch.setattr(dynzoo.training, "train", lambda *a, **k: seen.update(k, config=a))
-    options = "--data d.npz --output o --max-seconds 90.5 --resume --quiet"
+    options = "--data d.npz --output o --max-seconds 90.5 --resume --quiet --distribute"
+    options += " --devices 2"
     assert cli.main(["train", "some.yaml", *options.split()]) == 0
     assert seen.pop("log") is not None
     assert seen == dict(
@@ -421,6 +422,8 @@ def test_train_passes_its_options_on(monkeypatch):
         max_seconds=90.5,
         resume=True,
         verbose=0,
+        distribute=True,
+        devices=2,
     )
 
 
