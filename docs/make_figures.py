@@ -58,19 +58,18 @@ def draw(radii: np.ndarray, about: dict, path: Path) -> None:
                 color=plots.ATTACKED,
                 label=f"survive the attacks (first {count:,} images)",
             )
-        marks = [36, 72, 108]
-        for mark in marks:
-            value = float((radii > mark / 255).mean())
+        marks = {text: float(Fraction(text)) for text in about["certified_accuracy"]}
+        for mark in marks.values():
+            value = float((radii > mark).mean())
             axes.annotate(
                 f"{100 * value:.1f} %",
-                (mark / 255, value),
+                (mark, value),
                 textcoords="offset points",
                 xytext=(-4, -14),
                 ha="right",
                 color=plots.CERTIFIED,
             )
-        ticks = [0.0, *(mark / 255 for mark in marks), 0.75, 1.0]
-        axes.set_xticks(ticks, ["0", *(f"{mark}/255" for mark in marks), "0.75", "1"])
+        axes.set_xticks([0.0, *marks.values(), 0.75, 1.0], ["0", *marks, "0.75", "1"])
         axes.set_yticks(np.linspace(0, 1, 6), [f"{v:.0%}" for v in np.linspace(0, 1, 6)])
         axes.set_xlim(0, STOP)
         axes.set_ylim(0, 1)
