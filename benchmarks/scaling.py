@@ -12,7 +12,6 @@ cost N * fixed + image * B and no link. The last line is JSON.
 """
 
 import argparse
-import csv
 import json
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 
 from dynzoo import optimization, recipes, runs, training
 from dynzoo.backend import fit_with_jit
+from dynzoo.csv_text import csv_text
 from dynzoo.distribution import OneDevice, Replicas
 
 # Name: (bytes a second each way, seconds of latency of a message). From data sheets: NVLink 4 at
@@ -148,10 +148,7 @@ def main():
             )
             print("{link:<20} {devices:>3} devices  step {step_ms:>8} ms".format(**rows[-1]))
     if args.write:
-        with args.write.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        args.write.write_text(csv_text(list(rows[0]), rows))
     print(json.dumps(result))
 
 

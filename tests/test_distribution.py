@@ -3,16 +3,14 @@
 import copy
 import csv
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import yaml
-from training_fixtures import RECIPE, killed_after
+from training_fixtures import RECIPE, in_new_process, killed_after
 
 import dynzoo
 from dynzoo import backend, checkpoints, cli, constraints, distribution, recipes, training
@@ -31,17 +29,20 @@ def recipe(**settings):
     return config
 
 
-def in_new_process(code):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(dynzoo.__file__).parents[1]),
-        "KERAS_BACKEND": backend.name(),
-    }
-    process = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
+def said_by(code):
+    process = in_new_process(code)
     assert process.returncode == 0, process.stderr
     return process.stdout
+
+
+def trained_on_several(config, images, output):
+    """The preset that a run on several devices leaves."""
+    said_by(
+        "from dynzoo import training\n"
+        f"training.train({config!r}, {str(images)!r}, {str(output)!r}, verbose=0, "
+        f"distribute=True, devices={DEVICES})"
+    )
+    return dynzoo.from_preset(output / "preset")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def spread(images, config, tmp_path_factory):
     output = tmp_path_factory.mktemp("spread")
     arguments = f"train {config} --data {images} --output {output} --quiet --distribute"
     arguments = arguments.split() + ["--devices", str(DEVICES)]
-    return output, in_new_process(
+    return output, said_by(
         f"""
 import keras, numpy as np
 from dynzoo import backend, cli, distribution, training
@@ -203,12 +204,7 @@ def test_batch_statistics_are_those_of_the_whole_batch(images, tmp_path):
     config["training"]["optimizer"] = {"name": "sgd", "learning_rate": 0.05}
     config["training"]["loss"] = {"name": "crossentropy"}
     one = training.train(config, images, tmp_path / "one", verbose=0, log=str)
-    in_new_process(
-        "from dynzoo import training\n"
-        f"training.train({config!r}, {str(images)!r}, {str(tmp_path / 'two')!r}, verbose=0, "
-        f"distribute=True, devices={DEVICES})"
-    )
-    assert_same_weights(one, dynzoo.from_preset(tmp_path / "two" / "preset"), 1e-4)
+    assert_same_weights(one, trained_on_several(config, images, tmp_path / "two"), 1e-4)
 
 
 @spreads
@@ -217,12 +213,7 @@ def test_a_run_that_starts_from_a_preset(alone, images, tmp_path):
     _, output = alone
     config = recipe(epochs=1, start=str(output / "preset"))
     one = training.train(config, images, tmp_path / "one", verbose=0, log=str)
-    in_new_process(
-        "from dynzoo import training\n"
-        f"training.train({config!r}, {str(images)!r}, {str(tmp_path / 'two')!r}, verbose=0, "
-        f"distribute=True, devices={DEVICES})"
-    )
-    assert_same_weights(one, dynzoo.from_preset(tmp_path / "two" / "preset"))
+    assert_same_weights(one, trained_on_several(config, images, tmp_path / "two"))
 
 
 @spreads

@@ -46,18 +46,20 @@ training._Watch.on_train_batch_end = kill
 """
 
 
-def killed_after(batch, statement):
-    """The process that ran `statement`, with `cli` and `training` at hand, and was killed."""
+def in_new_process(code):
+    """The finished process that ran Python code on this backend, with this dynzoo."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(dynzoo.__file__).parents[1]),
         "KERAS_BACKEND": backend.name(),
     }
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED.format(batch=batch, statement=statement)],
-        env=environment,
-        capture_output=True,
-        text=True,
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
+
+
+def killed_after(batch, statement):
+    """The process that ran `statement`, with `cli` and `training` at hand, and was killed."""
+    process = in_new_process(KILLED.format(batch=batch, statement=statement))
     assert process.returncode == -signal.SIGKILL, process.stderr
     return process
