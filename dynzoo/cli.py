@@ -243,6 +243,14 @@ def _finetune(commands: Any) -> None:
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N")
     parser.add_argument("--freeze-body", action="store_true", help="train the last layer only")
     parser.add_argument(
+        "--crop-padding",
+        type=int,
+        default=0,
+        metavar="N",
+        help="shift training images at random, up to N pixels each way (default: 0)",
+    )
+    parser.add_argument("--flip", action="store_true", help="mirror half of the training images")
+    parser.add_argument(
         "--limit", type=positive, metavar="N", help="the first N training and test images only"
     )
     parser.add_argument("--seed", type=int, default=0)

@@ -109,6 +109,8 @@ def finetune(arguments: Namespace) -> None:
         learning_rate=arguments.learning_rate,
         batch_size=arguments.batch_size,
         freeze_body=arguments.freeze_body,
+        crop_padding=arguments.crop_padding,
+        flip=arguments.flip,
         seed=arguments.seed,
     )
     measured = measuring.measure(model, x_test, y_test, attacks="none")
@@ -134,6 +136,8 @@ def finetune(arguments: Namespace) -> None:
                 "learning_rate": arguments.learning_rate,
                 "batch_size": arguments.batch_size,
                 "freeze_body": arguments.freeze_body,
+                "crop_padding": arguments.crop_padding,
+                "flip": arguments.flip,
                 "seed": arguments.seed,
             },
         },

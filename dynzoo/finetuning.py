@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from dynzoo import backend, constraints, losses, optimization
+from dynzoo import augmentation, backend, constraints, losses, optimization
 from dynzoo.allocator import keep_freed_memory
 
-__all__ = ["finetune"]
+__all__ = ["finetune", "fit_arguments"]
 
 
 def finetune(
@@ -22,6 +22,8 @@ def finetune(
     learning_rate: float = 0.02,
     batch_size: int = 64,
     freeze_body: bool = False,
+    crop_padding: int = 0,
+    flip: bool = False,
     seed: int = 0,
     verbose: Any = "auto",
 ) -> keras.callbacks.History:
@@ -39,7 +41,10 @@ def finetune(
             other weights get a tenth of it.
         batch_size: images in a step, positive.
         freeze_body: train the last layer only.
-        seed: seed of the shuffling.
+        crop_padding: largest random shift of a training image in pixels, each way, with reflected
+            borders; less than its height and width. 0: none.
+        flip: whether to mirror half of the training images, anew each epoch. Not for digits.
+        seed: seed of the shuffling, and of the shifts and flips.
         verbose: as in `model.fit`.
 
     Returns:
@@ -61,8 +66,15 @@ def finetune(
         raise ValueError(
             f"`learning_rate` must be positive. Received: learning_rate={learning_rate}"
         )
+    side = min(x.shape[1:3])
+    if not isinstance(crop_padding, int) or not 0 <= crop_padding < side:
+        raise ValueError(
+            f"`crop_padding` must be an integer in [0, {side}), less than the image's height and "
+            f"width. Received: crop_padding={crop_padding}"
+        )
     keep_freed_memory()
     keras.utils.set_random_seed(seed)
+    images, steps = fit_arguments(x, y, batch_size, seed, crop_padding, flip)
     for layer in model.layers[:-1]:
         layer.trainable = not freeze_body
     optimizer = {
@@ -70,13 +82,25 @@ def finetune(
         "learning_rate": learning_rate,
         "adam_learning_rate": 0.1 * learning_rate,
     }
-    steps = epochs * math.ceil(len(x) / batch_size)
+    schedule = {"warmup": 0.1, "decay": 0.9}
     model.compile(
-        optimizer=optimization.make_optimizer(optimizer, steps, {"warmup": 0.1, "decay": 0.9}),
+        optimizer=optimization.make_optimizer(optimizer, epochs * steps, schedule),
         loss=losses.OffsetCrossentropy(),
         metrics=["accuracy"],
         jit_compile=backend.fit_with_jit(),
     )
-    history = model.fit(x, y, epochs=epochs, batch_size=batch_size, verbose=verbose)
+    history = model.fit(**images, epochs=epochs, verbose=verbose)
     constraints.project(model)
     return history
+
+
+def fit_arguments(
+    x: np.ndarray, y: np.ndarray, batch_size: int, seed: int, crop_padding: int, flip: bool
+) -> tuple[dict[str, Any], int]:
+    """What `model.fit` is given to see these images, augmented or not, and its steps an epoch."""
+    if not crop_padding and not flip:
+        return {"x": x, "y": y, "batch_size": batch_size}, math.ceil(len(x) / batch_size)
+    batches = augmentation.Augmented(
+        x, y, min(batch_size, len(x)), seed, padding=crop_padding, flip=flip
+    )
+    return {"x": batches, "callbacks": [batches.follow_epochs()]}, len(batches)

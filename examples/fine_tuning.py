@@ -1,15 +1,17 @@
 """A pretrained body on other data: CIFAR-100, and a folder of images.
 
-    python examples/fine_tuning.py [--data cifar100|FILE.npz|FOLDER] [--epochs 5] [--limit N]
+    python examples/fine_tuning.py [--data cifar100|FILE.npz|FOLDER] [--epochs 5] [--augment]
     python examples/fine_tuning.py --data digits_folder     the folder is written first, as PNGs
 
 The preset with a fresh head is fitted in four ways, all with the loss that a preset comes with:
 all layers with `dynzoo.finetuning.finetune`; all with Keras' Adam, the plain `compile` and `fit`;
 the head alone; and all from random weights, which is what pretraining is measured against. Each
-has the same number of epochs over the same images, without augmentation. Accuracy and certified
-accuracy are those on the test images, before and after.
+has the same number of epochs over the same images; `--augment` shifts them by up to two pixels and
+flips them at random. Accuracy and certified accuracy are those on the test images, before and
+after.
 
-Adds its rows to `docs/results/fine_tuning.csv`, in place of those of the same data.
+Adds its rows to `docs/results/fine_tuning.csv`, in place of those of the same data, augmentation
+and way.
 """
 
 import argparse
@@ -26,17 +28,19 @@ from sklearn.datasets import load_digits
 
 import dynzoo
 from dynzoo import evaluation, losses
-from dynzoo.finetuning import finetune
+from dynzoo.finetuning import finetune, fit_arguments
 
 RADIUS = 36 / 255
 DIGITS_FOLDER = "digits_folder"
+AUGMENT = {"crop_padding": 2, "flip": True}  # as the recipes do
 
 
-def adam(model, x, y, epochs, batch_size, verbose):
+def adam(model, x, y, epochs, batch_size, verbose, crop_padding=0, flip=False):
     """What a Keras user writes without a look at dynzoo's optimisers."""
     keras.utils.set_random_seed(0)
     model.compile(keras.optimizers.Adam(1e-3), losses.OffsetCrossentropy(), metrics=["accuracy"])
-    model.fit(x, y, epochs=epochs, batch_size=batch_size, verbose=verbose)
+    images, _ = fit_arguments(x, y, batch_size, 0, crop_padding, flip)
+    model.fit(**images, epochs=epochs, verbose=verbose)
     dynzoo.project(model)
 
 
@@ -71,13 +75,15 @@ def run(arm, preset, train, test, args):
     model = dynzoo.from_preset(preset, num_classes=classes, load_weights=pretrained)
     before = evaluation.measure(model, *test, eps=[RADIUS], attacks="none")
     start = time.perf_counter()
-    fit(model, *train, epochs=args.epochs, batch_size=args.batch_size, verbose=args.verbose)
+    settings = dict(epochs=args.epochs, batch_size=args.batch_size, verbose=args.verbose)
+    fit(model, *train, **settings, **(AUGMENT if args.augment else {}))
     seconds = time.perf_counter() - start
     after = evaluation.measure(model, *test, eps=[RADIUS], attacks="none")
     row = {
         "data": args.name,
         "model": Path(preset).name,
         "fitted": arm,
+        "augmentation": augmentation_name(args),
         "epochs": args.epochs,
         "training_images": len(train[0]),
         "test_images": len(test[0]),
@@ -101,13 +107,23 @@ def percent(share):
     return round(100 * share, 2)
 
 
-def kept(name):
-    """Rows of other data that stand in the table already."""
+def augmentation_name(args):
+    return "crop {crop_padding}, flip".format(**AUGMENT) if args.augment else "none"
+
+
+def kept(args):
+    """Rows of other data, augmentation or ways to fit that stand in the table already."""
     path = common.RESULTS / "fine_tuning.csv"
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row["data"] != name]
+        rows = list(csv.DictReader(file))
+    same = (args.name, augmentation_name(args))
+    return [
+        row
+        for row in rows
+        if (row["data"], row["augmentation"]) != same or row["fitted"] not in args.arms
+    ]
 
 
 def main(argv=None):
@@ -119,6 +135,7 @@ def main(argv=None):
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME")
     parser.add_argument("--limit", type=int, help="the first N training and test images only")
+    parser.add_argument("--augment", action="store_true", help="shift and flip training images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbose", type=int, default=2)
     args = parser.parse_args(argv)
@@ -132,7 +149,7 @@ def main(argv=None):
         train, test = dynzoo.data.load(source, image_shape=shape)
     train, test = (tuple(part[: args.limit] for part in split) for split in (train, test))
     rows = [run(arm, args.model, train, test, args) for arm in args.arms]
-    common.write_csv("fine_tuning", kept(args.name) + rows)
+    common.write_csv("fine_tuning", kept(args) + rows)
     common.finish({"data": args.name, **{row["fitted"]: row["certified"] for row in rows}})
 
 

@@ -352,9 +352,12 @@ def test_finetune(tiny, file, capsys):
 
 def test_finetune_with_frozen_body(tiny, file):
     body = dynzoo.from_preset(tiny).get_weights()
-    arguments = ["finetune", "tiny", "--data", file, "--epochs", "1", "--freeze-body"]
+    arguments = ["finetune", "tiny", "--data", file, "--epochs", "1", "--freeze-body", "--flip"]
     assert cli.main([*arguments, "--output", "frozen"]) == 0
     tuned = dynzoo.from_preset("frozen")
+    metadata = json.loads((tiny.parents[1] / "work" / "frozen" / "metadata.json").read_text())
+    known = metadata["training"]
+    assert (known["crop_padding"], known["flip"], known["freeze_body"]) == (0, True, True)
     head = len(tuned.layers[-1].weights)
     for old, new in zip(body[:-head], tuned.get_weights()[:-head], strict=True):
         np.testing.assert_allclose(new, old, atol=1e-5)  # `project` polishes what it finds
@@ -370,6 +373,7 @@ def test_finetune_refuses(tiny, file, fails):
     assert "--num-classes must be" in fails(*start, "--num-classes", "some")
     assert "the model has 2 classes" in fails(*start, "--num-classes", "2")
     assert "`learning_rate` must be positive" in fails(*start, "--learning-rate", "-1")
+    assert "`crop_padding` must be an integer in [0, 8)" in fails(*start, "--crop-padding", "8")
 
 
 # train

@@ -29,12 +29,18 @@ def test_four_fits_of_a_preset_are_rows_of_one_table(example, tmp_path):
     options = ["--model", str(tmp_path / "tiny"), "--epochs", "1", "--verbose", "0"]
     options += ["--data", str(tmp_path / "images.npz"), "--batch-size", "16"]
     example.main(options)
-    example.main([*options, "--name", "other", "--arms", "head alone"])
-    example.main([*options, "--name", "other", "--arms", "from scratch"])
+    for arm in ("head alone", "from scratch", "from scratch"):
+        example.main([*options, "--name", "other", "--arms", arm])
+    example.main(
+        [*options, "--name", "other", "--arms", "all layers, Adam", "head alone", "--augment"]
+    )
     table = tmp_path / "results" / "fine_tuning.csv"
     rows = list(csv.DictReader(table.read_text().splitlines()))
-    assert [row["fitted"] for row in rows] == [*example.ARMS, "from scratch"]
-    assert [row["data"] for row in rows] == ["images"] * 4 + ["other"]
+    assert [row["fitted"] for row in rows] == [
+        *example.ARMS, "head alone", "from scratch", "all layers, Adam", "head alone",
+    ]  # fmt: skip
+    assert [row["data"] for row in rows] == ["images"] * 4 + ["other"] * 4
+    assert [row["augmentation"] for row in rows] == ["none"] * 6 + ["crop 2, flip"] * 2
     for row in rows:
         assert float(row["certified"]) <= float(row["clean"]) <= 100
         assert float(row["certified_before"]) <= float(row["clean_before"])

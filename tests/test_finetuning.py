@@ -1,0 +1,69 @@
+"""Fine-tuning: what `fit` sees with and without augmentation, what holds afterwards, errors."""
+
+import numpy as np
+import pytest
+
+import dynzoo
+from dynzoo import augmentation
+from dynzoo.finetuning import finetune
+
+SMALL = dict(widths=(8,), steps=(1,), neck_units=8, dense_steps=1)
+
+
+def tuned(x, y, **arguments):
+    model = dynzoo.models.isometric_classifier(input_shape=(8, 8, 3), num_classes=4, **SMALL)
+    history = finetune(model, x, y, epochs=2, batch_size=16, verbose=0, **arguments)
+    return model, history
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return rng.random((40, 8, 8, 3), dtype=np.float32), rng.integers(0, 4, 40)
+
+
+def test_images_are_shifted_and_flipped_anew_in_each_epoch(images, monkeypatch):
+    seen = []
+    cut = augmentation.Augmented._cut
+
+    def watched(self, x, dy, dx, mirror):
+        seen.append((self.epoch, dy - self.padding, dx - self.padding, mirror))
+        return cut(self, x, dy, dx, mirror)
+
+    monkeypatch.setattr(augmentation.Augmented, "_cut", watched)
+    model, _ = tuned(*images, crop_padding=2, flip=True, seed=3)
+    assert {epoch for epoch, *_ in seen} == {0, 1}
+    shifts = np.concatenate([np.concatenate(part[1:3]) for part in seen])
+    assert set(shifts) == {-2, -1, 0, 1, 2}
+    mirrored = [np.concatenate([part[3] for part in seen if part[0] == e]) for e in (0, 1)]
+    assert all(0 < m.mean() < 1 for m in mirrored)
+    assert not np.array_equal(mirrored[0][-32:], mirrored[1][-32:])
+    # all steps of the schedule are taken, over full batches: two of 16 images in each of two epochs
+    assert int(model.optimizer.iterations) == 4
+    again, _ = tuned(*images, crop_padding=2, flip=True, seed=3)
+    for one, other in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_constraints_hold_and_nothing_is_augmented_unless_asked(images, monkeypatch):
+    augmented, _ = tuned(*images, crop_padding=1)
+    monkeypatch.setattr(augmentation, "Augmented", None)
+    plain, _ = tuned(*images)
+    assert int(plain.optimizer.iterations) == 6  # the last, smaller batch included
+    for model in (augmented, plain):
+        assert dynzoo.certify(model).lipschitz < 2
+        before = model.get_weights()
+        dynzoo.project(model)
+        for one, other in zip(before, model.get_weights(), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [8, -1, 1.5])
+def test_shifts_that_cannot_be_are_named(images, padding):
+    with pytest.raises(ValueError, match=r"`crop_padding` must be an integer in \[0, 8\)"):
+        tuned(*images, crop_padding=padding)
+
+
+def test_fewer_images_than_a_batch(images):
+    _, history = tuned(images[0][:5], images[1][:5], flip=True)
+    assert np.isfinite(history.history["loss"]).all()
