@@ -44,6 +44,13 @@ def add_search_arguments(parser: ArgumentParser) -> None:
         help="the trial of a worker that is silent for so long is given to another one (workers "
         "are heard every 5 s); a worker gives up a chief that is (default: 60)",
     )
+    many.add_argument(
+        "--wait",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="a chief without any worker for so long gives up; it can be resumed (default: 600)",
+    )
 
 
 def search(arguments: Namespace) -> None:
@@ -59,5 +66,6 @@ def search(arguments: Namespace) -> None:
         chief=arguments.chief,
         worker_id=arguments.worker_id,
         timeout=arguments.timeout,
+        wait=arguments.wait,
         log=log_line,
     )

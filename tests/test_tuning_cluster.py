@@ -287,6 +287,33 @@ def test_a_worker_without_its_chief_or_its_folder(images, tmp_path, address, tri
     assert chief.error is None and len(chief.result.trials) == 1
 
 
+def test_a_chief_without_workers_gives_up_and_goes_on_later(
+    images, tmp_path, address, trials, capsys
+):
+    file, out = tmp_path / "search.yaml", tmp_path / "out"
+    file.write_text(json.dumps(SEARCH), encoding="utf-8")
+    command = ["search", str(file), "--data", str(images), "--role", "chief", "--chief", address]
+    assert cli.main([*command, "--output", str(out), "--wait", "0.3"]) == 2
+    error = capsys.readouterr().err
+    assert f"no worker was heard of at {address} for 0.3 s" in error and error.count("\n") == 1
+    chief = Chief(images, out, address, max_trials=1, resume=True, wait=20)
+    common = dict(role="worker", chief=address, max_trials=1)
+    tuning.search(SEARCH, images, out, log=print, **common)
+    chief.join(timeout=20)
+    assert chief.error is None and len(chief.result.trials) == 1
+
+
+def test_a_chief_gives_up_once_its_last_worker_is_gone(images, tmp_path, address, trials):
+    chief = Chief(images, tmp_path / "out", address, timeout=0.5, wait=2.0)
+    time.sleep(1.0)
+    heard = time.monotonic()
+    with Member.of("worker", address, "brief").environment():
+        OracleClient(None).create_trial("brief")
+    chief.join(timeout=20)
+    assert time.monotonic() - heard >= 2.0  # it counts from the last sign, not from its start
+    assert isinstance(chief.error, OSError) and "no worker was heard of" in str(chief.error)
+
+
 def test_a_worker_gives_up_a_chief_that_is_gone(images, tmp_path, address, trials, monkeypatch):
     chief = Chief(images, tmp_path / "out", address)
 

@@ -212,6 +212,7 @@ def test_the_command_searches_and_its_best_recipe_trains(images, tmp_path, monke
         (["search.yaml", "--data", "nowhere.npz"], "There is no data file"),
         (["search.yaml", "--max-trials", "0"], "must be at least 1"),
         (["search.yaml", "--timeout", "0"], "`timeout` must be positive"),
+        (["search.yaml", "--wait", "nan"], "`wait` must be positive"),
         (["search.yaml", "--chief", "127.0.0.1:1"], "`chief` needs a `role`"),
         (["search.yaml", "--role", "boss"], "invalid choice"),
         (["search.yaml", "--role", "chief", "--chief", "8470"], "`chief` must be HOST:PORT"),

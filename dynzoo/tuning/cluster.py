@@ -5,6 +5,7 @@ The protocol is keras-tuner's, over gRPC without encryption or password.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -116,16 +117,19 @@ def _cannot_listen(member: Member, why: str | None) -> OSError:
     return OSError(f"cannot listen on {member.address}: {why or 'unknown reason'}")
 
 
-def serve(oracle: Any, member: Member, log: Callable[[str], None] = print) -> None:
+def serve(
+    oracle: Any, member: Member, log: Callable[[str], None] = print, wait: float = math.inf
+) -> None:
     """Serves the oracle to workers until all trials have ended and all workers know.
 
     Args:
         oracle: from `make_oracle`.
         member: this process, a chief.
         log: called with each message.
+        wait: seconds without any worker after which the chief gives up.
 
     Raises:
-        OSError: if the address cannot be listened on, such as a port in use.
+        OSError: if the address cannot be listened on, such as a port in use, or no worker comes.
     """
     import grpc
     from keras_tuner.src import protos
@@ -167,6 +171,7 @@ def serve(oracle: Any, member: Member, log: Callable[[str], None] = print) -> No
     log(f"chief at {member.address}; waiting for workers")
     if member.host not in ("127.0.0.1", "localhost", "[::1]"):
         log("mind: no password and no encryption; only for a network that you trust")
+    began = time.monotonic()
     try:
         while not (
             servicer.stop_triggered
@@ -175,6 +180,11 @@ def serve(oracle: Any, member: Member, log: Callable[[str], None] = print) -> No
         ):
             if servicer.error is not None:
                 raise servicer.error
+            if time.monotonic() - max(began, oracle.last_heard) > wait:
+                raise OSError(
+                    f"no worker was heard of at {member.address} for {wait:g} s: start the chief "
+                    "again with --resume, and workers with it"
+                )
             time.sleep(0.2)
     finally:
         server.stop(grace=1.0).wait()

@@ -43,6 +43,7 @@ def search(
     chief: str | None = None,
     worker_id: str | None = None,
     timeout: float = 60.0,
+    wait: float = 600.0,
     log: Callable[[str], None] = print,
 ) -> SearchResult:
     """Searches the space around a recipe for its best network, on held-out images.
@@ -75,6 +76,7 @@ def search(
         worker_id: name of a worker, unlike all others; default host and process number.
         timeout: seconds of silence after which a chief gives the trial of a worker to another
             one, and a worker gives up its chief; workers make themselves heard every 5 s.
+        wait: seconds after which a chief without any worker gives up; it can be resumed.
         log: called with each message.
 
     Returns:
@@ -83,7 +85,8 @@ def search(
     Raises:
         RecipeError: if the config is wrong, naming the key.
         CheckpointError: if the folder holds a search and `resume` is not set, or another search.
-        OSError: if the folder cannot be written to, the port is in use, or no chief answers.
+        OSError: if the folder cannot be written to, the port is in use, no chief answers, or no
+            worker comes.
         ValueError: for other wrong arguments, or if no trial could be completed.
 
     Example:
@@ -91,8 +94,9 @@ def search(
     >>> result = search("digits", max_trials=3)
     >>> result.best["certified"]
     """
-    if not 0 < timeout < math.inf:
-        raise ValueError(f"`timeout` must be positive. Received: timeout={timeout}")
+    for name, seconds in (("timeout", timeout), ("wait", wait)):
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"`{name}` must be positive. Received: {name}={seconds}")
     plan = SearchConfig.load(config).with_settings(max_trials=max_trials)
     member = cluster.Member.of(role, chief, worker_id)
     folder = Path(output) if output else Path("runs") / f"{plan.recipe['name']}_search"
@@ -113,7 +117,7 @@ def search(
     oracle.on_end = _Progress(plan, oracle, folder, log)
     if len(oracle.end_order) < oracle.max_trials:
         if member.role == "chief":
-            cluster.serve(oracle, member, log)
+            cluster.serve(oracle, member, log, wait)
         else:
             with member.environment():
                 tuner.search()

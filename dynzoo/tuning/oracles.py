@@ -83,6 +83,11 @@ class _Steady(keras_tuner.Oracle):
         """Whether a worker was heard of lately."""
         return time.monotonic() - self._heard.get(tuner_id, -math.inf) <= self.patience
 
+    @property
+    def last_heard(self) -> float:
+        """When any worker was last heard of, by `time.monotonic`."""
+        return max(self._heard.values(), default=-math.inf)
+
     def get_trial(self, trial_id):
         # Workers ask this every few seconds for no other reason than to be heard.
         for tuner_id, trial in self.ongoing_trials.items():
