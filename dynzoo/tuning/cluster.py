@@ -167,11 +167,11 @@ def serve(
         bound = 0
     if not bound:
         raise _cannot_listen(member, "is the port in use?")
+    began = time.monotonic()
     server.start()
     log(f"chief at {member.address}; waiting for workers")
     if member.host not in ("127.0.0.1", "localhost", "[::1]"):
         log("mind: no password and no encryption; only for a network that you trust")
-    began = time.monotonic()
     try:
         while not (
             servicer.stop_triggered
