@@ -1,19 +1,22 @@
-"""Writes the README's table of results and the leaderboard from `pretrained/*/metadata.json`.
+"""Writes the tables of results: README.md, the leaderboard and docs/ablations.md.
 
-    python docs/make_tables.py           rewrites README.md, docs/leaderboard.md and
-                                         docs/results/leaderboard.csv
+    python docs/make_tables.py           rewrites README.md, docs/leaderboard.md,
+                                         docs/results/leaderboard.csv and docs/ablations.md
     python docs/make_tables.py --check   exits with 1 if one of them is not up to date
 
-The numbers themselves come from `dynzoo evaluate PRESET --update-card`; those of published models,
-with their sources, from `dynzoo/published_results.csv`.
+The numbers of presets come from `pretrained/*/metadata.json`, where `dynzoo evaluate PRESET
+--update-card` writes them; those of published models, with their sources, from
+`dynzoo/published_results.csv`; those of the studies from `benchmarks/ablations.py`.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from fractions import Fraction
 from pathlib import Path
+from statistics import mean
 
 from dynzoo import leaderboard
 from dynzoo.leaderboard import duration, line
@@ -31,8 +34,7 @@ their sources state them: nothing of theirs was measured here, and their budgets
 A dash: not known.
 
 """
-BEGIN = "<!-- results: made by docs/make_tables.py -->"
-END = "<!-- end of results -->"
+STUDIES = ("recipe", "classes")
 
 
 def results_table(presets: list[dict]) -> str:
@@ -65,17 +67,76 @@ def results_table(presets: list[dict]) -> str:
     return "\n".join([*lines, "", *map(_note, presets)])
 
 
-def updated(readme: str, presets: list[dict]) -> str:
-    """The README with the present table between its markers.
+def study_table(rows: list[dict[str, str]]) -> str:
+    """The table of a study in Markdown, a row an arm, in the order of the rows.
+
+    Args:
+        rows: of the CSV that `benchmarks/ablations.py` writes; the first one is of the base.
+    """
+    header = ["arm", "what changes", "epochs", "clean", "certified", "against base", "s an epoch"]
+    lines = [line(header), line(["---", "---", *["---:"] * 5])]
+    base = {_run(row): float(row["certified"]) for row in rows if row["arm"] == "base"}
+    for arm, epochs in dict.fromkeys((row["arm"], row["epochs"]) for row in rows):
+        own = [row for row in rows if (row["arm"], row["epochs"]) == (arm, epochs)]
+        gains = [float(row["certified"]) - base[_run(row)] for row in own if _run(row) in base]
+        cells = [
+            arm.replace("_", " "),
+            own[0]["study"],
+            epochs,
+            _over_seeds([float(row["accuracy"]) for row in own]),
+            _over_seeds([float(row["certified"]) for row in own]),
+            "" if arm == "base" else _over_seeds(gains, "+"),
+            f"{mean(float(row['seconds']) / int(epochs) for row in own):.0f}",
+        ]
+        lines.append(line(cells))
+    return "\n".join(lines)
+
+
+def _run(row: dict[str, str]) -> tuple[str, str]:
+    """What an arm has in common with the base that it is compared with."""
+    return row["epochs"], row["seed"]
+
+
+def _over_seeds(values: list[float], sign: str = "") -> str:
+    """The mean, and with more than one seed the least and the greatest."""
+    if not values:
+        return ""
+    text = f"{mean(values):{sign}.2f}"
+    spread = f" ({min(values):{sign}.2f} to {max(values):{sign}.2f})"
+    return text + spread * (len(values) > 1)
+
+
+def read_study(name: str, root: Path = ROOT) -> list[dict[str, str]]:
+    """Rows of a study: fewer epochs first, then the base, then by what is studied."""
+    path = root / "docs" / "results" / f"{name}.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+
+    def rank(row: dict[str, str]) -> tuple[int, bool, str, str]:
+        return int(row["epochs"]), row["arm"] != "base", row["study"], row["arm"]
+
+    return sorted(rows, key=rank)
+
+
+def markers(name: str) -> tuple[str, str]:
+    """The two lines between which a table of that name stands in a page."""
+    return f"<!-- {name}: made by docs/make_tables.py -->", f"<!-- end of {name} -->"
+
+
+def updated(page: str, name: str, table: str) -> str:
+    """The page with the table between its markers.
 
     Raises:
         ValueError: if the markers are not there, once each and in order.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in after or END in before + after:
-        raise ValueError(f"README.md must hold {BEGIN!r} and {END!r}, once each and in this order")
-    return f"{before}{BEGIN}\n{results_table(presets)}\n{END}{after}"
+    begin_line, end_line = markers(name)
+    before, begin, rest = page.partition(begin_line)
+    _, end, after = rest.partition(end_line)
+    if not begin or not end or begin_line in after or end_line in before + after:
+        raise ValueError(
+            f"the page must hold {begin_line!r} and {end_line!r}, once each and in this order"
+        )
+    return f"{before}{begin_line}\n{table}\n{end_line}{after}"
 
 
 def read_presets(root: Path = ROOT) -> list[dict]:
@@ -88,8 +149,13 @@ def made(root: Path = ROOT) -> dict[str, str]:
     """Text of every file that this script makes, by its path below the root."""
     presets = read_presets(root)
     rows = leaderboard.leaderboard({about["name"]: about for about in presets})
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    ablations = (root / "docs" / "ablations.md").read_text(encoding="utf-8")
+    for name in STUDIES:
+        ablations = updated(ablations, name, study_table(read_study(name, root)))
     return {
-        "README.md": updated((root / "README.md").read_text(encoding="utf-8"), presets),
+        "README.md": updated(readme, "results", results_table(presets)),
+        "docs/ablations.md": ablations,
         "docs/leaderboard.md": LEADERBOARD + leaderboard.to_markdown(rows),
         "docs/results/leaderboard.csv": leaderboard.to_csv(rows),
     }

@@ -75,7 +75,7 @@ class Run:
         from dynzoo.models import presets
 
         recipe, state = self.recipe, self.state
-        sessions = state["sessions"]
+        sessions, seed = state["sessions"], recipe["training"]["seed"]
         chosen = "last epoch"
         if recipe["training"]["keep"] == "best":
             best = max(state["history"], key=figure_of_merit)
@@ -91,8 +91,8 @@ class Run:
                 "backend": " + ".join(dict.fromkeys(s["backend"] for s in sessions)),
                 "seconds": round(state["seconds"]),
                 "epochs": state["epoch"],
-                "seed": recipe["training"]["seed"],
-                "command": f"dynzoo train {recipe['name']}",
+                "seed": seed,
+                "command": f"dynzoo train {recipe['name']}" + (f" --seed {seed}" if seed else ""),
                 "chosen": chosen,
                 "held_out": {k: v for k, v in state["history"][-1].items() if v is not None},
             },

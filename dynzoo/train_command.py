@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, Namespace
 
 from dynzoo.console import log_line
@@ -18,6 +19,12 @@ def add_train_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on where the last run stopped")
     parser.add_argument("--output", metavar="DIR", help="run folder; default runs/<recipe's name>")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="another seed than the recipe's, in a run folder of its own (runs/<name>_seed<N>)",
+    )
     parser.add_argument("--quiet", action="store_true", help="a line an epoch, no progress bar")
     parser.add_argument(
         "--distribute",
@@ -34,12 +41,16 @@ def add_train_arguments(parser: ArgumentParser) -> None:
 
 
 def train(arguments: Namespace) -> None:
-    from dynzoo import training
+    from dynzoo import recipes, training
 
+    recipe, output = recipes.load(arguments.config), arguments.output
+    if arguments.seed is not None:
+        recipe["training"]["seed"] = arguments.seed
+        output = output or os.path.join("runs", f"{recipe['name']}_seed{arguments.seed}")
     training.train(
-        arguments.config,
+        recipe,
         data_file=arguments.data,
-        output=arguments.output,
+        output=output,
         max_seconds=arguments.max_seconds,
         resume=arguments.resume,
         verbose=0 if arguments.quiet else "auto",

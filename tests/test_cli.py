@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 import dynzoo
-from dynzoo import cli
+from dynzoo import cli, recipes
 from dynzoo import evaluation as measuring
 from dynzoo.models import presets
 
@@ -412,15 +413,31 @@ def test_train_then_evaluate(tiny, recipe, file, capsys, fails):
     assert "pass --resume" in fails(*arguments)
 
 
-def test_train_passes_its_options_on(monkeypatch):
+def test_train_with_another_seed_is_a_run_of_its_own(tiny, recipe, file, capsys, fails):
+    arguments = ["train", str(recipe()), "--data", str(file), "--quiet"]
+    for seed in ([], ["--seed", "0"], ["--seed", "7"]):
+        assert cli.main([*arguments, *seed]) == 0
+    plain, same, other = (Path("runs") / name for name in ("mini", "mini_seed0", "mini_seed7"))
+    weights = [dynzoo.from_preset(str(f / "preset")).get_weights() for f in (plain, same, other)]
+    assert all(map(np.array_equal, weights[0], weights[1]))
+    assert not all(map(np.array_equal, weights[0], weights[2]))
+    for folder, seed, option in ((same, 0, ""), (other, 7, " --seed 7")):
+        card = json.loads((folder / "preset" / "metadata.json").read_text())["training"]
+        assert (card["seed"], card["command"]) == (seed, f"dynzoo train mini{option}")
+    assert "pass --resume" in fails(*arguments, "--seed", "7")
+    assert "`training.seed`" in fails(*arguments, "--seed", "-1")
+
+
+def test_train_passes_its_options_on(monkeypatch, recipe):
     seen = {}
     monkeypatch.setattr(dynzoo.training, "train", lambda *a, **k: seen.update(k, config=a))
     options = "--data d.npz --output o --max-seconds 90.5 --resume --quiet --distribute"
     options += " --devices 2"
-    assert cli.main(["train", "some.yaml", *options.split()]) == 0
+    path = recipe()
+    assert cli.main(["train", str(path), *options.split()]) == 0
     assert seen.pop("log") is not None
     assert seen == dict(
-        config=("some.yaml",),
+        config=(recipes.load(path),),
         data_file="d.npz",
         output="o",
         max_seconds=90.5,

@@ -27,7 +27,8 @@ def tables():
 
 def test_readme_is_up_to_date(tables):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert tables.updated(readme, tables.read_presets()) == readme
+    table = tables.results_table(tables.read_presets())
+    assert tables.updated(readme, "results", table) == readme
 
 
 def test_leaderboard_is_up_to_date(tables):
@@ -39,7 +40,7 @@ def test_leaderboard_is_up_to_date(tables):
 
 
 def test_what_is_stale_is_named(tables, tmp_path):
-    for name in ("README.md", "docs/leaderboard.md", "docs/results/leaderboard.csv"):
+    for name in (*tables.made(), "docs/results/recipe.csv", "docs/results/classes.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     (tmp_path / "pretrained").symlink_to(ROOT / "pretrained")
@@ -84,13 +85,34 @@ def test_table(tables):
 
 
 def test_only_the_table_is_rewritten(tables):
-    readme = f"a\n{tables.BEGIN}\nold\n{tables.END}\nb\n"
-    new = tables.updated(readme, [ABOUT])
-    assert new.startswith("a\n") and new.endswith("\nb\n") and "old" not in new
-    assert tables.updated(new, [ABOUT]) == new
-    for broken in ("no markers", f"{tables.BEGIN}", f"{tables.END}{tables.BEGIN}", readme + readme):
+    begin, end = tables.markers("results")
+    page = f"a\n{begin}\nold\n{end}\nb\n"
+    new = tables.updated(page, "results", "new")
+    assert new == f"a\n{begin}\nnew\n{end}\nb\n"
+    assert tables.updated(new, "results", "new") == new
+    for broken in ("no markers", begin, f"{end}{begin}", page + page):
         with pytest.raises(ValueError, match="once each"):
-            tables.updated(broken, [ABOUT])
+            tables.updated(broken, "results", "new")
+
+
+def test_studies_are_means_over_seeds_against_the_base_of_the_same_seed(tables, tmp_path):
+    def row(arm, epochs, seed, certified):
+        return f"{arm},rows of A,{seed},{epochs},50.0,{certified},300.0"
+
+    path = tmp_path / "docs" / "results" / "recipe.csv"
+    path.parent.mkdir(parents=True)
+    lines = ["arm,study,seed,epochs,accuracy,certified,seconds", row("step_1", 2, 1, 30.0)]
+    lines += [row("base", 6, 0, 51.0), row("step_1", 6, 0, 53.0)]
+    lines += [row("base", 2, 0, 41.0), row("base", 2, 1, 43.0), row("alone", 2, 0, 41.5)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    table = tables.study_table(tables.read_study("recipe", tmp_path)).splitlines()
+    assert table[2:] == [
+        "| base | rows of A | 2 | 50.00 (50.00 to 50.00) | 42.00 (41.00 to 43.00) |  | 150 |",
+        "| alone | rows of A | 2 | 50.00 | 41.50 | +0.50 | 150 |",
+        "| step 1 | rows of A | 2 | 50.00 | 30.00 | -13.00 | 150 |",
+        "| base | rows of A | 6 | 50.00 | 51.00 |  | 50 |",
+        "| step 1 | rows of A | 6 | 50.00 | 53.00 | +2.00 | 50 |",
+    ]
 
 
 def test_table_of_guarantees_is_up_to_date():
