@@ -71,7 +71,7 @@ def study_table(rows: list[dict[str, str]]) -> str:
     """The table of a study in Markdown, a row an arm, in the order of the rows.
 
     Args:
-        rows: of the CSV that `benchmarks/ablations.py` writes; the first one is of the base.
+        rows: of the CSV that `benchmarks/ablations.py` writes.
     """
     header = ["arm", "what changes", "epochs", "clean", "certified", "against base", "s an epoch"]
     lines = [line(header), line(["---", "---", *["---:"] * 5])]
