@@ -25,6 +25,7 @@ def _crossentropy():
 
 LOSSES = {
     "crossentropy": _crossentropy,
+    "efficient_margin": losses.EfficientMargin,
     "offset_crossentropy": losses.OffsetCrossentropy,
     "multiclass_hinge": losses.MulticlassHinge,
 }

@@ -81,6 +81,9 @@ def test_every_arm_is_a_model_and_an_optimizer(ablations):
         optimizer = optimization.make_optimizer(settings["optimizer"], 3, settings["schedule"])
         kinds[arm] = [type(layer).__name__ for layer in model.layers]
         assert type(optimizer).__name__.lower().endswith(settings["optimizer"]["name"])
+        loss = optimization.make_loss(settings["loss"])
+        changed = study.arms[arm][1].get("training.loss.annealing", 0.0)
+        assert getattr(loss, "annealing", 0.0) == changed
     assert "BetaAbs" in kinds["between_beta_abs"]
     assert not {"MaxMin", "MaxMinShift", "BetaAbs"} & set(kinds["between_none"])
 
