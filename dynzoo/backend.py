@@ -132,7 +132,7 @@ def _detach(t: Any) -> Any:
 
 
 def jit(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` compiled by `jax.jit` or `tf.function`; on PyTorch `fn` itself.
+    """`fn` compiled by `jax.jit` or, once for each shape, `tf.function`; on PyTorch `fn` itself.
 
     Arguments must be tensors (or nested lists of them): a Python number would cost TensorFlow one
     trace per value.
@@ -142,10 +142,24 @@ def jit(fn: Callable[..., Any]) -> Callable[..., Any]:
 
         return jax.jit(fn)
     if name() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(fn, autograph=False)
+        return _tensorflow_jit(fn)
     return fn
+
+
+def _tensorflow_jit(fn: Callable[..., Any]) -> Callable[..., Any]:
+    import tensorflow as tf
+
+    # TensorFlow warns of a function that is traced for many shapes, as an attack does on purpose
+    # whose batches shrink. Concrete functions, one for each signature, spare the user that.
+    concrete: dict[Any, Callable[..., Any]] = {}
+
+    def run(*args: Any) -> Any:
+        signature = tuple((tuple(t.shape), t.dtype) for t in keras.tree.flatten(args))
+        if signature not in concrete:
+            concrete[signature] = tf.function(fn, autograph=False).get_concrete_function(*args)
+        return concrete[signature](*args)
+
+    return run
 
 
 def weights_of(model: Any) -> list[Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import keras
 from keras import ops
 
+from dynzoo.layers.arguments import number
+
 __all__ = ["EfficientMargin", "MulticlassHinge", "OffsetCrossentropy"]
 
 
@@ -54,23 +56,20 @@ class OffsetCrossentropy(keras.losses.Loss):
         self,
         offset=0.4,
         temperature=0.25,
-        annealing=0.0,
         reduction="sum_over_batch_size",
         name=None,
+        *,
+        annealing=0.0,
         **kwargs,
     ):
         super().__init__(reduction=reduction, name=name or "offset_crossentropy", **kwargs)
-        if not offset >= 0:
-            raise ValueError(f"`offset` must be at least 0. Received: offset={offset}")
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be positive. Received: temperature={temperature}")
         # Between 0 and 1 the gradient would be infinite at p = 1.
         if annealing != 0 and not annealing >= 1:
             raise ValueError(
                 f"`annealing` must be 0 or at least 1. Received: annealing={annealing}"
             )
-        self.offset = float(offset)
-        self.temperature = float(temperature)
+        self.offset = number("offset", offset, closed="low")
+        self.temperature = number("temperature", temperature)
         self.annealing = float(annealing)
 
     def call(self, y_true, y_pred):
@@ -127,12 +126,8 @@ class EfficientMargin(keras.losses.Loss):
         self, offset=0.4, temperature=0.25, reduction="sum_over_batch_size", name=None, **kwargs
     ):
         super().__init__(reduction=reduction, name=name or "efficient_margin", **kwargs)
-        if not offset > 0:
-            raise ValueError(f"`offset` must be positive. Received: offset={offset}")
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be positive. Received: temperature={temperature}")
-        self.offset = float(offset)
-        self.temperature = float(temperature)
+        self.offset = number("offset", offset)
+        self.temperature = number("temperature", temperature)
 
     def call(self, y_true, y_pred):
         logits = ops.cast(y_pred, "float32")
@@ -167,9 +162,7 @@ class MulticlassHinge(keras.losses.Loss):
 
     def __init__(self, margin=0.7, reduction="sum_over_batch_size", name=None, **kwargs):
         super().__init__(reduction=reduction, name=name or "multiclass_hinge", **kwargs)
-        if not margin > 0:
-            raise ValueError(f"`margin` must be positive. Received: margin={margin}")
-        self.margin = float(margin)
+        self.margin = number("margin", margin)
 
     def call(self, y_true, y_pred):
         logits = ops.cast(y_pred, "float32")

@@ -1,6 +1,7 @@
 """Input gradients, compilation and fresh weights on whichever backend runs."""
 
 import gc
+import logging
 import time
 import weakref
 
@@ -89,6 +90,26 @@ def test_jit_traces_once_for_a_shape():
     for k in range(4):
         assert float(double(ops.convert_to_tensor(float(k)))) == 2.0 * k
     assert len(traces) == (1 if backend.compiles() else 4)
+
+
+def test_jit_traces_each_shape_once_and_in_silence(caplog):
+    """TensorFlow logs a warning of a function that it has traced anew five times."""
+    traces = []
+
+    @backend.jit
+    def total(x, others):
+        traces.append(1)
+        return ops.sum(x) + ops.sum(others[0])
+
+    tensorflow = logging.getLogger("tensorflow")
+    tensorflow.addHandler(caplog.handler)
+    try:
+        for n in (*range(1, 9), *range(1, 9)):
+            assert float(total(ops.ones((n,)), [ops.ones((3, n))])) == 4.0 * n
+    finally:
+        tensorflow.removeHandler(caplog.handler)
+    assert len(traces) == (8 if backend.compiles() else 16)
+    assert not caplog.records
 
 
 def test_compiled_function_sees_new_weights_without_a_new_trace():

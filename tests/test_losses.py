@@ -64,7 +64,7 @@ ANNEALING = st.one_of(st.just(0.0), st.floats(1, 6))
 @given(st.floats(0, 3), st.floats(0.05, 3), ANNEALING, st.integers(0, 100))
 def test_offset_crossentropy_is_its_formula(offset, temperature, annealing, seed):
     logits = normal((5, 4), seed)
-    loss = OffsetCrossentropy(offset, temperature, annealing, reduction="none")
+    loss = OffsetCrossentropy(offset, temperature, "none", annealing=annealing)
     expected = offset_reference(LABELS, logits, offset, temperature, annealing)
     np.testing.assert_allclose(value(loss, LABELS, logits), expected, rtol=1e-4, atol=1e-5)
 
@@ -104,10 +104,8 @@ def test_extreme_logits_stay_finite():
 
 def test_annealing_lets_go_of_what_is_far_beyond_the_margin():
     logits = np.array([[3.0, 0.0, 0.0], [0.3, 0.0, 0.0]], "float32")
-    plain, annealed = (
-        gradient_of(OffsetCrossentropy(0.4, 0.25, beta), np.array([0, 0]), logits)[1][:, 0]
-        for beta in (0, 5)
-    )
+    losses = [OffsetCrossentropy(0.4, 0.25, annealing=beta) for beta in (0, 5)]
+    plain, annealed = (gradient_of(loss, np.array([0, 0]), logits)[1][:, 0] for loss in losses)
     assert (plain < 0).all() and (annealed < 0).all()
     assert annealed[0] / annealed[1] < 1e-6 * plain[0] / plain[1]
 
@@ -158,7 +156,7 @@ def test_gradient_pushes_the_margin_up(loss):
 @pytest.mark.parametrize(
     "loss",
     [
-        OffsetCrossentropy(0.3, 0.7, 2.0, reduction="sum", name="mine"),
+        OffsetCrossentropy(0.3, 0.7, "sum", "mine", annealing=2.0),
         EfficientMargin(0.3, 0.7, name="e"),
         MulticlassHinge(0.2, name="h"),
     ],
@@ -174,14 +172,14 @@ def test_config_round_trip(loss):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: OffsetCrossentropy(offset=-0.1), "`offset` must be at least 0"),
-        (lambda: OffsetCrossentropy(offset=float("nan")), "`offset` must be at least 0"),
-        (lambda: OffsetCrossentropy(temperature=0), "`temperature` must be positive"),
+        (lambda: OffsetCrossentropy(offset=-0.1), r"`offset` must be in \[0, inf\)"),
+        (lambda: OffsetCrossentropy(offset=float("nan")), r"`offset` must be in \[0, inf\)"),
+        (lambda: OffsetCrossentropy(temperature=0), r"`temperature` must be in \(0, inf\)"),
         (lambda: OffsetCrossentropy(annealing=0.5), "`annealing` must be 0 or at least 1"),
         (lambda: OffsetCrossentropy(annealing=float("nan")), "`annealing` must be 0 or at least"),
-        (lambda: EfficientMargin(offset=0), "`offset` must be positive"),
-        (lambda: EfficientMargin(temperature=-1), "`temperature` must be positive"),
-        (lambda: MulticlassHinge(margin=0), "`margin` must be positive"),
+        (lambda: EfficientMargin(offset=0), r"`offset` must be in \(0, inf\)"),
+        (lambda: EfficientMargin(temperature=-1), r"`temperature` must be in \(0, inf\)"),
+        (lambda: MulticlassHinge(margin=0), r"`margin` must be in \(0, inf\)"),
     ],
 )
 def test_bad_arguments(make, message):

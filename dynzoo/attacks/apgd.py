@@ -127,7 +127,7 @@ class APGD(Attack):
         for number in range(self.steps + 1):  # the last pass only judges the last iterate
             center, *labels = fixed
             point = moving[3]
-            advance = pure(_make_advance, tuple(point.shape), self.norm, number in reviews)
+            advance = pure(_make_advance, self.norm, number in reviews)
             enough = scalar(self.rho * reviews.get(number, 0))
             inertia = momentum if number else none
             moving = advance(eps, inertia, enough, center, *look(point, *labels), *moving)

@@ -126,7 +126,7 @@ class DDN(MinimumNorm):
             point, center, label = state[2], state[4], state[5]
             fall = (1.0 + np.cos(np.pi * number / self.steps)) / 2.0
             size = scalar(_LAST + (_FIRST - _LAST) * fall)
-            advance = pure(_make_advance, tuple(point.shape))
+            advance = pure(_make_advance)
             _, gap, gradient = look(point, label, label)
             state[:4] = advance(gamma, limit, size, gap, gradient, *state[:4], center)
             if enough > 0.0 and number % LOOK == LOOK - 1:

@@ -136,12 +136,11 @@ class FAB(MinimumNorm):
         pool = Pool(real, len(x), 2, self.rows_at_once(x))
         for number in range(1, self.steps + 1):
             best, found, point, center, label, *rivals = state
-            shape = tuple(point.shape)
             plane = _plane(look, point, label, rivals[0])
             for rival in rivals[1:]:
                 other = _plane(look, point, label, rival)
-                plane = pure(_make_nearer, shape, self.norm)(*plane, *other)
-            point = pure(_make_step, shape, self.norm)(alpha_max, eta, point, center, *plane)
+                plane = pure(_make_nearer, self.norm)(*plane, *other)
+            point = pure(_make_step, self.norm)(alpha_max, eta, point, center, *plane)
             state[:3] = judge(point, center, label, best, found, beta, limit)
             if enough > 0.0 and number % LOOK == 0:
                 state = pool.pack(state[1] <= enough, state)

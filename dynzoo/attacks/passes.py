@@ -76,11 +76,8 @@ def listening(listener: Callable[[int, bool], None]) -> Iterator[None]:
 
 
 @lru_cache(maxsize=128)
-def pure(make: Callable[..., Any], shape: tuple[int, ...], *key: Any) -> Callable[..., Any]:
-    """Compiled `make(*key)`, a function of tensors alone whose first row tensor has this shape.
-
-    One function for each shape: TensorFlow warns of one that is traced for many.
-    """
+def pure(make: Callable[..., Any], *key: Any) -> Callable[..., Any]:
+    """Compiled `make(*key)`, a function of tensors alone."""
     return backend.without_grad(backend.jit(make(*key)))
 
 

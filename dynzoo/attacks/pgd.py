@@ -128,7 +128,7 @@ class PGD(Attack):
         pool = Pool(real, len(x), 2, self.rows_at_once(x))
         for number in range(self.steps + 1):  # the last pass only judges the last iterate
             point, center, *labels = state[3:]
-            advance = pure(_make_advance, tuple(point.shape), self.norm, self.targeted)
+            advance = pure(_make_advance, self.norm, self.targeted)
             moved = advance(*scalars, *look(point, *labels), *state[:4], center)
             state = [*moved, center, *labels]
             if number % LOOK == LOOK - 1:

@@ -135,7 +135,7 @@ class Square(Attack):
                 if self.norm == "l2":
                     window.append(ops.convert_to_tensor(bump_table(*size, height, width)))
             point, best, center, label, _ = state
-            propose = pure(_MAKE_PROPOSAL[self.norm], tuple(point.shape))
+            propose = pure(_MAKE_PROPOSAL[self.norm])
             uniform = ops.convert_to_tensor(draws[rows, number])
             candidate = propose(point, center, radius, uniform, *window)
             state[:2] = judge(candidate, point, best, label)
