@@ -5,7 +5,7 @@
         [--csv docs/results/STUDY.csv] [--plot [docs/results/STUDY.png]]
     python benchmarks/ablations.py [--study NAME] --list
 
-The study `recipe` changes the parts of isometric_small_cifar10; `classes` asks what a hundred
+The study `recipe` changes the parts of isometric_tiny_cifar10; `classes` asks what a hundred
 classes change, on isometric_small_cifar100. Each arm is the recipe with a constant loss offset and
 one short warm-up and decay, and one thing changed. Its accuracies are those on the held-out
 training images after the last epoch; the test set is not read. A row is appended to the CSV when an
@@ -91,7 +91,7 @@ CLASS_ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 STUDIES = {
     "recipe": Study(
-        "isometric_small_cifar10",
+        "isometric_tiny_cifar10",
         0.4,
         "shift, 1x1, orthonormal rows, step 2, offset 0.4, MaxMin, unit rows, crop 2, flip, muon",
         RECIPE_ARMS,

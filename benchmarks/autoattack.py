@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 NAMES = ("apgd-ce", "apgd-t", "fab-t", "square")
-PRESET = "isometric_small_cifar10"
+PRESET = "isometric_tiny_cifar10"
 
 
 def network(args):

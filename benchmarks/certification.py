@@ -25,7 +25,7 @@ def seconds(function):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("preset", nargs="?", default="isometric_small_cifar10")
+    parser.add_argument("preset", nargs="?", default="isometric_tiny_cifar10")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()

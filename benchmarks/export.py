@@ -1,8 +1,8 @@
 """Exported ONNX on onnxruntime against the Keras model that it was made from, on one CPU thread.
 
-    dynzoo --backend torch export isometric_small_cifar10 --format onnx --output exported
+    dynzoo --backend torch export isometric_tiny_cifar10 --format onnx --output exported
     OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 KERAS_BACKEND=tensorflow \\
-        taskset -c 0 python benchmarks/export.py isometric_small_cifar10 exported [--rounds 7]
+        taskset -c 0 python benchmarks/export.py isometric_tiny_cifar10 exported [--rounds 7]
 
 Both run in one process, in turn, on the same images; Keras by `predict` over several batches, and
 by `predict_on_batch`. Each line of output is JSON: images per second of wall clock, images per

@@ -36,7 +36,7 @@ def attacks(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("preset", nargs="?", default="isometric_small_cifar10")
+    parser.add_argument("preset", nargs="?", default="isometric_tiny_cifar10")
     parser.add_argument("--images", type=int, default=10000)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--standard", action="store_true", help="the ensemble in place of PGD")

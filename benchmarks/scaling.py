@@ -92,7 +92,7 @@ def size_of(variables):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--recipe", default="isometric_small_cifar10")
+    parser.add_argument("--recipe", default="isometric_tiny_cifar10")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 64, 128, 256])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpu-seconds", action="store_true", help="of the process, not the clock")

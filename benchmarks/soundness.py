@@ -88,7 +88,7 @@ def shared(args) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("preset", nargs="?", default="isometric_small_cifar10")
+    parser.add_argument("preset", nargs="?", default="isometric_tiny_cifar10")
     parser.add_argument("--data", help="npz file in place of the preset's data set")
     parser.add_argument("--limit", type=int, help="only the first so many test images")
     parser.add_argument("--steps", type=int, default=100)

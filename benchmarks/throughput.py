@@ -43,7 +43,7 @@ def plain_twin(model):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--recipe", default="isometric_small_cifar10")
+    parser.add_argument("--recipe", default="isometric_tiny_cifar10")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="training steps a round")
     parser.add_argument("--batch-size", type=int, default=256)

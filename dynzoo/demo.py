@@ -19,7 +19,7 @@ from dynzoo.models import presets
 
 __all__ = ["run"]
 
-PRESET = "isometric_small_cifar10"
+PRESET = "isometric_tiny_cifar10"
 EPOCHS = 4
 # digits are black and white: their certified radii are larger than those of photographs
 EPS = (0.5, 1.0, 1.5)

@@ -113,8 +113,9 @@ def _how(arguments: Namespace, name: str, source: str, about: dict[str, Any]) ->
     if arguments.eps:
         command += " --eps " + ",".join(measuring.radius_text(e) for e in arguments.eps)
     attacks = ",".join(arguments.attacks)
+    command += f" --attacks {attacks}"
     if attacks != "none":
-        command += f" --attacks {attacks} --attack-limit {arguments.attack_limit}"
+        command += f" --attack-limit {arguments.attack_limit}"
         if arguments.attack_certified != "first":
             command += f" --attack-certified {arguments.attack_certified}"
         if arguments.audit:

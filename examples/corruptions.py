@@ -83,7 +83,7 @@ def table(result, curve):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="cifar10", help="name of a data set, or FILE.npz")
-    parser.add_argument("--model", default="isometric_small_cifar10", help="preset, or its folder")
+    parser.add_argument("--model", default="isometric_tiny_cifar10", help="preset, or its folder")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draws", type=int, default=3, help="draws of the noise")

@@ -130,7 +130,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="cifar100", help=f"data, or {DIGITS_FOLDER}")
     parser.add_argument("--name", help="of the data in the table; default: as given")
-    parser.add_argument("--model", default="isometric_small_cifar10", help="preset, or its folder")
+    parser.add_argument("--model", default="isometric_tiny_cifar10", help="preset, or its folder")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME")

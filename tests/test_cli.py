@@ -294,6 +294,14 @@ def test_card_without_attacks_keeps_no_old_ones(tiny, file):
     assert metadata == json.loads((tiny / "metadata.json").read_text())
 
 
+def test_command_on_a_card_without_attacks_makes_that_card(tiny):
+    assert cli.main("evaluate tiny --update-card --attacks none --limit 8".split()) == 0
+    about = json.loads((tiny / "metadata.json").read_text())
+    assert "attacked_accuracy" not in about
+    assert cli.main(about["evaluation"]["command"].split()[1:]) == 0
+    assert json.loads((tiny / "metadata.json").read_text()) == about
+
+
 def test_evaluate_refuses(tiny, file, fails, tmp_path):
     assert "There is no data file gone.npz" in fails("evaluate", "tiny", "--data", "gone.npz")
     assert "must be one of" in fails("evaluate", "tiny", "--dataset", "imagenet")

@@ -93,7 +93,7 @@ def test_the_shipped_baseline_is_of_the_size_of_the_certified_network(monkeypatc
     recipe = recipes.load("resnet_cifar10")
     assert ARCHITECTURES[recipe["architecture"]["name"]] is resnet_classifier
     model = training.build_model(recipe, 10, (32, 32, 3))
-    other = dynzoo.presets()["isometric_small_cifar10"]["parameters"]
+    other = dynzoo.presets()["isometric_tiny_cifar10"]["parameters"]
     assert 0.9 < model.count_params() / other < 1.1
 
 
