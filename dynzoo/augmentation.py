@@ -6,7 +6,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from dynzoo.distortions import color_jitter, rotate_and_zoom
+from dynzoo.layers.arguments import number
+
 _MODES = ("reflect", "constant")
+DISTORTIONS = ("rotation", "zoom", "color_jitter")  # arguments of `Augmented` that 0 turns off
 
 
 def random_crop_flip(x, dy, dx, flip, padding: int, mode: str = "reflect"):
@@ -151,6 +155,11 @@ class Augmented(keras.utils.PyDataset):
         shuffle: whether to permute the images anew every epoch.
         padding: largest shift in pixels each way, with reflected borders; 0 for none.
         flip: whether to mirror half of the images.
+        rotation: largest angle in degrees, in [0, 180], each way, by which half of the images are
+            turned.
+        zoom: largest share, in [0, 1), by which the same half is enlarged or made smaller.
+        color_jitter: largest share, in [0, 1], by which brightness, contrast and saturation of
+            every image change, each by a factor of its own.
         **kwargs: `workers`, `use_multiprocessing` and `max_queue_size` of `keras.utils.PyDataset`.
 
     Example:
@@ -170,6 +179,9 @@ class Augmented(keras.utils.PyDataset):
         shuffle: bool = True,
         padding: int = 4,
         flip: bool = True,
+        rotation: float = 0.0,
+        zoom: float = 0.0,
+        color_jitter: float = 0.0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -195,6 +207,9 @@ class Augmented(keras.utils.PyDataset):
         self.shuffle = shuffle
         self.padding = padding
         self.flip = flip
+        self.rotation = number("rotation", rotation, 0.0, 180.0, closed="both")
+        self.zoom = number("zoom", zoom, 0.0, 1.0, closed="low")
+        self.color_jitter = number("color_jitter", color_jitter, 0.0, 1.0, closed="both")
         self._order: tuple[int, np.ndarray] = (-1, np.arange(0))
 
     def __len__(self) -> int:
@@ -207,7 +222,8 @@ class Augmented(keras.utils.PyDataset):
         rng = np.random.default_rng([self.seed, self.epoch, batch + 1])
         dy, dx = rng.integers(0, 2 * self.padding + 1, size=(2, len(chosen)))
         mirror = rng.integers(0, 2, size=len(chosen)).astype(bool) & self.flip
-        return self._cut(self.x[chosen], dy, dx, mirror), self.y[chosen]
+        x = self._cut(self.x[chosen], dy, dx, mirror)
+        return self._distort(x, rng), self.y[chosen]
 
     def follow_epochs(self) -> keras.callbacks.Callback:
         """A callback that sets `epoch` to the number of each epoch that `fit` begins.
@@ -245,6 +261,19 @@ class Augmented(keras.utils.PyDataset):
         if x.dtype == np.uint8:
             out /= np.float32(255)
         return out
+
+    def _distort(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if self.rotation or self.zoom:
+            # The other half stays as sharp as the images at inference.
+            some = np.flatnonzero(rng.integers(0, 2, size=len(x)))
+            angle, zoom = rng.uniform(-1, 1, size=(2, len(some)))
+            angle = np.deg2rad(self.rotation) * angle
+            x[some] = rotate_and_zoom(x[some], angle, 1 + self.zoom * zoom)
+        if self.color_jitter:
+            x = color_jitter(
+                x, *rng.uniform(1 - self.color_jitter, 1 + self.color_jitter, (3, len(x)))
+            )
+        return x
 
 
 class _FollowEpochs(keras.callbacks.Callback):

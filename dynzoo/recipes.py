@@ -29,6 +29,9 @@ DEFAULTS: dict[str, Any] = {
         "validation": 5000,
         "crop_padding": 4,
         "flip": True,
+        "rotation": 0.0,  # degrees
+        "zoom": 0.0,
+        "color_jitter": 0.0,
     },
     "training": {
         "seed": 0,
@@ -61,6 +64,9 @@ _SCHEMA = Schema(
     ranges={
         "data.validation": (1, None),
         "data.crop_padding": (0, None),
+        "data.rotation": (0, 180),
+        "data.zoom": (0, 0.9),
+        "data.color_jitter": (0, 1),
         "training.seed": (0, None),
         "training.epochs": (1, None),
         "training.batch_size": (1, None),
@@ -223,7 +229,7 @@ def _checked(schema: Schema, path: str, value: Any, default: Any) -> Any:
     if path in schema.ranges:
         low, high = schema.ranges[path]
         number: Any = value
-        if number < low or (high is not None and number > high):
+        if not number >= low or (high is not None and number > high):  # NaN is neither
             allowed = f"at least {low}" if high is None else f"in [{low}, {high}]"
             raise RecipeError(f"`{path}` must be {allowed}. Received: {value}")
     if path in schema.choices:

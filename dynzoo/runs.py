@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from dynzoo import backend, checkpoints
+from dynzoo.augmentation import DISTORTIONS
 from dynzoo.csv_text import csv_text
 
 __all__ = ["Run", "figure_of_merit", "hardware", "session"]
@@ -52,7 +53,10 @@ class Run:
 
     def identity(self) -> str:
         """What a resumed run must share: everything but the length and what is done with it."""
-        parts = {k: self.recipe[k] for k in ("architecture", "data")}
+        data = self.recipe["data"]
+        # Distortions of 0 are left out: runs from before these keys existed go on.
+        data = {k: v for k, v in data.items() if v or k not in DISTORTIONS}
+        parts = {"architecture": self.recipe["architecture"], "data": data}
         training = self.recipe["training"]
         parts["training"] = {k: training[k] for k in ("seed", "batch_size", "loss", "dtype")}
         if training["start"]:  # left out otherwise: runs from before it existed go on

@@ -237,7 +237,7 @@ def _loop(run, twin, train_data, validation, batches, deadline, started, verbose
             epoch=state["epoch"],
             start_batch=state["batch"],
             padding=recipe["data"]["crop_padding"],
-            flip=recipe["data"]["flip"],
+            **{key: recipe["data"][key] for key in ("flip", *augmentation.DISTORTIONS)},
         )
         watch = _Watch(deadline)
         with replicas.scope():

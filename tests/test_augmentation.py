@@ -174,12 +174,42 @@ def test_augmented_without_augmentation_is_the_data():
         np.testing.assert_array_equal(plain[1][1], np.arange(5, 10))
 
 
+DISTORTED = {"rotation": 20.0, "zoom": 0.2, "color_jitter": 0.3}
+
+
+def test_distortions_come_on_top_of_the_same_crops():
+    plain, distorted = _batches(seed=1), _batches(seed=1, **DISTORTED)
+    half = _batches(seed=1, rotation=20.0)
+    for i in range(3):
+        np.testing.assert_array_equal(distorted[i][1], plain[i][1])
+        assert all(np.any(a != b) for a, b in zip(plain[i][0], distorted[i][0], strict=True))
+        assert distorted[i][0].dtype == np.float32
+        assert 0 <= distorted[i][0].min() <= distorted[i][0].max() <= 1
+    kept = [(a == b).all() for i in range(3) for a, b in zip(plain[i][0], half[i][0], strict=True)]
+    assert 2 <= sum(kept) <= 16  # each of 18 is turned or not, whatever the others are
+
+
+def test_distorted_images_are_a_function_of_seed_epoch_and_batch():
+    one, other = (_batches(seed=3, epoch=2, **DISTORTED) for _ in range(2))
+    other[1]
+    np.testing.assert_array_equal(one[0][0], other[0][0])
+    later = _batches(seed=3, epoch=2, start_batch=2, **DISTORTED)
+    np.testing.assert_array_equal(one[2][0], later[0][0])
+    assert not np.array_equal(one[0][0], _batches(seed=3, epoch=3, **DISTORTED)[0][0])
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"batch_size": 21}, "`batch_size`"),
         ({"start_batch": 3}, "`start_batch`"),
         ({"start_batch": -1}, "`start_batch`"),
+        ({"rotation": 181}, r"`rotation` must be in \[0, 180\]. Received: rotation=181"),
+        ({"zoom": 1.0}, r"`zoom` must be in \[0, 1\). Received: zoom=1.0"),
+        (
+            {"color_jitter": "much"},
+            r"`color_jitter` must be in \[0, 1\]. Received: color_jitter='m",
+        ),
     ],
 )
 def test_augmented_refuses(kwargs, message):

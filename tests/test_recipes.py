@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from dynzoo import recipes
+from dynzoo.augmentation import DISTORTIONS
 from dynzoo.recipes import RecipeError
 
 MINIMAL = {
@@ -41,7 +42,9 @@ def test_defaults_are_filled_in_and_the_input_left_alone():
     assert recipe["training"]["batch_size"] == 256 and recipe["training"]["keep"] == "last"
     assert recipe["training"]["schedule"]["warmup"] == 0.02
     assert recipe["training"]["schedule"]["decay"] == 0.5
-    assert recipe["data"] == {"name": "digits", "validation": 5000, "crop_padding": 4, "flip": True}
+    distortions = dict.fromkeys(DISTORTIONS, 0.0)
+    plain = {"name": "digits", "validation": 5000, "crop_padding": 4, "flip": True}
+    assert recipe["data"] == {**plain, **distortions}
     assert recipe["evaluation"]["eps"] == [36 / 255, 72 / 255, 108 / 255]
     recipe["training"]["schedule"]["warmup"] = 1.0
     assert recipes.DEFAULTS["training"]["schedule"]["warmup"] == 0.02
@@ -75,6 +78,11 @@ def test_radii_may_be_fractions(value, eps):
         ("data.validation", 10.5),
         ("data.crop_padding", -1),
         ("data.flip", 1),
+        ("data.rotation", -5),
+        ("data.rotation", math.nan),
+        ("data.zoom", 1),
+        ("data.color_jitter", 1.5),
+        ("data.color_jitter", "some"),
         ("training.epochs", ...),
         ("training.epochs", 0),
         ("training.epochs", True),

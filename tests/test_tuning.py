@@ -150,6 +150,7 @@ def test_the_searches_that_ship():
         ("architecture.widths", [[12], [16, 32]], [12]),
         ("architecture.mean", [None, [0.1, 0.2, 0.3]], None),
         ("data.flip", [True, False], True),
+        ("data.rotation", {"min": 0, "max": 15}, 0.0),
         ("training.loss", [{"name": "crossentropy"}, {"name": "hinge"}], {"name": "hinge"}),
         ("architecture.step_size", [0.1, 1, "maximal"], 1),
         ("architecture.inner_ratio", [0.1, 0.3, 1.0], 0.3),

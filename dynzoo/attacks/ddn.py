@@ -110,6 +110,7 @@ class DDN(MinimumNorm):
         if restart > 0:
             start = random_points(x, self.init_eps, "l2", self.seed, indices, restart)
         look = loss_and_gradient(model, self.loss, eot=self.eot)
+        advance = pure(_make_advance)
         center, point = (ops.convert_to_tensor(v, dtype="float32") for v in (x, start))
         state = [
             center,
@@ -126,7 +127,6 @@ class DDN(MinimumNorm):
             point, center, label = state[2], state[4], state[5]
             fall = (1.0 + np.cos(np.pi * number / self.steps)) / 2.0
             size = scalar(_LAST + (_FIRST - _LAST) * fall)
-            advance = pure(_make_advance)
             _, gap, gradient = look(point, label, label)
             state[:4] = advance(gamma, limit, size, gap, gradient, *state[:4], center)
             if enough > 0.0 and number % LOOK == LOOK - 1:

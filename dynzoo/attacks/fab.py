@@ -121,6 +121,7 @@ class FAB(MinimumNorm):
             start = random_points(x, self.eps / 2, self.norm, self.seed, indices, restart)
         look = loss_and_gradient(model, "pairwise", eot=self.eot)
         judge = judged(model, ("fab", self.norm), _first, _make_judge(self.norm), self.eot)
+        nearer, advance = (pure(make, self.norm) for make in (_make_nearer, _make_step))
         alpha_max, eta, beta, limit = (
             scalar(v) for v in (self.alpha_max, self.eta, self.beta, enough)
         )
@@ -139,8 +140,8 @@ class FAB(MinimumNorm):
             plane = _plane(look, point, label, rivals[0])
             for rival in rivals[1:]:
                 other = _plane(look, point, label, rival)
-                plane = pure(_make_nearer, self.norm)(*plane, *other)
-            point = pure(_make_step, self.norm)(alpha_max, eta, point, center, *plane)
+                plane = nearer(*plane, *other)
+            point = advance(alpha_max, eta, point, center, *plane)
             state[:3] = judge(point, center, label, best, found, beta, limit)
             if enough > 0.0 and number % LOOK == 0:
                 state = pool.pack(state[1] <= enough, state)

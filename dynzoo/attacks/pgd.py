@@ -113,6 +113,7 @@ class PGD(Attack):
             start = random_points(x, self.eps, self.norm, self.seed, indices, restart)
 
         look = loss_and_gradient(model, self.loss, self.targeted, self.eot)
+        advance = pure(_make_advance, self.norm, self.targeted)
         size = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
         scalars = [scalar(v) for v in (self.eps * INSIDE, size)]
         point = ops.convert_to_tensor(start, dtype="float32")
@@ -128,7 +129,6 @@ class PGD(Attack):
         pool = Pool(real, len(x), 2, self.rows_at_once(x))
         for number in range(self.steps + 1):  # the last pass only judges the last iterate
             point, center, *labels = state[3:]
-            advance = pure(_make_advance, self.norm, self.targeted)
             moved = advance(*scalars, *look(point, *labels), *state[:4], center)
             state = [*moved, center, *labels]
             if number % LOOK == LOOK - 1:

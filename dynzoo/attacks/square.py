@@ -122,6 +122,7 @@ class Square(Attack):
             ops.arange(len(x), dtype="int32"),
         ]
         state[:2] = judge(ops.convert_to_tensor(points), *state[:2], state[3])
+        propose = pure(_MAKE_PROPOSAL[self.norm])
         pool = Pool(real, len(x), 2, self.rows_at_once(x))
         rows, size = np.arange(len(x)), (0, 0)
         for query in range(1, self.queries):
@@ -135,7 +136,6 @@ class Square(Attack):
                 if self.norm == "l2":
                     window.append(ops.convert_to_tensor(bump_table(*size, height, width)))
             point, best, center, label, _ = state
-            propose = pure(_MAKE_PROPOSAL[self.norm])
             uniform = ops.convert_to_tensor(draws[rows, number])
             candidate = propose(point, center, radius, uniform, *window)
             state[:2] = judge(candidate, point, best, label)

@@ -7,13 +7,14 @@ import json
 import math
 from typing import Any
 
+from dynzoo.augmentation import DISTORTIONS
 from dynzoo.recipes import RecipeError
 
 __all__ = ["Dimension"]
 
 # What may be tuned. The rest says what is compared with what, and stays as it is.
 _SECTIONS = ("architecture", "training")
-_SINGLE = ("data.crop_padding", "data.flip")
+_SINGLE = tuple(f"data.{key}" for key in ("crop_padding", "flip", *DISTORTIONS))
 _RANGE = ("min", "max", "sampling", "step")
 # keras-tuner hands numbers to its workers in single precision: more digits would not come through
 _DIGITS = 6
@@ -47,7 +48,7 @@ class Dimension:
             if not inner and part not in _SINGLE:
                 raise RecipeError(
                     f"`space.{part}` cannot be searched: a key must begin with architecture. or "
-                    "training., or be data.crop_padding or data.flip"
+                    f"training., or be one of {', '.join(_SINGLE)}"
                 )
         own = [_value_at(recipe, part) for part in self.keys]
         self.default = own if self.is_joint else own[0]
