@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from dynzoo.pixels import LUMINANCE, sample
+
 __all__ = ["color_jitter", "rotate_and_zoom"]
 
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+_LUMINANCE = LUMINANCE.astype(np.float32)
 
 
 def rotate_and_zoom(x: np.ndarray, angle: np.ndarray, zoom: np.ndarray) -> np.ndarray:
@@ -28,25 +30,14 @@ def rotate_and_zoom(x: np.ndarray, angle: np.ndarray, zoom: np.ndarray) -> np.nd
 
     >>> turned = rotate_and_zoom(images, np.full(len(images), 0.1), np.ones(len(images)))
     """
-    n, height, width, channels = x.shape
+    height, width = x.shape[1:3]
     down = np.arange(height, dtype=np.float32)[:, None] - (height - 1) / 2
     right = np.arange(width, dtype=np.float32)[None, :] - (width - 1) / 2
     cosine = (np.cos(angle) / zoom).astype(np.float32)[:, None, None]
     sine = (np.sin(angle) / zoom).astype(np.float32)[:, None, None]
-    rows = _reflect(cosine * down + sine * right + (height - 1) / 2, height)
-    columns = _reflect(cosine * right - sine * down + (width - 1) / 2, width)
-    top, left = (np.floor(v).astype(np.int64) for v in (rows, columns))
-    below, beside = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
-    lower, farther = ((v - np.floor(v))[..., None] for v in (rows, columns))
-    pixels = x.reshape(-1, channels)
-    first = np.arange(n)[:, None, None] * height
-
-    def at(row, column):
-        return pixels[(first + row) * width + column]
-
-    upper_row = at(top, left) * (1 - farther) + at(top, beside) * farther
-    lower_row = at(below, left) * (1 - farther) + at(below, beside) * farther
-    return upper_row * (1 - lower) + lower_row * lower
+    rows = cosine * down + sine * right + (height - 1) / 2
+    columns = cosine * right - sine * down + (width - 1) / 2
+    return sample(x, rows, columns, "mirror")
 
 
 def color_jitter(
@@ -74,7 +65,7 @@ def color_jitter(
     b, c, s = (
         f.astype(np.float32)[:, None, None, None] for f in (brightness, contrast, saturation)
     )
-    gray = x @ _LUMA if x.shape[-1] == 3 else x.mean(axis=-1)
+    gray = x @ _LUMINANCE if x.shape[-1] == 3 else x.mean(axis=-1)
     mean = gray.mean(axis=(1, 2))[:, None, None, None]
     # The gray value is linear: that of the changed image follows from that of the given one.
     y = b * (mean + c * (x - mean))
@@ -82,11 +73,3 @@ def color_jitter(
         y_gray = b * (mean + c * (gray[..., None] - mean))
         y = y_gray + s * (y - y_gray)
     return np.clip(y, 0.0, 1.0)
-
-
-def _reflect(position: np.ndarray, size: int) -> np.ndarray:
-    """Real positions mirrored at both ends into [0, size - 1], as often as it takes."""
-    last = np.float32(size - 1)
-    if size == 1:
-        return np.zeros_like(position)
-    return last - np.abs(last - np.mod(position, 2 * last))

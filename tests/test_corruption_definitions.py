@@ -8,6 +8,7 @@ import pytest
 from pictures import pictures
 from scipy import ndimage
 
+from dynzoo import pixels
 from dynzoo.corruptions import CORRUPTIONS, SEVERITIES, Streams, blur, corrupt, digital
 from dynzoo.corruptions.weather import frost_texture, plasma
 
@@ -97,7 +98,7 @@ def test_sample_is_that_of_scipy(mode):
     rng = np.random.default_rng(0)
     rows, columns = rng.uniform(-40, 60, (2, 2, 9, 7))
     x = X[:2, :, :20].astype(float)
-    result = digital.sample(x, rows, columns, mode)
+    result = pixels.sample(x, rows, columns, mode)
     for k in range(2):
         for c in range(3):
             expected = ndimage.map_coordinates(

@@ -8,43 +8,15 @@ import numpy as np
 from scipy import ndimage
 
 from dynzoo.corruptions.streams import Streams
+from dynzoo.pixels import sample
 
-__all__ = ["TABLE", "contrast", "elastic_transform", "jpeg_compression", "pixelate", "sample"]
+__all__ = ["TABLE", "contrast", "elastic_transform", "jpeg_compression", "pixelate"]
 
 
 def contrast(x: np.ndarray, c: float, streams: Streams) -> np.ndarray:
     r"""$\bar x + c\,(x - \bar x)$ with the mean $\bar x$ of each channel of each image."""
     mean = x.mean(axis=(1, 2), keepdims=True)
     return mean + c * (x - mean)
-
-
-def sample(x: np.ndarray, rows: np.ndarray, columns: np.ndarray, mode: str) -> np.ndarray:
-    """Images at real positions, by bilinear interpolation.
-
-    Args:
-        x: Array of shape (n, h, w, channels).
-        rows: Array of shape (n, h', w'), in pixels.
-        columns: Array of the same shape.
-        mode: Beyond the border the image is reflected, about the centre of the outermost pixel
-            (`"mirror"`) or about its edge (`"reflect"`).
-    """
-    image = np.arange(len(x))[:, None, None]
-    top, left = np.floor(rows), np.floor(columns)
-    lower, right = (rows - top)[..., None], (columns - left)[..., None]
-    top, left = top.astype(int), left.astype(int)
-    i = [_fold(top + k, x.shape[1], mode) for k in (0, 1)]
-    j = [_fold(left + k, x.shape[2], mode) for k in (0, 1)]
-    upper_line = x[image, i[0], j[0]] * (1 - right) + x[image, i[0], j[1]] * right
-    lower_line = x[image, i[1], j[0]] * (1 - right) + x[image, i[1], j[1]] * right
-    return upper_line * (1 - lower) + lower_line * lower
-
-
-def _fold(index: np.ndarray, size: int, mode: str) -> np.ndarray:
-    if mode == "mirror":
-        index = np.mod(index, 2 * (size - 1))
-        return np.minimum(index, 2 * (size - 1) - index)
-    index = np.mod(index, 2 * size)
-    return np.minimum(index, 2 * size - 1 - index)
 
 
 def elastic_transform(x: np.ndarray, c: tuple[float, ...], streams: Streams) -> np.ndarray:

@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from dynzoo.corruptions.blur import smear, zoom
 from dynzoo.corruptions.streams import Streams
+from dynzoo.pixels import LUMINANCE
 
 __all__ = ["TABLE", "brightness", "fog", "frost", "frost_texture", "plasma", "snow"]
 
@@ -35,7 +36,7 @@ def snow(x: np.ndarray, c: tuple[float, ...], streams: Streams) -> np.ndarray:
 def _luminance(x: np.ndarray) -> np.ndarray:
     if x.shape[-1] == 1:
         return x
-    return (x @ np.array([0.299, 0.587, 0.114]))[..., None]
+    return (x @ LUMINANCE)[..., None]
 
 
 # Mean colour and local contrast (standard deviation) of ice on a window: blue, white (twice, for
