@@ -21,6 +21,7 @@ import numpy as np
 
 from dynzoo import optimization, recipes, runs, training
 from dynzoo.backend import fit_with_jit
+from dynzoo.by_epoch import at_epoch
 from dynzoo.csv_text import csv_text
 from dynzoo.distribution import OneDevice, Replicas
 
@@ -53,7 +54,7 @@ def compiled(recipe, replicas):
         model = training.build_model(recipe, 10, (32, 32, 3))
         model.compile(
             optimizer=optimization.make_optimizer(optimizer, 10_000, {"warmup": 0.0}),
-            loss=optimization.make_loss(optimization.at_epoch(settings["loss"], 0)),
+            loss=optimization.make_loss(at_epoch(settings["loss"], 0)),
             jit_compile=fit_with_jit(),
         )
         model.optimizer.build(model.trainable_variables)

@@ -19,6 +19,7 @@ import numpy as np
 
 from dynzoo import allocator, backend, optimization, recipes, runs, training
 from dynzoo import layers as dl
+from dynzoo.by_epoch import at_epoch
 
 
 def plain_twin(model):
@@ -64,7 +65,7 @@ def main():
         optimizer = dict(settings["optimizer"], learning_rate=1e-3, adam_learning_rate=1e-3)
         model.compile(
             optimizer=optimization.make_optimizer(optimizer, 1000, {"warmup": 0.0}),
-            loss=optimization.make_loss(optimization.at_epoch(settings["loss"], 0)),
+            loss=optimization.make_loss(at_epoch(settings["loss"], 0)),
             jit_compile=jit,
         )
         for _ in range(2):

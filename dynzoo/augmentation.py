@@ -157,7 +157,7 @@ class Augmented(keras.utils.PyDataset):
         flip: whether to mirror half of the images.
         rotation: largest angle in degrees, in [0, 180], each way, by which half of the images are
             turned.
-        zoom: largest share, in [0, 1), by which the same half is enlarged or made smaller.
+        zoom: largest share, in [0, 0.9], by which the same half is enlarged or made smaller.
         color_jitter: largest share, in [0, 1], by which brightness, contrast and saturation of
             every image change, each by a factor of its own.
         **kwargs: `workers`, `use_multiprocessing` and `max_queue_size` of `keras.utils.PyDataset`.
@@ -208,7 +208,7 @@ class Augmented(keras.utils.PyDataset):
         self.padding = padding
         self.flip = flip
         self.rotation = number("rotation", rotation, 0.0, 180.0, closed="both")
-        self.zoom = number("zoom", zoom, 0.0, 1.0, closed="low")
+        self.zoom = number("zoom", zoom, 0.0, 0.9, closed="both")
         self.color_jitter = number("color_jitter", color_jitter, 0.0, 1.0, closed="both")
         self._order: tuple[int, np.ndarray] = (-1, np.arange(0))
 

@@ -12,7 +12,6 @@ __all__ = [
     "OPTIMIZERS",
     "PiecewiseLinear",
     "Trapezoid",
-    "at_epoch",
     "make_loss",
     "make_optimizer",
 ]
@@ -153,25 +152,6 @@ OPTIMIZERS = {
     "adamw": _plain(keras.optimizers.AdamW),
     "nadam": _plain(keras.optimizers.Nadam),
 }
-
-
-def at_epoch(config: dict, epoch: int) -> dict:
-    """A recipe's loss in one epoch: an argument may be a mapping from first epoch to value.
-
-    >>> at_epoch({"name": "offset_crossentropy", "offset": {0: 0.4, 6: 0.8}}, 7)
-    {'name': 'offset_crossentropy', 'offset': 0.8}
-    """
-    return {k: _value_at(k, v, epoch) if isinstance(v, dict) else v for k, v in config.items()}
-
-
-def _value_at(key: str, values: dict, epoch: int):
-    starts = list(values)
-    if starts != sorted(starts, key=int) or not starts or int(starts[0]) != 0:
-        raise ValueError(
-            f"`training.loss.{key}` must map increasing epochs, from 0, to values. "
-            f"Received: {values}"
-        )
-    return values[max((s for s in starts if int(s) <= epoch), key=int)]
 
 
 def make_loss(config: dict) -> keras.losses.Loss:

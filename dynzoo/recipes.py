@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from dynzoo import by_epoch
+from dynzoo.augmentation import DISTORTIONS
+
 __all__ = ["DEFAULTS", "RecipeError", "Schema", "complete", "find", "load", "read", "validate"]
 
 
@@ -29,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
         "validation": 5000,
         "crop_padding": 4,
         "flip": True,
+        # each of these may be a mapping from first epoch to value
         "rotation": 0.0,  # degrees
         "zoom": 0.0,
         "color_jitter": 0.0,
@@ -56,6 +60,7 @@ class Schema(NamedTuple):
     ranges: dict[str, tuple[float, float | None]]
     choices: dict[str, tuple[str, ...]]
     required: dict[str, type]  # types of the keys that have no default
+    by_epoch: tuple[str, ...] = ()  # keys whose value may change from epoch to epoch
 
 
 _SCHEMA = Schema(
@@ -79,6 +84,7 @@ _SCHEMA = Schema(
         "evaluation.norm": ("l2", "linf"),
     },
     required={"name": str, "data.name": str, "training.epochs": int},
+    by_epoch=tuple(f"data.{key}" for key in DISTORTIONS),
 )
 
 
@@ -154,10 +160,18 @@ def validate(recipe: dict) -> dict:
     from dynzoo.models import ARCHITECTURES
 
     _named("architecture.name", architecture.get("name"), ARCHITECTURES)
-    from dynzoo.optimization import LOSSES, OPTIMIZERS
+    from dynzoo.optimization import LOSSES, OPTIMIZERS, make_loss
 
     training = result["training"]
     _named("training.loss.name", training["loss"].get("name"), LOSSES)
+    for key, value in training["loss"].items():
+        if isinstance(value, dict):
+            training["loss"][key] = _by_epoch(f"training.loss.{key}", value)
+    for epoch in by_epoch.first_epochs(training["loss"]):  # now, not hours into the training
+        try:
+            make_loss(by_epoch.at_epoch(training["loss"], epoch))
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
     _named("training.optimizer.name", training["optimizer"].get("name"), OPTIMIZERS)
     if "learning_rate" not in training["optimizer"]:
         raise RecipeError("`training.optimizer.learning_rate` is missing")
@@ -175,6 +189,14 @@ def validate(recipe: dict) -> dict:
             f"Received: {schedule}"
         )
     return result
+
+
+def _by_epoch(key: str, values: dict) -> dict[int, Any]:
+    try:
+        by_epoch.check(key, values)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    return {int(epoch): value for epoch, value in values.items()}
 
 
 def _named(key, value, choices):
@@ -221,6 +243,9 @@ def _merge(schema: Schema, defaults: dict, given: dict, prefix: str) -> dict:
 
 
 def _checked(schema: Schema, path: str, value: Any, default: Any) -> Any:
+    if path in schema.by_epoch and isinstance(value, dict):
+        values = _by_epoch(path, value)
+        return {epoch: _checked(schema, path, v, default) for epoch, v in values.items()}
     kind = schema.required.get(path, type(default))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

@@ -11,6 +11,7 @@ import numpy as np
 
 from dynzoo import augmentation, backend, checkpoints, constraints, data, optimization, recipes
 from dynzoo.allocator import keep_freed_memory
+from dynzoo.by_epoch import at_epoch
 from dynzoo.distribution import OneDevice, Replicas
 from dynzoo.held_out import held_out_accuracy
 from dynzoo.runs import Run, figure_of_merit, session
@@ -159,7 +160,7 @@ def train(
         optimizer = optimization.make_optimizer(
             settings["optimizer"], settings["epochs"] * batches, settings["schedule"], batches
         )
-        _compile(model, optimizer, optimization.at_epoch(settings["loss"], 0))
+        _compile(model, optimizer, at_epoch(settings["loss"], 0))
         optimizer.build(model.trainable_variables)
     twin = _Twin(recipe, model, replicas)
     if run.checkpoint.exists():
@@ -228,7 +229,8 @@ def _loop(run, twin, train_data, validation, batches, deadline, started, verbose
     seconds_before = state["seconds"]
     loss = None
     while state["epoch"] < settings["epochs"]:
-        due = optimization.at_epoch(settings["loss"], state["epoch"])
+        due = at_epoch(settings["loss"], state["epoch"])
+        images = at_epoch(recipe["data"], state["epoch"])
         dataset = augmentation.Augmented(
             x,
             y,
@@ -236,8 +238,8 @@ def _loop(run, twin, train_data, validation, batches, deadline, started, verbose
             seed=settings["seed"],
             epoch=state["epoch"],
             start_batch=state["batch"],
-            padding=recipe["data"]["crop_padding"],
-            **{key: recipe["data"][key] for key in ("flip", *augmentation.DISTORTIONS)},
+            padding=images["crop_padding"],
+            **{key: images[key] for key in ("flip", *augmentation.DISTORTIONS)},
         )
         watch = _Watch(deadline)
         with replicas.scope():

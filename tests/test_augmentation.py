@@ -205,7 +205,7 @@ def test_distorted_images_are_a_function_of_seed_epoch_and_batch():
         ({"start_batch": 3}, "`start_batch`"),
         ({"start_batch": -1}, "`start_batch`"),
         ({"rotation": 181}, r"`rotation` must be in \[0, 180\]. Received: rotation=181"),
-        ({"zoom": 1.0}, r"`zoom` must be in \[0, 1\). Received: zoom=1.0"),
+        ({"zoom": 1.0}, r"`zoom` must be in \[0, 0.9\]. Received: zoom=1.0"),
         (
             {"color_jitter": "much"},
             r"`color_jitter` must be in \[0, 1\]. Received: color_jitter='m",

@@ -83,6 +83,10 @@ def test_radii_may_be_fractions(value, eps):
         ("data.zoom", 1),
         ("data.color_jitter", 1.5),
         ("data.color_jitter", "some"),
+        ("data.color_jitter", {1: 0.2}),
+        ("data.color_jitter", {0: 0.2, 3: 2}),
+        ("data.crop_padding", {0: 3}),
+        ("training.loss.offset", {0: 0.1, 4: 0.2, 2: 0.3}),
         ("training.epochs", ...),
         ("training.epochs", 0),
         ("training.epochs", True),
@@ -146,6 +150,21 @@ def test_numbers_may_be_integers_where_floats_are_expected():
     assert recipe["training"]["schedule"]["warmup"] == 0.0
     recipe = recipes.validate(changed("training.optimizer.learning_rate", 1))
     assert recipe["training"]["optimizer"]["learning_rate"] == 1
+
+
+def test_values_by_epoch_have_integer_keys_and_are_all_checked():
+    given = changed("data.rotation", {"0": 5, "3": 15})  # as JSON has them
+    given["training"]["loss"]["offset"] = {"0": 0.2, "10": 0.4, "9": 0.3}
+    with pytest.raises(RecipeError, match="`training.loss.offset` must map increasing epochs"):
+        recipes.validate(given)
+    given["training"]["loss"]["offset"] = {"0": 0.2, "9": 0.3, "10": 0.4}
+    recipe = recipes.validate(given)
+    assert recipe["data"]["rotation"] == {0: 5.0, 3: 15.0}
+    assert recipe["training"]["loss"]["offset"] == {0: 0.2, 9: 0.3, 10: 0.4}
+    assert recipes.validate(recipe) == recipe
+    for loss in ({"temperature": {0: 1.0, 30: -1.0}}, {"temperature": 0}, {"margin": 1.0}):
+        with pytest.raises(RecipeError, match="`training.loss`: .*(temperature|margin)"):
+            recipes.validate(changed("training.loss", {"name": "offset_crossentropy"} | loss))
 
 
 def test_shipped_recipes_load():

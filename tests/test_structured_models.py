@@ -9,7 +9,7 @@ from helpers import conv_matrix, normal
 from keras import ops
 
 import dynzoo
-from dynzoo import backend, operators, optimization, recipes, training
+from dynzoo import backend, by_epoch, operators, optimization, recipes, training
 from dynzoo.layers.learned_scale import LearnedScale
 from dynzoo.models.structured import structured_classifier
 
@@ -162,7 +162,7 @@ def test_recipes_load_and_build(path, quick_start):
     peak = settings["optimizer"]["learning_rate"]
     assert float(rate(375 * epochs // 5)) <= peak * (1 + 1e-6)
     assert 0 <= float(rate(375 * epochs)) < 0.01 * peak
-    assert optimization.make_loss(optimization.at_epoch(settings["loss"], 0)) is not None
+    assert optimization.make_loss(by_epoch.at_epoch(settings["loss"], 0)) is not None
     if form == "published":  # a tenth of what the authors set beside a loss ten times as large
         weight = {"unconstrained": 0, "flexible": 0.001, "naive": 0.001}.get(kind, 0.01)
         regularizers = {

@@ -16,7 +16,7 @@ from helpers import norm
 from keras import ops
 from training_fixtures import RECIPE, killed_after
 
-from dynzoo import backend, optimization, recipes, training
+from dynzoo import augmentation, backend, optimization, recipes, training
 from dynzoo.checkpoints import CheckpointError
 from dynzoo.models import presets
 
@@ -267,16 +267,24 @@ def test_the_loss_may_change_from_epoch_to_epoch(data, tmp_path):
     assert 3.5 < second - first < 5.0
 
 
-def test_arguments_of_the_loss_by_epoch():
-    config = {"name": "x", "offset": {0: 0.4, 6: 0.8}, "temperature": 0.25}
-    for epoch, offset in ((0, 0.4), (5, 0.4), (6, 0.8), (60, 0.8)):
-        found = optimization.at_epoch(config, epoch)
-        assert found == {"name": "x", "offset": offset, "temperature": 0.25}
-    stored = json.loads(json.dumps(config))  # keys become text in a preset's metadata
-    assert optimization.at_epoch(stored, 7)["offset"] == 0.8
-    for wrong in ({}, {3: 0.1}, {0: 0.1, 4: 0.2, 2: 0.3}):
-        with pytest.raises(ValueError, match="`training.loss.offset` must map"):
-            optimization.at_epoch({"offset": wrong}, 0)
+def test_distortions_may_change_from_epoch_to_epoch(data, tmp_path, monkeypatch):
+    given = []
+
+    class Recording(augmentation.Augmented):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            given.append((self.rotation, self.zoom, self.color_jitter))
+
+    monkeypatch.setattr(augmentation, "Augmented", Recording)
+    config = recipe(epochs=2)
+    config["data"] |= {"rotation": {0: 5, 2: 15}, "color_jitter": {0: 0, 1: 0.2}}
+    run(tmp_path, data, config)
+    config["training"]["epochs"] = 3
+    run(tmp_path, data, config, resume=True)
+    assert given == [(5, 0, 0), (5, 0, 0.2), (15, 0, 0.2)]
+    metadata = json.loads((tmp_path / "preset" / "metadata.json").read_text())
+    assert metadata["recipe"]["data"]["rotation"] == {"0": 5, "2": 15}
+    run(tmp_path, data, metadata["recipe"], resume=True)  # what the preset says is the same run
 
 
 def test_a_built_model_is_that_of_the_recipe():

@@ -12,6 +12,7 @@ import yaml
 from tuning_fixtures import SEARCH, Trials, changed, write_images
 
 from dynzoo import recipes, tuning
+from dynzoo.augmentation import DISTORTIONS
 from dynzoo.checkpoints import CheckpointError
 from dynzoo.recipes import RecipeError
 from dynzoo.tuning import SearchConfig, driver, figures, oracles, worker
@@ -328,6 +329,23 @@ def test_a_folder_is_kept_as_it_is_unless_the_same_search_goes_on(run, trials, t
     more, messages = run("out", resume=True, max_trials=8)
     assert messages[0] == "resumed: 6 of 8 trials are done"
     assert trials.ran == ["6", "7"] and numbers(more) == numbers(whole)
+
+
+def test_a_search_from_before_a_key_of_recipes_existed_goes_on(run, trials, tmp_path):
+    first, _ = run("out")
+    path = first.folder / "search.json"
+    known = json.loads(path.read_text())
+    for key in DISTORTIONS:
+        del known["recipe"]["data"][key]
+    del known["search"]["attacks"]
+    path.write_text(json.dumps(known))
+    _, messages = run("out", resume=True, max_trials=8)
+    assert messages[0] == "resumed: 6 of 8 trials are done"
+    known["recipe"]["data"]["zoom"] = 0.1
+    for other, message in ((known, "recipe differ"), ({}, "recipe, space"), ([], "is damaged")):
+        path.write_text(json.dumps(other))
+        with pytest.raises(CheckpointError, match=message):
+            run("out", resume=True)
 
 
 def test_a_record_that_is_not_seen_yet_is_waited_for(run, trials, monkeypatch):

@@ -12,6 +12,7 @@ from typing import Any
 
 from dynzoo import data, training
 from dynzoo.checkpoints import CheckpointError, write_atomically
+from dynzoo.recipes import RecipeError
 from dynzoo.tuning import cluster
 from dynzoo.tuning.config import SearchConfig
 from dynzoo.tuning.figures import save_figures
@@ -136,10 +137,24 @@ def _load(plan: SearchConfig, data_file: Any) -> Any:
 def _identity(plan: SearchConfig, splits: Any) -> dict[str, Any]:
     """What all processes of a search must agree on, those of a later resumption too."""
     (x, y), _ = splits
+    return {**_plain(plan), "images": hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()}
+
+
+def _plain(plan: SearchConfig) -> dict[str, Any]:
     parts = plan.to_dict()
     parts["search"] = {k: v for k, v in parts["search"].items() if k != "max_trials"}
-    parts["images"] = hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()
     return json.loads(json.dumps(parts))
+
+
+def _completed(known: Any) -> dict[str, Any]:
+    """What an earlier version of dynzoo wrote, with keys that it did not know at their defaults."""
+    if not isinstance(known, dict):
+        raise ValueError("it is not a mapping")
+    try:
+        plan = SearchConfig.load({key: known[key] for key in ("recipe", "space", "search")})
+    except (KeyError, TypeError, RecipeError):
+        return known
+    return {**known, **_plain(plan)}
 
 
 def _open(folder: Path, identity: dict[str, Any], resume: bool) -> None:
@@ -159,7 +174,7 @@ def _open(folder: Path, identity: dict[str, Any], resume: bool) -> None:
 
 def _check(path: Path, identity: dict[str, Any]) -> None:
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = _completed(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent} does not hold the chief's search: a worker needs the same folder"
