@@ -1,13 +1,42 @@
-"""What a model in training is judged by: accuracy and certified accuracy on held-out images."""
+"""The held-out images, and what a model in training is judged by: its accuracies on them."""
 
 from __future__ import annotations
 
 import keras
 import numpy as np
 
+from dynzoo import data, recipes
 from dynzoo.random_layers import layers_with
 
-__all__ = ["held_out_accuracy", "labels_and_radii"]
+__all__ = ["held_out_accuracy", "hold_out", "labels_and_radii"]
+
+
+def hold_out(recipe: dict, source=None) -> tuple[tuple, int]:
+    """The images that a recipe trains on and those that it holds out, the test set left alone.
+
+    Args:
+        recipe: a complete recipe. The held-out part does not depend on its seed: seeds stay
+            comparable.
+        source: a data set in place of the recipe's: a name, a file, or what `dynzoo.data.load`
+            gave of it as bytes.
+
+    Returns:
+        `((x, y), (x_held_out, y_held_out))` as bytes, and the number of classes.
+
+    Raises:
+        RecipeError: if the data have no more images than are to be held out.
+    """
+    section = recipe["data"]
+    if isinstance(source, tuple):
+        (x, y), _ = source
+    else:
+        (x, y), _ = data.load(str(source) if source else section["name"], dtype="uint8")
+    if section["validation"] >= len(x):
+        raise recipes.RecipeError(
+            f"`data.validation` must be below {len(x)}, the training images. "
+            f"Received: {section['validation']}"
+        )
+    return data.split_validation(x, y, section["validation"], seed=0), int(y.max()) + 1
 
 
 def held_out_accuracy(model: keras.Model, held_out, eps: float) -> tuple[float, float | None]:

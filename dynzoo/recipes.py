@@ -44,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
         "batch_size": 256,
         "dtype": "float32",
         "keep": "last",
+        "average": [],  # epochs whose weights' mean, projected, is kept in place of the last
         "loss": {},
         "optimizer": {},
         "schedule": {"warmup": 0.02, "decay": 0.5, "points": {}},
@@ -182,6 +183,7 @@ def validate(recipe: dict) -> dict:
             "`training.optimizer.learning_rate` must be a positive number such as 0.001. "
             f"Received: {rate!r}"
         )
+    _check_average(training)
     schedule = training["schedule"]
     if not schedule["warmup"] + schedule["decay"] <= 1:
         raise RecipeError(
@@ -189,6 +191,21 @@ def validate(recipe: dict) -> dict:
             f"Received: {schedule}"
         )
     return result
+
+
+def _check_average(training: dict) -> None:
+    given, epochs = training["average"], training["epochs"]
+    counts = [e for e in given if isinstance(e, int) and not isinstance(e, bool)]
+    inside = all(1 <= e <= epochs for e in counts)
+    if counts != given or given != sorted(set(counts)) or not inside or len(given) == 1:
+        raise RecipeError(
+            "`training.average` must be empty or list two or more increasing epochs in "
+            f"[1, {epochs}], as log.csv counts them. Received: {given}"
+        )
+    if given and training["keep"] != "last":
+        raise RecipeError(
+            "`training.average` and `training.keep: best` are two choices of weights: give one"
+        )
 
 
 def _by_epoch(key: str, values: dict) -> dict[int, Any]:

@@ -70,17 +70,39 @@ class Run:
                 "size, loss or dtype differ); use another output folder"
             )
 
+    def kept(self, epoch: int) -> Path:
+        """The file with the weights after an epoch that the recipe averages over."""
+        return self.output / f"epoch_{epoch}.npz"
+
+    def check_kept(self) -> None:
+        """Refuses to go on where weights that are to be averaged were not kept."""
+        for epoch in self.recipe["training"]["average"]:
+            if epoch <= self.state["epoch"] and not self.kept(epoch).exists():
+                raise checkpoints.CheckpointError(
+                    f"`training.average` has epoch {epoch}, but {self.kept(epoch)} is missing: "
+                    "leave that epoch out, or use another output folder"
+                )
+
     def log(self) -> None:
         text = csv_text(_COLUMNS, self.state["history"])
         checkpoints.write_atomically(self.output / "log.csv", text.encode())
 
-    def save_preset(self, model) -> Path:
-        """Writes the finished preset, with what is known of the run; returns its folder."""
+    def save_preset(self, model, measured: dict | None = None) -> Path:
+        """Writes the finished preset, with what is known of the run; returns its folder.
+
+        Args:
+            model: the finished model.
+            measured: its held-out accuracies where it is not the network of the log's last row.
+        """
         from dynzoo.models import presets
 
         recipe, state = self.recipe, self.state
         sessions, seed = state["sessions"], recipe["training"]["seed"]
         chosen = "last epoch"
+        held_out = measured or state["history"][-1]
+        if recipe["training"]["average"]:
+            *most, last = (str(epoch) for epoch in recipe["training"]["average"])
+            chosen = f"mean of the weights after epochs {', '.join(most)} and {last}, projected"
         if recipe["training"]["keep"] == "best":
             best = max(state["history"], key=figure_of_merit)
             kind = "accuracy" if best["val_certified"] is None else "certified accuracy"
@@ -98,7 +120,7 @@ class Run:
                 "seed": seed,
                 "command": f"dynzoo train {recipe['name']}" + (f" --seed {seed}" if seed else ""),
                 "chosen": chosen,
-                "held_out": {k: v for k, v in state["history"][-1].items() if v is not None},
+                "held_out": {k: v for k, v in held_out.items() if v is not None},
             },
         }
         if state.get("start"):

@@ -9,11 +9,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from dynzoo import augmentation, backend, checkpoints, constraints, data, optimization, recipes
+from dynzoo import augmentation, backend, checkpoints, constraints, optimization, recipes
 from dynzoo.allocator import keep_freed_memory
+from dynzoo.averaging import take_mean
 from dynzoo.by_epoch import at_epoch
 from dynzoo.distribution import OneDevice, Replicas
-from dynzoo.held_out import held_out_accuracy
+from dynzoo.held_out import held_out_accuracy, hold_out
 from dynzoo.runs import Run, figure_of_merit, session
 
 __all__ = ["TrainingDivergedError", "build_model", "train"]
@@ -60,21 +61,6 @@ class _Watch(keras.callbacks.Callback):
             self.out_of_time = self.model.stop_training = True
 
 
-def _prepare(recipe, source):
-    section = recipe["data"]
-    if isinstance(source, tuple):
-        (x, y), _ = source
-    else:
-        (x, y), _ = data.load(str(source) if source else section["name"], dtype="uint8")
-    if section["validation"] >= len(x):
-        raise recipes.RecipeError(
-            f"`data.validation` must be below {len(x)}, the training images. "
-            f"Received: {section['validation']}"
-        )
-    # The held-out part does not depend on the training seed: seeds stay comparable.
-    return data.split_validation(x, y, section["validation"], seed=0), int(y.max()) + 1
-
-
 def train(
     config,
     data_file=None,
@@ -95,6 +81,8 @@ def train(
     held-out part of the training images; the test set is not read for it. When the last epoch is
     done, the preset is written to ``output/preset``. With ``training.start`` the weights come
     from that preset, with a fresh head for another number of classes; a checkpoint goes before.
+    With ``training.average`` the preset's weights are the projected mean of those that
+    ``output/epoch_<n>.npz`` keep; see `dynzoo.averaging.take_mean`.
 
     Args:
         config: a recipe: mapping, YAML file, or the name of one that ships.
@@ -144,7 +132,7 @@ def train(
     # Before anything is computed: a CPU that computes can no longer be divided.
     replicas = Replicas(devices) if distribute else OneDevice()
     replicas.check_batch_size(settings["batch_size"])
-    ((x, y), validation), num_classes = _prepare(recipe, data_file)
+    ((x, y), validation), num_classes = hold_out(recipe, data_file)
 
     keep_freed_memory()
     keras.utils.set_random_seed(settings["seed"])
@@ -165,6 +153,7 @@ def train(
     twin = _Twin(recipe, model, replicas)
     if run.checkpoint.exists():
         run.state = checkpoints.read(run.checkpoint, model, run.check)
+        run.check_kept()
         log(f"resumed at epoch {run.state['epoch']}, batch {run.state['batch']}")
     elif settings["start"]:
         from dynzoo.warm_start import warm_start
@@ -182,11 +171,14 @@ def train(
     if not finished:
         log(f"stopped at the time limit; {run.checkpoint} goes on with --resume")
         return twin.updated()
-    if settings["keep"] == "best" and run.best.exists():
+    if settings["average"]:
+        take_mean(model, [run.kept(epoch) for epoch in settings["average"]], run.check)
+    elif settings["keep"] == "best" and run.best.exists():
         checkpoints.read(run.best, model, run.check)
     final = twin.updated()
     constraints.project(final)
-    log(f"preset written to {run.save_preset(final)}")
+    measured = _held_out(run, final, validation) if settings["average"] else None
+    log(f"preset written to {run.save_preset(final, measured)}")
     return final
 
 
@@ -268,6 +260,8 @@ def _loop(run, twin, train_data, validation, batches, deadline, started, verbose
             row = _epoch_row(run, twin, history, validation)
             state.update(epoch=state["epoch"] + 1, batch=0)
             state["history"].append(row)
+            if state["epoch"] in settings["average"]:
+                checkpoints.write(run.kept(state["epoch"]), model, state)
             if figure_of_merit(row) >= max(map(figure_of_merit, state["history"])):
                 checkpoints.write(run.best, model, state)
             certified = row["val_certified"]
@@ -290,10 +284,15 @@ def _last_good(checkpoint: Path) -> str:
     return kept if checkpoint.exists() else "There is no checkpoint yet"
 
 
+def _held_out(run, model, validation) -> dict:
+    accuracy, certified = held_out_accuracy(model, validation, run.recipe["evaluation"]["eps"][0])
+    return {
+        "val_accuracy": round(100 * accuracy, 3),
+        "val_certified": None if certified is None else round(100 * certified, 3),
+    }
+
+
 def _epoch_row(run, twin, history, validation) -> dict:
-    accuracy, certified = held_out_accuracy(
-        twin.updated(), validation, run.recipe["evaluation"]["eps"][0]
-    )
     rate = twin.model.optimizer.learning_rate
     return {
         "epoch": run.state["epoch"] + 1,
@@ -301,6 +300,5 @@ def _epoch_row(run, twin, history, validation) -> dict:
         "learning_rate": round(float(backend.to_numpy(rate)), 8),
         "loss": round(float(history.history["loss"][-1]), 6),
         "accuracy": round(100 * float(history.history["accuracy"][-1]), 3),
-        "val_accuracy": round(100 * accuracy, 3),
-        "val_certified": None if certified is None else round(100 * certified, 3),
+        **_held_out(run, twin.updated(), validation),
     }

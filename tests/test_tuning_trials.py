@@ -9,6 +9,7 @@ from training_fixtures import killed_after
 from tuning_fixtures import SEARCH, changed, write_images
 
 from dynzoo import cli, data, training, tuning
+from dynzoo.held_out import hold_out
 from dynzoo.models import presets
 from dynzoo.tuning import driver
 
@@ -66,7 +67,7 @@ def test_a_trial_is_the_training_of_its_recipe_measured_on_held_out_images(run, 
         (w == v).all() for w, v in zip(model.get_weights(), alone.get_weights(), strict=True)
     )
     # the attack is no weaker than the certificate is strong
-    (_, held_out), _ = training._prepare(plan.recipe, data.load(str(images), dtype="uint8"))
+    (_, held_out), _ = hold_out(plan.recipe, data.load(str(images), dtype="uint8"))
     settings = {**plan.settings, "attack_images": 24}
     measured = tuning.hypermodel.measure(model, held_out, plan.recipe, settings)
     assert measured["certified"] <= measured["attacked"] <= measured["clean"]

@@ -127,7 +127,8 @@ class SearchConfig:
 
         Args:
             values: as `values` gives them.
-            epochs: length of the training where the tuner decides on it, else ``None``.
+            epochs: length of the training where the tuner decides on it, else ``None``; weights
+                are not averaged then.
 
         Raises:
             RecipeError: if they do not go together.
@@ -136,7 +137,8 @@ class SearchConfig:
         for dimension in self.space:
             recipe = dimension.put(recipe, values[dimension.key])
         if epochs is not None:
-            recipe = {**recipe, "training": {**recipe["training"], "epochs": epochs}}
+            length = {"epochs": epochs, "average": []}
+            recipe = {**recipe, "training": {**recipe["training"], **length}}
         return recipes.validate(recipe)
 
     def with_settings(self, **settings: Any) -> SearchConfig:

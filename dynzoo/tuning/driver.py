@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dynzoo import data, training
+from dynzoo import data
 from dynzoo.checkpoints import CheckpointError, write_atomically
+from dynzoo.held_out import hold_out
 from dynzoo.recipes import RecipeError
 from dynzoo.tuning import cluster
 from dynzoo.tuning.config import SearchConfig
@@ -130,7 +131,7 @@ def _load(plan: SearchConfig, data_file: Any) -> Any:
         splits = data.load(data_file or plan.recipe["data"]["name"], dtype="uint8")
     except RuntimeError as error:  # neither here nor to be had: the message says what to do
         raise ValueError(str(error)) from error
-    training._prepare(plan.recipe, splits)  # a held-out part that the data do not have
+    hold_out(plan.recipe, splits)  # a held-out part that the data do not have
     return splits
 
 

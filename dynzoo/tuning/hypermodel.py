@@ -14,7 +14,7 @@ import numpy as np
 from keras_tuner.errors import FailedTrialError
 
 from dynzoo import robustness, training
-from dynzoo.held_out import labels_and_radii
+from dynzoo.held_out import hold_out, labels_and_radii
 from dynzoo.tuning.config import SearchConfig
 
 __all__ = ["RecipeModel", "epochs_of"]
@@ -95,7 +95,7 @@ class RecipeModel(keras_tuner.HyperModel):
             verbose=0,
             log=lambda line: None,
         )
-        (_, held_out), _ = training._prepare(recipe, self.splits)
+        (_, held_out), _ = hold_out(recipe, self.splits)
         done, planned = len(_epochs_done(folder)), recipe["training"]["epochs"]
         cut = done < planned
         return {
@@ -172,7 +172,7 @@ def attempt(hypermodel: RecipeModel, hp: Any, folder: Path, worker: str, past: P
 
 def forget_checkpoints(folder: Path) -> None:
     """Removes what only serves to go on with the training of a trial."""
-    for name in ("checkpoint.npz", "best.npz"):
+    for name in ("checkpoint.npz", "best.npz", "epoch_*.npz"):
         for path in folder.glob(f"*/{name}"):
             path.unlink(missing_ok=True)
 

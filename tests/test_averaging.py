@@ -1,0 +1,137 @@
+"""The mean of the weights after several epochs, projected, as what a training keeps."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from helpers import norm
+from training_fixtures import RECIPE, killed_after
+from tuning_fixtures import SEARCH, write_images
+
+from dynzoo import backend, checkpoints, constraints, data, held_out, recipes, training
+from dynzoo.averaging import take_mean
+from dynzoo.checkpoints import CheckpointError
+from dynzoo.models import presets
+from dynzoo.recipes import RecipeError
+from dynzoo.tuning import SearchConfig
+
+
+def recipe(**settings):
+    result = copy.deepcopy(RECIPE)
+    result["training"] |= {"average": [1, 3], **settings}
+    return result
+
+
+def run(output, images, config, **arguments):
+    return training.train(config, images, output, verbose=0, log=lambda message: None, **arguments)
+
+
+def stored(path):
+    with np.load(path) as file:
+        return [file[k] for k in sorted(file.files) if k.startswith("weight_")]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "images.npz")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, images):
+    output = tmp_path_factory.mktemp("whole") / "run"
+    return output, run(output, images, recipe())
+
+
+def test_the_preset_is_the_projected_mean(whole, images):
+    output, model = whole
+    assert sorted(p.name for p in output.glob("epoch_*")) == ["epoch_1.npz", "epoch_3.npz"]
+    settings = recipes.validate(recipe())
+    expected = training.build_model(settings, model.output_shape[-1], model.input_shape[1:])
+    one, other = (stored(output / f"epoch_{epoch}.npz") for epoch in (1, 3))
+    mean = [(a.astype(np.float64) + b) / 2 for a, b in zip(one, other, strict=True)]
+    for variable, value in zip(expected.variables, mean, strict=True):
+        variable.assign(value.astype(np.float32))
+    before = [norm(w) for w, v in zip(mean, expected.variables, strict=True) if v.constraint]
+    assert max(abs(s - 1) for s in before) > 1e-4  # the mean alone is not orthonormal
+    constraints.project(expected)
+    preset = presets.from_preset(output / "preset")
+    for loaded in (model, preset):
+        for a, b in zip(loaded.get_weights(), expected.get_weights(), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    for variable in preset.variables:
+        if variable.constraint is not None:
+            assert norm(backend.to_numpy(variable.value)) <= 1 + 1e-5
+    last = stored(output / "checkpoint.npz")  # goes on from its own weights, not from the mean
+    assert all(np.array_equal(a, b) for a, b in zip(last, other, strict=True))
+
+
+def test_what_is_said_of_the_preset_is_measured_on_it(whole, images):
+    output, model = whole
+    metadata = json.loads((output / "preset" / "metadata.json").read_text())["training"]
+    assert metadata["chosen"] == "mean of the weights after epochs 1 and 3, projected"
+    (_, held), _ = held_out.hold_out(
+        recipes.validate(recipe()), data.load(str(images), dtype="uint8")
+    )
+    clean, certified = held_out.held_out_accuracy(model, held, 36 / 255)
+    measured = {"val_accuracy": 100 * clean, "val_certified": 100 * certified}
+    assert metadata["held_out"] == pytest.approx(measured, abs=1e-3)
+
+
+def test_a_killed_run_ends_with_the_same_mean(whole, images, tmp_path):
+    output = tmp_path / "run"
+    killed_after(5, f"training.train({recipe()!r}, {str(images)!r}, {str(output)!r}, verbose=0)")
+    assert (output / "epoch_1.npz").exists() and not (output / "epoch_3.npz").exists()
+    model = run(output, images, recipe(), resume=True)
+    for a, b in zip(model.get_weights(), whole[1].get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_weights_that_were_not_kept_are_missed_before_anything_is_computed(images, tmp_path):
+    output = tmp_path / "run"
+    run(output, images, recipe(average=[], epochs=1))
+    before = {p.name: p.read_bytes() for p in output.glob("*.*")}
+    with pytest.raises(CheckpointError, match=r"has epoch 1, but .*epoch_1.npz is missing"):
+        run(output, images, recipe(), resume=True)
+    assert {p.name: p.read_bytes() for p in output.glob("*.*")} == before
+    run(output, images, recipe(average=[2, 3]), resume=True)
+    (output / "epoch_2.npz").write_bytes(b"damaged")
+    preset = (output / "preset" / "metadata.json").read_bytes()
+    with pytest.raises(CheckpointError, match="epoch_2.npz is damaged"):
+        run(output, images, recipe(average=[2, 3]), resume=True)
+    assert (output / "preset" / "metadata.json").read_bytes() == preset
+
+
+def test_the_mean_of_one_network_is_that_network(whole):
+    output, model = whole
+    path = output / "epoch_3.npz"
+    model.compile(optimizer="sgd", loss="mse")
+    with pytest.raises(CheckpointError, match="optimizer variables of another model"):
+        take_mean(model, [path])
+    checkpoints.write(output / "same.npz", model, {})
+    before = model.get_weights()
+    take_mean(model, [output / "same.npz"] * 3)
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "wrong", [[3], [3, 1], [1, 1], [0, 2], [1, 4], [1, 2.5], [True, 2], ["1", "2"], 2]
+)
+def test_other_than_increasing_epochs_is_refused(wrong):
+    with pytest.raises(RecipeError, match="`training.average` must be"):
+        recipes.validate(recipe(average=wrong))
+
+
+def test_one_choice_of_weights():
+    with pytest.raises(RecipeError, match="`training.average` and `training.keep: best` are two"):
+        recipes.validate(recipe(keep="best"))
+
+
+def test_a_tuner_that_decides_on_the_length_averages_nothing():
+    config = copy.deepcopy(SEARCH)
+    config["recipe"]["training"] |= {"average": [1, 2], "epochs": 2}
+    config = SearchConfig.load(config)
+    values = {d.key: d.default for d in config.space}
+    assert config.recipe_of(values)["training"]["average"] == [1, 2]
+    assert config.recipe_of(values, epochs=1)["training"]["average"] == []
