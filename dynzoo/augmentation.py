@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from dynzoo.distorted_model import DRAWS
 from dynzoo.distortions import color_jitter, rotate_and_zoom
 from dynzoo.layers.arguments import number
 
@@ -160,6 +161,9 @@ class Augmented(keras.utils.PyDataset):
         zoom: largest share, in [0, 0.9], by which the same half is enlarged or made smaller.
         color_jitter: largest share, in [0, 1], by which brightness, contrast and saturation of
             every image change, each by a factor of its own.
+        distort: whether to rotate, zoom and recolor here, on the host. If not, a batch is
+            `((x, draws), y)` with numbers (n, 5) for each image, with which
+            `dynzoo.distorted_model.distorted_model` does the same, up to rounding, on the device.
         **kwargs: `workers`, `use_multiprocessing` and `max_queue_size` of `keras.utils.PyDataset`.
 
     Example:
@@ -182,6 +186,7 @@ class Augmented(keras.utils.PyDataset):
         rotation: float = 0.0,
         zoom: float = 0.0,
         color_jitter: float = 0.0,
+        distort: bool = True,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -210,12 +215,13 @@ class Augmented(keras.utils.PyDataset):
         self.rotation = number("rotation", rotation, 0.0, 180.0, closed="both")
         self.zoom = number("zoom", zoom, 0.0, 0.9, closed="both")
         self.color_jitter = number("color_jitter", color_jitter, 0.0, 1.0, closed="both")
+        self.distort = distort
         self._order: tuple[int, np.ndarray] = (-1, np.arange(0))
 
     def __len__(self) -> int:
         return len(self.x) // self.batch_size - self.start_batch
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[Any, np.ndarray]:
         batch = index + self.start_batch
         chosen = self._permutation()[batch * self.batch_size : (batch + 1) * self.batch_size]
         # the batch counts from 1: NumPy reads [seed, epoch] and [seed, epoch, 0] as one seed
@@ -223,7 +229,10 @@ class Augmented(keras.utils.PyDataset):
         dy, dx = rng.integers(0, 2 * self.padding + 1, size=(2, len(chosen)))
         mirror = rng.integers(0, 2, size=len(chosen)).astype(bool) & self.flip
         x = self._cut(self.x[chosen], dy, dx, mirror)
-        return self._distort(x, rng), self.y[chosen]
+        draws = self._draws(len(x), rng)
+        if self.distort:
+            return self._distorted(x, draws), self.y[chosen]
+        return (x, draws.astype("float32")), self.y[chosen]
 
     def follow_epochs(self) -> keras.callbacks.Callback:
         """A callback that sets `epoch` to the number of each epoch that `fit` begins.
@@ -262,18 +271,25 @@ class Augmented(keras.utils.PyDataset):
             out /= np.float32(255)
         return out
 
-    def _distort(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _draws(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        draws = np.tile(np.array([*DRAWS.values()]), (count, 1))
         if self.rotation or self.zoom:
             # The other half stays as sharp as the images at inference.
-            some = np.flatnonzero(rng.integers(0, 2, size=len(x)))
+            some = np.flatnonzero(rng.integers(0, 2, size=count))
             angle, zoom = rng.uniform(-1, 1, size=(2, len(some)))
-            angle = np.deg2rad(self.rotation) * angle
-            x[some] = rotate_and_zoom(x[some], angle, 1 + self.zoom * zoom)
+            draws[some, 0] = np.deg2rad(self.rotation) * angle
+            draws[some, 1] = 1 + self.zoom * zoom
         if self.color_jitter:
-            x = color_jitter(
-                x, *rng.uniform(1 - self.color_jitter, 1 + self.color_jitter, (3, len(x)))
-            )
-        return x
+            factors = rng.uniform(1 - self.color_jitter, 1 + self.color_jitter, (3, count))
+            draws[:, 2:] = factors.T
+        return draws
+
+    def _distorted(self, x: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        angle, zoom, *factors = draws.T
+        some = np.flatnonzero((angle != 0) | (zoom != 1))
+        if len(some):
+            x[some] = rotate_and_zoom(x[some], angle[some], zoom[some])
+        return color_jitter(x, *factors) if self.color_jitter else x
 
 
 class _FollowEpochs(keras.callbacks.Callback):

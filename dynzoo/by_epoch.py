@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["at_epoch", "check", "first_epochs"]
+__all__ = ["at_epoch", "check", "first_epochs", "values"]
 
 
 def at_epoch(section: dict[str, Any], epoch: int) -> dict[str, Any]:
@@ -38,6 +38,15 @@ def first_epochs(section: dict[str, Any]) -> list[int]:
     """
     starts = {int(e) for value in section.values() if isinstance(value, dict) for e in value}
     return sorted(starts | {0})
+
+
+def values(entry: Any) -> list[Any]:
+    """The values that an entry of a section has, one after the other; one where it is no mapping.
+
+    >>> values({0: 10.0, 40: 15.0}), values(0.25)
+    ([10.0, 15.0], [0.25])
+    """
+    return list(entry.values()) if isinstance(entry, dict) else [entry]
 
 
 def check(key: str, values: dict) -> None:

@@ -1,16 +1,22 @@
-"""Images between their pixels, and their gray values, in NumPy."""
+"""Images between their pixels, and their gray values, in NumPy or in the backend's operations."""
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import Any
+
 import numpy as np
+from keras import ops
 
 __all__ = ["LUMINANCE", "sample"]
 
 # Shares of red, green and blue in the gray value (ITU-R BT.601).
 LUMINANCE = np.array([0.299, 0.587, 0.114])
+# Of indices into all pixels of a batch, in NumPy and elsewhere (JAX has no more by default).
+_WHOLE = {True: "int64", False: "int32"}
 
 
-def sample(x: np.ndarray, rows: np.ndarray, columns: np.ndarray, mode: str) -> np.ndarray:
+def sample(x: Any, rows: Any, columns: Any, mode: str, xp: ModuleType = np) -> Any:
     """Images at real positions, by bilinear interpolation.
 
     Args:
@@ -19,22 +25,28 @@ def sample(x: np.ndarray, rows: np.ndarray, columns: np.ndarray, mode: str) -> n
         columns: Array of the same shape.
         mode: Beyond the border the image is reflected, about the centre of the outermost pixel
             (`"mirror"`) or about its edge (`"reflect"`).
+        xp: `numpy`, or `keras.ops` for tensors and compiled functions.
     """
-    image = np.arange(len(x))[:, None, None]
-    top, left = np.floor(rows), np.floor(columns)
+    height, width, channels = x.shape[1:]
+    pixels = xp.reshape(x, (-1, channels))
+    first = xp.arange(xp.shape(x)[0], dtype=_WHOLE[xp is np])[:, None, None] * (height * width)
+    top, left = xp.floor(rows), xp.floor(columns)
     lower, right = (rows - top)[..., None], (columns - left)[..., None]
-    top, left = top.astype(int), left.astype(int)
-    i = [_fold(top + k, x.shape[1], mode) for k in (0, 1)]
-    j = [_fold(left + k, x.shape[2], mode) for k in (0, 1)]
-    upper_line = x[image, i[0], j[0]] * (1 - right) + x[image, i[0], j[1]] * right
-    lower_line = x[image, i[1], j[0]] * (1 - right) + x[image, i[1], j[1]] * right
-    return upper_line * (1 - lower) + lower_line * lower
+    i = [first + _fold(top + k, height, mode, xp) * width for k in (0, 1)]
+    j = [_fold(left + k, width, mode, xp) for k in (0, 1)]
+
+    def line(k: int) -> Any:
+        a, b = (xp.take(pixels, i[k] + column, axis=0) for column in j)
+        return a * (1 - right) + b * right
+
+    return line(0) * (1 - lower) + line(1) * lower
 
 
-def _fold(index: np.ndarray, size: int, mode: str) -> np.ndarray:
+def _fold(index: Any, size: int, mode: str, xp: ModuleType) -> Any:
+    index = index.astype(_WHOLE[True]) if xp is np else ops.cast(index, _WHOLE[False])
     if mode == "mirror":
         period = max(2 * (size - 1), 1)  # a single pixel is its own reflection
-        index = np.mod(index, period)
-        return np.minimum(index, period - index)
-    index = np.mod(index, 2 * size)
-    return np.minimum(index, 2 * size - 1 - index)
+        index = xp.mod(index, period)
+        return xp.minimum(index, period - index)
+    index = xp.mod(index, 2 * size)
+    return xp.minimum(index, 2 * size - 1 - index)

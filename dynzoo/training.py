@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 
@@ -12,10 +11,12 @@ import numpy as np
 from dynzoo import augmentation, backend, checkpoints, constraints, optimization, recipes
 from dynzoo.allocator import keep_freed_memory
 from dynzoo.averaging import take_mean
-from dynzoo.by_epoch import at_epoch
+from dynzoo.by_epoch import at_epoch, values
+from dynzoo.distorted_model import distorted_model
 from dynzoo.distribution import OneDevice, Replicas
 from dynzoo.held_out import held_out_accuracy, hold_out
 from dynzoo.runs import Run, figure_of_merit, session
+from dynzoo.watching import Watch
 
 __all__ = ["TrainingDivergedError", "build_model", "train"]
 
@@ -43,24 +44,6 @@ def build_model(recipe: dict, num_classes: int, input_shape, dtype=None) -> kera
         keras.config.set_dtype_policy(before)
 
 
-class _Watch(keras.callbacks.Callback):
-    """Stops at the time limit and at a loss that is not finite; counts the batches done."""
-
-    def __init__(self, deadline):
-        super().__init__()
-        self.deadline = deadline
-        self.batches = 0
-        self.out_of_time = False
-        self.diverged = False
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.batches += 1
-        if not math.isfinite(float((logs or {}).get("loss", 0.0))):
-            self.diverged = self.model.stop_training = True
-        elif self.deadline is not None and time.monotonic() > self.deadline:
-            self.out_of_time = self.model.stop_training = True
-
-
 def train(
     config,
     data_file=None,
@@ -77,10 +60,10 @@ def train(
     After each epoch, and when the time is up, everything needed to go on is written to
     ``output/checkpoint.npz`` in one atomic step, and ``output/log.csv`` has a row an epoch
     (accuracies in percent; ``val_certified`` at the recipe's first eps, empty for a model without
-    a certificate). Model choice uses a
-    held-out part of the training images; the test set is not read for it. When the last epoch is
-    done, the preset is written to ``output/preset``. With ``training.start`` the weights come
-    from that preset, with a fresh head for another number of classes; a checkpoint goes before.
+    a certificate). Model choice uses a held-out part of the training images; the test set is not
+    read for it. When the last epoch is done, the preset is written to ``output/preset``. With
+    ``training.start`` the weights come from that preset, with a fresh head for another number of
+    classes; a checkpoint goes before.
     With ``training.average`` the preset's weights are the projected mean of those that
     ``output/epoch_<n>.npz`` keep; see `dynzoo.averaging.take_mean`.
 
@@ -143,14 +126,15 @@ def train(
             f"Received: {settings['batch_size']}"
         )
     with replicas.scope():
-        model = build_model(recipe, num_classes, x.shape[1:])
-        replicas.synchronise(model)
+        network = build_model(recipe, num_classes, x.shape[1:])
+        replicas.synchronise(network)
+        model = _with_distortions(network, recipe["data"])
         optimizer = optimization.make_optimizer(
             settings["optimizer"], settings["epochs"] * batches, settings["schedule"], batches
         )
         _compile(model, optimizer, at_epoch(settings["loss"], 0))
         optimizer.build(model.trainable_variables)
-    twin = _Twin(recipe, model, replicas)
+    twin = _Twin(recipe, model, network, replicas)
     if run.checkpoint.exists():
         run.state = checkpoints.read(run.checkpoint, model, run.check)
         run.check_kept()
@@ -191,24 +175,30 @@ def _compile(model, optimizer, loss: dict) -> None:
     )
 
 
-class _Twin:
-    """A model in training and its float32 form on one device: itself, or one with its weights."""
+def _with_distortions(model: keras.Model, section: dict) -> keras.Model:
+    """The model that `fit` gets: with the distortions that the images have in some epoch."""
+    turn, zoom, recolor = (any(values(section[key])) for key in augmentation.DISTORTIONS)
+    return distorted_model(model, turn or zoom, recolor) if turn or zoom or recolor else model
 
-    def __init__(self, recipe, model, replicas):
-        self.model, self.replicas = model, replicas
-        self.plain = model
+
+class _Twin:
+    """What `fit` gets, its network, and that in float32 on one device: itself, or a copy."""
+
+    def __init__(self, recipe, model, network, replicas):
+        self.model, self.network, self.replicas = model, network, replicas
+        self.plain, self.copied = network, False
         if recipe["training"]["dtype"] != "float32" or isinstance(replicas, Replicas):
-            classes, shape = model.output_shape[-1], model.input_shape[1:]
-            self.plain = build_model(recipe, classes, shape, "float32")
+            classes, shape = network.output_shape[-1], network.input_shape[1:]
+            self.plain, self.copied = build_model(recipe, classes, shape, "float32"), True
 
     def updated(self) -> keras.Model:
-        if self.plain is not self.model:
+        if self.copied:
             self.plain.set_weights([backend.value_of(v) for v in self.model.weights])
         return self.plain
 
     def adopt(self) -> None:
         """The model takes the weights of its twin."""
-        if self.plain is not self.model:
+        if self.copied:
             for variable, value in zip(self.model.weights, self.plain.get_weights(), strict=True):
                 variable.assign(value)
 
@@ -222,7 +212,7 @@ def _loop(run, twin, train_data, validation, batches, deadline, started, verbose
     loss = None
     while state["epoch"] < settings["epochs"]:
         due = at_epoch(settings["loss"], state["epoch"])
-        images = at_epoch(recipe["data"], state["epoch"])
+        section = at_epoch(recipe["data"], state["epoch"])
         dataset = augmentation.Augmented(
             x,
             y,
@@ -230,10 +220,11 @@ def _loop(run, twin, train_data, validation, batches, deadline, started, verbose
             seed=settings["seed"],
             epoch=state["epoch"],
             start_batch=state["batch"],
-            padding=images["crop_padding"],
-            **{key: images[key] for key in ("flip", *augmentation.DISTORTIONS)},
+            padding=section["crop_padding"],
+            distort=model is twin.network,
+            **{key: section[key] for key in ("flip", *augmentation.DISTORTIONS)},
         )
-        watch = _Watch(deadline)
+        watch = Watch(deadline)
         with replicas.scope():
             if due != loss:
                 loss = due

@@ -16,7 +16,7 @@ from helpers import norm
 from keras import ops
 from training_fixtures import RECIPE, killed_after
 
-from dynzoo import augmentation, backend, optimization, recipes, training
+from dynzoo import augmentation, backend, optimization, recipes, training, watching
 from dynzoo.checkpoints import CheckpointError
 from dynzoo.models import presets
 
@@ -83,7 +83,9 @@ def stopped_run(tmp_path_factory, data):
     """A run that the time limit stopped within its second epoch."""
     output = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "time", ticking())
+        clock = ticking()
+        for module in (training, watching):
+            patch.setattr(module, "time", clock)
         _, messages = run(output, data, max_seconds=BATCHES + 4)
     assert "stopped at the time limit" in messages[-1]
     return output

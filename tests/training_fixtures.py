@@ -29,10 +29,10 @@ RECIPE = {
 }
 KILLED = """
 import os, signal
-from dynzoo import cli, training
+from dynzoo import cli, training, watching
 
 batches = 0
-on_train_batch_end = training._Watch.on_train_batch_end
+on_train_batch_end = watching.Watch.on_train_batch_end
 
 def kill(self, batch, logs=None):
     global batches
@@ -41,7 +41,7 @@ def kill(self, batch, logs=None):
     if batches == {batch}:
         os.kill(os.getpid(), signal.SIGKILL)
 
-training._Watch.on_train_batch_end = kill
+watching.Watch.on_train_batch_end = kill
 {statement}
 """
 
