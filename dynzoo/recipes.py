@@ -44,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
         "batch_size": 256,
         "dtype": "float32",
         "keep": "last",
+        "validate_every": 1,  # epochs between looks at the held-out images, and checkpoints
         "average": [],  # epochs whose weights' mean, projected, is kept in place of the last
         "loss": {},
         "optimizer": {},
@@ -76,6 +77,7 @@ _SCHEMA = Schema(
         "training.seed": (0, None),
         "training.epochs": (1, None),
         "training.batch_size": (1, None),
+        "training.validate_every": (1, None),
         "training.schedule.warmup": (0, 1),
         "training.schedule.decay": (0, 1),
     },

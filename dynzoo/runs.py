@@ -16,7 +16,7 @@ from dynzoo import backend, checkpoints
 from dynzoo.augmentation import DISTORTIONS
 from dynzoo.csv_text import csv_text
 
-__all__ = ["Run", "figure_of_merit", "hardware", "session"]
+__all__ = ["Run", "figure_of_merit", "hardware", "message", "session"]
 
 _COLUMNS = (
     "epoch",
@@ -30,8 +30,18 @@ _COLUMNS = (
 
 
 def figure_of_merit(row: dict) -> float:
-    """What epochs are compared by: certified accuracy, or accuracy where nothing is certified."""
+    """What validated epochs are compared by: certified accuracy, or accuracy if there is none."""
     return row["val_accuracy"] if row["val_certified"] is None else row["val_certified"]
+
+
+def message(row: dict, epochs: int) -> str:
+    """A line on an epoch, for who waits."""
+    parts = {"held-out": row["val_accuracy"], "certified": row["val_certified"]}
+    measured = "".join(f"{k} {v:.2f} %, " for k, v in parts.items() if v is not None)
+    return (
+        f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.4f}, accuracy {row['accuracy']:.2f} %, "
+        f"{measured}{row['seconds']:.0f} s"
+    )
 
 
 class Run:
@@ -83,6 +93,11 @@ class Run:
                     "leave that epoch out, or use another output folder"
                 )
 
+    def best_row(self) -> dict:
+        """That of the best epoch among those that were validated, of equal ones the last."""
+        rows = [row for row in self.state["history"] if row["val_accuracy"] is not None]
+        return max(reversed(rows), key=figure_of_merit)
+
     def log(self) -> None:
         text = csv_text(_COLUMNS, self.state["history"])
         checkpoints.write_atomically(self.output / "log.csv", text.encode())
@@ -104,7 +119,7 @@ class Run:
             *most, last = (str(epoch) for epoch in recipe["training"]["average"])
             chosen = f"mean of the weights after epochs {', '.join(most)} and {last}, projected"
         if recipe["training"]["keep"] == "best":
-            best = max(state["history"], key=figure_of_merit)
+            best = self.best_row()
             kind = "accuracy" if best["val_certified"] is None else "certified accuracy"
             chosen = f"epoch {best['epoch']}, best held-out {kind}"
         metadata = {

@@ -15,7 +15,7 @@ from dynzoo.by_epoch import at_epoch, values
 from dynzoo.distorted_model import distorted_model
 from dynzoo.distribution import OneDevice, Replicas
 from dynzoo.held_out import held_out_accuracy, hold_out
-from dynzoo.runs import Run, figure_of_merit, session
+from dynzoo.runs import Run, message, session
 from dynzoo.watching import Watch
 
 __all__ = ["TrainingDivergedError", "build_model", "train"]
@@ -60,10 +60,11 @@ def train(
     After each epoch, and when the time is up, everything needed to go on is written to
     ``output/checkpoint.npz`` in one atomic step, and ``output/log.csv`` has a row an epoch
     (accuracies in percent; ``val_certified`` at the recipe's first eps, empty for a model without
-    a certificate). Model choice uses a held-out part of the training images; the test set is not
-    read for it. When the last epoch is done, the preset is written to ``output/preset``. With
-    ``training.start`` the weights come from that preset, with a fresh head for another number of
-    classes; a checkpoint goes before.
+    a certificate). With ``training.validate_every: n`` only every n-th epoch and the last one have
+    held-out accuracies and a checkpoint, which pays where an epoch takes seconds. Model choice uses
+    a held-out part of the training images; the test set is not read for it. When the last epoch is
+    done, the preset is written to ``output/preset``. With ``training.start`` the weights come from
+    that preset, with a fresh head for another number of classes; a checkpoint goes before.
     With ``training.average`` the preset's weights are the projected mean of those that
     ``output/epoch_<n>.npz`` keep; see `dynzoo.averaging.take_mean`.
 
@@ -247,25 +248,24 @@ def _loop(run, twin, train_data, validation, batches, deadline, started, verbose
         replicas.check_equal(model)
         state["batch"] += watch.batches
         state["seconds"] = seconds_before + time.monotonic() - started
-        if state["batch"] >= batches:
-            row = _epoch_row(run, twin, history, validation)
+        whole = state["batch"] >= batches
+        if whole:
             state.update(epoch=state["epoch"] + 1, batch=0)
+        done = state["epoch"] >= settings["epochs"]
+        look = whole and (done or state["epoch"] % settings["validate_every"] == 0)
+        if whole:
+            row = _epoch_row(run, twin, history, validation if look else None)
             state["history"].append(row)
             if state["epoch"] in settings["average"]:
                 checkpoints.write(run.kept(state["epoch"]), model, state)
-            if figure_of_merit(row) >= max(map(figure_of_merit, state["history"])):
+            if look and run.best_row() is row:
                 checkpoints.write(run.best, model, state)
-            certified = row["val_certified"]
-            log(
-                f"epoch {row['epoch']}/{settings['epochs']}: loss {row['loss']:.4f}, accuracy "
-                f"{row['accuracy']:.2f} %, held-out {row['val_accuracy']:.2f} %, "
-                + ("" if certified is None else f"certified {certified:.2f} %, ")
-                + f"{row['seconds']:.0f} s"
-            )
-        checkpoints.write(run.checkpoint, model, state)
+            log(message(row, settings["epochs"]))
+        out_of_time = watch.out_of_time or (deadline is not None and time.monotonic() > deadline)
+        if look or out_of_time:
+            checkpoints.write(run.checkpoint, model, state)
         run.log()
-        out_of_time = deadline is not None and time.monotonic() > deadline
-        if (watch.out_of_time or out_of_time) and state["epoch"] < settings["epochs"]:
+        if out_of_time and not done:
             return False
     return True
 
@@ -285,11 +285,13 @@ def _held_out(run, model, validation) -> dict:
 
 def _epoch_row(run, twin, history, validation) -> dict:
     rate = twin.model.optimizer.learning_rate
-    return {
-        "epoch": run.state["epoch"] + 1,
+    row = {
+        "epoch": run.state["epoch"],
         "seconds": round(run.state["seconds"], 1),
         "learning_rate": round(float(backend.to_numpy(rate)), 8),
         "loss": round(float(history.history["loss"][-1]), 6),
         "accuracy": round(100 * float(history.history["accuracy"][-1]), 3),
-        **_held_out(run, twin.updated(), validation),
+        "val_accuracy": None,
+        "val_certified": None,
     }
+    return row | _held_out(run, twin.updated(), validation) if validation else row

@@ -94,6 +94,7 @@ def test_radii_may_be_fractions(value, eps):
         ("training.epoch", 3),
         ("training.seed", -1),
         ("training.batch_size", 0),
+        ("training.validate_every", 0),
         ("training.dtype", "float64"),
         ("training.dtype", 16),
         ("training.keep", "first"),

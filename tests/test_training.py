@@ -16,7 +16,7 @@ from helpers import norm
 from keras import ops
 from training_fixtures import RECIPE, killed_after
 
-from dynzoo import augmentation, backend, optimization, recipes, training, watching
+from dynzoo import augmentation, backend, optimization, recipes, runs, training, watching
 from dynzoo.checkpoints import CheckpointError
 from dynzoo.models import presets
 
@@ -145,6 +145,57 @@ def test_a_killed_run_goes_on_where_its_last_epoch_ended(whole, data, tmp_path):
     state = state_of(output)
     assert state["epoch"] == 3 and len(state["history"]) == 3 and len(state["sessions"]) == 2
     assert_same_weights(weights, whole[1])
+
+
+def test_held_out_images_may_be_looked_at_less_often(whole, data, tmp_path):
+    config = recipe(validate_every=2, keep="best")
+    output = tmp_path / "run"
+    killed_after(
+        2 * BATCHES + 3,
+        f"training.train({config!r}, {str(data)!r}, {str(output)!r}, verbose=0)",
+    )
+    killed = state_of(output)
+    assert (killed["epoch"], killed["batch"], len(killed["history"])) == (2, 0, 2)
+    _, messages = run(output, data, config, resume=True)
+    assert "resumed at epoch 2, batch 0" in messages
+    rows, expected = state_of(output)["history"], state_of(whole[0])["history"]
+    assert [row["val_accuracy"] is None for row in rows] == [True, False, False]
+    assert rows[0]["val_certified"] is None
+    for row, other in zip(rows[1:], expected[1:], strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert row["val_certified"] == other["val_certified"]
+    logged = (output / "log.csv").read_text().splitlines()
+    assert logged[1].endswith(",,") and not logged[2].endswith(",")
+    chosen = json.loads((output / "preset" / "metadata.json").read_text())["training"]["chosen"]
+    best = max(reversed(rows[1:]), key=lambda row: row["val_certified"])
+    assert chosen.startswith(f"epoch {best['epoch']}, best held-out certified")
+
+
+def test_of_equally_good_epochs_the_last_is_kept_and_named(tmp_path):
+    record = runs.Run(recipes.validate(RECIPE), tmp_path)
+    figures = [(70.0, 40.0), (None, None), (60.0, 50.0), (65.0, 50.0), (71.0, 49.0)]
+    for epoch, (accuracy, certified) in enumerate(figures, 1):
+        row = {"epoch": epoch, "val_accuracy": accuracy, "val_certified": certified}
+        record.state["history"].append(row)
+    assert record.best_row()["epoch"] == 4
+
+
+def test_no_epoch_without_a_look_leaves_a_checkpoint(data, tmp_path, monkeypatch):
+    written = []
+    write = training.checkpoints.write
+
+    def noted(path, model, state):
+        written.append((path.name, state["epoch"]))
+        write(path, model, state)
+
+    monkeypatch.setattr(training.checkpoints, "write", noted)
+    _, messages = run(tmp_path / "run", data, recipe(validate_every=5, average=[1, 3]))
+    # what is averaged is kept all the same, and the last epoch is always looked at
+    assert [name for name, _ in written] == ["epoch_1.npz", "epoch_3.npz", "best.npz"] + [
+        "checkpoint.npz"
+    ]
+    said = [line for line in messages if line.startswith("epoch ")]
+    assert ["held-out" in line for line in said] == [False, False, True]
 
 
 def test_a_stopped_run_goes_on_within_the_epoch(whole, stopped, data):
