@@ -6,13 +6,13 @@
     python benchmarks/ablations.py [--study NAME] --list
 
 The study `recipe` changes the parts of isometric_tiny_cifar10; `classes` asks what a hundred
-classes change, on isometric_small_cifar100. Each arm is the recipe with a constant loss offset and
-one short warm-up and decay, and one thing changed. Its accuracies are those on the held-out
-training images after the last epoch; the test set is not read. A row is appended to the CSV when an
-arm is done, with the seconds that it took (the epochs are equal, the seconds are not); rows that
-are there already are not computed again, and an arm that was stopped goes on at its last epoch.
-The learning rates of Muon are the recipe's; Adam and SGD stand there with two rates each, neither
-of them tuned.
+classes change, on isometric_small_cifar100; their arms stand in ablations.yaml. Each arm is the
+recipe with a constant loss offset and one short warm-up and decay, and one thing changed. Its
+accuracies are those on the held-out training images after the last epoch; the test set is not
+read. A row is appended to the CSV when an arm is done, with the seconds that it took (the epochs
+are equal, the seconds are not); rows that are there already are not computed again, and an arm that
+was stopped goes on at its last epoch. The learning rates of Muon are the recipe's; Adam and SGD
+stand there with two rates each, neither of them tuned.
 """
 
 import argparse
@@ -26,11 +26,13 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import yaml
 
 from dynzoo import backend, data, plots, recipes, runs, training
 from dynzoo.labels import superclasses
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+STUDIES_FILE = Path(__file__).with_suffix(".yaml")
 # In place of a preset's name: an arm's own training on the superclasses, half of its epochs.
 SUPERCLASSES = "superclasses"
 
@@ -44,65 +46,16 @@ class Study(NamedTuple):
     arms: dict[str, tuple[str, dict[str, Any]]]
 
 
-RECIPE_ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "base": ("the recipe", {}),
-    "operator_shifted_pointwise": (
-        "operator",
-        {"architecture.operator": "shifted_pointwise"},
-    ),
-    "operator_conv": ("operator", {"architecture.operator": "conv"}),
-    "norm_at_most_one": ("rows of A", {"architecture.constraint": "spectral_norm"}),
-    "step_1": ("step size", {"architecture.step_size": 1.0}),
-    "offset_0.2": ("loss offset", {"training.loss.offset": 0.2}),
-    "offset_0.7": ("loss offset", {"training.loss.offset": 0.7}),
-    "offset_1.0": ("loss offset", {"training.loss.offset": 1.0}),
-    "annealing_2": ("loss", {"training.loss.annealing": 2.0}),
-    "annealing_5": ("loss", {"training.loss.annealing": 5.0}),
-    "efficient_margin": ("loss", {"training.loss.name": "efficient_margin"}),
-    "neck_512": ("dense part", {"architecture.neck_units": 512}),
-    "between_beta_abs": ("between steps", {"architecture.between": "beta_abs"}),
-    "between_none": ("between steps", {"architecture.between": "none"}),
-    "head_orthonormal": ("head", {"architecture.head": "orthonormal"}),
-    "augmentation_none": ("augmentation", {"data.crop_padding": 0, "data.flip": False}),
-    "augmentation_crop_4": ("augmentation", {"data.crop_padding": 4}),
-    "adam_0.001": ("optimizer", {"training.optimizer": {"name": "adam", "learning_rate": 0.001}}),
-    "adam_0.005": ("optimizer", {"training.optimizer": {"name": "adam", "learning_rate": 0.005}}),
-    "sgd_0.05": (
-        "optimizer",
-        {"training.optimizer": {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}},
-    ),
-    "sgd_0.5": (
-        "optimizer",
-        {"training.optimizer": {"name": "sgd", "learning_rate": 0.5, "momentum": 0.9}},
-    ),
-}
-CLASS_ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "base": ("the recipe", {}),
-    "start_scratch": ("start", {"training.start": ""}),
-    "start_superclasses": ("start", {"training.start": SUPERCLASSES}),
-    "head_orthonormal": ("head", {"architecture.head": "orthonormal"}),
-    "offset_0.25": ("loss offset", {"training.loss.offset": 0.25}),
-    "offset_0.7": ("loss offset", {"training.loss.offset": 0.7}),
-    "offset_1.0": ("loss offset", {"training.loss.offset": 1.0}),
-    "temperature_0.12": ("temperature", {"training.loss.temperature": 0.12}),
-    "temperature_0.5": ("temperature", {"training.loss.temperature": 0.5}),
-    "augmentation_none": ("augmentation", {"data.crop_padding": 0, "data.flip": False}),
-    "augmentation_crop_4": ("augmentation", {"data.crop_padding": 4}),
-}
-STUDIES = {
-    "recipe": Study(
-        "isometric_tiny_cifar10",
-        0.4,
-        "shift, 1x1, orthonormal rows, step 2, offset 0.4, MaxMin, unit rows, crop 2, flip, muon",
-        RECIPE_ARMS,
-    ),
-    "classes": Study(
-        "isometric_small_cifar100",
-        0.5,
-        "started from CIFAR-10, unit rows, offset 0.5, temperature 0.25, crop 2 and flip",
-        CLASS_ARMS,
-    ),
-}
+def studies():
+    """Those of ablations.yaml, by name."""
+    found = yaml.safe_load(STUDIES_FILE.read_text(encoding="utf-8"))
+    return {
+        name: Study(**{**about, "arms": {arm: tuple(v) for arm, v in about["arms"].items()}})
+        for name, about in found.items()
+    }
+
+
+STUDIES = studies()
 COLUMNS = (
     "arm",
     "study",
