@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo.pixels import LUMINANCE, sample
+from dynzoo.pixels import LUMINANCE, cast, sample
 
 __all__ = ["color_jitter", "rotate_and_zoom"]
 
@@ -49,8 +49,7 @@ def rotate_and_zoom(x: Any, angle: Any, zoom: Any, xp: ModuleType = np) -> Any:
 
 def _per_image(values: Any, rank: int, xp: ModuleType) -> Any:
     """Numbers (n,) in the shape that multiplies arrays of this rank, in float32."""
-    values = values.astype("float32") if xp is np else values
-    return xp.reshape(values, (-1,) + (1,) * (rank - 1))
+    return xp.reshape(cast(values, "float32", xp), (-1,) + (1,) * (rank - 1))
 
 
 def color_jitter(

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-__all__ = ["LUMINANCE", "sample"]
+__all__ = ["LUMINANCE", "cast", "sample"]
 
 # Shares of red, green and blue in the gray value (ITU-R BT.601).
 LUMINANCE = np.array([0.299, 0.587, 0.114])
-# Of indices into all pixels of a batch, in NumPy and elsewhere (JAX has no more by default).
-_WHOLE = {True: "int64", False: "int32"}
+
+
+def cast(x: Any, dtype: str, xp: ModuleType) -> Any:
+    """An array or a tensor in another type; `numpy` and `keras.ops` share no function for it."""
+    return x.astype(dtype) if xp is np else ops.cast(x, dtype)
 
 
 def sample(x: Any, rows: Any, columns: Any, mode: str, xp: ModuleType = np) -> Any:
@@ -29,9 +32,11 @@ def sample(x: Any, rows: Any, columns: Any, mode: str, xp: ModuleType = np) -> A
     """
     height, width, channels = x.shape[1:]
     pixels = xp.reshape(x, (-1, channels))
-    first = xp.arange(xp.shape(x)[0], dtype=_WHOLE[xp is np])[:, None, None] * (height * width)
+    whole = "int64" if xp is np else "int32"  # JAX has no more by default
+    first = xp.arange(xp.shape(x)[0], dtype=whole)[:, None, None] * (height * width)
     top, left = xp.floor(rows), xp.floor(columns)
     lower, right = (rows - top)[..., None], (columns - left)[..., None]
+    top, left = cast(top, whole, xp), cast(left, whole, xp)
     i = [first + _fold(top + k, height, mode, xp) * width for k in (0, 1)]
     j = [_fold(left + k, width, mode, xp) for k in (0, 1)]
 
@@ -43,7 +48,6 @@ def sample(x: Any, rows: Any, columns: Any, mode: str, xp: ModuleType = np) -> A
 
 
 def _fold(index: Any, size: int, mode: str, xp: ModuleType) -> Any:
-    index = index.astype(_WHOLE[True]) if xp is np else ops.cast(index, _WHOLE[False])
     if mode == "mirror":
         period = max(2 * (size - 1), 1)  # a single pixel is its own reflection
         index = xp.mod(index, period)

@@ -93,10 +93,13 @@ class Run:
                     "leave that epoch out, or use another output folder"
                 )
 
-    def best_row(self) -> dict:
-        """That of the best epoch among those that were validated, of equal ones the last."""
+    def best_row(self) -> dict | None:
+        """That of the best epoch among those that were validated, of equal ones the last.
+
+        None where none was: of a run that stopped before its first look and was then made shorter.
+        """
         rows = [row for row in self.state["history"] if row["val_accuracy"] is not None]
-        return max(reversed(rows), key=figure_of_merit)
+        return max(reversed(rows), key=figure_of_merit, default=None)
 
     def log(self) -> None:
         text = csv_text(_COLUMNS, self.state["history"])
@@ -118,8 +121,8 @@ class Run:
         if recipe["training"]["average"]:
             *most, last = (str(epoch) for epoch in recipe["training"]["average"])
             chosen = f"mean of the weights after epochs {', '.join(most)} and {last}, projected"
-        if recipe["training"]["keep"] == "best":
-            best = self.best_row()
+        best = self.best_row()
+        if recipe["training"]["keep"] == "best" and best:
             kind = "accuracy" if best["val_certified"] is None else "certified accuracy"
             chosen = f"epoch {best['epoch']}, best held-out {kind}"
         metadata = {

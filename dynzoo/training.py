@@ -187,19 +187,19 @@ class _Twin:
 
     def __init__(self, recipe, model, network, replicas):
         self.model, self.network, self.replicas = model, network, replicas
-        self.plain, self.copied = network, False
+        self.plain = network
         if recipe["training"]["dtype"] != "float32" or isinstance(replicas, Replicas):
             classes, shape = network.output_shape[-1], network.input_shape[1:]
-            self.plain, self.copied = build_model(recipe, classes, shape, "float32"), True
+            self.plain = build_model(recipe, classes, shape, "float32")
 
     def updated(self) -> keras.Model:
-        if self.copied:
+        if self.plain is not self.network:
             self.plain.set_weights([backend.value_of(v) for v in self.model.weights])
         return self.plain
 
     def adopt(self) -> None:
         """The model takes the weights of its twin."""
-        if self.copied:
+        if self.plain is not self.network:
             for variable, value in zip(self.model.weights, self.plain.get_weights(), strict=True):
                 variable.assign(value)
 
@@ -248,16 +248,15 @@ def _loop(run, twin, train_data, validation, batches, deadline, started, verbose
         replicas.check_equal(model)
         state["batch"] += watch.batches
         state["seconds"] = seconds_before + time.monotonic() - started
-        whole = state["batch"] >= batches
-        if whole:
-            state.update(epoch=state["epoch"] + 1, batch=0)
-        done = state["epoch"] >= settings["epochs"]
-        look = whole and (done or state["epoch"] % settings["validate_every"] == 0)
-        if whole:
+        look = False
+        if state["batch"] >= batches:
+            epoch = state["epoch"] + 1
+            state.update(epoch=epoch, batch=0)
+            look = epoch == settings["epochs"] or epoch % settings["validate_every"] == 0
             row = _epoch_row(run, twin, history, validation if look else None)
             state["history"].append(row)
-            if state["epoch"] in settings["average"]:
-                checkpoints.write(run.kept(state["epoch"]), model, state)
+            if epoch in settings["average"]:
+                checkpoints.write(run.kept(epoch), model, state)
             if look and run.best_row() is row:
                 checkpoints.write(run.best, model, state)
             log(message(row, settings["epochs"]))
@@ -265,7 +264,7 @@ def _loop(run, twin, train_data, validation, batches, deadline, started, verbose
         if look or out_of_time:
             checkpoints.write(run.checkpoint, model, state)
         run.log()
-        if out_of_time and not done:
+        if out_of_time and state["epoch"] < settings["epochs"]:
             return False
     return True
 

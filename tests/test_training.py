@@ -180,6 +180,25 @@ def test_of_equally_good_epochs_the_last_is_kept_and_named(tmp_path):
     assert record.best_row()["epoch"] == 4
 
 
+def test_a_run_made_shorter_before_its_first_look_keeps_its_last_epoch(data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        clock = ticking()
+        for module in (training, watching):
+            patch.setattr(module, "time", clock)
+        config = recipe(validate_every=3, keep="best")
+        run(tmp_path / "run", data, config, max_seconds=BATCHES + 4)
+    state = state_of(tmp_path / "run")
+    assert state["epoch"] == 1 and state["history"][0]["val_accuracy"] is None
+    assert 0 < state["batch"] < BATCHES
+    with np.load(tmp_path / "run" / "checkpoint.npz") as file:
+        arrays = dict(file)
+    arrays["state"] = np.frombuffer(json.dumps(state | {"batch": 0}).encode(), dtype=np.uint8)
+    np.savez(tmp_path / "run" / "checkpoint.npz", **arrays)
+    run(tmp_path / "run", data, recipe(validate_every=3, keep="best", epochs=1), resume=True)
+    metadata = json.loads((tmp_path / "run" / "preset" / "metadata.json").read_text())
+    assert metadata["training"]["chosen"] == "last epoch"
+
+
 def test_no_epoch_without_a_look_leaves_a_checkpoint(data, tmp_path, monkeypatch):
     written = []
     write = training.checkpoints.write
