@@ -20,9 +20,10 @@ import numpy as np
 
 from dynzoo import backend, provenance
 from dynzoo.certificates.certificate import Certificate
+from dynzoo.certificates.errors import ReferenceMismatchError
 from dynzoo.certificates.graph import trace
 from dynzoo.certificates.identity import input_dtype
-from dynzoo.certificates.rounding import probe_images, rounding_margin, run_program
+from dynzoo.certificates.rounding import check_reference, probe_images, run_program
 from dynzoo.exported_certificate import CERTIFICATE, certificate_of
 from dynzoo.exported_certificate import numbers_of as numbers_of
 from dynzoo.exported_certificate import radii as radii
@@ -92,13 +93,13 @@ def export_model(
     try:
         file = work / FORMATS[format].file
         _write(_graph(model), file, format)
-        checked, rounding, runtime = None, 0.0, None
+        checked = None
         if check:
             run, runtime = load(format, file)
             checked = {"runtime": runtime, **_compare(model, run, images)}
             if isinstance(certificate, Certificate):
-                rounding = _rounding(model, run, images)
-                excess = _compare_radii(certificate, run(images), images, rounding)
+                checked["largest_logit_error"] = _check_rounding(certificate, model, run, images)
+                excess = _compare_radii(certificate, run(images), images)
                 checked["largest_radius_excess"] = excess
         about = {
             "format": 1,
@@ -111,7 +112,7 @@ def export_model(
                 "classes": model.output_shape[-1],
                 "sha256": _hashes(work),
             },
-            **numbers_of(certificate, rounding, runtime),
+            **numbers_of(certificate, _range(model, images)),
             "check": checked,
             "source": dict(source or {}),
             "versions": provenance.versions(),
@@ -186,15 +187,38 @@ def _images(model: keras.Model, x: Any) -> np.ndarray:
     return images[:_IMAGES].astype(input_dtype(model))
 
 
-def _rounding(model: keras.Model, run: Run, images: np.ndarray) -> float:
-    """The rounding margin of the exported graph in its own runtime."""
-    program = trace(model)
+def _range(model: keras.Model, images: np.ndarray) -> tuple[float, float]:
+    """The range of the images that the graph is made for: [0, 1], and what the check has seen."""
+    high = 1.0
+    for layer in getattr(model, "layers", []):
+        scale = np.max(np.abs(layer.scale)) if type(layer) is keras.layers.Rescaling else 0.0
+        if 0 < scale < 1.0 / 64.0:  # a model that takes bytes and divides by 255
+            high = max(high, 1.0 / float(scale))
+    return min(0.0, float(images.min())), max(high, float(images.max()))
+
+
+def _check_rounding(
+    certificate: Certificate, model: keras.Model, run: Run, images: np.ndarray
+) -> float:
+    """Largest error of the graph's logits in its own runtime.
+
+    Raises:
+        ExportCheckError: if one is above the bound that the certificate counts on.
+    """
+    program, largest = trace(model), 0.0
     probes = probe_images(program.input_shape).astype(images.dtype)
-    margins = []
-    for batch in (probes, images[:_MEASURED]):
-        values = run_program(program, batch)
-        margins.append(rounding_margin(values, program.output, run(batch)))
-    return max(margins)
+    for batch in (probes, probes[:1], images[:_MEASURED]):
+        values, logits = run_program(program, batch), np.asarray(run(batch))
+        allowed = certificate.logit_error(batch, "worst-case")
+        try:
+            check_reference(values, program.output, logits, allowed)
+        except ReferenceMismatchError as error:
+            raise ExportCheckError(
+                f"The exported graph is less exact than certified. {error}"
+            ) from error
+        gaps = np.linalg.norm(values[program.output] - logits, axis=1)
+        largest = max(largest, float(np.max(gaps, initial=0.0, where=np.isfinite(gaps))))
+    return largest
 
 
 def _compare(model: keras.Model, run: Run, images: np.ndarray) -> dict[str, Any]:
@@ -223,22 +247,20 @@ def _compare(model: keras.Model, run: Run, images: np.ndarray) -> dict[str, Any]
     return {"images": len(images), "largest_logit_difference": gap}
 
 
-def _compare_radii(
-    certificate: Certificate, logits: np.ndarray, images: np.ndarray, rounding: float
-) -> float:
+def _compare_radii(certificate: Certificate, logits: np.ndarray, images: np.ndarray) -> float:
     """How much larger than the model's own the graph's radii are: no more than rounding allows."""
     labels, own = certificate.radii(images)
-    numbers = numbers_of(certificate, rounding)
-    exported_labels, exported = radii(logits, numbers)
+    exported_labels, exported = radii(logits, numbers_of(certificate), images)
     certain = own > 0
     if np.any(certain & (labels != exported_labels)):
         raise ExportCheckError("The exported graph gives other labels than the model.")
     distances = certificate.pair_distances[labels]
     nearest = np.where(distances > 0, distances, np.inf).min(axis=1)
+    error = certificate.logit_error(images, "worst-case")
     with np.errstate(divide="ignore", invalid="ignore"):
-        unit = numbers["rounding"] / (certificate.body_lipschitz * nearest)
+        unit = 2.0 * error / (certificate.body_lipschitz * nearest)
         excess = np.where(exported == own, 0.0, exported - own)
-    if np.any(excess > 4.0 * unit) or np.any(excess < -8.0 * unit):
+    if np.any(np.abs(excess) > 4.0 * unit):
         raise ExportCheckError(
             "The radii derived from the exported graph's logits differ from the model's by "
             f"{float(np.max(np.abs(excess))):.3g}, more than rounding explains."

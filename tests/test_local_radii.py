@@ -86,14 +86,15 @@ def test_radii_do_not_depend_on_the_batch_and_shrink_by_rounding_of_the_image():
     assert [len(a) for a in local.radii(x[:0])] == [0, 0]
 
 
-def test_ties_have_radius_zero_and_constant_answers_an_infinite_one():
+def test_ties_have_radius_zero_and_constant_answers_a_vast_one():
     model = perceptron()
     head = model.layers[-1]
     head.kernel.assign(np.zeros(head.kernel.shape))
     head.bias.assign(np.zeros(4))
     assert np.all(certify_local(model).radii(images(2, (8,)))[1] == 0.0)
     head.bias.assign([1.0, 0.0, 0.0, 0.0])
-    assert np.all(certify_local(model).radii(images(2, (8,)))[1] == np.inf)
+    # nothing is claimed of images so large that float32 ends
+    assert np.all(certify_local(model).radii(images(2, (8,)))[1] > 1e15)
 
 
 # --- refusals ------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from dynzoo.attacks.base import positive_int, predict_logits
 from dynzoo.certificates.audit_search import length, search, start_images
 from dynzoo.certificates.certificate import certify
 from dynzoo.certificates.graph import trace
-from dynzoo.certificates.rounding import rounding_margin, run_program
+from dynzoo.certificates.rounding import allowed_gap, check_reference, run_program
 
 __all__ = ["Audit", "AuditViolation", "audit"]
 
@@ -259,7 +259,8 @@ def _forward(model: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
         logits = predict_logits(model, x.astype(np.float32)).astype(np.float64)
         return logits, np.abs(logits).max(axis=1), "float32"
     # The search ran on the model: slopes of a twin that computes something else say nothing of it.
-    rounding_margin(checked, program.output, predict_logits(model, few))
+    allowed = allowed_gap(checked, program.output)
+    check_reference(checked, program.output, predict_logits(model, few), allowed)
     parts, peaks = [], []
     for start in range(0, len(x), 8):
         values = run_program(program, x[start : start + 8])

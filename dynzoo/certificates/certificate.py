@@ -1,7 +1,8 @@
 """`certify` a model and ask the certificate for the radius of each prediction.
 
-`certify` itself runs nothing on the backend, so it costs no compilation. The rounding margin is
-measured with the first call of `Certificate.radii`, on images that ride along with the user's.
+`certify` itself runs nothing on the backend, so it costs no compilation. That the model computes
+what was certified is checked with the first call of `Certificate.radii`, on images that ride along
+with the user's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 from dynzoo.backend import compiles, to_numpy
 from dynzoo.backend import name as backend_name
 from dynzoo.certificates import margins
-from dynzoo.certificates.errors import StaleCertificateError
+from dynzoo.certificates.errors import ReferenceMismatchError, StaleCertificateError
+from dynzoo.certificates.floating_point import arithmetic_of
 from dynzoo.certificates.graph import Program, trace
 from dynzoo.certificates.identity import input_dtype, weights_hash
 from dynzoo.certificates.lipschitz import (
@@ -26,16 +28,15 @@ from dynzoo.certificates.lipschitz import (
     find_head,
 )
 from dynzoo.certificates.rounding import (
-    PROBES,
-    SAFETY_FACTOR,
+    check_reference,
+    factor_unit,
     probe_images,
-    rounding_margin,
     run_program,
 )
+from dynzoo.certificates.rounding_bound import RoundingBound, rounding_bound, rounding_kinds
 
 __all__ = ["Certificate", "certify"]
 
-_REMEASURED = 8
 _BLOCK = 4096
 
 
@@ -78,21 +79,22 @@ def certify(model: keras.Model) -> Certificate:
     shapes = {slot: (None, *value.shape[1:]) for slot, value in values.items()}
     head = find_head(program, shapes)
     bounds, table = bound_layers(program, shapes)
-    return Certificate(model, program, head, tuple(table), bounds[head.body_slot], digest)
+    return Certificate(model, program, head, tuple(table), bounds, shapes, digest)
 
 
 class Certificate:
     r"""An upper bound of a model's Lipschitz constant, and the certified radii that follow.
 
     Guarantee: no perturbation of L2 norm up to the radius of an image changes the model's answer,
-    as computed in floating point, provided every logit is within `rounding` of its real value.
+    in real numbers and as computed in floating point, under the assumptions on arithmetic that
+    `dynzoo.certificates.rounding_bound` lists.
 
     Attributes:
         lipschitz: upper bound of the L2 Lipschitz constant of the map from input to logits.
         body_lipschitz: the same up to the input of a linear head (to the logits without one).
         pair_distances: array (K, K); $\|w_i - w_j\|$ of a linear head, $\sqrt2$ without one.
-        rounding: margin tau for one logit, 10 times the largest difference between the
-            model and its float64 reference on probe images (measured when first needed).
+        rounding: bound of the error of the logits of any image in [0, 1]; `logit_error` gives it
+            image by image, `rounding_bound` all numbers and the layers that were measured.
         layers: a `LayerBound` (name, class, gain, bound so far) for each call of a layer.
         weights_sha256: hash of the weights the certificate is for.
 
@@ -105,42 +107,82 @@ class Certificate:
         program: Program,
         head: Head,
         layers: tuple[LayerBound, ...],
-        body_lipschitz: float,
+        bounds: dict[int, float],
+        shapes: dict[int, Any],
         weights_sha256: str,
     ):
         self._model = model
         self._program = program
         self._output = model.outputs[0]
-        self._linear_head = head.linear
+        self._head = head
+        self._bounds, self._shapes = bounds, shapes
         self.layers = layers
-        self.body_lipschitz = float(body_lipschitz)
-        self.lipschitz = float(body_lipschitz * head.norm * (1 + 1e-15))
+        self.body_lipschitz = float(bounds[head.body_slot])
+        self.lipschitz = float(self.body_lipschitz * head.norm * (1 + 1e-15))
         self.pair_distances = head.distances
-        self._rounding: float | None = None
+        self._rounding: RoundingBound | None = None
         self.weights_sha256 = weights_sha256
 
     @property
-    def rounding(self) -> float:
-        """Margin tau in units of the logits; measured on the first use."""
+    def rounding_bound(self) -> RoundingBound:
+        """The bounds of rounding behind the radii; made on the first use."""
         if self._rounding is None:
             self._check_current()
             self._predict(np.zeros((0, *self._program.input_shape), input_dtype(self._model)), 256)
         assert self._rounding is not None
         return self._rounding
 
-    def radii(self, x: Any, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    @property
+    def image_entries(self) -> int:
+        """How many numbers an image has."""
+        return int(np.prod(self._program.input_shape))
+
+    @property
+    def rounding(self) -> float:
+        """Bound of the L2 error of the logits of any image in [0, 1], in units of the logits."""
+        corners = np.stack([np.full(self._program.input_shape, v) for v in (0.0, 1.0)])
+        # Of all images in the unit cube, its corners are farthest from its middle.
+        return float(self.logit_error(corners).max())
+
+    def logit_error(self, x: Any, rounding: str = "probable") -> np.ndarray:
+        """Bound of the L2 norm of the rounding error of each image's logits, however computed.
+
+        Args:
+            x: float images (n, ...) of the model's input shape.
+            rounding: as in `radii`.
+
+        Returns:
+            float64 (n,), in units of the logits.
+
+        Example:
+
+        >>> gap = np.linalg.norm(model.predict(x) - forward_float64(model, x), axis=1)
+        >>> np.all(gap <= certify(model).logit_error(x, "worst-case"))
+        True
+        """
+        images = self._check_images(x).astype(input_dtype(self._model))
+        kinds = rounding_kinds(rounding)
+        return self.rounding_bound.of_logits(images, kinds, self._head.norm)
+
+    def radii(
+        self, x: Any, batch_size: int = 256, rounding: str = "probable"
+    ) -> tuple[np.ndarray, np.ndarray]:
         r"""Predicted labels, and the L2 radius within which each is proved not to change.
 
-        $r = \min_{j \ne i} (z_i - z_j - 4\tau) / (L \|w_i - w_j\|)$, not below 0, with i the
-        predicted class, L the bound of the body and $\tau$ the rounding margin, which is measured
-        again on the first images. A tie gives exactly 0, so do logits that are not finite. If the
-        margin to class j cannot change ($w_i = w_j$), class j sets no limit; the radius of a
-        model with a constant answer is infinite.
+        $r = \min_{j \ne i} (z_i - z_j - e_{ij}) / (L \|w_i - w_j\| + e'_{ij})$, not below 0, with
+        i the predicted class and L the bound of the body. $e_{ij}$ bounds how far rounding moves
+        the margin at the image and $e'_{ij}$ what it may add with each unit of the radius; they
+        depend on the image alone. A tie gives exactly 0, so do logits that are not finite and
+        numbers near overflow. If the margin to class j cannot change, class j sets no limit.
 
         Args:
             x: float images (n, ...) of the model's input shape, in the scale the model takes
                 ([0, 1] for dynzoo's).
             batch_size: images per forward pass.
+            rounding: what is assumed of roundings. "probable": they are independent, and five
+                standard deviations are enough. "worst-case": nothing; the radius is proved for
+                whatever roundings the arithmetic allows, and is smaller for wide networks. Take it
+                for a network from someone who may have chosen weights to deceive.
 
         Returns:
             (labels (n,) int64, radii (n,) float64 in the units of x).
@@ -155,27 +197,35 @@ class Certificate:
         >>> labels, radii = certify(model).radii(x_test)
         >>> certified_accuracy = np.mean((labels == y_test) & (radii >= 36 / 255))
         """
-        raw, tau, moved = self._logits(x, batch_size)
+        kinds = rounding_kinds(rounding)
+        raw, images, moved = self._logits(x, batch_size)
         labels, radii = np.zeros(len(raw), np.int64), np.zeros(len(raw), np.float64)
         for block in _blocks(len(raw)):
             labels[block] = np.argmax(margins.replaced(raw[block]), axis=1)
-            radii[block] = self._limits(raw[block], labels[block], tau).min(axis=1)
-        return labels, np.maximum(radii - moved, 0.0)
+            found = self._limits(raw[block], images[block], labels[block], kinds)
+            radii[block] = found.min(axis=1)
+        return labels, _less(radii, moved)
 
     def topk_radii(
-        self, x: Any, y: Any, k: int | Sequence[int] = (1, 5), batch_size: int = 256
+        self,
+        x: Any,
+        y: Any,
+        k: int | Sequence[int] = (1, 5),
+        batch_size: int = 256,
+        rounding: str = "probable",
     ) -> tuple[np.ndarray, np.ndarray]:
         r"""Place of each label among the logits, and the L2 radius within which it stays in front.
 
         Label y leaves the k largest logits only if k other classes reach it, and class j cannot
-        before the distance $r_j = (z_y - z_j - 4\tau) / (L \|w_y - w_j\|)$. The radius is the k-th
-        smallest $r_j$, not below 0; k = 1 gives `radii` where y is the prediction, and 0 elsewhere.
+        before the distance $r_j$ of `radii`, with y for i. The radius is the k-th smallest $r_j$,
+        not below 0; k = 1 gives `radii` where y is the prediction, and 0 elsewhere.
 
         Args:
             x: float images (n, ...), as in `radii`.
             y: integer labels (n,) in [0, K).
             k: how many largest logits count, one number or several, each in [1, K - 1].
             batch_size: images per forward pass.
+            rounding: as in `radii`.
 
         Returns:
             (places (n,) int64, 0 for the prediction; radii float64 in the units of x, of shape
@@ -194,13 +244,15 @@ class Certificate:
         if not ks or not all(isinstance(i, int) and 1 <= i < classes for i in ks):
             raise ValueError(f"`k` must be integers in [1, {classes - 1}]. Received: k={k}")
         labels = margins.check_labels(y, len(x), classes)
-        raw, tau, moved = self._logits(x, batch_size)
+        kinds = rounding_kinds(rounding)
+        raw, images, moved = self._logits(x, batch_size)
         places, radii = np.zeros(len(raw), np.int64), np.zeros((len(raw), len(ks)))
         for block in _blocks(len(raw)):
             places[block] = margins.places(margins.replaced(raw[block]), labels[block])
-            limits = np.sort(self._limits(raw[block], labels[block], tau), axis=1)
+            found = self._limits(raw[block], images[block], labels[block], kinds)
+            limits = np.sort(found, axis=1)
             radii[block] = limits[:, [i - 1 for i in ks]]
-        radii = np.maximum(radii - moved[:, None], 0.0)
+        radii = _less(radii, moved[:, None])
         return places, radii[:, 0] if np.ndim(k) == 0 else radii
 
     def to_dict(self) -> dict[str, Any]:
@@ -210,12 +262,17 @@ class Certificate:
             "lipschitz": self.lipschitz,
             "body_lipschitz": self.body_lipschitz,
             "head": {
-                "linear": self._linear_head,
+                "linear": self._head.linear,
                 "classes": len(self.pair_distances),
                 "min_distance": float(off_diagonal.min()),
                 "max_distance": float(off_diagonal.max()),
             },
-            "rounding": {"tau": self.rounding, "safety_factor": SAFETY_FACTOR},
+            "rounding": {
+                "logit_error": self.rounding,
+                "unit_roundoff": self.rounding_bound.arithmetic.unit,
+                "factor_unit": self.rounding_bound.arithmetic.factor_unit,
+                "measured_layers": list(self.rounding_bound.measured),
+            },
             "weights_sha256": self.weights_sha256,
             "backend": backend_name(),
             "keras_version": keras.__version__,
@@ -228,43 +285,74 @@ class Certificate:
             f"classes={len(self.pair_distances)})"
         )
 
-    def _predict(self, images: np.ndarray, batch_size: int) -> tuple[np.ndarray, float]:
-        """Logits of the model and the rounding margin; the first call sends probe images along."""
+    def _predict(self, images: np.ndarray, batch_size: int) -> np.ndarray:
+        """Logits of the model; the first call sends probe images along and checks them."""
         given, probes = len(images), images[:0]
         if self._rounding is None:
             probes = probe_images(self._program.input_shape).astype(input_dtype(self._model))
+            count = len(probes)
             if compiles() and given and given % batch_size == 0:
                 # A last batch of a new size would be compiled anew, at the cost of many batches.
                 probes = np.resize(probes, (batch_size, *probes.shape[1:]))
         sent = np.concatenate([images, probes]) if len(probes) else images
         raw = np.asarray(self._model.predict(sent, batch_size=batch_size, verbose=0))
         if self._rounding is None:
-            distinct = slice(given, given + PROBES)
-            self._rounding = self._margin(sent[distinct], raw[distinct])
-        few = slice(0, min(given, _REMEASURED))
-        measured = self._margin(sent[few], raw[few]) if given else 0.0
-        return raw[:given], max(self._rounding, measured)
+            distinct = slice(given, given + count)
+            self._rounding = self._bound_rounding(sent[distinct], raw[distinct])
+        return raw[:given]
 
-    def _margin(self, images: np.ndarray, logits: np.ndarray) -> float:
+    def _bound_rounding(self, images: np.ndarray, logits: np.ndarray) -> RoundingBound:
+        """The bounds for the arithmetic in which the model computes, checked on a few images."""
         values = run_program(self._program, images)
-        return rounding_margin(values, self._program.output, logits)
+        kinds = {str(logits.dtype), str(images.dtype)} & {"float32", "float64"}
+        dtypes = ["float32"] if "float32" in kinds else ["float64", "float32"]
+        for dtype in dtypes:
+            found = rounding_bound(
+                self._program,
+                self._shapes,
+                self._bounds,
+                list(self.layers),
+                self._head,
+                arithmetic_of(dtype, factor_unit(dtype)),
+            )
+            allowed = found.of_logits(images, ("worst-case",), self._head.norm)
+            try:
+                check_reference(values, self._program.output, logits, allowed)
+            except ReferenceMismatchError:
+                # Keras computes parts of a float64 model in float32 on some backends.
+                if dtype == dtypes[-1]:
+                    raise
+            else:
+                break
+        return found
 
-    def _logits(self, x: Any, batch_size: int) -> tuple[np.ndarray, float, np.ndarray]:
-        """Logits of checked images, the rounding margin, and how far each image was rounded."""
+    def _logits(self, x: Any, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Logits of checked images, the images as the model sees them, and how far these are."""
         given = self._check_images(x)
         self._check_current()
         images = given.astype(input_dtype(self._model))
         if not len(images):
-            return np.zeros((0, len(self.pair_distances))), 0.0, np.zeros(0)
-        raw, tau = self._predict(images, batch_size)
+            return np.zeros((0, len(self.pair_distances))), images, np.zeros(0)
+        raw = self._predict(images, batch_size)
         if given.dtype == images.dtype:
-            return raw, tau, np.zeros(len(given))
+            return raw, images, np.zeros(len(given))
         # The forward pass saw the rounded image; the radius is around the one that was given.
         moved = (given.astype(np.float64) - images.astype(np.float64)).reshape(len(given), -1)
-        return raw, tau, np.linalg.norm(moved, axis=1)
+        return raw, images, np.linalg.norm(moved, axis=1)
 
-    def _limits(self, raw: np.ndarray, labels: np.ndarray, tau: float) -> np.ndarray:
-        return margins.limits(raw, labels, self.body_lipschitz * self.pair_distances, tau)
+    def _limits(
+        self, raw: np.ndarray, images: np.ndarray, labels: np.ndarray, kinds: tuple[str, ...]
+    ) -> np.ndarray:
+        bound = self.rounding_bound
+        return margins.rounded_limits(
+            raw,
+            labels,
+            self.body_lipschitz,
+            self.pair_distances,
+            bound,
+            bound.distances(images),
+            kinds,
+        )
 
     def _check_images(self, x: Any) -> np.ndarray:
         x = x if isinstance(x, np.ndarray) else to_numpy(x)
@@ -288,6 +376,12 @@ class Certificate:
                 "The weights of the model changed after it was certified, so its bounds no longer "
                 "hold. Certify it again: `dynzoo.certify(model)`."
             )
+
+
+def _less(radii: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Radii around images that were moved; 0 where an image is not finite."""
+    with np.errstate(invalid="ignore"):
+        return np.maximum(np.where(np.isfinite(moved), radii - moved, 0.0), 0.0)
 
 
 def _blocks(n: int) -> Iterator[slice]:

@@ -18,6 +18,8 @@ from dynzoo.certificates.graph import trace
 from dynzoo.certificates.identity import input_dtype
 from dynzoo.certificates.local_layers import unroll
 from dynzoo.certificates.local_relaxation import relax
+from dynzoo.certificates.margins import pair_errors, reach
+from dynzoo.certificates.rounding_bound import rounding_kinds
 
 __all__ = ["LocalCertificate", "certify_local"]
 
@@ -36,10 +38,11 @@ def certify_local(
     For a ball $B(x, r)$ the model is enclosed between linear functions: units that cannot switch
     in the ball are exact, the others are lines with a slack. If
     $f_i(x + \delta) - f_j(x + \delta) \ge m_j - S_j\|\delta\| - \beta_j$ there, then
-    $\min(r, \min_j (m_j - 4\tau - \beta_j) / S_j)$ is certified; r is found by bisection. Where no
-    unit switches, this is the distance to the decision boundary.
+    $\min(r, \min_j (m_j - e_j - \beta_j) / (S_j + e'_j))$ is certified, with the bounds e of
+    rounding; r is found by bisection. Where no unit switches, this is the distance to the
+    decision boundary.
 
-    Guarantee: as `Certificate.radii`, with the same rounding margin $\tau$. It is cheap for small
+    Guarantee: as `Certificate.radii`, with the same bounds of rounding. It is cheap for small
     dense networks. An image of a large convolutional network costs a float64 backward pass for
     each near class and ball, and gained nothing on a published non-expansive CIFAR-10 network: 7 %
     of its units could switch in the global radius, as their inputs are bounded by norms alone.
@@ -93,12 +96,15 @@ class LocalCertificate:
         self.exact_units = positive_int("exact_units", exact_units, least=0)
         self._unrolled = unroll(trace(model))
 
-    def radii(self, x: Any, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    def radii(
+        self, x: Any, batch_size: int = 256, rounding: str = "probable"
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Labels and certified L2 radii: of the global and the local bound the larger.
 
         Args:
             x: float images (n, ...) of the model's input shape, in the scale the model takes.
             batch_size: images per forward pass of the model.
+            rounding: what is assumed of roundings, as in `Certificate.radii`.
 
         Returns:
             (labels (n,) int64, radii (n,) float64 in the units of x).
@@ -109,21 +115,46 @@ class LocalCertificate:
             ValueError: if x is not a float array of the model's input shape.
         """
         certificate = self.certificate
-        labels, radii = certificate.radii(x, batch_size)
+        labels, radii = certificate.radii(x, batch_size, rounding)
         images = certificate._check_images(x).astype(input_dtype(self._model))
         rows = np.flatnonzero((radii > 0) & np.isfinite(radii))
         if not len(rows):
             return labels, radii
         # The ball is around the image as the model sees it, rounded to its input type.
-        logits, tau, moved = certificate._logits(x, batch_size)
+        logits, seen, moved = certificate._logits(x, batch_size)
         logits = logits.astype(np.float64)
         # What is computed stays true for the weights that were unrolled: `radii` checked them.
         for chunk in self._chunks(rows, logits.shape[1]):
             z, own = logits[chunk], labels[chunk]
-            margins = z[np.arange(len(z)), own][:, None] - z - 4.0 * tau
-            found = self._grow(images[chunk], own, margins, radii[chunk] + moved[chunk])
-            radii[chunk] = np.maximum(radii[chunk], found - moved[chunk])
+            error, growth, limit = self._rounding(seen[chunk], own, rounding_kinds(rounding))
+            margins = z[np.arange(len(z)), own][:, None] - z - error
+            found = self._grow(images[chunk], own, margins, growth, radii[chunk] + moved[chunk])
+            radii[chunk] = np.maximum(radii[chunk], np.minimum(found, limit) - moved[chunk])
         return labels, radii
+
+    def _rounding(
+        self, images: np.ndarray, labels: np.ndarray, kinds: tuple[str, ...]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pair errors, their growth (both (n, K)) and the reach, of each image's best anchor."""
+        bound = self.certificate.rounding_bound
+        distances, best = bound.distances(images), None
+        for kind in kinds:
+            for k in range(len(bound.anchors)):
+                s = distances[:, k]
+                error, growth = pair_errors(
+                    labels, self.certificate.pair_distances, bound, s, kind, k
+                )
+                found = (error, growth[labels], reach(bound, s, k))
+                if best is None:
+                    best = found
+                    continue
+                better = (error.max(axis=1) < best[0].max(axis=1)) & (found[2] > 0)
+                best = tuple(
+                    np.where(better[:, None] if new.ndim == 2 else better, new, old)
+                    for new, old in zip(found, best, strict=True)
+                )
+        assert best is not None
+        return best
 
     def slopes(self, x: Any, radius: Any) -> np.ndarray:
         """Lipschitz bounds of the differences of logits on balls, between any two points of them.
@@ -175,17 +206,24 @@ class LocalCertificate:
         return [rows[i : i + at_once] for i in range(0, len(rows), at_once)]
 
     def _grow(
-        self, images: np.ndarray, labels: np.ndarray, margins: np.ndarray, start: np.ndarray
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        margins: np.ndarray,
+        growth: np.ndarray,
+        start: np.ndarray,
     ) -> np.ndarray:
         """The largest certified radius that a bisection from `start` finds, for each image."""
         certificate, classes = self.certificate, margins.shape[1]
-        speeds = certificate.body_lipschitz * certificate.pair_distances[labels]
+        speeds = certificate.body_lipschitz * certificate.pair_distances[labels] + growth
         with np.errstate(divide="ignore", invalid="ignore"):
             limits = np.where(margins > 0, margins / speeds * (1 - 1e-12), 0.0)
         limits[np.arange(len(labels)), labels] = np.inf
         # The nearest class by the global bound first; the last is the answer itself.
         others = np.argsort(limits, axis=1)[:, : classes - 1]
-        limits, margins = (np.take_along_axis(a, others, axis=1) for a in (limits, margins))
+        limits, margins, growth = (
+            np.take_along_axis(a, others, axis=1) for a in (limits, margins, growth)
+        )
         directions = np.eye(classes)[labels][:, None] - np.eye(classes)[others]
         values = self._unrolled.values(images)
         low, high, candidate = start.copy(), np.full(len(start), np.inf), _GROWTH * start
@@ -200,7 +238,8 @@ class LocalCertificate:
             slope, slack = bounds.lower(directions[rows, :near])
             room = margins[rows, :near] - slack
             with np.errstate(divide="ignore", invalid="ignore"):
-                reach = np.where(room > 0, room / slope, 0.0)
+                # What rounding may add grows with the ball, as a slope does.
+                reach = np.where(room > 0, room / (slope + growth[rows, :near]), 0.0)
             reach = np.nan_to_num(reach, posinf=np.inf).min(axis=1) * (1 - 1e-9)
             holds = reach >= ball
             low[rows] = np.maximum(low[rows], np.minimum(reach, ball))

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-__all__ = ["check_labels", "limits", "places", "replaced"]
+from dynzoo.certificates.rounding_bound import KINDS, RoundingBound
+
+__all__ = [
+    "check_labels",
+    "limits",
+    "pair_errors",
+    "places",
+    "reach",
+    "replaced",
+    "rounded_limits",
+]
 
 
 def replaced(logits: np.ndarray) -> np.ndarray:
@@ -36,15 +47,20 @@ def places(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def limits(
-    logits: np.ndarray, labels: np.ndarray, speeds: np.ndarray, rounding: float
+    logits: np.ndarray,
+    labels: np.ndarray,
+    speeds: np.ndarray,
+    error: np.ndarray | float = 0.0,
 ) -> np.ndarray:
-    r"""Distance before which class j cannot reach the label: $(z_y - z_j - 4\tau) / s_{yj}$.
+    r"""Distance before which class j cannot reach the label: $(z_y - z_j - e_{yj}) / s_{yj}$.
 
     Args:
         logits: (n, K), as computed; a row that is not finite gets 0 everywhere.
         labels: integers (n,), the classes y.
-        speeds: $s_{yj}$ (K, K), Lipschitz bounds of the differences of two logits.
-        rounding: $\tau$, for one logit; there are two at each end of the path.
+        speeds: $s_{yj}$ (K, K), Lipschitz bounds of the differences of two logits, with what their
+            errors grow by.
+        error: $e_{yj}$ (n, K), of the difference of the logits of y and j at both ends of the
+            path together.
 
     Returns:
         float64 (n, K), not below 0; infinite at y itself, and at a class that is behind and never
@@ -52,18 +68,86 @@ def limits(
 
     Example:
 
-    >>> limits(np.array([[1.0, 0.0]]), np.array([0]), np.ones((2, 2)), 0.0).round(6)
+    >>> limits(np.array([[1.0, 0.0]]), np.array([0]), np.ones((2, 2))).round(6)
     array([[inf,  1.]])
     """
     finite = np.all(np.isfinite(logits), axis=1)
     z, rows = replaced(logits), np.arange(len(logits))
-    margins = z[rows, labels][:, None] - z - 4.0 * rounding
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        margins = z[rows, labels][:, None] - z - error
         # Slightly less than the quotient, so that the closed ball is certified.
         distances = margins / speeds[labels] * (1 - 1e-12)
     distances = np.where((margins > 0) & finite[:, None], distances, 0.0)
     distances[rows, labels] = np.where(finite, np.inf, 0.0)
     return distances
+
+
+def rounded_limits(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    speed: float,
+    pair_distances: np.ndarray,
+    bound: RoundingBound,
+    anchor_distances: np.ndarray,
+    kinds: tuple[str, ...],
+) -> np.ndarray:
+    r"""`limits` of computed logits: what each kind and each anchor of a rounding bound leaves.
+
+    With the errors $a + bs$ of the body and $a' + b's$ of the head at distance s from an anchor,
+    the difference of two logits is off by at most
+    $e_{ij}(s) = \|w_i - w_j\| (a + bs) + \sqrt2 (a' + b's)$ here and $e_{ij}(s + r)$ at distance
+    r, and the answer holds while the margin exceeds both and the movement.
+
+    Args:
+        logits: (n, K), as computed.
+        labels: integers (n,).
+        speed: Lipschitz bound of the body.
+        pair_distances: (K, K).
+        bound: the `RoundingBound`.
+        anchor_distances: s (n, anchors).
+        kinds: kinds of `rounding_bound.KINDS`; the best of them counts.
+
+    Returns:
+        float64 (n, K), not below 0.
+    """
+    rows, best = np.arange(len(logits)), np.zeros(logits.shape)
+    for kind in kinds:
+        for k in range(len(bound.anchors)):
+            s = anchor_distances[:, k]
+            error, growth = pair_errors(labels, pair_distances, bound, s, kind, k)
+            found = limits(logits, labels, pair_distances * speed + growth, error)
+            best = np.maximum(best, np.minimum(found, reach(bound, s, k)[:, None]))
+    best[rows, labels] = np.where(np.all(np.isfinite(logits), axis=1), np.inf, 0.0)
+    return best
+
+
+def pair_errors(
+    labels: np.ndarray,
+    pair_distances: np.ndarray,
+    bound: RoundingBound,
+    s: np.ndarray,
+    kind: str,
+    anchor: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Errors (n, K) of the differences to each label's logit, and their growth (K, K) per radius.
+
+    The errors count both ends of a path that has no length yet.
+    """
+    (a, b), (head_a, head_b) = bound.body[kind][:, anchor], bound.head[kind][:, anchor]
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = pair_distances[labels] * (a + b * s)[:, None]
+        error = KINDS[kind] * (error + math.sqrt(2.0) * (head_a + head_b * s)[:, None])
+    growth = pair_distances * b + math.sqrt(2.0) * head_b
+    np.fill_diagonal(growth, 0.0)
+    return np.nan_to_num(error, nan=np.inf), growth
+
+
+def reach(bound: RoundingBound, s: np.ndarray, anchor: int) -> np.ndarray:
+    """How far (n,) images may move before numbers are too large for anything to be claimed."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        room = bound.arithmetic.largest - bound.peak[0, anchor] - bound.peak[1, anchor] * s
+        far = np.nan_to_num(room / bound.peak[1, anchor], nan=np.inf, posinf=np.inf)
+    return np.where(room > 0, far, 0.0)
 
 
 def check_labels(y: Any, images: int, classes: int) -> np.ndarray:

@@ -1,12 +1,8 @@
-r"""How far the model's floating-point forward pass is from the map that is certified.
+r"""The model's inference pass a second time, in NumPy float64, and how the backend multiplies.
 
-A certificate is a statement on real numbers; a model runs in float32. `forward_float64` is a
-second, independent implementation of the inference pass in NumPy float64, and the largest
-difference of the logits, times `SAFETY_FACTOR`, is the rounding margin tau. If every logit the
-machine computes is within tau of the real one, at the clean and at the perturbed image, then a
-margin larger than 4 tau plus the certified movement keeps the answer of the *machine* too.
-
-tau is measured, not proved: the factor is there because the images that were probed are few.
+`forward_float64` is an implementation of its own: what a certificate bounds is the function that
+it computes. How far the model's floating-point logits may be from it is bounded in
+`rounding_bound`; that they are no farther on probe images is checked here.
 """
 
 from __future__ import annotations
@@ -14,7 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from keras import ops
 
+from dynzoo.backend import to_numpy
 from dynzoo.certificates.errors import ReferenceMismatchError
 from dynzoo.certificates.graph import Program, trace
 from dynzoo.certificates.joins import JOINS
@@ -22,16 +20,14 @@ from dynzoo.certificates.rules import rule_for
 
 __all__ = [
     "PROBES",
-    "SAFETY_FACTOR",
+    "allowed_gap",
+    "check_reference",
+    "factor_unit",
     "forward_float64",
     "probe_images",
-    "rounding_margin",
     "run_program",
 ]
 
-SAFETY_FACTOR = 10.0
-# Rounding of float32 leaves the logits within about 1e-5 of their size; TF32 about 1e-3.
-_SUSPICIOUS = 1e-3
 PROBES = 16
 _PROBE_NUMBERS = 2_000_000
 
@@ -77,11 +73,19 @@ def probe_images(input_shape: tuple[int, ...]) -> np.ndarray:
     return images
 
 
-def rounding_margin(values: dict[int, np.ndarray], output: int, logits: np.ndarray) -> float:
-    """tau from the float64 run of a batch and the model's own logits of the same batch.
+def check_reference(
+    values: dict[int, np.ndarray], output: int, logits: np.ndarray, allowed: np.ndarray
+) -> None:
+    """Compares the model's logits with the float64 run of the same images.
+
+    Args:
+        values: what `run_program` returned.
+        output: slot of the logits.
+        logits: the model's own.
+        allowed: bound (n,) of the L2 norm of the rounding of each image's logits.
 
     Raises:
-        ReferenceMismatchError: if they differ by more than rounding can explain.
+        ReferenceMismatchError: if they differ by more than rounding can.
     """
     reference = values[output]
     if reference.shape != logits.shape:
@@ -90,19 +94,48 @@ def rounding_margin(values: dict[int, np.ndarray], output: int, logits: np.ndarr
             f"{logits.shape}: a layer's `call_float64` is not what its `call` computes."
         )
     rows = np.all(np.isfinite(logits), axis=1) & np.all(np.isfinite(reference), axis=1)
-    if not rows.any():
-        return 0.0
-    exact, computed = reference[rows], logits[rows].astype(np.float64)
-    gap = float(np.max(np.abs(exact - computed)))
-    size = float(np.max(np.abs(exact)))
-    # Logits that cancel to almost nothing keep the rounding of the larger numbers before them.
-    peak = max(float(np.max(np.abs(v[rows]), initial=0.0)) for v in values.values())
-    if gap > _SUSPICIOUS * max(size, 1e-2 * peak):
+    gaps = np.linalg.norm(reference[rows] - logits[rows].astype(np.float64), axis=1)
+    if np.any(gaps > allowed[rows]):
+        k = int(np.argmax(gaps - allowed[rows]))
         raise ReferenceMismatchError(
-            f"The model's logits differ from the float64 reference by {gap:.3g} where logits are "
-            f"up to {size:.3g}: more than float32 rounding. Either the backend runs in reduced "
+            f"The model's logits differ from the float64 reference by {gaps[k]:.3g}, where "
+            f"rounding explains {allowed[rows][k]:.3g}. Either the backend runs in reduced "
             "precision (TF32, bfloat16 matrix products: switch it off) or a layer's "
             "`call_float64` is not what its `call` computes at inference."
         )
-    unit = float(np.finfo(logits.dtype).eps) / 2
-    return SAFETY_FACTOR * max(gap, unit * size)
+
+
+def allowed_gap(values: dict[int, np.ndarray], output: int) -> np.ndarray:
+    """Differences (n,) that reduced precision or another function would exceed, without a bound.
+
+    Rounding of float32 leaves the logits within about 1e-5 of their size, TF32 about 1e-3.
+    """
+    size = float(np.max(np.abs(values[output]), initial=0.0, where=np.isfinite(values[output])))
+    # Logits that cancel to almost nothing keep the rounding of the larger numbers before them.
+    peaks = [np.abs(v).reshape(len(v), -1).max(axis=1, initial=0.0) for v in values.values()]
+    return 1e-3 * np.maximum(size, 1e-2 * np.max(peaks, axis=0))
+
+
+def factor_unit(dtype: str) -> float:
+    """To how much the backend rounds the factors of a matrix product or a convolution.
+
+    Returns:
+        0 for full precision; 2^-11 for TF32 and float16, 2^-8 for bfloat16.
+
+    Example:
+
+    >>> factor_unit("float32")
+    0.0
+    """
+    units = [0.0]
+    # One more than what each shorter mantissa holds, in a product of a size that fast paths take.
+    for bits in (8, 11):
+        number = 1.0 + 2.0**-bits * 0.75
+        rows = np.full((64, 64), number, dtype)
+        product = to_numpy(ops.matmul(rows, np.eye(64, dtype=dtype)))
+        images = np.full((2, 8, 8, 64), number, dtype)
+        kernel = np.eye(64, dtype=dtype).reshape(1, 1, 64, 64)
+        convolved = to_numpy(ops.conv(images, kernel, data_format="channels_last"))
+        if np.any(product != rows) or np.any(convolved != images):
+            units.append(2.0**-bits)
+    return max(units)

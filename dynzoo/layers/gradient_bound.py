@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import math
+
 from dynzoo.fields.gradient import contractive_factor
 from dynzoo.guarantees import Guarantee
 from dynzoo.layers.arguments import float64
 
-__all__ = ["gradient_bound", "gradient_guarantees"]
+__all__ = ["gradient_bound", "gradient_guarantees", "step_bounds"]
 
 
 def gradient_bound(layer, input_shape) -> float:
     """Upper bound of the Lipschitz constant with the present weights (float64)."""
+    return math.prod(step_bounds(layer, input_shape))
+
+
+def step_bounds(layer, input_shape, norms=None) -> list[float]:
+    """The same for each time step; ``norms`` are those of the kernels, where they are known."""
     slopes = (layer._activation.slope_min, layer._activation.slope_max)
     kernels = [float64(k) for k in layer.kernels]
-    norms = [layer.operator.norm_float64(k, input_shape) for k in kernels]
-    bound = 1.0
+    if norms is None:
+        norms = [layer.operator.norm_float64(k, input_shape) for k in kernels]
+    bounds = []
     for i, h in enumerate(layer.step_sizes()):
         j = 0 if layer.shared else i
         stiffness = h * slopes[1] * norms[j] ** 2
         if layer.direction == "expansive":
-            bound *= layer._integrator.growth_bound(stiffness)
+            bounds.append(layer._integrator.growth_bound(stiffness))
         elif layer.integrator == "euler":
             smallest = 0.0
             if slopes[0] > 0:
                 smallest = layer.operator.min_singular_value_float64(kernels[j], input_shape)
-            bound *= contractive_factor(h, norms[j], smallest, *slopes)
+            bounds.append(contractive_factor(h, norms[j], smallest, *slopes))
         elif stiffness <= 2.0 * layer._integrator.circle_contractivity_radius:
-            bound *= 1.0
+            bounds.append(1.0)
         else:
-            bound *= layer._integrator.growth_bound(stiffness)
-    return bound
+            bounds.append(layer._integrator.growth_bound(stiffness))
+    return bounds
 
 
 def gradient_guarantees(layer) -> list[Guarantee]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dynzoo.fields.gradient import gradient_field, gradient_field_float64
 
-__all__ = ["time_step", "time_step_float64"]
+__all__ = ["alternate", "time_step", "time_step_float64"]
 
 
 def time_step(layer, x, h, e, kernels, biases):
@@ -29,7 +29,7 @@ def time_step(layer, x, h, e, kernels, biases):
         inner = layer.operator.apply(y, kernels[1])
         return e * sigma(inner if biases[1] is None else inner + biases[1])
 
-    return _alternate(layer, x, contract, expand)
+    return alternate(layer, x, contract, expand)
 
 
 def time_step_float64(layer, x, h, e, kernels, biases):
@@ -45,10 +45,11 @@ def time_step_float64(layer, x, h, e, kernels, biases):
             return e * gradient_field_float64(layer.operator, sigma, y, kernels[1], biases[1])
         return e * sigma.reference(layer.operator.apply_float64(y, kernels[1]) + biases[1])
 
-    return _alternate(layer, x, contract, expand)
+    return alternate(layer, x, contract, expand)
 
 
-def _alternate(layer, x, contract, expand):
+def alternate(layer, x, contract, expand):
+    """The substeps of both fields in their order; the state may be of any type that adds."""
     if layer.mode == "flexible":
         for _ in range(layer.substeps):
             x = x - contract(x)

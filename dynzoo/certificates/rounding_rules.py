@@ -1,0 +1,326 @@
+"""What rounding adds in one call of a layer: a rule for each class, in terms of a `Budget`.
+
+A rule takes the budget of the computed input (its size, no error yet) and the layer's Lipschitz
+bound, and returns the budget of the computed output: the error that this layer alone adds. How
+earlier errors grow is the business of the Lipschitz bound. A layer without a rule is measured, and
+the certificate names it (`rounding_bound`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from dynzoo import spectral
+from dynzoo.certificates.floating_point import Budget
+from dynzoo.certificates.linear_rules import float64
+from dynzoo.certificates.rules import rule_for
+from dynzoo.certificates.slopes import ACTIVATIONS
+
+__all__ = ["ROUNDING", "Sizes", "activated", "matrix_product"]
+
+kl = keras.layers
+
+# Shape of one example: without the batch axis.
+Sizes = tuple[int, ...]
+Rounding = Callable[[Any, Sizes, Budget, float], Budget]
+
+# Activations that choose between numbers they are given, and the roundings of simple others.
+_EXACT = ("linear", "relu", "relu6", "hard_tanh")
+_ROUNDINGS = {
+    "leaky_relu": 1.0,
+    "hard_sigmoid": 2.0,
+    "soft_shrink": 1.0,
+    "sparse_plus": 4.0,
+    "sparse_sigmoid": 2.0,
+    "hard_silu": 4.0,
+    "softsign": 3.0,
+}
+
+
+def exact(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    """Moves and compares numbers."""
+    return b
+
+
+# --- matrices ------------------------------------------------------------------------------
+
+
+def matrix_product(
+    b: Budget,
+    matrix: np.ndarray,
+    positions: int = 1,
+    windows: int = 1,
+    norm: float | None = None,
+) -> Budget:
+    """A product with a matrix (terms, outputs) at each of some positions.
+
+    Args:
+        b: budget of the input.
+        matrix: float64 array (terms, outputs).
+        positions: at how many places it is applied.
+        windows: in how many of the places an input takes part.
+        norm: bound of the operator norm of every part of the map, if one is known; otherwise the
+            matrix's norm times the root of ``windows``.
+    """
+    if norm is None:
+        norm = spectral.dense_norm_float64(matrix) * math.sqrt(windows)
+    return b.product(
+        len(matrix),
+        norm,
+        frobenius=float(np.linalg.norm(matrix)) * math.sqrt(windows),
+        outputs=matrix.shape[1] * positions,
+        coherent=_is_coherent(matrix),
+    )
+
+
+def _is_coherent(matrix: np.ndarray) -> bool:
+    """Whether a column has terms so alike in size that their roundings may all go one way.
+
+    The independence of roundings rests on terms whose last digits differ. A mean, a binary kernel
+    or a Hadamard matrix has none: on a constant image every addition rounds the same way.
+    """
+    if len(matrix) <= 16:
+        return False
+    sizes = np.abs(matrix)
+    counts = np.maximum((sizes > 0).sum(axis=0), 1)
+    mean = sizes.sum(axis=0) / counts
+    square = (sizes**2).sum(axis=0) / counts
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spread = np.sqrt(np.maximum(square - mean**2, 0.0)) / mean
+    return bool(np.any((counts > 16) & ~(spread > 0.25)))
+
+
+def _biased(layer: Any, b: Budget, bias: Any, positions: int) -> Budget:
+    if bias is None:
+        return b
+    offset = float(np.linalg.norm(float64(bias))) * math.sqrt(positions)
+    return b.mapped(1.0, offset).rounded()
+
+
+def _dense(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    positions = math.prod(shape[:-1])
+    plain = layer.activation in (None, keras.activations.linear, keras.activations.relu)
+    y = matrix_product(b, float64(layer.kernel), positions, norm=gain if plain else None)
+    y = _biased(layer, y, layer.bias if layer.use_bias else None, positions)
+    return activated(layer, (*shape[:-1], layer.units), y)
+
+
+def _convolution(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    kernel = float64(layer.kernel)
+    rank = kernel.ndim - 2
+    output = tuple(int(n) for n in layer.compute_output_shape((None, *shape))[1:])
+    groups = getattr(layer, "groups", 1) or 1
+    if type(layer).__name__.startswith("Depthwise"):
+        channels = kernel.shape[rank]
+        parts = [kernel[..., [c], :] for c in range(channels)]
+    else:
+        parts = np.split(kernel, groups, axis=-1)
+    strides = np.broadcast_to(layer.strides, (rank,))
+    dilated = np.broadcast_to(layer.dilation_rate, (rank,)) > 1
+    taps = kernel.shape[:rank]
+    windows = math.prod(
+        int(k) if d else -(-int(k) // int(s))
+        for k, s, d in zip(taps, strides, dilated, strict=True)
+    )
+    y = _parts(b, parts, rank, windows, math.prod(output))
+    channels = output[-1] if layer.data_format == "channels_last" else output[0]
+    positions = math.prod(output) // max(1, channels)
+    y = _biased(layer, y, layer.bias if layer.use_bias else None, positions)
+    return activated(layer, output, y)
+
+
+def _parts(b: Budget, parts: list[np.ndarray], rank: int, windows: int, outputs: int) -> Budget:
+    """The groups of a convolution: the norm is that of the largest, the sums are alike."""
+    matrices = [part.reshape(-1, part.shape[-1]) for part in parts]
+    # Any part of the sum is at most the sum over its taps.
+    spread = max(
+        sum(spectral.dense_norm_float64(tap) for tap in part.reshape(-1, *part.shape[rank:]))
+        for part in parts
+    )
+    own = max(spectral.dense_norm_float64(m) for m in matrices) * math.sqrt(windows)
+    frobenius = max(float(np.linalg.norm(m)) for m in matrices) * math.sqrt(windows)
+    coherent = any(_is_coherent(m) for m in matrices)
+    return b.product(len(matrices[0]), min(own, spread), frobenius, outputs, coherent)
+
+
+# --- scale and shift -----------------------------------------------------------------------
+
+
+def _scaled(b: Budget, scale: float, offset: float, times: float) -> Budget:
+    """x * scale + offset, where both are computed in a few roundings."""
+    y = b.mapped(scale, offset)
+    return y.rounded(times)
+
+
+def _spread(values: np.ndarray, shape: Sizes) -> float:
+    """Norm of an array that is broadcast to the shape of an example."""
+    values = np.asarray(values, np.float64)
+    if values.ndim > len(shape):
+        values = values.reshape(values.shape[values.ndim - len(shape) :])
+    return float(np.linalg.norm(np.broadcast_to(values, shape)))
+
+
+def _rescaling(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    scale = float(np.max(np.abs(np.asarray(layer.scale, np.float64))))
+    return _scaled(b, scale, _spread(layer.offset, shape), 4.0)
+
+
+def _batch_normalization(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    axis = layer.axis % (len(shape) + 1) - 1
+    positions = math.prod(shape) // shape[axis]
+    deviation = np.sqrt(float64(layer.moving_variance) + layer.epsilon)
+    scale = (float64(layer.gamma) if layer.scale else 1.0) / deviation
+    mean = float64(layer.moving_mean)
+    beta = float64(layer.beta) if layer.center else 0.0 * mean
+    # Some backends compute x * scale + (beta - mean * scale): both summands may be large.
+    offset = math.sqrt(positions) * float(np.linalg.norm(np.abs(mean * scale) + np.abs(beta)))
+    return _scaled(b, float(np.max(np.abs(scale))), offset, 12.0)
+
+
+def _normalization(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    deviation = np.maximum(np.sqrt(float64(layer.variance)), keras.config.epsilon())
+    mean = float64(layer.mean)
+    scale = deviation if layer.invert else 1.0 / deviation
+    offset = _spread(mean if layer.invert else np.abs(mean * scale), shape)
+    return _scaled(b, float(np.max(scale)), offset, 8.0)
+
+
+# --- pooling -------------------------------------------------------------------------------
+
+
+def _average_pooling(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    # Means of a constant image round the same way everywhere.
+    terms = math.prod(np.atleast_1d(layer.pool_size).tolist())
+    strides = np.atleast_1d(layer.pool_size if layer.strides is None else layer.strides)
+    windows = math.prod(-(-int(p) // int(s)) for p, s in np.broadcast(layer.pool_size, strides))
+    return b.product(terms + 1, math.sqrt(windows / terms), coherent=True)
+
+
+def _global_average(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    channels = shape[-1] if layer.data_format == "channels_last" else shape[0]
+    terms = math.prod(shape) // channels
+    return b.product(terms + 1, 1.0 / math.sqrt(terms), coherent=True)
+
+
+# --- activations ---------------------------------------------------------------------------
+
+
+def activated(layer: Any, shape: Sizes, b: Budget) -> Budget:
+    """After the layer's own activation.
+
+    Raises:
+        KeyError: if the activation is a layer without a rule.
+    """
+    activation = layer.activation
+    if activation is None:
+        return b
+    if isinstance(activation, kl.Layer):
+        gain = rule_for(activation).gain(activation, (None, *shape))
+        return ROUNDING[type(activation)](activation, shape, b, gain)
+    names = [name for name in _names() if getattr(keras.activations, name) is activation]
+    if not names:
+        raise KeyError(activation)
+    return function_rounding(names[0], ACTIVATIONS[activation].slope, shape, b)
+
+
+def _names() -> list[str]:
+    return [name for name in dir(keras.activations) if not name.startswith("_")]
+
+
+def function_rounding(name: str, slope: float, shape: Sizes, b: Budget) -> Budget:
+    """After an elementwise function (or a softmax) with this Lipschitz constant."""
+    if name in _EXACT:
+        return b.mapped(slope)
+    if "softmax" in name:
+        y = b.mapped(slope, math.sqrt(math.prod(shape)))
+        extra = b.arithmetic.unit * (shape[-1] + 2 * b.arithmetic.library) * y.computed
+        return y.disturbed(extra + 4.0 * b.arithmetic.unit * b.computed)
+    # No function of the table is above log(2) at zero, and all are below that plus slope * |x|.
+    offset = math.sqrt(math.prod(shape))
+    times = _ROUNDINGS.get(name, b.arithmetic.library)
+    y = b.mapped(slope, offset)
+    return y.rounded(times, relative_to=max(1.0, slope) * b.computed, offset=offset)
+
+
+def _activation(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    return activated(layer, shape, b)
+
+
+def _relu(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    slope = float(layer.negative_slope)
+    return b.mapped(max(1.0, abs(slope))).rounded() if slope else b
+
+
+def _prelu(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    return b.mapped(max(1.0, float(np.max(np.abs(float64(layer.alpha)))))).rounded()
+
+
+def _elu(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    return function_rounding("elu", max(1.0, abs(layer.alpha)), shape, b)
+
+
+def _softmax(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    return function_rounding("softmax", 0.5, (math.prod(shape),), b)
+
+
+ROUNDING: dict[type, Rounding] = {
+    kl.Dense: _dense,
+    kl.Conv1D: _convolution,
+    kl.Conv2D: _convolution,
+    kl.Conv3D: _convolution,
+    kl.DepthwiseConv1D: _convolution,
+    kl.DepthwiseConv2D: _convolution,
+    kl.Rescaling: _rescaling,
+    kl.BatchNormalization: _batch_normalization,
+    kl.Normalization: _normalization,
+    kl.AveragePooling1D: _average_pooling,
+    kl.AveragePooling2D: _average_pooling,
+    kl.AveragePooling3D: _average_pooling,
+    kl.GlobalAveragePooling1D: _global_average,
+    kl.GlobalAveragePooling2D: _global_average,
+    kl.GlobalAveragePooling3D: _global_average,
+    kl.Activation: _activation,
+    kl.ReLU: _relu,
+    kl.LeakyReLU: _relu,
+    kl.PReLU: _prelu,
+    kl.ELU: _elu,
+    kl.Softmax: _softmax,
+    **dict.fromkeys(
+        (
+            kl.InputLayer,
+            kl.Identity,
+            kl.ActivityRegularization,
+            kl.Dropout,
+            kl.SpatialDropout1D,
+            kl.SpatialDropout2D,
+            kl.SpatialDropout3D,
+            kl.AlphaDropout,
+            kl.GaussianDropout,
+            kl.GaussianNoise,
+            kl.Flatten,
+            kl.Reshape,
+            kl.Permute,
+            kl.RepeatVector,
+            kl.MaxPooling1D,
+            kl.MaxPooling2D,
+            kl.MaxPooling3D,
+            kl.GlobalMaxPooling1D,
+            kl.GlobalMaxPooling2D,
+            kl.GlobalMaxPooling3D,
+            kl.ZeroPadding1D,
+            kl.ZeroPadding2D,
+            kl.ZeroPadding3D,
+            kl.Cropping1D,
+            kl.Cropping2D,
+            kl.Cropping3D,
+            kl.UpSampling1D,
+            kl.UpSampling3D,
+        ),
+        exact,
+    ),
+}
