@@ -40,7 +40,7 @@ __all__ = ["Certificate", "certify"]
 _BLOCK = 4096
 
 
-def certify(model: keras.Model) -> Certificate:
+def certify(model: keras.Model, rounding: str = "probable") -> Certificate:
     r"""Proves an upper bound of a model's L2 Lipschitz constant.
 
     The graph is walked from the input to the logits: along a chain the layers' constants
@@ -54,6 +54,10 @@ def certify(model: keras.Model) -> Certificate:
     Args:
         model: built Sequential or Functional model, float32 or float64, from one input of fixed
             shape to logits (n, K). Nested models, shared layers, branches and joins are fine.
+        rounding: what the radii assume of roundings. "probable": they are independent, and four
+            standard deviations are enough. "worst-case": nothing; the radii are proved for
+            whatever roundings the arithmetic allows, and are smaller for wide networks. Take it
+            for a network from someone who may have chosen its weights to deceive.
 
     Returns:
         A `Certificate`.
@@ -71,6 +75,7 @@ def certify(model: keras.Model) -> Certificate:
     Reference: Szegedy et al., "Intriguing properties of neural networks", 2014 (section 4.3);
     Tsuzuku, Sato, Sugiyama, "Lipschitz-margin training", NeurIPS 2018 (proposition 1).
     """
+    rounding_kinds(rounding)
     program = trace(model)
     check_layers(program)
     input_dtype(model)
@@ -79,7 +84,7 @@ def certify(model: keras.Model) -> Certificate:
     shapes = {slot: (None, *value.shape[1:]) for slot, value in values.items()}
     head = find_head(program, shapes)
     bounds, table = bound_layers(program, shapes)
-    return Certificate(model, program, head, tuple(table), bounds, shapes, digest)
+    return Certificate(model, program, head, tuple(table), bounds, shapes, digest, rounding)
 
 
 class Certificate:
@@ -95,6 +100,7 @@ class Certificate:
         pair_distances: array (K, K); $\|w_i - w_j\|$ of a linear head, $\sqrt2$ without one.
         rounding: bound of the error of the logits of any image in [0, 1]; `logit_error` gives it
             image by image, `rounding_bound` all numbers and the layers that were measured.
+        assumed: what the radii assume of roundings unless they are told otherwise.
         layers: a `LayerBound` (name, class, gain, bound so far) for each call of a layer.
         weights_sha256: hash of the weights the certificate is for.
 
@@ -110,12 +116,14 @@ class Certificate:
         bounds: dict[int, float],
         shapes: dict[int, Any],
         weights_sha256: str,
+        assumed: str = "probable",
     ):
         self._model = model
         self._program = program
         self._output = model.outputs[0]
         self._head = head
         self._bounds, self._shapes = bounds, shapes
+        self.assumed = assumed
         self.layers = layers
         self.body_lipschitz = float(bounds[head.body_slot])
         self.lipschitz = float(self.body_lipschitz * head.norm * (1 + 1e-15))
@@ -144,7 +152,7 @@ class Certificate:
         # Of all images in the unit cube, its corners are farthest from its middle.
         return float(self.logit_error(corners).max())
 
-    def logit_error(self, x: Any, rounding: str = "probable") -> np.ndarray:
+    def logit_error(self, x: Any, rounding: str | None = None) -> np.ndarray:
         """Bound of the L2 norm of the rounding error of each image's logits, however computed.
 
         Args:
@@ -161,11 +169,11 @@ class Certificate:
         True
         """
         images = self._check_images(x).astype(input_dtype(self._model))
-        kinds = rounding_kinds(rounding)
+        kinds = rounding_kinds(rounding or self.assumed)
         return self.rounding_bound.of_logits(images, kinds, self._head.norm)
 
     def radii(
-        self, x: Any, batch_size: int = 256, rounding: str = "probable"
+        self, x: Any, batch_size: int = 256, rounding: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         r"""Predicted labels, and the L2 radius within which each is proved not to change.
 
@@ -179,10 +187,7 @@ class Certificate:
             x: float images (n, ...) of the model's input shape, in the scale the model takes
                 ([0, 1] for dynzoo's).
             batch_size: images per forward pass.
-            rounding: what is assumed of roundings. "probable": they are independent, and five
-                standard deviations are enough. "worst-case": nothing; the radius is proved for
-                whatever roundings the arithmetic allows, and is smaller for wide networks. Take it
-                for a network from someone who may have chosen weights to deceive.
+            rounding: "probable" or "worst-case", as in `certify`; the certificate's own by default.
 
         Returns:
             (labels (n,) int64, radii (n,) float64 in the units of x).
@@ -197,7 +202,7 @@ class Certificate:
         >>> labels, radii = certify(model).radii(x_test)
         >>> certified_accuracy = np.mean((labels == y_test) & (radii >= 36 / 255))
         """
-        kinds = rounding_kinds(rounding)
+        kinds = rounding_kinds(rounding or self.assumed)
         raw, images, moved = self._logits(x, batch_size)
         labels, radii = np.zeros(len(raw), np.int64), np.zeros(len(raw), np.float64)
         for block in _blocks(len(raw)):
@@ -212,7 +217,7 @@ class Certificate:
         y: Any,
         k: int | Sequence[int] = (1, 5),
         batch_size: int = 256,
-        rounding: str = "probable",
+        rounding: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         r"""Place of each label among the logits, and the L2 radius within which it stays in front.
 
@@ -244,7 +249,7 @@ class Certificate:
         if not ks or not all(isinstance(i, int) and 1 <= i < classes for i in ks):
             raise ValueError(f"`k` must be integers in [1, {classes - 1}]. Received: k={k}")
         labels = margins.check_labels(y, len(x), classes)
-        kinds = rounding_kinds(rounding)
+        kinds = rounding_kinds(rounding or self.assumed)
         raw, images, moved = self._logits(x, batch_size)
         places, radii = np.zeros(len(raw), np.int64), np.zeros((len(raw), len(ks)))
         for block in _blocks(len(raw)):
@@ -268,6 +273,7 @@ class Certificate:
                 "max_distance": float(off_diagonal.max()),
             },
             "rounding": {
+                "assumed": self.assumed,
                 "logit_error": self.rounding,
                 "unit_roundoff": self.rounding_bound.arithmetic.unit,
                 "factor_unit": self.rounding_bound.arithmetic.factor_unit,

@@ -31,7 +31,7 @@ _TOLERANCE = 0.01
 
 
 def certify_local(
-    model: keras.Model, iterations: int = 12, exact_units: int = 512
+    model: keras.Model, iterations: int = 12, exact_units: int = 512, rounding: str = "probable"
 ) -> LocalCertificate:
     r"""Certifies each image on its own ball; never less than `certify` does.
 
@@ -55,6 +55,7 @@ def certify_local(
         iterations: balls tried for each image, at least 1.
         exact_units: rectified layers of at most so many units are bounded unit by unit with a
             backward pass each, which costs its square; larger ones by norms.
+        rounding: what the radii assume of roundings, as in `certify`.
 
     Returns:
         A `LocalCertificate`.
@@ -74,7 +75,7 @@ def certify_local(
     adversarial manipulation* (NeurIPS 2017), theorem 2.1; Zhang et al., *Efficient neural network
     robustness certification with general activation functions* (NeurIPS 2018).
     """
-    return LocalCertificate(certify(model), model, iterations, exact_units)
+    return LocalCertificate(certify(model, rounding), model, iterations, exact_units)
 
 
 class LocalCertificate:
@@ -97,7 +98,7 @@ class LocalCertificate:
         self._unrolled = unroll(trace(model))
 
     def radii(
-        self, x: Any, batch_size: int = 256, rounding: str = "probable"
+        self, x: Any, batch_size: int = 256, rounding: str | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Labels and certified L2 radii: of the global and the local bound the larger.
 
@@ -115,6 +116,7 @@ class LocalCertificate:
             ValueError: if x is not a float array of the model's input shape.
         """
         certificate = self.certificate
+        rounding = rounding or certificate.assumed
         labels, radii = certificate.radii(x, batch_size, rounding)
         images = certificate._check_images(x).astype(input_dtype(self._model))
         rows = np.flatnonzero((radii > 0) & np.isfinite(radii))
