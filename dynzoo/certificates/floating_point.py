@@ -23,13 +23,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["DEVIATIONS", "Arithmetic", "Budget", "arithmetic_of"]
+__all__ = ["DEVIATIONS", "DEVIATION_UNITS", "Arithmetic", "Budget", "arithmetic_of"]
 
 # How many standard deviations the probable error counts.
 DEVIATIONS = 4.0
 # Root mean square of delta / u: the error of a rounding is uniform in half a unit of the last
 # place, the mantissa logarithmic in [1, 2): sqrt(1/3 * (1 - 1/4) / (2 ln 2)) = 0.4247.
 _SPREAD = 0.425
+# The probable size of one rounding in units u.
+DEVIATION_UNITS = DEVIATIONS * _SPREAD
 
 
 class Arithmetic(NamedTuple):
@@ -112,7 +114,7 @@ class Budget:
         size = self.computed if relative_to is None else relative_to
         local = times * self.arithmetic.unit * size
         local[0] += times * (self.arithmetic.unit * offset + self.arithmetic.tiny)
-        return self.disturbed(local, DEVIATIONS * _SPREAD / math.sqrt(times))
+        return self.disturbed(local, DEVIATION_UNITS / math.sqrt(times))
 
     def disturbed(self, worst: np.ndarray, ratio: float = 1.0) -> Budget:
         """With an error added, whose probable part is ``ratio`` times as large."""
@@ -150,7 +152,7 @@ class Budget:
         worst = (terms + math.sqrt(terms)) * growth * x
         probable = worst
         if not coherent:
-            probable = DEVIATIONS * _SPREAD * math.sqrt(terms / 2 + 1.5) * growth * x
+            probable = DEVIATION_UNITS * math.sqrt(terms / 2 + 1.5) * growth * x
         if a.factor_unit:
             # Both factors are rounded: |dW| <= f |W| entry by entry, |dx| <= f |x|.
             loose = norm if frobenius is None else frobenius

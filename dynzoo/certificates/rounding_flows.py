@@ -10,7 +10,7 @@ from keras import ops
 
 from dynzoo import layers as dl
 from dynzoo import operators
-from dynzoo.certificates.floating_point import Budget
+from dynzoo.certificates.floating_point import DEVIATION_UNITS, Budget
 from dynzoo.certificates.linear_rules import float64
 from dynzoo.certificates.rounding_rules import ROUNDING, Sizes, exact, function_rounding
 from dynzoo.certificates.rounding_rules import matrix_product as product
@@ -41,8 +41,10 @@ def _plus(b: Budget, bias: Any, positions: int) -> Budget:
 def _unit_rows(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     kernel = layer.effective_kernel()
     y = product(b, kernel, norm=gain)
-    # The length of a row is computed, too: n squares, a root, a quotient, all of one sign.
-    y = y.rounded(len(kernel) / 2 + 8.0)
+    # The length of a row is computed, too: n squares, whose sum errs by n u at most (by
+    # sqrt(n / 3) of independent roundings), a root, which halves that, and a few more.
+    times, independent = len(kernel) / 2 + 8.0, math.sqrt(len(kernel) / 3) / 2 + math.sqrt(8.0)
+    y = y.disturbed(times * b.arithmetic.unit * y.computed, DEVIATION_UNITS * independent / times)
     return _plus(y, layer.bias if layer.use_bias else None, 1)
 
 
