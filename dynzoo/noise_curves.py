@@ -171,7 +171,7 @@ def noise_curve(
     total = draws * sum(len(v) for v in chosen.values())
     done, accuracies = 0, {}
     with Draws(model, seed) as states:
-        clean = hits(model, lambda rows: x[rows], y, batch_size, states)
+        clean = hits(model, lambda rows: x[rows], y, batch_size, states, must_answer=True)
         for kind, values in chosen.items():
             accuracies[kind] = np.zeros((len(values), draws))
             for i, level in enumerate(values):

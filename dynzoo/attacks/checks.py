@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dynzoo.answers import answers
 from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.pgd import PGD
 from dynzoo.attacks.warnings import SAMPLE, TOLERANCE, EvaluationWarning
@@ -110,7 +111,7 @@ def check_unbounded(
     """
     eps = 1.0 if norm == "linf" else float(np.sqrt(x[0].size))
     attack = PGD(norm=norm, eps=eps, seed=seed, steps=50, random_start=False, batch_size=SAMPLE)
-    labels = predict_logits(model, attack(model, x, y), SAMPLE).argmax(axis=1)
+    labels = answers(predict_logits(model, attack(model, x, y), SAMPLE))
     left = float((labels == y).mean())
     if left <= TOLERANCE:
         return []
@@ -150,7 +151,7 @@ def check_convergence(
         return []
     attack = PGD(norm, eps, seed + 1, steps=2 * steps, restarts=2, batch_size=SAMPLE)
     points = attack(model, x[rows], y[rows], indices=rows)
-    fallen = int((predict_logits(model, points, SAMPLE).argmax(axis=1) != y[rows]).sum())
+    fallen = int((answers(predict_logits(model, points, SAMPLE)) != y[rows]).sum())
     if fallen <= max(1.0, TOLERANCE * len(rows)):
         return []
     return [

@@ -228,8 +228,7 @@ class SmoothedClassifier:
                 shape = (min(size, count - start), *image.shape)
                 noisy = image + np.float32(self.sigma) * rng.standard_normal(shape, np.float32)
                 logits = predict_logits(self.model, noisy, size)
-                answer = logits.argmax(axis=1)
-                answers.append(np.where(np.isfinite(logits).all(axis=1), answer, ABSTAIN))
+                found.append(answers(logits))
             yield i, np.concatenate(answers)
             if self.progress is not None:
                 self.progress(i + 1, len(x))
