@@ -19,11 +19,13 @@ from dynzoo.answers import answers
 from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.pgd import PGD
 from dynzoo.attacks.warnings import SAMPLE, TOLERANCE, EvaluationWarning
+from dynzoo.batch_mixing import mixing_calls, training_calls
+from dynzoo.companions import differs, find_mixing
 from dynzoo.random_layers import Draws, layers_with
 
 
 def check_layers(model: Any, x: np.ndarray) -> list[EvaluationWarning]:
-    """Warn of layers that are random at inference, or mix the examples of a batch.
+    """Warn of calls that are random at inference, mix a batch, or have `training=True`.
 
     Raises:
         ValueError: If the model takes batches of one size only, such as a graph whose nodes are
@@ -32,7 +34,9 @@ def check_layers(model: Any, x: np.ndarray) -> list[EvaluationWarning]:
     warnings = []
     if names := layers_with(model, "random_at_inference"):
         warnings.append(EvaluationWarning("randomised-model", f"{_layers(names)}. {_RANDOM}"))
-    if names := layers_with(model, "depends_on_batch"):
+    if names := [call.name for call in training_calls(model)]:
+        warnings.append(EvaluationWarning("training-mode-call", f"{_layers(names)}. {_TRAINING}"))
+    if names := [call.name for call in mixing_calls(model)]:
         warnings.append(EvaluationWarning("batch-dependent-model", f"{_layers(names)}. {_BATCH}"))
         try:
             for size in (1, 2):
@@ -59,6 +63,12 @@ _BATCH = (
 )
 
 
+_TRAINING = (
+    "It is called with training=True in the graph of the model, which `model(x)` follows, and "
+    "`model.predict`, the attacks and the numbers here override: they are of the layer at inference."
+)
+
+
 def _layers(names: list[str]) -> str:
     return ("Layer " if len(names) == 1 else "Layers ") + ", ".join(repr(n) for n in names)
 
@@ -66,8 +76,10 @@ def _layers(names: list[str]) -> str:
 def check_outputs(model: Any, x: np.ndarray, draws: Draws | None = None) -> list[EvaluationWarning]:
     """Warn of outputs that change between two passes or with the batch, and of probabilities.
 
-    The logits must be finite, which `evaluate` makes sure of before. `draws` gives each pass noise
-    of its own, also where a compiled pass would repeat its noise.
+    `draws` gives each pass noise of its own, also where a compiled pass would repeat its noise.
+
+    Raises:
+        ValueError: If the model takes batches of one size only.
     """
     draws = draws or Draws(model, 0)
     key = (2**20,)  # apart from the numbers that are counted
@@ -78,18 +90,20 @@ def check_outputs(model: Any, x: np.ndarray, draws: Draws | None = None) -> list
 
     first, second = logits(x, *key), logits(x)
     warnings = []
-    scale = max(float(np.abs(first).max()), 1e-30)
-    half = len(x) // 2
-    others = logits(np.concatenate([x[:half], x[:1].repeat(len(x) - half, axis=0)]), *key)
-    if float(np.abs(first - second).max()) / scale > 1e-4:
+    if differs(first, second, 1e-4):
         warnings.append(
             EvaluationWarning(
                 "randomised-model",
                 f"Two passes over the same images give different logits. {_RANDOM}",
             )
         )
-    elif float(np.abs(others - first)[:half].max(initial=0.0)) / scale > 1e-3:
-        warnings.append(EvaluationWarning("batch-dependent-model", _BATCH))
+    elif (found := find_mixing(model, x)) is not None:
+        if found.kind == "size":
+            raise ValueError(
+                "`model` must take batches of any size: attacks go on with the images that still "
+                f"resist. It {found}"
+            )
+        warnings.append(EvaluationWarning("batch-dependent-model", f"The model {found}. {_BATCH}"))
     if first.min() >= 0.0 and np.allclose(first.sum(axis=1), 1.0, atol=1e-4):
         warnings.append(
             EvaluationWarning(
