@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
 
 from dynzoo.random_layers import layers_with
 
-__all__ = ["Call", "mixing_calls", "training_calls"]
+__all__ = ["Call", "hides_code", "mixing_calls", "training_calls"]
 
 
 class Call(NamedTuple):
@@ -62,7 +63,7 @@ def mixing_calls(model: Any) -> list[Call]:
     >>> mixing_calls(keras.Model(x, x - ops.mean(x, axis=0)))
     [Call(name='mean', kind='Mean')]
     """
-    layers = getattr(model, "_flatten_layers", list)()
+    layers: list[Any] = getattr(model, "_flatten_layers", list)()
     kinds = {layer.name: type(layer).__name__ for layer in layers}
     found = [Call(name, kinds[name]) for name in layers_with(model, "depends_on_batch")]
     _walk(model, None, "", found)
@@ -86,6 +87,22 @@ def training_calls(model: Any) -> list[Call]:
         for node, name in _nodes(model, "")
         if _trains(node)
     ]
+
+
+def hides_code(model: Any) -> bool:
+    """Whether a part of a model's forward pass is code that its graph does not show.
+
+    That is a layer, a model or an activation of the user's own, or a `Lambda`.
+    """
+    layers = [model, *getattr(model, "_flatten_layers", list)()]
+    if any(isinstance(layer, keras.Model) and _graph(layer) is None for layer in layers):
+        return True
+    classes = {type(layer) for layer in layers if not isinstance(layer, keras.Model)}
+    functions = [getattr(layer, "activation", None) for layer in layers]
+    owners = [c.__module__ for c in classes]
+    owners += [str(getattr(f, "__module__", "")) for f in functions if callable(f)]
+    known = {owner.split(".")[0] for owner in owners} <= {"keras", "dynzoo"}
+    return not known or keras.layers.Lambda in classes
 
 
 def _trains(node: Any) -> bool:
@@ -165,7 +182,7 @@ def _walk(
         elif not operation.__class__.__module__.startswith("keras."):
             results = None
         else:
-            results = _call(node, known, lambda call=call: found.append(call))
+            results = _call(node, known, partial(found.append, call))
         for number, tensor in enumerate(node.outputs):
             axes[id(tensor)] = results[number] if results else _default(node, known, tensor)
     last = [axes.get(id(t)) for t in outputs]

@@ -29,8 +29,9 @@ __all__ = [
     "written_variables",
 ]
 
-# Examples that are looked at, and the length of a batch with their companions.
-ROWS, BATCH = 3, 8
+# Examples that are looked at, and the length of a batch with their companions: one that is compiled
+# for the end of a data set in any case.
+ROWS, BATCH = 3, 16
 # Relative differences that are rounding: in the same place of the same compiled function, and
 # between two functions, one of which may multiply in TensorFloat-32.
 SAME, ROUNDING = 1e-5, 1e-3
@@ -82,9 +83,9 @@ def differs(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
 def companions(rows: np.ndarray, count: int) -> list[tuple[str, np.ndarray]]:
     """Batches of `count` companions for the rows: likely ones first, then extreme ones."""
     rng = np.random.default_rng(0)
-    own = np.resize(rows, (count, *rows.shape[1:]))
+    own: np.ndarray = np.resize(rows, (count, *rows.shape[1:]))
     size = max(float(np.abs(rows).max()), 1e-3)
-    noise = rng.standard_normal(own.shape).astype(np.float32)
+    noise = rng.standard_normal(own.shape, np.float32)
 
     def constant(value: float) -> np.ndarray:
         return np.full(own.shape, value, np.float32)

@@ -12,6 +12,7 @@ import numpy as np
 from dynzoo import plots
 from dynzoo.answers import NO_ANSWER, answers
 from dynzoo.attacks.base import check_images, check_labels, positive_int, predict_logits
+from dynzoo.attacks.checks import check_examples
 from dynzoo.corruptions import CORRUPTIONS, PROVENANCE, SEVERITIES, check_pictures, corrupt
 from dynzoo.corruptions.official import OfficialFiles
 from dynzoo.random_layers import Draws
@@ -129,6 +130,7 @@ class CorruptionResult:
             ("lowest", f"{self.names[worst]}, {100 * lines[worst]:.1f} %"),
             ("highest", f"{self.names[best]}, {100 * lines[best]:.1f} %"),
             ("images", self.correct.shape[-1]),
+            *((w["name"], w["text"]) for w in self.details.get("warnings", [])),
         ]
         return "Common corruptions", (self.provenance, facts, plots.png(self.plot()))
 
@@ -150,7 +152,8 @@ def evaluate_corruptions(
     $\mathrm{mean} = \frac{1}{75}\sum_{c,s} \mathrm{accuracy}_{c,s}$ over the 15 corruptions and 5
     severities, not divided by the errors of a reference network. Unless `official` is given the
     images are regenerated: not the official files; numbers are close to but not the same as those
-    of CIFAR-10-C. They do not depend on the batch size or the order of the images.
+    of CIFAR-10-C. They do not depend on the batch size or the order of the images, unless the
+    model's own answers do, which `details["warnings"]` says.
 
     Args:
         model: Built Keras model, images to logits.
@@ -200,6 +203,7 @@ def evaluate_corruptions(
 
     correct = np.zeros((len(chosen), len(levels), len(y)), dtype=bool)
     with Draws(model, seed) as draws:
+        warnings = check_examples(model, x)
         clean = hits(model, lambda rows: x[rows], y, batch_size, draws, must_answer=True)
         for i, name in enumerate(chosen):
             for j, severity in enumerate(levels):
@@ -225,6 +229,7 @@ def evaluate_corruptions(
         "seed": seed,
         "batch_size": batch_size,
         "folder": None if official is None else str(official),
+        "warnings": [warning.to_dict() for warning in warnings],
     }
     return CorruptionResult(
         chosen, levels, correct, float(clean.mean()), files is not None, details

@@ -80,7 +80,7 @@ def test_failures_are_as_rare_as_alpha_says():
 def test_radius_is_below_the_exact_one_and_not_far():
     d = np.concatenate([np.linspace(0.1, 1.2, 30), -np.linspace(0.1, 1.2, 30), [3.0]])
     x = at_distance(d)
-    smoothed = smooth(linear(W, B), 0.5, samples=2000, selection=50)
+    smoothed = smooth(linear(W, B), 0.5, samples=2000, selection=500)
     labels, radii = smoothed.radii(x)
     sure = labels != smoothing.ABSTAIN
     np.testing.assert_array_equal(labels[sure], (d > 0)[sure])

@@ -19,7 +19,7 @@ from dynzoo.answers import answers
 from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.pgd import PGD
 from dynzoo.attacks.warnings import SAMPLE, TOLERANCE, EvaluationWarning
-from dynzoo.batch_mixing import mixing_calls, training_calls
+from dynzoo.batch_mixing import hides_code, mixing_calls, training_calls
 from dynzoo.companions import differs, find_mixing
 from dynzoo.random_layers import Draws, layers_with
 
@@ -64,13 +64,30 @@ _BATCH = (
 
 
 _TRAINING = (
-    "It is called with training=True in the graph of the model, which `model(x)` follows, and "
-    "`model.predict`, the attacks and the numbers here override: they are of the layer at inference."
+    "It is called with training=True in the graph of the model, which `model(x)` follows. "
+    "`model.predict` and the attacks override it, so that the numbers are of the layer at inference."
 )
 
 
 def _layers(names: list[str]) -> str:
     return ("Layer " if len(names) == 1 else "Layers ") + ", ".join(repr(n) for n in names)
+
+
+def check_examples(model: Any, x: np.ndarray) -> list[EvaluationWarning]:
+    """What `check_layers` warns of, and a mixture of the batch that no graph shows but answers do.
+
+    Raises:
+        ValueError: If the model takes batches of one size only.
+    """
+    warnings = check_layers(model, x)
+    known = {w.name for w in warnings}
+    if hides_code(model) and len(x) and not known & {"batch-dependent-model", "randomised-model"}:
+        warnings += [w for w in check_outputs(model, x[:_FEW]) if w.name in _EXAMPLES - known]
+    return warnings
+
+
+_FEW = 8
+_EXAMPLES = {"batch-dependent-model", "randomised-model"}
 
 
 def check_outputs(model: Any, x: np.ndarray, draws: Draws | None = None) -> list[EvaluationWarning]:

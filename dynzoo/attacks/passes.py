@@ -41,7 +41,8 @@ def compiled(model: Any, key: Any, make: Callable[[Callable[..., Any]], Any]) ->
 
     `make` gets the pure function `(weights, x) -> outputs` and returns a function whose first
     argument is `weights`; the result takes the other arguments and passes the present weights.
-    What was compiled under other settings of the layers is dropped. Under `noise` each call sees fresh noise of a random model, on every backend.
+    What was compiled under other settings of the layers is dropped. Under `noise` each call sees
+    fresh noise of a random model, on every backend.
     """
     key = (key, tuple(id(v) for v in model.variables))
     cache = _COMPILED.setdefault(model, {})

@@ -277,7 +277,7 @@ class SmoothedClassifier:
             )
         if len(x) and max(np.abs(x).max(), self.sigma) > _LARGEST:
             raise ValueError(
-                f"`x` and `sigma` must be at most {_LARGEST:g}, so that noisy images are numbers in "
+                f"`x` and `sigma` must be at most {_LARGEST:g}, so that noisy images are finite in "
                 f"float32. Received: values up to {np.abs(x).max():g}, sigma={self.sigma:g}"
             )
         _check_layers(self.model)
