@@ -65,7 +65,7 @@ _BATCH = (
 
 _TRAINING = (
     "It is called with training=True in the graph of the model, which `model(x)` follows. "
-    "`model.predict` and the attacks override it, so that the numbers are of the layer at inference."
+    "`model.predict` and the attacks override it: the numbers are of the layer at inference."
 )
 
 
