@@ -29,13 +29,13 @@ from dynzoo.robustness import CertificateViolation, evaluate
 
 
 def failing(power=0.5, slope=0.0):
-    """Answers class 0 on all of [0, 1]^16, and NaN where the mean of the pixels is below 0.45.
+    """Answers class 0 on all of [0, 1]^16, and NaN where the mean of the pixels is below 0.4517.
 
     The gradient of the margin leads there, as that of any model leads to where it fails.
     """
     inputs = keras.Input((16,))
     mean = ops.mean(inputs, axis=-1, keepdims=True)
-    root = ops.power(mean - 0.45, power)
+    root = ops.power(mean - 0.4517, power)
     zero = 0.0 * mean
     return keras.Model(
         inputs, ops.concatenate([2.0 + root, zero + slope, zero - 1, zero - 2], axis=-1)
@@ -90,7 +90,7 @@ def test_every_attack_finds_the_nan(attack):
 @pytest.mark.parametrize("attack", [FAB(steps=20), DDN(steps=60)], ids=repr)
 def test_distance_to_the_nan_is_that_to_a_boundary(attack):
     points, distances = attack.minimum_norm(failing(), X, Y)
-    exact = 0.05 * 4.0
+    exact = (0.5 - 0.4517) * 4.0
     assert np.isfinite(points).all()
     assert (distances >= exact * (1 - 1e-5)).all() and (distances <= 1.2 * exact).all()
 

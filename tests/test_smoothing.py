@@ -466,7 +466,7 @@ def test_call_in_training_mode_is_refused():
 
 
 def test_memory_of_many_calls_is_seen_at_the_end():
-    """A layer that changes its mind after its 60th call; its count is a setting, so it is traced."""
+    """A layer that changes its mind after its 60th call: its count is a setting, hence traced."""
 
     class Late(keras.layers.Layer):
         count = 0
