@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from dynzoo import plots
+from dynzoo.answers import NO_ANSWER, answers
 from dynzoo.attacks.base import check_images, check_labels, positive_int, predict_logits
+from dynzoo.attacks.checks import check_examples
 from dynzoo.corruptions import CORRUPTIONS, PROVENANCE, SEVERITIES, check_pictures, corrupt
 from dynzoo.corruptions.official import OfficialFiles
 from dynzoo.random_layers import Draws
@@ -128,6 +130,7 @@ class CorruptionResult:
             ("lowest", f"{self.names[worst]}, {100 * lines[worst]:.1f} %"),
             ("highest", f"{self.names[best]}, {100 * lines[best]:.1f} %"),
             ("images", self.correct.shape[-1]),
+            *((w["name"], w["text"]) for w in self.details.get("warnings", [])),
         ]
         return "Common corruptions", (self.provenance, facts, plots.png(self.plot()))
 
@@ -149,7 +152,8 @@ def evaluate_corruptions(
     $\mathrm{mean} = \frac{1}{75}\sum_{c,s} \mathrm{accuracy}_{c,s}$ over the 15 corruptions and 5
     severities, not divided by the errors of a reference network. Unless `official` is given the
     images are regenerated: not the official files; numbers are close to but not the same as those
-    of CIFAR-10-C. They do not depend on the batch size or the order of the images.
+    of CIFAR-10-C. They do not depend on the batch size or the order of the images, unless the
+    model's own answers do, which `details["warnings"]` says.
 
     Args:
         model: Built Keras model, images to logits.
@@ -199,7 +203,8 @@ def evaluate_corruptions(
 
     correct = np.zeros((len(chosen), len(levels), len(y)), dtype=bool)
     with Draws(model, seed) as draws:
-        clean = hits(model, lambda rows: x[rows], y, batch_size, draws)
+        warnings = check_examples(model, x)
+        clean = hits(model, lambda rows: x[rows], y, batch_size, draws, must_answer=True)
         for i, name in enumerate(chosen):
             for j, severity in enumerate(levels):
 
@@ -224,6 +229,7 @@ def evaluate_corruptions(
         "seed": seed,
         "batch_size": batch_size,
         "folder": None if official is None else str(official),
+        "warnings": [warning.to_dict() for warning in warnings],
     }
     return CorruptionResult(
         chosen, levels, correct, float(clean.mean()), files is not None, details
@@ -237,6 +243,7 @@ def hits(
     batch_size: int,
     draws: Draws,
     tick: Callable[[int], None] | None = None,
+    must_answer: bool = False,
 ) -> np.ndarray:
     """Which images a model classifies correctly, bool of shape (n,).
 
@@ -247,9 +254,12 @@ def hits(
         batch_size: Images of a batch.
         draws: Seeds of a model that is random at inference.
         tick: Called with the number of images that are done.
+        must_answer: Whether it is an error that every image of the first batch gives NaN; elsewhere
+            an image whose logits have NaN is wrong.
 
     Raises:
-        ValueError: If a logit is not finite, or a label is not below the number of logits.
+        ValueError: If no image is answered that must be, or a label is not below the number of
+            logits.
     """
     correct = np.zeros(len(y), dtype=bool)
     for start in range(0, len(y), batch_size):
@@ -257,9 +267,12 @@ def hits(
         draws.fresh()
         logits = predict_logits(model, images(rows), batch_size)
         check_labels(y, logits.shape[1])
-        if not np.isfinite(logits).all():
-            raise ValueError("The model must return finite logits. Received: NaN or infinity")
-        correct[rows] = logits.argmax(axis=1) == y[rows]
+        labels = answers(logits)
+        if must_answer and not start and (labels == NO_ANSWER).all():
+            raise ValueError(
+                "The model must return finite logits. Received: NaN for every clean image"
+            )
+        correct[rows] = labels == y[rows]
         if tick is not None:
             tick(rows.stop)
     return correct

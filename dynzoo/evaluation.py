@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from dynzoo import plots
+from dynzoo.answers import answers
 from dynzoo.cards import model_card
 from dynzoo.certificates import certify
 from dynzoo.checkpoints import write_atomically
@@ -191,7 +192,7 @@ def _shares(radii: np.ndarray, eps: Sequence[float], factor: float) -> dict[floa
 def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, batch_size: int = 256) -> float:
     """Share of the images that a model classifies right."""
     logits = model.predict(x, batch_size=batch_size, verbose=0)
-    return float((logits.argmax(axis=-1) == y).mean())
+    return float((answers(logits) == y).mean())
 
 
 def _all_images(correct, proved, eps, factor) -> tuple[str, Any]:

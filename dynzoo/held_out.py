@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from dynzoo import data, recipes
+from dynzoo.answers import answers
 from dynzoo.random_layers import layers_with
 
 __all__ = ["held_out_accuracy", "hold_out", "labels_and_radii"]
@@ -58,7 +59,7 @@ def held_out_accuracy(model: keras.Model, held_out, eps: float) -> tuple[float, 
 
 
 def labels_and_radii(model: keras.Model, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Labels of images in [0, 1], and certified radii where the model has a certificate."""
+    """Labels of images in [0, 1], -1 for NaN, and certified radii where there is a certificate."""
     from dynzoo import certificates
     from dynzoo.attacks.base import predict_logits
 
@@ -67,4 +68,4 @@ def labels_and_radii(model: keras.Model, x: np.ndarray) -> tuple[np.ndarray, np.
             return certificates.certify(model).radii(x)
         except certificates.UncertifiableLayerError:
             pass
-    return predict_logits(model, x).argmax(axis=1), None
+    return answers(predict_logits(model, x)), None

@@ -11,6 +11,7 @@ import numpy as np
 
 from dynzoo import plots
 from dynzoo.attacks.base import check_images, positive_int
+from dynzoo.attacks.checks import check_examples
 from dynzoo.corruption_evaluation import hits
 from dynzoo.corruptions import Streams, add_noise
 from dynzoo.corruptions.noise import KINDS
@@ -111,6 +112,7 @@ class NoiseCurve:
             )
             for row in self.rows()
         ]
+        facts += [(w["name"], w["text"]) for w in self.details.get("warnings", [])]
         text = (
             "Accuracy under random noise, clipped to [0, 1]. The level is the standard deviation "
             "before the clip, or the share of the values that become 0 or 1; after ± the standard "
@@ -133,7 +135,8 @@ def noise_curve(
     r"""Accuracy on $\mathrm{clip}(x + \sigma n)$ against $\sigma$, for several kinds of noise.
 
     The noise of an image depends on the seed, the kind, the draw and its index alone: it is the
-    same at each level, up to the factor, and in any batch.
+    same at each level, up to the factor, and in any batch. What else the model's answers depend on
+    is in `details["warnings"]`.
 
     Args:
         model: Built Keras model, inputs to logits.
@@ -171,7 +174,8 @@ def noise_curve(
     total = draws * sum(len(v) for v in chosen.values())
     done, accuracies = 0, {}
     with Draws(model, seed) as states:
-        clean = hits(model, lambda rows: x[rows], y, batch_size, states)
+        warnings = check_examples(model, x)
+        clean = hits(model, lambda rows: x[rows], y, batch_size, states, must_answer=True)
         for kind, values in chosen.items():
             accuracies[kind] = np.zeros((len(values), draws))
             for i, level in enumerate(values):
@@ -194,6 +198,7 @@ def noise_curve(
         "seed": seed,
         "draws": draws,
         "batch_size": batch_size,
+        "warnings": [warning.to_dict() for warning in warnings],
     }
     return NoiseCurve(chosen, accuracies, float(clean.mean()), len(x), details)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dynzoo import plots
+from dynzoo.answers import NO_ANSWER
 from dynzoo.attacks.warnings import EvaluationWarning
 from dynzoo.html_page import document, image, percent, table, text
 from dynzoo.report import RobustnessReport
@@ -137,6 +138,8 @@ def _gallery(report: RobustnessReport) -> str:
         return "<p>No attack changed a correct answer.</p>"
 
     def name(label: int) -> str:
+        if label == NO_ANSWER:
+            return "no answer (NaN)"
         names = report.class_names
         return text(names[label] if names is not None and label < len(names) else label)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dynzoo.answers import NO_ANSWER, answers
 from dynzoo.attacks.active_test import check_active
 from dynzoo.attacks.base import Attack, check_images, check_labels, positive_float
 from dynzoo.attacks.campaign import Campaign
@@ -26,7 +27,7 @@ from dynzoo.attacks.gradient_check import check_gradients
 from dynzoo.attacks.outcome_checks import check_outcomes
 from dynzoo.attacks.passes import mean_logits, noise
 from dynzoo.attacks.progress import Progress
-from dynzoo.attacks.warnings import SAMPLE
+from dynzoo.attacks.warnings import SAMPLE, EvaluationWarning
 from dynzoo.certificates.smoothing import SmoothedClassifier
 from dynzoo.claims import certificate_dict, claims_of, smoothed_numbers
 from dynzoo.provenance import fingerprint, runs, threat_model, versions
@@ -64,6 +65,8 @@ def evaluate(
     this or a smaller radius. For Linf the certificate is the L2 one of radius
     $\varepsilon\sqrt{d}$, which holds the Linf ball.
 
+    An image for which a logit is NaN has no answer: clean, it is wrong; attacked, it has fallen.
+
     A model that is random at inference, or mixes the images of a batch, is evaluated too, with a
     named warning. The answer of a random model is that of the mean logits of some draws, and the
     attacks on it follow the mean of 20 draws (expectation over transformation). A smoothed
@@ -100,8 +103,8 @@ def evaluate(
         A `RobustnessReport`.
 
     Raises:
-        ValueError: If an argument is out of its range, the model gives NaN, or the checkpoint is of
-            something else.
+        ValueError: If an argument is out of its range, the model gives NaN for every image, or the
+            checkpoint is of something else.
         CertificateViolation: If an attack refutes the certificate; the counterexample is saved
             beside the checkpoint, or in the folder for temporary files.
 
@@ -139,6 +142,7 @@ def evaluate(
         with progress.watching("clean accuracy"):
             warnings = check_layers(model, x)
             clean_labels = _labels(model, x, y, batch_size, seed)
+            warnings += _check_answers(clean_labels)
         correct = clean_labels == y
         smoothed = None
         with progress.watching("certificate"):
@@ -280,11 +284,24 @@ def _labels(model: Any, x: np.ndarray, y: np.ndarray, batch_size: int, seed: int
     """Labels by the mean logits, over draws that no attack with this seed has seen."""
     with noise(model, x, batch_size, seed + 1):
         logits = mean_logits(model, x, batch_size)
-    broken = int((~np.isfinite(logits)).any(axis=1).sum())
-    if broken:
-        raise ValueError(
-            f"`model` must give finite logits. {broken} of {len(x)} images give NaN or infinity: "
-            "are all weights finite?"
-        )
     check_labels(y, logits.shape[1])
-    return logits.argmax(axis=1)
+    return answers(logits)
+
+
+def _check_answers(labels: np.ndarray) -> list[EvaluationWarning]:
+    """A warning if the model gives NaN for some clean images, a ValueError if for all of them."""
+    broken = int((labels == NO_ANSWER).sum())
+    if not broken:
+        return []
+    if broken == len(labels):
+        raise ValueError(
+            f"`model` must give logits that are numbers. All of {broken} images give NaN: are all "
+            "weights finite?"
+        )
+    return [
+        EvaluationWarning(
+            "nan-logits",
+            f"{broken} of {len(labels)} clean images give NaN. They count as wrong, and so does "
+            "every attacked image that does.",
+        )
+    ]

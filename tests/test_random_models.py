@@ -10,10 +10,13 @@ from robustness_fixtures import held_out, ridge
 from dynzoo import backend, operators
 from dynzoo.attacks import PGD
 from dynzoo.attacks.checks import check_layers, check_outputs
+from dynzoo.batch_mixing import hides_code
 from dynzoo.certificates import certify
 from dynzoo.certificates.smoothing import smooth
+from dynzoo.corruption_evaluation import evaluate_corruptions
 from dynzoo.layers.convection_diffusion_flow import ConvectionDiffusionFlow
 from dynzoo.layers.graph_diffusion import GraphDiffusion
+from dynzoo.noise_curves import noise_curve
 from dynzoo.random_layers import Draws, layers_with
 from dynzoo.robustness import CertificateViolation, evaluate
 
@@ -213,3 +216,79 @@ def test_other_certificates_are_still_refuted():
 
     with pytest.raises(CertificateViolation):
         evaluate(ridge(), *held_out(20), **FAST, certificate=Wrong())
+
+
+# --- mixtures that no layer declares -----------------------------------------------------------
+
+
+def centred(x):
+    return x - keras.ops.mean(x, axis=0)
+
+
+def mixing_models():
+    inputs = keras.Input((64,))
+    head = keras.layers.Dense(10)
+    hidden = keras.layers.Lambda(centred, output_shape=(64,), name="hidden")
+    return {
+        "mean": keras.Model(inputs, head(centred(inputs))),
+        "hidden": keras.Model(inputs, head(hidden(inputs))),
+    }
+
+
+@pytest.mark.parametrize("name", ["mean", "hidden"])
+def test_undeclared_mixtures_are_named_everywhere(name):
+    x, y = held_out(20)
+    model = mixing_models()[name]
+    report = evaluate(model, x, y, **FAST, certificate=False)
+    assert names_of(report).count("batch-dependent-model") == 1
+    (warning,) = (w for w in report.warnings if w.name == "batch-dependent-model")
+    assert f"'{name}'" in warning.text
+    curve = noise_curve(model, x, y, kinds=["gaussian"], levels=[0.1], draws=1)
+    assert [w["name"] for w in curve.details["warnings"]] == ["batch-dependent-model"]
+    assert "batch-dependent-model" in str(curve.section())
+    quiet = noise_curve(ridge(), x, y, kinds=["gaussian"], levels=[0.1], draws=1)
+    assert quiet.details["warnings"] == []
+
+
+def test_corruptions_name_a_mixture():
+    x = np.random.default_rng(0).random((6, 16, 16, 3), "float32")
+    inputs = keras.Input((16, 16, 3))
+    flat = keras.layers.Flatten()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3)(flat - keras.ops.max(flat, axis=0)))
+    result = evaluate_corruptions(model, x, np.zeros(6, int), names="fog", severities=[1])
+    (warning,) = result.details["warnings"]
+    assert warning["name"] == "batch-dependent-model" and "'max'" in warning["text"]
+    assert "batch-dependent-model" in str(result.section())
+
+
+def test_code_that_no_graph_shows():
+    assert not hides_code(ridge()) and not hides_code(noisy())
+    assert hides_code(mixing_models()["hidden"]) and not hides_code(mixing_models()["mean"])
+    inputs = keras.Input((4,))
+    own = keras.layers.Dense(2, activation=lambda x: keras.ops.softmax(x, axis=0))
+    assert hides_code(keras.Model(inputs, own(inputs)))
+    nested = keras.Sequential([keras.Input((64,)), mixing_models()["hidden"]])
+    assert hides_code(nested)
+
+
+def test_layer_in_training_mode_is_named():
+    x, y = held_out(20)
+    inputs = keras.Input((64,))
+    norm = keras.layers.BatchNormalization(name="norm")
+    model = keras.Model(inputs, keras.layers.Dense(10)(norm(inputs, training=True)))
+    report = evaluate(model, x, y, **FAST, certificate=False)
+    (warning,) = (w for w in report.warnings if w.name == "training-mode-call")
+    assert "'norm'" in warning.text and "training=True" in warning.text
+
+
+def test_images_that_need_batches_of_one_size_are_refused():
+    model = behind(
+        keras.layers.Lambda(
+            lambda x: keras.ops.reshape(
+                keras.ops.flip(keras.ops.reshape(x, (-1, 2, 64)), 1), (-1, 64)
+            ),
+            output_shape=(64,),
+        )
+    )
+    with pytest.raises(ValueError, match="`model` must take batches of any size"):
+        evaluate(model, *held_out(20), **FAST, certificate=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dynzoo.answers import answers
 from dynzoo.attacks.batching import batches, fastest
 from dynzoo.attacks.geometry import NORMS, enclose
 from dynzoo.attacks.passes import compiled, mean_logits, noise, predict_logits
@@ -78,6 +79,8 @@ class Attack:
     the model in inference mode if there was one, else the one of the highest loss. Images that
     need no attack (already wrong, or already the target class) are returned unchanged. The result
     is a function of the arguments and of each image's index, not of the batch size.
+
+    A point at which a logit is NaN fools the model, whose answer is gone; it reaches no target.
 
     A model that is random at inference sees fresh noise, a function of the seed, in each pass, and
     is fooled where the mean of its logits over `dynzoo.attacks.passes.JUDGE_DRAWS` draws is.
@@ -170,8 +173,11 @@ class Attack:
         return fastest(self.batch_size, x.shape[1:])
 
     def fooled(self, logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Which rows of logits are a success of the attack. Shape (n,), bool."""
-        hit = logits.argmax(axis=1) == y
+        """Which rows of logits are a success of the attack. Shape (n,), bool.
+
+        A row with NaN answers nothing: the label is lost there, and a target is not reached.
+        """
+        hit = answers(logits) == y
         return hit if self.targeted else ~hit
 
     def __call__(self, model: Any, x: Any, y: Any, indices: np.ndarray | None = None) -> np.ndarray:

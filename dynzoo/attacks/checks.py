@@ -15,14 +15,17 @@ from typing import Any
 
 import numpy as np
 
+from dynzoo.answers import answers
 from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.pgd import PGD
 from dynzoo.attacks.warnings import SAMPLE, TOLERANCE, EvaluationWarning
+from dynzoo.batch_mixing import hides_code, mixing_calls, training_calls
+from dynzoo.companions import differs, find_mixing
 from dynzoo.random_layers import Draws, layers_with
 
 
 def check_layers(model: Any, x: np.ndarray) -> list[EvaluationWarning]:
-    """Warn of layers that are random at inference, or mix the examples of a batch.
+    """Warn of calls that are random at inference, mix a batch, or have `training=True`.
 
     Raises:
         ValueError: If the model takes batches of one size only, such as a graph whose nodes are
@@ -31,7 +34,9 @@ def check_layers(model: Any, x: np.ndarray) -> list[EvaluationWarning]:
     warnings = []
     if names := layers_with(model, "random_at_inference"):
         warnings.append(EvaluationWarning("randomised-model", f"{_layers(names)}. {_RANDOM}"))
-    if names := layers_with(model, "depends_on_batch"):
+    if names := [call.name for call in training_calls(model)]:
+        warnings.append(EvaluationWarning("training-mode-call", f"{_layers(names)}. {_TRAINING}"))
+    if names := [call.name for call in mixing_calls(model)]:
         warnings.append(EvaluationWarning("batch-dependent-model", f"{_layers(names)}. {_BATCH}"))
         try:
             for size in (1, 2):
@@ -58,15 +63,40 @@ _BATCH = (
 )
 
 
+_TRAINING = (
+    "It is called with training=True in the graph of the model, which `model(x)` follows. "
+    "`model.predict` and the attacks override it: the numbers are of the layer at inference."
+)
+
+
 def _layers(names: list[str]) -> str:
     return ("Layer " if len(names) == 1 else "Layers ") + ", ".join(repr(n) for n in names)
+
+
+def check_examples(model: Any, x: np.ndarray) -> list[EvaluationWarning]:
+    """What `check_layers` warns of, and a mixture of the batch that no graph shows but answers do.
+
+    Raises:
+        ValueError: If the model takes batches of one size only.
+    """
+    warnings = check_layers(model, x)
+    known = {w.name for w in warnings}
+    if hides_code(model) and len(x) and not known & {"batch-dependent-model", "randomised-model"}:
+        warnings += [w for w in check_outputs(model, x[:_FEW]) if w.name in _EXAMPLES - known]
+    return warnings
+
+
+_FEW = 8
+_EXAMPLES = {"batch-dependent-model", "randomised-model"}
 
 
 def check_outputs(model: Any, x: np.ndarray, draws: Draws | None = None) -> list[EvaluationWarning]:
     """Warn of outputs that change between two passes or with the batch, and of probabilities.
 
-    The logits must be finite, which `evaluate` makes sure of before. `draws` gives each pass noise
-    of its own, also where a compiled pass would repeat its noise.
+    `draws` gives each pass noise of its own, also where a compiled pass would repeat its noise.
+
+    Raises:
+        ValueError: If the model takes batches of one size only.
     """
     draws = draws or Draws(model, 0)
     key = (2**20,)  # apart from the numbers that are counted
@@ -77,18 +107,20 @@ def check_outputs(model: Any, x: np.ndarray, draws: Draws | None = None) -> list
 
     first, second = logits(x, *key), logits(x)
     warnings = []
-    scale = max(float(np.abs(first).max()), 1e-30)
-    half = len(x) // 2
-    others = logits(np.concatenate([x[:half], x[:1].repeat(len(x) - half, axis=0)]), *key)
-    if float(np.abs(first - second).max()) / scale > 1e-4:
+    if differs(first, second, 1e-4):
         warnings.append(
             EvaluationWarning(
                 "randomised-model",
                 f"Two passes over the same images give different logits. {_RANDOM}",
             )
         )
-    elif float(np.abs(others - first)[:half].max(initial=0.0)) / scale > 1e-3:
-        warnings.append(EvaluationWarning("batch-dependent-model", _BATCH))
+    elif (found := find_mixing(model, x)) is not None:
+        if found.kind == "size":
+            raise ValueError(
+                "`model` must take batches of any size: attacks go on with the images that still "
+                f"resist. It {found}"
+            )
+        warnings.append(EvaluationWarning("batch-dependent-model", f"The model {found}. {_BATCH}"))
     if first.min() >= 0.0 and np.allclose(first.sum(axis=1), 1.0, atol=1e-4):
         warnings.append(
             EvaluationWarning(
@@ -110,7 +142,7 @@ def check_unbounded(
     """
     eps = 1.0 if norm == "linf" else float(np.sqrt(x[0].size))
     attack = PGD(norm=norm, eps=eps, seed=seed, steps=50, random_start=False, batch_size=SAMPLE)
-    labels = predict_logits(model, attack(model, x, y), SAMPLE).argmax(axis=1)
+    labels = answers(predict_logits(model, attack(model, x, y), SAMPLE))
     left = float((labels == y).mean())
     if left <= TOLERANCE:
         return []
@@ -150,7 +182,7 @@ def check_convergence(
         return []
     attack = PGD(norm, eps, seed + 1, steps=2 * steps, restarts=2, batch_size=SAMPLE)
     points = attack(model, x[rows], y[rows], indices=rows)
-    fallen = int((predict_logits(model, points, SAMPLE).argmax(axis=1) != y[rows]).sum())
+    fallen = int((answers(predict_logits(model, points, SAMPLE)) != y[rows]).sum())
     if fallen <= max(1.0, TOLERANCE * len(rows)):
         return []
     return [

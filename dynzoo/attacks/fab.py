@@ -187,7 +187,9 @@ def _make_step(norm: str) -> Callable[..., Any]:
 
     def step(alpha_max: Any, eta: Any, point: Any, center: Any, gradient: Any, value: Any) -> Any:
         flat = (point.shape[0], -1)
-        x, u, w = (ops.reshape(v, flat) for v in (center, point, gradient))
+        # Where the model or its gradient is not finite there is no plane, and no step.
+        x, u, w = (ops.reshape(v, flat) for v in (center, point, _finite(gradient)))
+        value = _finite(value)
         # Both at once: on small batches the number of operations is what costs.
         values = ops.concatenate([value, value + ops.sum(w * (x - u), axis=1)])
         both = hyperplane_step(ops.concatenate([u, x]), ops.concatenate([w, w]), values, norm)
@@ -198,6 +200,10 @@ def _make_step(norm: str) -> Callable[..., Any]:
         return ops.reshape(ops.clip(moved, 0.0, 1.0), point.shape)
 
     return step
+
+
+def _finite(values: Any) -> Any:
+    return ops.where(ops.isfinite(values), values, ops.zeros_like(values))
 
 
 def _first(point: Any, *_: Any) -> Any:

@@ -17,6 +17,10 @@ With $y$ the label, $m = \max_{j \ne y} z_j$, and $z_{(k)}$ the $k$-th largest l
 The last two climb towards one class $r$ after another, and count any misclassification: this is
 what the literature calls a targeted attack in an untargeted evaluation.
 
+A row with NaN answers no class: its margin is infinite, and so is its loss (minus infinity for a
+targeted attack, which it does not serve), so that no search loses such a point. Infinite logits
+are clipped to the largest numbers first, since their differences would be NaN.
+
 Reference: Carlini and Wagner, *Towards evaluating the robustness of neural networks* (2017),
 objective f6 (margin); Croce and Hein, *Reliable evaluation of adversarial robustness with an
 ensemble of diverse parameter-free attacks* (2020), equations 5 and 6 (DLR); Gowal et al., *An
@@ -31,19 +35,25 @@ import numpy as np
 from keras import ops
 
 LOSSES = ("margin", "ce", "dlr", "pairwise", "pairwise_dlr")
+# Stands for infinity where logits are subtracted from each other, a little inside float32.
+_LARGEST = 3e38
 
 
 def margin(logits: Any, y: Any) -> Any:
-    """Largest other logit minus the logit of `y`: positive where `y` does not win. Shape (n,)."""
-    return ops.max(_without(logits, y), axis=-1) - _own(logits, y)
+    """Largest other logit minus the logit of `y`: positive where `y` does not win. Shape (n,).
+
+    Infinite where a logit is NaN: such a row has no answer.
+    """
+    return _where_broken(logits, _margin(_finite(logits), y), np.inf)
 
 
 def margins(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
     """`margin` of arrays, in float64."""
-    rows, others = np.arange(len(y)), logits.astype(np.float64)
+    rows = np.arange(len(y))
+    others = np.clip(logits.astype(np.float64), -_LARGEST, _LARGEST)
     own = others[rows, y]
     others[rows, y] = -np.inf
-    return others.max(axis=1) - own
+    return np.where(np.isnan(logits).any(axis=1), np.inf, others.max(axis=1) - own)
 
 
 def attack_loss(name: str, logits: Any, y: Any, rival: Any, targeted: bool) -> Any:
@@ -57,22 +67,24 @@ def attack_loss(name: str, logits: Any, y: Any, rival: Any, targeted: bool) -> A
         targeted: Whether `y` is the class to reach instead of the class to leave.
 
     Returns:
-        Float tensor of shape (n,).
+        Float tensor of shape (n,), without NaN.
     """
+    given, logits = logits, _finite(logits)
     if name == "margin":
-        loss = margin(logits, y)
+        loss = _margin(logits, y)
     elif name == "ce":
         # The same value as logsumexp(z) - z_y, but its gradient p - e_y does not cancel where the
         # model is sure: there p_y - 1 in float32 is mostly rounding, and its sign is noise.
         others = ops.logsumexp(_without(logits, y), axis=-1)
         loss = ops.softplus(others - _own(logits, y))
     elif name == "dlr":
-        loss = margin(logits, y) / _spread(logits, 4 if targeted else 3)
+        loss = _margin(logits, y) / _spread(logits, 4 if targeted else 3)
     else:
         loss = _own(logits, rival) - _own(logits, y)
         if name == "pairwise_dlr":
             loss = loss / _spread(logits, 4)
-    return -loss if targeted else loss
+    loss = -loss if targeted else loss
+    return _where_broken(given, loss, -np.inf if targeted else np.inf)
 
 
 def classes_needed(name: str, targeted: bool) -> int:
@@ -101,6 +113,21 @@ def runner_up(logits: np.ndarray, y: np.ndarray, rank: int) -> np.ndarray:
     return order[:, rank % (logits.shape[1] - 1)]
 
 
+def _finite(logits: Any) -> Any:
+    return ops.clip(logits, -_LARGEST, _LARGEST)
+
+
+def _where_broken(logits: Any, values: Any, other: float) -> Any:
+    """The values, those of rows with NaN replaced, and the worst there is where only they broke."""
+    values = ops.where(ops.isnan(values), ops.full_like(values, -np.inf), values)
+    broken = ops.any(ops.isnan(logits), axis=-1)
+    return ops.where(broken, ops.full_like(values, other), values)
+
+
+def _margin(logits: Any, y: Any) -> Any:
+    return ops.max(_without(logits, y), axis=-1) - _own(logits, y)
+
+
 def _spread(logits: Any, count: int) -> Any:
     """How far the largest logit is above the third, or the mean of the third and the fourth."""
     top = ops.top_k(logits, count)[0]
@@ -118,4 +145,4 @@ def _own(logits: Any, y: Any) -> Any:
 
 
 def _without(logits: Any, y: Any) -> Any:
-    return ops.where(_mask(logits, y), ops.full_like(logits, -3e38), logits)
+    return ops.where(_mask(logits, y), ops.full_like(logits, -_LARGEST), logits)

@@ -11,7 +11,7 @@ from dynzoo import backend
 from dynzoo.attacks.base import Attack, check_images, check_labels
 from dynzoo.attacks.batching import batches
 from dynzoo.attacks.geometry import INSIDE, distances, per_image
-from dynzoo.attacks.losses import margin
+from dynzoo.attacks.losses import margin, margins
 from dynzoo.attacks.passes import judged, mean_logits, noise
 
 # Steps of the last line search, and how far beyond the estimated boundary it tries.
@@ -146,10 +146,7 @@ def towards_image(
 
     end = ops.convert_to_tensor(points, dtype="float32")
     low, high = np.zeros(len(x)), np.ones(len(x))
-    rows = np.arange(len(y))
-    others = logits.astype(np.float64)
-    others[rows, y] = -np.inf
-    low_gap, high_gap = others.max(axis=1) - logits[rows, y], at(high)
+    low_gap, high_gap = margins(logits, y), at(high)
     which = which & (low_gap < 0.0) & (high_gap > 0.0)
     for step in range(_LINE_STEPS):
         share = (low + high) / 2.0

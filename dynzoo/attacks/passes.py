@@ -23,9 +23,7 @@ from dynzoo.random_layers import Draws, layers_with, seed_states
 
 # Compiled functions of each model. Keys are weak, and `backend.inference` holds the model weakly,
 # so that deleting a model frees what was compiled for it.
-_COMPILED: weakref.WeakKeyDictionary[Any, dict[Any, Callable[..., Any]]] = (
-    weakref.WeakKeyDictionary()
-)
+_COMPILED: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 # What gives a random model new noise before each pass, while an attack runs on it.
 _NOISE: weakref.WeakKeyDictionary[Any, Callable[[], None]] = weakref.WeakKeyDictionary()
 # Number of draws whose mean logits decide whether a point fools a random model.
@@ -43,10 +41,14 @@ def compiled(model: Any, key: Any, make: Callable[[Callable[..., Any]], Any]) ->
 
     `make` gets the pure function `(weights, x) -> outputs` and returns a function whose first
     argument is `weights`; the result takes the other arguments and passes the present weights.
-    Under `noise` each call sees fresh noise of a random model, on every backend.
+    What was compiled under other settings of the layers is dropped. Under `noise` each call sees
+    fresh noise of a random model, on every backend.
     """
     key = (key, tuple(id(v) for v in model.variables))
     cache = _COMPILED.setdefault(model, {})
+    if cache.get("settings", settings := _settings(model)) != settings:
+        cache.clear()
+    cache["settings"] = settings
     if key not in cache:
         cache[key] = backend.without_grad(backend.jit(make(backend.inference(model))))
     function, fresh = cache[key], _NOISE.get(model)
@@ -63,6 +65,25 @@ def compiled(model: Any, key: Any, make: Callable[[Callable[..., Any]], Any]) ->
         return function(backend.weights_of(model), *args)  # the states are among the weights
 
     return run
+
+
+def _settings(model: Any) -> Any:
+    """The plain attributes of all layers, which a trace takes for constants."""
+    if not backend.compiles():
+        return None
+    layers: list[Any] = getattr(model, "_flatten_layers", list)()
+    return [
+        (id(layer), key, id(value) if callable(value) else value)
+        for layer in layers
+        for key, value in vars(layer).items()
+        if key[0] != "_" and key != "built" and (callable(value) or _plain(value))
+    ]
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, np.generic))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Randomised smoothing: a certified L2 radius for any classifier, by statistics instead of norms.
 
-The noise of an image comes from its index alone, so that a result does not change with the batch
-size, the order, or what else is certified with it.
+The noise of an image comes from its index alone, and a model that mixes the examples of a batch is
+refused, so that a result does not change with the batch size, the order, or what else is certified
+with it.
 """
 
 from __future__ import annotations
@@ -11,13 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from dynzoo.answers import NO_ANSWER, answers
 from dynzoo.attacks.base import positive_float, positive_int, predict_logits
 from dynzoo.backend import to_numpy
+from dynzoo.batch_mixing import mixing_calls, training_calls
+from dynzoo.companions import SAME, differs, find_difference, rounding_of
 from dynzoo.random_layers import layers_with
 
 __all__ = ["ABSTAIN", "SmoothedClassifier", "lower_confidence_bound", "smooth"]
 
-ABSTAIN = -1
+ABSTAIN = NO_ANSWER
+# Of the beta quantile of scipy, whose own error is some 1e-15.
+_SLACK = 1e-12
+# A larger image or noise would leave float32.
+_LARGEST = 1e37
 
 
 def lower_confidence_bound(successes: int, trials: int, alpha: float) -> float:
@@ -40,7 +48,7 @@ def lower_confidence_bound(successes: int, trials: int, alpha: float) -> float:
 
     if successes == 0:
         return 0.0
-    return float(stats.beta.ppf(alpha, successes, trials - successes + 1))
+    return float(stats.beta.ppf(alpha, successes, trials - successes + 1)) * (1 - _SLACK)
 
 
 def smooth(
@@ -62,9 +70,25 @@ def smooth(
     $t = \sigma^2/2$.
 
     Guarantee: with probability $1 - \alpha$ over the noise, for each image by itself, g(x') = g(x)
-    for all x' with $\|x' - x\| < r$, for any model, in real numbers. $\underline{p_A}$ is the
+    for all x' with $\|x' - x\| < r$, for any model. $\underline{p_A}$ is the
     one-sided Clopper-Pearson bound from ``samples`` draws, independent of the ``selection`` draws
     that choose the class. The guarantee is for g, **not** for the model without noise.
+
+    It rests on three assumptions. (1) f is one function of one example: it takes a noisy image
+    $x + \sigma n$, formed in float64 and rounded to float32, to the class that the model computes,
+    or to none where a logit is NaN. Rounding belongs to f, so that images of any size are fine, but
+    for a large image the radius may be below the distance to the next float32 number. (2) The
+    generator's numbers are independent draws of $N(0, I)$, up to the 53 bits of float64, and were
+    not known to whoever chose the image: keep the seed from an adversary. (3) The model does not
+    change during a call of ``radii``; between calls it may, since nothing is kept.
+
+    Assumption (1) fails for a model that mixes the examples of a batch, draws, or remembers. It is
+    refused where the graph shows that, where a pass changes a variable, and where the answers to
+    some of the user's images differ by more than rounding alone, in a batch, in another order, or
+    with other companions (NaN among them); in every image's batch one noisy copy is run alone, too.
+    Code that mixes only where no comparison looks, such as for one certain companion, is not found:
+    what a `Lambda` or a layer of one's own computes is for its author to know. See
+    `dynzoo.companions`.
 
     Args:
         model: built Keras model, inputs to logits (n, K), deterministic at inference. It should
@@ -82,7 +106,8 @@ def smooth(
 
     Raises:
         ValueError: if an argument is out of its range, or a layer of the model is random at
-            inference or mixes the examples of a batch: the draws would not be independent.
+            inference, called with ``training=True``, or mixes the examples of a batch: the draws
+            would not be independent. `radii` and `predict` raise it for what answers show.
 
     Example:
 
@@ -139,12 +164,12 @@ class SmoothedClassifier:
 
         given, rows = self._check(x, indices)
         labels = np.full(len(given), ABSTAIN, np.int64)
-        for i, answers in self._answers(given, rows, self.samples):
-            counts = _counts(answers)
+        for i, found in self._answers(given, rows, self.samples):
+            counts = _counts(found)
             order = np.argsort(-counts, kind="stable")
             first, second = counts[order[0]], counts[order[1]] if len(counts) > 1 else 0
             # Answers that are not numbers are no class: they count for the second, as a doubt.
-            second = max(int(second), int((answers < 0).sum()))
+            second = max(int(second), int((found < 0).sum()))
             if first > second:
                 chance = stats.binomtest(int(first), int(first + second), 0.5).pvalue
                 if chance <= self.alpha:
@@ -172,20 +197,17 @@ class SmoothedClassifier:
         from scipy import stats
 
         given, rows = self._check(x, indices)
-        # The model sees the image rounded to float32; the radius is around the one given.
-        moved = given.astype(np.float64) - given.astype(np.float32)
-        moved = np.sqrt((moved**2).sum(axis=tuple(range(1, moved.ndim))))
         labels, radii = np.full(len(given), ABSTAIN, np.int64), np.zeros(len(given))
         count = self.selection + self.samples
-        for i, answers in self._answers(given, rows, count, batch_size):
-            chosen, draws = _counts(answers[: self.selection]), answers[self.selection :]
+        for i, found in self._answers(given, rows, count, batch_size):
+            chosen, draws = _counts(found[: self.selection]), found[self.selection :]
             if not chosen.any():
                 continue
             label = int(chosen.argmax())
             bound = lower_confidence_bound(int((draws == label).sum()), len(draws), self.alpha)
             if bound > 0.5:
-                radius = self.sigma * float(stats.norm.ppf(bound)) * (1 - 1e-12) - moved[i]
-                labels[i], radii[i] = label, max(radius, 0.0)
+                labels[i] = label
+                radii[i] = self.sigma * float(stats.norm.ppf(bound)) * (1 - _SLACK)
         return labels, radii
 
     def accuracy(
@@ -220,19 +242,31 @@ class SmoothedClassifier:
     def _answers(self, x, rows, count, batch_size=None):
         """(position, the model's answers to ``count`` noisy copies) of each image in turn."""
         size = self.batch_size if batch_size is None else positive_int("batch_size", batch_size)
-        for i, (image, row) in enumerate(zip(x.astype(np.float32), rows, strict=True)):
+        tolerance, first = rounding_of(self.model), None
+        for i, (image, row) in enumerate(zip(x, rows, strict=True)):
             rng = np.random.default_rng([self.seed, int(row)])
-            answers = []
+            found: list[np.ndarray] = []
             for start in range(0, count, size):
                 # Draws follow one another in one stream: where it is cut does not matter.
-                shape = (min(size, count - start), *image.shape)
-                noisy = image + np.float32(self.sigma) * rng.standard_normal(shape, np.float32)
+                noisy = rng.standard_normal((min(size, count - start), *image.shape))
+                noisy *= self.sigma
+                noisy += image
+                noisy = noisy.astype(np.float32)  # the one rounding, see `smooth`
+                if first is None:
+                    _check_answers(self.model, np.stack([image, noisy[0], x[-1]]))
+                    first = noisy[:1], predict_logits(self.model, noisy[:1], 1)
                 logits = predict_logits(self.model, noisy, size)
-                answer = logits.argmax(axis=1)
-                answers.append(np.where(np.isfinite(logits).all(axis=1), answer, ABSTAIN))
-            yield i, np.concatenate(answers)
+                if not start:
+                    at = int(row) % len(noisy)
+                    alone = predict_logits(self.model, noisy[at : at + 1], 1)
+                    _compare(alone, logits[at : at + 1], tolerance)
+                found.append(answers(logits))
+            yield i, np.concatenate(found)
             if self.progress is not None:
                 self.progress(i + 1, len(x))
+        if first is not None:
+            # What the model remembers of so many calls shows now.
+            _compare(first[1], predict_logits(self.model, first[0], 1), SAME)
 
     def _check(self, x, indices):
         x = x if isinstance(x, np.ndarray) else to_numpy(x)
@@ -241,6 +275,12 @@ class SmoothedClassifier:
                 "`x` must be a finite float array of shape (n, ...) in the scale the model takes. "
                 f"Received: shape {x.shape}, dtype {x.dtype}"
             )
+        if len(x) and max(np.abs(x).max(), self.sigma) > _LARGEST:
+            raise ValueError(
+                f"`x` and `sigma` must be at most {_LARGEST:g}, so that noisy images are finite in "
+                f"float32. Received: values up to {np.abs(x).max():g}, sigma={self.sigma:g}"
+            )
+        _check_layers(self.model)
         rows = np.arange(len(x)) if indices is None else np.asarray(indices)
         if rows.shape != (len(x),) or (
             rows.size and (rows.dtype.kind not in "iu" or min(rows) < 0)
@@ -256,13 +296,31 @@ def _counts(answers: np.ndarray) -> np.ndarray:
     return np.bincount(answers[answers >= 0], minlength=1)
 
 
+_MUST = "`model` must be a deterministic function of one example."
+_WHY = "so that draws of noise would not be independent."
+
+
 def _check_layers(model: Any) -> None:
-    for attribute, what in (
-        ("random_at_inference", "is random at inference"),
-        ("depends_on_batch", "mixes the examples of a batch"),
-    ):
-        for name in layers_with(model, attribute):
-            raise ValueError(
-                f"`model` must be a deterministic function of one example. Layer {name!r} {what}, "
-                "so that draws of noise would not be independent."
-            )
+    """A ValueError where the graph shows what answers would depend on."""
+    for name in layers_with(model, "random_at_inference"):
+        raise ValueError(f"{_MUST} Layer {name!r} is random at inference, {_WHY}")
+    for call in mixing_calls(model):
+        raise ValueError(f"{_MUST} {call.kind} {call.name!r} mixes the examples of a batch, {_WHY}")
+    for call in training_calls(model):
+        raise ValueError(
+            f"{_MUST} {call.kind} {call.name!r} is called with `training=True`, {_WHY}"
+        )
+
+
+def _check_answers(model: Any, x: np.ndarray) -> None:
+    """A ValueError where the answers show it."""
+    if (found := find_difference(model, x)) is not None:
+        raise ValueError(f"{_MUST} It {found}, {_WHY}")
+
+
+def _compare(before: np.ndarray, after: np.ndarray, tolerance: float) -> None:
+    if differs(before, after, tolerance):
+        raise ValueError(
+            f"{_MUST} The logits of one noisy image change from {before[0]} to {after[0]} with its "
+            f"batch, or with what was asked before, {_WHY}"
+        )
