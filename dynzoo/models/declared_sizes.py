@@ -24,7 +24,8 @@ __all__ = ["MAX_ENTRIES", "Declared", "check_numbers", "check_tensors", "planned
 
 # of one tensor for one image: 64 MiB in float32, as 64 channels of 512x512 pixels
 MAX_ENTRIES = 2**24
-_MAX_OBJECTS = 4096
+_MAX_LAYERS = 4096
+_MAX_VALUES = 2**18  # about 100 a layer
 # loops that a layer unrolls: each turn costs time and memory when the model is traced
 _LOOPS = {"steps", "substeps", "iterations", "projection_steps", "samples"}
 _MAX_TURNS = 1000
@@ -47,13 +48,16 @@ def check_numbers(config: Any, where: str) -> None:
     Raises:
         ValueError: naming the key and what is allowed.
     """
-    objects = 0
+    room = _MAX_VALUES
     pending: list[tuple[str, Any]] = [("", config)]
     while pending:
         key, value = pending.pop()
         problem = None
-        if isinstance(value, dict):
-            objects += "class_name" in value
+        if isinstance(value, (dict, list)):
+            room -= len(value)
+        if room < 0:  # before they are looked at one by one
+            problem = f"it holds more than {_MAX_VALUES:,} values"
+        elif isinstance(value, dict):
             problem = _problem_of_object(value)
             pending.extend(value.items())
         elif isinstance(value, list):
@@ -66,8 +70,6 @@ def check_numbers(config: Any, where: str) -> None:
                 problem = f"{_name(key)} is {short(str(value), 40)}, at most {limit:,} is allowed"
         elif isinstance(value, str) and key == "dtype" and value not in _TYPES:
             problem = f"{_name(key)} is {short(repr(value), 60)}, which is no plain type of numbers"
-        if objects > _MAX_OBJECTS * 8:
-            problem = f"it describes more than {_MAX_OBJECTS * 8:,} objects"
         if problem:
             raise ValueError(f"{where} is refused: {problem}.")
 
@@ -82,8 +84,8 @@ def _problem_of_object(value: dict) -> str | None:
     if value.get("quantization_config") or value.get("quantization_mode"):
         return "quantised weights are not allowed"
     layers = value.get("layers")
-    if isinstance(layers, list) and len(layers) > _MAX_OBJECTS:
-        return f"it has {len(layers):,} layers, at most {_MAX_OBJECTS:,} are allowed"
+    if isinstance(layers, list) and len(layers) > _MAX_LAYERS:
+        return f"it has {len(layers):,} layers, at most {_MAX_LAYERS:,} are allowed"
     inner = value.get("config")
     if str(value.get("class_name")).endswith("DTypePolicy") and isinstance(inner, dict):
         if inner.get("name") not in _POLICIES:
@@ -119,7 +121,7 @@ class Declared(list):
         if entries > 2 or "int" not in variable.dtype:
             self.room -= entries
             self.arrays -= 1
-        too_many = self.room < 0 or self.arrays < 0 or len(self) > 4 * _MAX_OBJECTS
+        too_many = self.room < 0 or self.arrays < 0 or len(self) > 4 * _MAX_LAYERS
         if self.refusal is None and too_many:
             name, shape = short(variable.path, 80), short(str(tuple(variable.shape)), 60)
             self.refusal = (
