@@ -23,7 +23,7 @@ def read(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Any:
     """The content of a JSON file.
 
     Args:
-        path: the file; a link, a folder or a pipe is refused.
+        path: the file; a folder or a pipe is refused.
         max_bytes: largest size that is read.
 
     Raises:

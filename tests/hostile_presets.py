@@ -58,8 +58,10 @@ def set_layers(*added, shape=(4,)):
         chain = copy.deepcopy(layers_of(config)[:1])
         chain[0]["config"]["batch_shape"] = [None, *shape]
         for i, layer in enumerate(added):
-            entry = keras.saving.serialize_keras_object(layer) if not isinstance(layer, dict) else (
-                copy.deepcopy(layer)
+            entry = (
+                keras.saving.serialize_keras_object(layer)
+                if not isinstance(layer, dict)
+                else (copy.deepcopy(layer))
             )
             entry.pop("build_config", None)
             entry["name"] = entry["config"]["name"] = f"added_{i}"
@@ -124,6 +126,7 @@ def large():
     separate = keras.saving.serialize_keras_object(
         dl.GradientFlow(operators.Dense(4), steps=900, shared=False)
     )
+    noise = dl.ConvectionDiffusionFlow(operators.Pointwise(4), steps=101, samples=100, shared=True)
     return {
         "50 million units": (_set("first", units=50_000_000), "`units` is 50000000"),
         "16 million units": (_set("first", units=2**24), "first/kernel of shape"),
@@ -159,6 +162,7 @@ def large():
         ),
         "turns of a loop": (set_layers(steps), "`steps` is 1000000, at most 1,000"),
         "weights of a loop": (set_layers(separate), "more than the files hold"),
+        "noise": (set_layers(noise, shape=(32, 32, 4)), "does not fit"),
         "many layers": (many, "5,000 layers, at most 4,096"),
         "deep nesting": (deep, "nested deeper than 100"),
         "a constant of large items": (_constant("S1000000000"), "a constant of type"),

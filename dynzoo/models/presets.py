@@ -234,7 +234,9 @@ def _deserialize(config: dict, folder: Path) -> keras.Model:
         # of a copy, for Keras takes the config apart while it reads it
         model = keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
     except Exception as error:
-        raise ValueError(f"{folder}/config.json does not describe a model: {short(error)}") from error
+        raise ValueError(
+            f"{folder}/config.json does not describe a model: {short(error)}"
+        ) from error
     if not isinstance(model, keras.Model):
         raise ValueError(f"{folder}/config.json holds a {type(model).__name__}, not a model.")
     return model

@@ -150,12 +150,14 @@ def _problem_of_class(cls: Any, name: str) -> str | None:
         return f"it contains {name}, which is no part of a network"
     if issubclass(cls, keras.Model):
         return None if cls.__name__ in _MODELS else f"it contains {name}, a model of its own kind"
+    call = getattr(cls, "call", None)
     if issubclass(cls, keras.Layer):
+        # what Keras does not export are bases, which lack a part that its subclasses bring
         exported = getattr(keras.layers, cls.__name__, None) is cls
         ours = cls.__module__.startswith("dynzoo.")
-        if cls.call is keras.Layer.call or not (exported or ours):
+        if call is keras.Layer.call or not (exported or ours):
             return f"it contains {name}, an abstract layer, which computes nothing"
-    elif issubclass(cls, keras.Operation) and cls.call is keras.Operation.call:
+    elif issubclass(cls, keras.Operation) and call is keras.Operation.call:
         return f"it contains {name}, an abstract operation, which computes nothing"
     return None
 
