@@ -8,6 +8,8 @@ here hide that, so that an attack is written once and never runs on stale weight
 
 from __future__ import annotations
 
+import contextlib
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -215,3 +217,54 @@ def accelerator() -> str | None:
     if not devices:
         return None
     return str(tf.config.experimental.get_device_details(devices[0]).get("device_name", "GPU"))
+
+
+def track_weights(model: Any) -> None:
+    """Make PyTorch see the weights of a model that was built before they had values."""
+    if name() == "torch":
+        for module in list(model.modules()):
+            if isinstance(module, keras.layers.Layer) and module.built:
+                module.torch_params  # noqa: B018  (made when first asked for)
+
+
+def small_traces(entries: int) -> contextlib.AbstractContextManager[Any]:
+    """A scope in which tracing a model never fills a tensor of more than so many entries.
+
+    TensorFlow and JAX trace without values. On PyTorch, Keras does so as well, but where an
+    operation fails it tries again with real tensors, of whatever size the model declares.
+
+    Args:
+        entries: largest number of entries of a real tensor.
+
+    Raises:
+        ValueError: inside the scope, in place of a larger tensor.
+    """
+    if name() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    def check(tensor: Any) -> None:
+        if isinstance(tensor, torch.Tensor) and math.prod(tensor.shape) > entries:
+            raise ValueError(f"a tensor of shape {tuple(tensor.shape)} is too large to be traced")
+
+    def shadow(value: Any) -> Any:
+        return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+    class Small(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
+            flat = keras.tree.flatten((args, kwargs))
+            real = [t for t in flat if isinstance(t, torch.Tensor) and t.device.type != "meta"]
+            made = kwargs.get("device")
+            if real or made not in (None, "meta"):
+                # the size of the result first, where PyTorch can tell it without making it
+                try:
+                    plan = {**kwargs, **({} if made is None else {"device": "meta"})}
+                    found = func(*keras.tree.map_structure(shadow, args), **plan)
+                except Exception:
+                    found = None
+                for tensor in keras.tree.flatten(found):
+                    check(tensor)
+            return func(*args, **kwargs)
+
+    return Small()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from dynzoo import backend
+from dynzoo import backend, strict_json
+from dynzoo.strict_json import short
 
 __all__ = ["CheckpointError", "read", "write", "write_atomically"]
 
@@ -75,13 +77,17 @@ def read(path, model, check=None) -> dict:
     """
     try:
         # Read whole, so that a damaged archive leaves no open file behind.
-        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
+        content = Path(path).read_bytes()
+        _check_sizes(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-        state = json.loads(arrays.pop("state").tobytes())
+        state = strict_json.parse(arrays.pop("state").tobytes())
         if not isinstance(state, dict):
             raise ValueError("its state is not a mapping")
     except Exception as error:  # zipfile and NumPy raise some ten kinds over a damaged archive
-        raise CheckpointError(f"{path} is damaged or not a dynzoo checkpoint ({error})") from None
+        raise CheckpointError(
+            f"{path} is damaged or not a dynzoo checkpoint ({short(error)})"
+        ) from None
     if check is not None:
         check(state)
     pairs = []
@@ -93,7 +99,26 @@ def read(path, model, check=None) -> dict:
                 f"{path} holds {prefix} variables of another model or optimizer; "
                 "start in a new output folder, or use the recipe that it was made with"
             )
-        pairs += [(v, arrays[k]) for v, k in zip(variables, stored, strict=True)]
+        for variable, key in zip(variables, stored, strict=True):
+            value = arrays[key]
+            if ("int" in variable.dtype) != (value.dtype.kind in "iu"):
+                raise CheckpointError(
+                    f"{path} is damaged: it holds {value.dtype} for {variable.path}, which is "
+                    f"{variable.dtype}"
+                )
+            if prefix == "weight" and value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise CheckpointError(f"{path} is damaged: {variable.path} is not finite")
+            pairs.append((variable, value))
     for variable, value in pairs:
         variable.assign(value)
     return state
+
+
+def _check_sizes(content: bytes) -> None:
+    """`write` does not compress: an archive that declares more than it has is none of its."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+        raise ValueError("it is compressed")
+    if sum(m.file_size for m in members) > len(content):
+        raise ValueError("it declares more bytes than it has")

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from dynzoo import certificate_file
+from dynzoo.certificate_file import CERTIFICATE as CERTIFICATE
 from dynzoo.certificates import margins
 from dynzoo.certificates.certificate import Certificate, certify
 from dynzoo.certificates.rounding_bound import RoundingBound, rounding_kinds
 
 __all__ = ["CERTIFICATE", "certificate_of", "numbers_of", "radii"]
-
-CERTIFICATE = "certificate.json"
 
 _FORMULA = (
     "With the logits z of an image in float64 and i the index of the largest, the answer i does "
@@ -95,7 +93,8 @@ def radii(
         (labels (n,) int64, radii (n,) float64 in the units of the images).
 
     Raises:
-        ValueError: if there is no certificate, or the logits are not those of its classes.
+        ValueError: if there is no certificate, a number in it is not one that certificates have,
+            or the logits are not those of its classes.
 
     Example:
 
@@ -103,11 +102,12 @@ def radii(
     >>> labels, radii = dynzoo.export.radii(logits, "exported/certificate.json", x)
     """
     if isinstance(certificate, (str, os.PathLike)):
-        numbers = json.loads(Path(certificate).read_text(encoding="utf-8"))
+        where, numbers = os.fspath(certificate), certificate_file.read(certificate)
     else:
-        numbers = dict(certificate)
-    if not numbers.get("certified"):
+        where, numbers = "`certificate`", dict(certificate)
+    if numbers.get("certified") is not True:
         raise ValueError(f"The model has no certificate: {numbers.get('reason', 'unknown')}")
+    certificate_file.check_numbers(numbers, where)
     distances = np.asarray(numbers["pair_distances"], dtype=np.float64)
     z = np.asarray(logits)
     if z.ndim != 2 or z.shape[1] != len(distances):

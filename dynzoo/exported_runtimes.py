@@ -10,6 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dynzoo import certificate_file
+from dynzoo.certificate_file import CERTIFICATE
+from dynzoo.models.preset_files import sha256
+from dynzoo.strict_json import short
+
 __all__ = ["FORMATS", "Format", "check_available", "load"]
 
 Run = Callable[[np.ndarray], np.ndarray]
@@ -95,6 +100,9 @@ def check_available(format: str, backend: str, run: bool) -> None:
 def load(format: str, path: str | Path) -> tuple[Run, str]:
     """The exported graph as a function from images to logits, and what runs it.
 
+    Where a `certificate.json` stands beside the graph, the graph must be the one that it names. A
+    graph is a program: run only those that you made or trust.
+
     Args:
         format: a key of `FORMATS`.
         path: the file or folder that was exported.
@@ -102,13 +110,50 @@ def load(format: str, path: str | Path) -> tuple[Run, str]:
     Returns:
         (function of an array (n, ...) that gives logits (n, K), name and version of the runtime).
 
+    Raises:
+        ValueError: naming the file, if it is missing, is not the one that was certified, or cannot
+            be read.
+
     Example:
 
     >>> run, runtime = load("onnx", "exported/model.onnx")
     >>> logits = run(x_test[:100])
     """
     makers = {"onnx": _onnx, "saved_model": _saved_model, "torch": _torch, "litert": _litert}
-    return makers[format](Path(path))
+    if format not in makers:
+        raise ValueError(f"`format` must be one of {', '.join(FORMATS)}. Received: {format!r}")
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: export the model again.")
+    _check_certified(path)
+    try:
+        return makers[format](path)
+    except ImportError:
+        raise
+    except Exception as error:  # each runtime has its own kinds of errors
+        raise ValueError(
+            f"{path} is damaged or no graph of format {format!r}: {short(error)}"
+        ) from error
+
+
+def _check_certified(path: Path) -> None:
+    """Refuse a graph that is not the one of the certificate beside it."""
+    file = path.parent / CERTIFICATE
+    if not file.is_file():
+        return
+    graph = certificate_file.read(file).get("graph")
+    sums = graph.get("sha256") if isinstance(graph, dict) else None
+    if not isinstance(sums, dict):
+        raise ValueError(f"{file} is damaged: it does not name the files of its graph.")
+    own = sorted(p for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
+    found = {p.relative_to(path.parent).as_posix(): sha256(p) for p in own}
+    named = {n: s for n, s in sums.items() if n == path.name or n.startswith(path.name + "/")}
+    for name in sorted(found.keys() | named.keys()):
+        if found.get(name) != named.get(name):
+            raise ValueError(
+                f"{path.parent / name} is not the graph of {CERTIFICATE} beside it: its SHA-256 "
+                "is another. Export the model again."
+            )
 
 
 def _named(package: str) -> str:

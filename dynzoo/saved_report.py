@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dynzoo import strict_json
 from dynzoo.attacks.warnings import EvaluationWarning
+from dynzoo.strict_json import short
 
 __all__ = ["SavedReport", "read_report"]
+
+_MAX_BYTES = 256 * 2**20  # a million images at ten radii
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def read_report(path: str | os.PathLike[str]) -> SavedReport:
     True
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = strict_json.read(path, _MAX_BYTES)
         if not isinstance(data, dict) or data.get("schema") != 1:
             raise ValueError("it is no report of schema 1")
         if "per_image" not in data:
@@ -80,7 +82,7 @@ def read_report(path: str | os.PathLike[str]) -> SavedReport:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"`path` must be a report that was saved as JSON. {path} is damaged or something else "
-            f"({error})"
+            f"({short(error)})"
         ) from error
     return report
 
@@ -98,6 +100,8 @@ def _arrays(lists: dict[str, Any]) -> dict[str, Any]:
 def _check(report: SavedReport) -> None:
     """Raise a ValueError where the fates of the images are not those of the shares."""
     correct, robust = report.per_image["correct"], report.per_image["robust"]
+    if report.norm not in ("l2", "linf"):
+        raise ValueError("its norm is neither l2 nor linf")
     shapes = [report.per_image["labels"].shape, robust.shape]
     if shapes != [(report.images,), (len(report.robust), report.images)]:
         raise ValueError(f"it has arrays of shapes {shapes} for {report.images} images")
@@ -106,3 +110,11 @@ def _check(report: SavedReport) -> None:
         raise ValueError("its accuracies are not those of its images")
     if set(report.certified) != set(report.robust):
         raise ValueError("its certified and attacked radii differ")
+    if not all(eps > 0 for eps in report.robust):
+        raise ValueError("a radius is not above 0")
+    radii = report.per_image["radii"]
+    if radii is not None and (radii.shape != correct.shape or not (radii >= 0).all()):
+        raise ValueError("its certified radii are not one number >= 0 an image")
+    shares = [share for share in report.certified.values() if share is not None]
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError("a certified accuracy is no share in [0, 1]")

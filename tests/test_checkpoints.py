@@ -141,6 +141,39 @@ def test_other_files_are_refused(tmp_path, content):
     refuse(path, compiled())
 
 
+def _changed(path, **changes):
+    with np.load(path) as file:
+        return {**{key: file[key] for key in file.files}, **changes}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (np.full((3, 4), np.nan, "float32"), "kernel is not finite"),
+        (np.full((3, 4), np.inf, "float32"), "kernel is not finite"),
+        (np.ones((3, 4), "int32"), "holds int32 for .*kernel, which is float32"),
+    ],
+)
+def test_weights_that_no_training_leaves_are_refused(stored, value, reason):
+    path, _ = stored
+    np.savez(path, **_changed(path, weight_0000=value))
+    refuse(path, compiled(seed=1), f"checkpoint.npz is damaged: .*{reason}|{reason}")
+
+
+def test_archives_that_declare_more_than_they_have_are_refused(stored):
+    path, _ = stored
+    np.savez_compressed(path, **_changed(path, more=np.zeros(10**6, "uint8")))
+    assert path.stat().st_size < 10**5
+    refuse(path, compiled(seed=1), "not a dynzoo checkpoint .it is compressed")
+
+
+def test_a_state_has_one_meaning(stored):
+    path, _ = stored
+    for text, reason in ((b'{"epoch": 1, "epoch": 2}', "twice"), (b'{"epoch": NaN}', "NaN")):
+        np.savez(path, **_changed(path, state=np.frombuffer(text, np.uint8)))
+        refuse(path, compiled(seed=1), f"not a dynzoo checkpoint .*{reason}")
+
+
 def test_missing_file(tmp_path):
     refuse(tmp_path / "nothing.npz", compiled())
 

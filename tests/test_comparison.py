@@ -122,6 +122,9 @@ def test_what_is_no_report_is_refused(files, tmp_path):
     old = {name: value for name, value in data.items() if name != "per_image"}
     flipped = {**data, "per_image": {**data["per_image"], "correct": [False] * 80}}
     short = {**data, "per_image": {**data["per_image"], "labels": [1, 2]}}
+    per_image = {**data["per_image"], "radii": [-1.0] * len(data["per_image"]["correct"])}
+    negative = {**data, "per_image": per_image}
+    above = {**data, "certified": dict.fromkeys(data["certified"], 1.5)}
     for content, message in (
         ("{", "damaged or something else"),
         ("[1]", "no report of schema 1"),
@@ -129,6 +132,11 @@ def test_what_is_no_report_is_refused(files, tmp_path):
         (json.dumps(flipped), "not those of its images"),
         (json.dumps(short), "arrays of shapes"),
         (json.dumps({**data, "norm": None, "robust": 3}), "damaged or something else"),
+        (json.dumps({**data, "norm": "l1"}), "norm is neither"),
+        (json.dumps(negative), "one number >= 0 an image"),
+        (json.dumps(above), "no share in"),
+        (json.dumps(data).replace("{", '{"clean": 1.0, ', 1), "'clean' stands there twice"),
+        (json.dumps({**data, "title": float("nan")}), "contains NaN"),
         (json.dumps({**data, "warnings": [{"nme": "a"}]}), "damaged or something else"),
     ):
         (tmp_path / "r.json").write_text(content)

@@ -182,11 +182,16 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
                 self.biases.append(self.add_weight(shape[-1:], "zeros", name=f"bias_{i}"))
         self.kernels = weights["kernel"]
         self.outer_kernels = weights.get("outer_kernel", [])
-        self._noise = None
-        if self._paths:
-            self._noise = fixed_noise(
-                self.seed or 0, self.steps - 1, self._paths, tuple(input_shape[1:])
+        self._drawn, self._noise_shape = None, tuple(input_shape[1:])
+
+    @property
+    def _noise(self):
+        """The paths of 'mean', drawn when first needed: a model that is only built needs none."""
+        if self._drawn is None and self._paths:
+            self._drawn = fixed_noise(
+                self.seed or 0, self.steps - 1, self._paths, self._noise_shape
             )
+        return self._drawn
 
     def _step(self, i, convert):
         """Kernel of A, bias, kernel of B and factor of step i."""

@@ -4,22 +4,44 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from dynzoo import strict_json
+from dynzoo.strict_json import short
 
 FORMAT = 1
 _AGAIN = "Restore the folder from where it came, or write it again with save_to_preset."
 
 
+class PresetFiles(NamedTuple):
+    """The checked files of a preset: what `load_weights` takes, and all that hold arrays."""
+
+    weights: Path
+    arrays: tuple[Path, ...]
+
+
 def parse_json(path: Path) -> Any:
     """Parse a file of a preset; what is wrong with it becomes a `ValueError` naming it."""
+    _check_regular(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return strict_json.read(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path.parent} is not a whole preset: it lacks {path.name}.") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}. {_AGAIN}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {short(error)}. {_AGAIN}") from error
+
+
+def _check_regular(path: Path) -> None:
+    """A link may lead out of the folder, to a file that nobody meant to be read."""
+    if path.is_symlink():
+        raise ValueError(
+            f"{path} is refused: it is a link. A preset's files must stand in its folder; "
+            "copy it with the links resolved (cp -rL)."
+        )
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is refused: it is not a regular file.")
 
 
 def read_metadata(folder: Path) -> dict:
@@ -36,15 +58,17 @@ def read_metadata(folder: Path) -> dict:
     return metadata
 
 
-def verify(folder: Path, metadata: dict) -> Path:
-    """Check every file against the metadata; returns the path that `load_weights` takes."""
+def verify(folder: Path, metadata: dict) -> PresetFiles:
+    """Check every file against the metadata, by name, kind and SHA-256."""
     listed = metadata["files"]
     for name, expected in listed.items():
         file = folder / name
         if name != Path(name).name or "\\" in name or name in (".", "..", ""):
             raise ValueError(
-                f"{folder / 'metadata.json'} is refused: {name!r} is not the plain name of a file."
+                f"{folder / 'metadata.json'} is refused: {short(repr(name), 80)} is not the plain "
+                "name of a file."
             )
+        _check_regular(file)
         if not file.is_file():
             raise ValueError(f"{folder} is not a whole preset: it lacks {name}. {_AGAIN}")
         if sha256(file) != expected:
@@ -62,13 +86,18 @@ def verify(folder: Path, metadata: dict) -> Path:
         raise ValueError(f"{folder} is not a whole preset: it lacks config.json. {_AGAIN}")
     if "model.weights.json" in listed:
         weights = folder / "model.weights.json"
-        for name in _shards(weights):
-            if name not in listed:
-                raise ValueError(f"{weights} names {name!r}, which metadata.json does not list.")
-        return weights
+        shards = sorted(_shards(weights))
+        for name in shards:
+            # listed names are plain ones, so that no shard can lie outside the folder
+            if name not in listed or not name.endswith(".weights.h5"):
+                raise ValueError(
+                    f"{weights} names {short(repr(name), 80)}, which metadata.json does not list "
+                    "as a weights file."
+                )
+        return PresetFiles(weights, tuple(folder / name for name in shards))
     if "model.weights.h5" not in listed:
         raise ValueError(f"{folder} is not a whole preset: it lacks model.weights.h5. {_AGAIN}")
-    return folder / "model.weights.h5"
+    return PresetFiles(folder / "model.weights.h5", (folder / "model.weights.h5",))
 
 
 def _shards(weights: Path) -> set[str]:
@@ -78,7 +107,10 @@ def _shards(weights: Path) -> set[str]:
         raise ValueError(f"{weights} is damaged: it has no table 'weight_map'. {_AGAIN}")
     names: set[str] = set()
     for entry in shards.values():
-        names.update(map(str, entry if isinstance(entry, list) else [entry]))
+        entries = entry if isinstance(entry, list) else [entry]
+        if not all(isinstance(name, str) for name in entries):
+            raise ValueError(f"{weights} is damaged: 'weight_map' names no files. {_AGAIN}")
+        names.update(entries)
     return names
 
 

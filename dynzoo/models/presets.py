@@ -26,7 +26,11 @@ import dynzoo.operators
 from dynzoo import losses
 from dynzoo.cards import model_card
 from dynzoo.models import preset_files as files
+from dynzoo.models import weights_file
+from dynzoo.models.declared_sizes import Declared, check_numbers, check_tensors, planned
+from dynzoo.models.metadata_check import check_metadata
 from dynzoo.models.safe_config import check_config, without_compile_config
+from dynzoo.strict_json import short
 
 _SHARD_BYTES = 15 * 2**20  # git hosts and reviewers dislike larger files
 
@@ -48,7 +52,8 @@ def from_preset(
     """Load a model from the name of a preset or from a folder that `save_to_preset` wrote.
 
     Every file is checked against its SHA-256 before it is read, and the config may only name Keras'
-    and dynzoo's own classes: loading never runs code of the preset and needs no network. The model
+    and dynzoo's own classes: loading never runs code of the preset and needs no network. What the
+    config declares is compared with what the files hold before any memory is taken. The model
     comes compiled (Adam, `OffsetCrossentropy`, accuracy), so that `fit` works at once; your own
     `compile` overrides that.
 
@@ -71,15 +76,7 @@ def from_preset(
     """
     folder = _resolve(os.fspath(name_or_path))
     metadata = files.read_metadata(folder)
-    weights = files.verify(folder, metadata)
-    config = files.parse_json(folder / "config.json")
-    check_config(config, str(folder / "config.json"))
-    model = _deserialize(config, folder)
-    if load_weights:
-        try:
-            model.load_weights(str(weights))
-        except Exception as error:  # HDF5, shape and key errors alike: the user needs the file
-            raise ValueError(f"{weights} does not fit {folder}/config.json: {error}") from error
+    model, config = _load(folder, metadata, load_weights)
     if num_classes is not None:
         model = _with_classes(model, config, num_classes, folder)
     model.compile(
@@ -149,6 +146,7 @@ def save_to_preset(
         text = files.to_json(about)
         (work / "metadata.json").write_text(text, encoding="utf-8")
         (work / "README.md").write_text(model_card(json.loads(text)), encoding="utf-8")
+        _check_readable(bare, work, target)
         files.move_into_place(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -178,12 +176,67 @@ def _resolve(name: str) -> Path:
     )
 
 
+def _load(folder: Path, metadata: dict, load_weights: bool) -> tuple[keras.Model, dict]:
+    """The model of a folder and its config; nothing is made that the files do not fill."""
+    found = files.verify(folder, metadata)
+    where = folder / "config.json"
+    config = files.parse_json(where)
+    check_config(config, str(where))
+    check_numbers(config, str(where))
+    stored = weights_file.headers(found.arrays)
+    declared = Declared(sum(s.entries for s in stored), len(stored))
+    with planned(declared) as fill:
+        try:
+            model = _deserialize(config, folder)
+        except ValueError:
+            if declared.refusal is None:
+                raise
+            raise ValueError(f"{found.weights} does not fit {where}: {declared.refusal}.") from None
+    _check_network(model, where)
+    check_tensors(model, str(where))
+    weights_file.check_fit(stored, model.variables, found.weights, where)
+    check_metadata(metadata, model, folder / "metadata.json")
+    if load_weights:
+        weights_file.check_values(stored)
+    fill(model)
+    if load_weights:
+        try:
+            model.load_weights(str(found.weights))
+        except Exception as error:  # HDF5, shape and key errors alike: the user needs the file
+            raise ValueError(f"{found.weights} does not fit {where}: {short(error)}") from error
+    return model, config
+
+
+def _check_network(model: keras.Model, where: Path) -> None:
+    if not (model.built and getattr(model, "inputs", None) and getattr(model, "outputs", None)):
+        raise ValueError(f"{where} holds a model without a fixed input and output.")
+
+
+def _check_readable(model: keras.Model, work: Path, target: Path) -> None:
+    """What is written must be what `from_preset` takes, or nothing is written."""
+    try:
+        metadata = files.read_metadata(work)
+        found = files.verify(work, metadata)
+        config = files.parse_json(work / "config.json")
+        check_numbers(config, "config.json")
+        stored = weights_file.headers(found.arrays)
+        check_tensors(model, "config.json")
+        weights_file.check_fit(stored, model.variables, found.weights, work / "config.json")
+        check_metadata(metadata, model, work / "metadata.json")
+        weights_file.check_values(stored)
+    except ValueError as error:
+        reason = str(error).replace(str(work), str(target))
+        raise ValueError(f"The model cannot be saved as a preset: {reason}") from None
+
+
 def _deserialize(config: dict, folder: Path) -> keras.Model:
     try:
         # of a copy, for Keras takes the config apart while it reads it
         model = keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
     except Exception as error:
-        raise ValueError(f"{folder}/config.json does not describe a model: {error}") from error
+        raise ValueError(
+            f"{folder}/config.json does not describe a model: {short(error)}"
+        ) from error
     if not isinstance(model, keras.Model):
         raise ValueError(f"{folder}/config.json holds a {type(model).__name__}, not a model.")
     return model

@@ -4,9 +4,14 @@ Keras' safe mode stops serialised lambdas. This check comes before any object is
 allow-list: a config from an unknown source can then only describe a network, not run code.
 """
 
+import importlib
 import re
+from typing import Any
 
 import keras
+
+from dynzoo.operators.base import Operator
+from dynzoo.strict_json import short
 
 _MODULES = (
     "keras.layers",
@@ -24,17 +29,33 @@ _MODULES = (
     "keras.src.ops",
 )
 _FROM_KERAS_ITSELF = {"Model", "Sequential", "DTypePolicy", "FloatDTypePolicy", "DTypePolicyMap"}
-# layers that hold code, or that read files named in their config
+_MODELS = {"Model", "Functional", "Sequential"}
+_POLICIES = {"DTypePolicy", "FloatDTypePolicy", "DTypePolicyMap"}
+# layers that hold code, read files named in their config, or keep tables of words
 _REFUSED = {
     "Lambda",
     "TFSMLayer",
     "TorchModuleWrapper",
     "JaxLayer",
     "FlaxLayer",
+    "IndexLookup",
     "StringLookup",
     "IntegerLookup",
     "TextVectorization",
+    "Hashing",
+    "HashedCrossing",
 }
+# operations that call a function they are given
+_REFUSED |= {"Map", "Scan", "AssociativeScan", "Cond", "Switch", "ForiLoop", "WhileLoop"}
+_REFUSED |= {"VectorizedMap", "CustomGradient"}
+_PARTS = (
+    keras.Operation,
+    keras.initializers.Initializer,
+    keras.constraints.Constraint,
+    keras.regularizers.Regularizer,
+    keras.random.SeedGenerator,
+    Operator,
+)
 _PLAIN = {"__keras_tensor__", "__tensor__", "__numpy__", "__slice__", "__ellipsis__"}
 
 
@@ -82,21 +103,73 @@ def _problem(value: dict) -> str | None:
     class_name, module = value["class_name"], value.get("module")
     registered = value.get("registered_name")
     if not isinstance(class_name, str):
-        return f"it contains {class_name!r}, which is not the name of a class"
+        return f"it contains {_text(class_name)}, which is not the name of a class"
     if class_name in _PLAIN:
-        return None
+        return _problem_of_plain(class_name, value.get("config"))
     if not re.fullmatch(r"[A-Z]\w*", class_name):
-        return f"it contains {class_name!r}, which is not the name of a class"
+        return f"it contains {_text(class_name)}, which is not the name of a class"
     if isinstance(registered, str) and registered.startswith("dynzoo>"):
-        if keras.saving.get_registered_object(registered) is None:
-            return f"this version of dynzoo has no class {registered!r}; a newer one may"
-        return None
-    name = f"{module}.{class_name}"
+        cls = keras.saving.get_registered_object(registered)
+        if cls is None:
+            return f"this version of dynzoo has no class {_text(registered)}; a newer one may"
+        return _problem_of_class(cls, registered)
+    name = short(f"{module}.{class_name}", 80)
     if registered not in (None, class_name) or not isinstance(module, str):
-        return f"it contains {registered or class_name!r} from the module {module!r}"
+        return f"it contains {_text(registered or class_name)} from the module {_text(module)}"
+    allowed = any(module == m or module.startswith(m + ".") for m in _MODULES)
+    if not allowed and not (module == "keras" and class_name in _FROM_KERAS_ITSELF):
+        return f"it contains {name}"
     if class_name in _REFUSED:
         return f"it contains {name}, which can run code or read files"
-    allowed = any(module == m or module.startswith(m + ".") for m in _MODULES)
-    if allowed or (module == "keras" and class_name in _FROM_KERAS_ITSELF):
+    cls = _class(module, class_name)
+    if cls is None:
+        return f"this version of Keras has no class {name}"
+    return _problem_of_class(cls, name)
+
+
+def _class(module: str, class_name: str) -> Any:
+    """The class that Keras would make, found without making it."""
+    try:
+        found = getattr(importlib.import_module(module), class_name, None)
+    except (ImportError, ValueError):
         return None
-    return f"it contains {name}"
+    return found if isinstance(found, type) else None
+
+
+def _problem_of_class(cls: Any, name: str) -> str | None:
+    """Why no object of this class belongs into a preset, abstract bases among them."""
+    if not isinstance(cls, type):
+        return f"{name} is no class"
+    # by module as well: the backends' mixins of every layer have names such as JaxLayer
+    parents = [p.__name__ for p in cls.__mro__ if ".backend." not in p.__module__]
+    if _REFUSED.intersection(parents):
+        return f"it contains {name}, which can run code or read files"
+    if issubclass(cls, keras.DTypePolicy) or cls.__name__ == "DTypePolicyMap":
+        return None if cls.__name__ in _POLICIES else f"it contains {name}, a quantised type"
+    if not issubclass(cls, _PARTS):
+        return f"it contains {name}, which is no part of a network"
+    if issubclass(cls, keras.Model):
+        return None if cls.__name__ in _MODELS else f"it contains {name}, a model of its own kind"
+    call = getattr(cls, "call", None)
+    if issubclass(cls, keras.Layer):
+        # what Keras does not export are bases, which lack a part that its subclasses bring
+        exported = getattr(keras.layers, cls.__name__, None) is cls
+        ours = cls.__module__.startswith("dynzoo.")
+        if call is keras.Layer.call or not (exported or ours):
+            return f"it contains {name}, an abstract layer, which computes nothing"
+    elif issubclass(cls, keras.Operation) and call is keras.Operation.call:
+        return f"it contains {name}, an abstract operation, which computes nothing"
+    return None
+
+
+def _problem_of_plain(class_name: str, config: Any) -> str | None:
+    # NumPy takes "S1000000000" for a type, of one gigabyte an entry
+    if class_name in ("__tensor__", "__numpy__"):
+        dtype = config.get("dtype") if isinstance(config, dict) else None
+        if not isinstance(dtype, str) or not re.fullmatch(r"bool|b?float\d\d|u?int\d\d?", dtype):
+            return f"it contains a constant of type {_text(dtype)}"
+    return None
+
+
+def _text(value: Any) -> str:
+    return short(repr(value), 60)

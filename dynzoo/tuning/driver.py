@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dynzoo import data
+from dynzoo import data, strict_json
 from dynzoo.checkpoints import CheckpointError, write_atomically
 from dynzoo.held_out import hold_out
 from dynzoo.recipes import RecipeError
@@ -175,7 +175,7 @@ def _open(folder: Path, identity: dict[str, Any], resume: bool) -> None:
 
 def _check(path: Path, identity: dict[str, Any]) -> None:
     try:
-        known = _completed(json.loads(path.read_text(encoding="utf-8")))
+        known = _completed(strict_json.read(path))
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent} does not hold the chief's search: a worker needs the same folder"

@@ -10,9 +10,11 @@ from typing import Any
 
 import yaml
 
+from dynzoo import strict_json
 from dynzoo.checkpoints import write_atomically
 from dynzoo.csv_text import csv_text
 from dynzoo.plots import eps_text
+from dynzoo.strict_json import short
 from dynzoo.tuning.config import SearchConfig
 
 __all__ = [
@@ -69,11 +71,35 @@ class SearchResult:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What was recorded of a finished trial, or `None`."""
+    """What was recorded of a finished trial, or `None`.
+
+    Raises:
+        ValueError: naming the file, if it is damaged or the record of something else.
+    """
+    path = folder / "result.json"
     try:
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        record = strict_json.read(path)
+        if not isinstance(record, dict):
+            raise ValueError("it is no mapping")
+        lacking = [key for key in ("trial", "status", "values") if key not in record]
+        if lacking or not isinstance(record["values"], dict):
+            raise ValueError(f"it lacks {', '.join(lacking) or 'values'}")
+        for key in _MEASURED:
+            if not _is_measured(record.get(key)):
+                raise ValueError(f"{key} is {short(repr(record[key]), 60)}, not a number >= 0")
     except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged or no record of a trial ({short(error)}): delete it, and the "
+            "trial runs again"
+        ) from None
+    return record
+
+
+def _is_measured(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value is None or (number and value >= 0)
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
