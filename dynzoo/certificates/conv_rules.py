@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dynzoo.backend import name
 from dynzoo.certificates.linear_rules import Shape, channels_last, float64, refuse, same_padding
 from dynzoo.conv_norms import (
     Axis,
@@ -84,12 +85,23 @@ def transposed_axes(layer: Any, shape: Shape) -> list[Axis]:
     return axes
 
 
-def _check_size(layer: Any, shape: Sequence[int], axes: Sequence[Axis], groups: int = 1) -> None:
-    """Before any float64 copy is made."""
+def _check(
+    layer: Any, shape: Shape, kernel: Sequence[int], axes: Sequence[Axis], groups: int = 1
+) -> None:
+    """Refuses what is too large, before any float64 copy is made, and a fault of Keras' own."""
     try:
-        refuse_too_large(shape, axes, groups)
+        refuse_too_large(kernel, axes, groups)
     except ValueError as error:
         raise refuse(layer, f"{error}") from None
+    if not layer.use_bias or layer.data_format == "channels_last" or name() != "tensorflow":
+        return
+    _, channels, *_, last = layer.compute_output_shape(shape)
+    if channels == last > 1:
+        raise refuse(
+            layer,
+            "on TensorFlow, Keras adds the bias of a channels_first convolution along the last "
+            "axis where that is as long as there are channels; use another data format or size.",
+        )
 
 
 def _with_bias(layer: Any, y: np.ndarray) -> np.ndarray:
@@ -110,7 +122,7 @@ def _grouped(x: np.ndarray, kernels: Sequence[np.ndarray], axes: Sequence[Axis])
 def gain(layer: Any, shape: Shape) -> float:
     """Bound of the operator norm at this image size."""
     axes = conv_axes(layer, shape)
-    _check_size(layer, layer.kernel.shape, axes, layer.groups)
+    _check(layer, shape, layer.kernel.shape, axes, layer.groups)
     return padded_conv_norm_float64(float64(layer.kernel), axes, layer.groups)
 
 
@@ -132,7 +144,7 @@ def depthwise_gain(layer: Any, shape: Shape) -> float:
     """As `gain`, with one group for each input channel."""
     axes, kernel_shape = conv_axes(layer, shape), tuple(layer.kernel.shape)
     channels, multiplier = kernel_shape[-2:]
-    _check_size(layer, (*kernel_shape[:-2], 1, channels * multiplier), axes, channels)
+    _check(layer, shape, (*kernel_shape[:-2], 1, channels * multiplier), axes, channels)
     return padded_conv_norm_float64(_depthwise_kernel(float64(layer.kernel)), axes, channels)
 
 
@@ -152,7 +164,7 @@ def depthwise_forward(layer: Any, x: np.ndarray) -> np.ndarray:
 def separable_gain(layer: Any, shape: Shape) -> float:
     """The norm of the one convolution that both steps make, not the product of their norms."""
     axes, kernel_shape = conv_axes(layer, shape), tuple(layer.depthwise_kernel.shape)
-    _check_size(layer, (*kernel_shape[:-1], layer.filters), axes)
+    _check(layer, shape, (*kernel_shape[:-1], layer.filters), axes)
     depthwise, exponent = unit_entries_float64(float64(layer.depthwise_kernel))
     pointwise, other = unit_entries_float64(float64(layer.pointwise_kernel))
     channels, multiplier = kernel_shape[-2:]
@@ -184,7 +196,7 @@ def separable_forward(layer: Any, x: np.ndarray) -> np.ndarray:
 def transposed_gain(layer: Any, shape: Shape) -> float:
     """The norm of the convolution whose adjoint the layer is."""
     axes = transposed_axes(layer, shape)
-    _check_size(layer, layer.kernel.shape, axes)
+    _check(layer, shape, layer.kernel.shape, axes)
     return padded_conv_norm_float64(float64(layer.kernel), axes)
 
 
