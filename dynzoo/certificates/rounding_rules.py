@@ -113,25 +113,67 @@ def _dense(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
 def _convolution(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     kernel = float64(layer.kernel)
     rank = kernel.ndim - 2
-    output = tuple(int(n) for n in layer.compute_output_shape((None, *shape))[1:])
-    groups = getattr(layer, "groups", 1) or 1
-    if type(layer).__name__.startswith("Depthwise"):
-        channels = kernel.shape[rank]
-        parts = [kernel[..., [c], :] for c in range(channels)]
+    output = _output(layer, shape)
+    if type(layer) in (kl.DepthwiseConv1D, kl.DepthwiseConv2D):
+        parts = [kernel[..., [c], :] for c in range(kernel.shape[rank])]
     else:
-        parts = np.split(kernel, groups, axis=-1)
+        parts = np.split(kernel, layer.groups, axis=-1)
+    y = _parts(b, parts, rank, _windows(layer, kernel, rank), math.prod(output))
+    return _finished(layer, output, y)
+
+
+def _transposed(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    kernel = float64(layer.kernel)  # (..., outputs, inputs)
+    rank = kernel.ndim - 2
+    output = _output(layer, shape)
+    windows = _windows(layer, kernel, rank)
+    matrix = np.moveaxis(kernel, -1, 0).reshape(kernel.shape[-1], -1)
+    spread = sum(
+        spectral.dense_norm_float64(tap) for tap in kernel.reshape(-1, *kernel.shape[rank:])
+    )
+    own = spectral.dense_norm_float64(matrix) * math.sqrt(windows)
+    y = b.product(
+        windows * kernel.shape[-1],
+        min(own, spread),
+        float(np.linalg.norm(matrix)) * math.sqrt(windows),
+        math.prod(output),
+        _is_coherent(matrix),
+    )
+    return _finished(layer, output, y)
+
+
+def _separable(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    depthwise, pointwise = float64(layer.depthwise_kernel), float64(layer.pointwise_kernel)
+    rank = depthwise.ndim - 2
+    output = _output(layer, shape)
+    parts = [depthwise[..., [c], :] for c in range(depthwise.shape[rank])]
+    positions = math.prod(output) // layer.filters
+    channels = depthwise.shape[-1] * depthwise.shape[-2]
+    y = _parts(b, parts, rank, _windows(layer, depthwise, rank), positions * channels)
+    y = matrix_product(y, pointwise.reshape(-1, layer.filters), positions)
+    return _finished(layer, output, y)
+
+
+def _output(layer: Any, shape: Sizes) -> Sizes:
+    return tuple(int(n) for n in layer.compute_output_shape((None, *shape))[1:])
+
+
+def _windows(layer: Any, kernel: np.ndarray, rank: int) -> int:
+    """In how many windows a pixel takes part, at most."""
     strides = np.broadcast_to(layer.strides, (rank,))
     dilated = np.broadcast_to(layer.dilation_rate, (rank,)) > 1
-    taps = kernel.shape[:rank]
-    windows = math.prod(
+    return math.prod(
         int(k) if d else -(-int(k) // int(s))
-        for k, s, d in zip(taps, strides, dilated, strict=True)
+        for k, s, d in zip(kernel.shape[:rank], strides, dilated, strict=True)
     )
-    y = _parts(b, parts, rank, windows, math.prod(output))
+
+
+def _finished(layer: Any, output: Sizes, b: Budget) -> Budget:
+    """After the bias and the activation of a convolution."""
     channels = output[-1] if layer.data_format == "channels_last" else output[0]
     positions = math.prod(output) // max(1, channels)
-    y = _biased(layer, y, layer.bias if layer.use_bias else None, positions)
-    return activated(layer, output, y)
+    b = _biased(layer, b, layer.bias if layer.use_bias else None, positions)
+    return activated(layer, output, b)
 
 
 def _parts(b: Budget, parts: list[np.ndarray], rank: int, windows: int, outputs: int) -> Budget:
@@ -273,6 +315,11 @@ ROUNDING: dict[type, Rounding] = {
     kl.Conv1D: _convolution,
     kl.Conv2D: _convolution,
     kl.Conv3D: _convolution,
+    kl.Conv1DTranspose: _transposed,
+    kl.Conv2DTranspose: _transposed,
+    kl.Conv3DTranspose: _transposed,
+    kl.SeparableConv1D: _separable,
+    kl.SeparableConv2D: _separable,
     kl.DepthwiseConv1D: _convolution,
     kl.DepthwiseConv2D: _convolution,
     kl.Rescaling: _rescaling,
