@@ -19,6 +19,7 @@ __all__ = ["Orthonormal", "ProjectWeights", "SpectralNorm", "project"]
 # A norm this little above the limit is left alone, so that a feasible kernel is not touched by
 # the rounding of its own bound, and projecting twice is projecting once.
 _TOLERANCE = 5e-6
+_HUGE = 2.0**60
 
 
 def _as_matrix(kernel):
@@ -32,8 +33,9 @@ class SpectralNorm(keras.constraints.Constraint):
 
     $$K \leftarrow K \cdot \min(1, \text{max\_norm} / \overline{\sigma}(K))$$
 
-    Guarantee: the true operator norm is at most ``max_norm * (1 + 1e-5)`` afterwards. For a
-    2-D kernel it is that of the matrix; for a 4-D convolution kernel (stride 1) it is that of the
+    Guarantee: the true operator norm is at most ``max_norm * (1 + 1e-5)`` afterwards, from any
+    finite kernel, for float32 kernels and matrix products in full float32 (no TF32); a kernel of
+    another type is then rounded to it (bfloat16: entries move by up to 1/256). For a 2-D kernel it is that of the matrix; for a 4-D convolution kernel (stride 1) it is that of the
     convolution itself, not of the reshaped kernel, whose norm can be k times smaller.
     $\overline{\sigma}$ is an upper bound by Gram iteration. A feasible kernel is left untouched;
     a small kernel is never scaled up.
@@ -79,8 +81,12 @@ class SpectralNorm(keras.constraints.Constraint):
         kernel = ops.cast(w, "float32")
         bound = self._bound(kernel)
         limit = self.max_norm
-        scale = ops.where(bound > limit * (1 + _TOLERANCE), limit / bound, ops.ones_like(bound))
-        return ops.cast(kernel * scale, w.dtype)
+        # A huge bound in two factors, for limit / bound would leave the normal numbers.
+        huge = ops.where(bound > _HUGE, 1.0 / _HUGE, ops.ones_like(bound))
+        bound = bound * huge
+        too_long = (huge < 1.0) | (bound > limit * (1 + _TOLERANCE))
+        scale = ops.where(too_long, limit / bound, ops.ones_like(bound))
+        return ops.cast(kernel * huge * scale, w.dtype)
 
     def _bound(self, kernel):
         if len(kernel.shape) == 4 and tuple(kernel.shape[:2]) != (1, 1):
@@ -127,19 +133,24 @@ class SpectralNorm(keras.constraints.Constraint):
 
 @keras.saving.register_keras_serializable(package="dynzoo")
 class Orthonormal(keras.constraints.Constraint):
-    r"""Pulls a matrix towards orthonormal rows or columns, by Newton-Schulz.
+    r"""Makes the shorter side of a matrix orthonormal, by a polynomial iteration to the polar factor.
 
-    $$X \leftarrow \tfrac32 X - \tfrac12 X X^T X, \qquad X X^T \to I$$
+    $$X \leftarrow X\,(I + \tfrac12E + \tfrac38E^2 + \dots + c_7E^7), \quad E = I - X^TX,
+    \qquad X^TX \to I$$
 
-    The shorter side becomes orthonormal: the rows of a wide matrix, the columns of a tall one.
+    The rows of a wide matrix, the columns of a tall one. Every call takes one round of order 8 and
+    bounds what is left. If that is above 1e-6, because the kernel was far, further rounds follow.
 
-    Guarantee: the spectral norm is at most 1 up to float32 rounding (below 1e-5) after every
-    call, from any finite kernel. The distance to orthonormality squares with each step: a kernel
-    with singular values within 0.1 of 1 is within 4e-4 after two steps; `project` uses the exact
-    polar factor.
+    Guarantee: the spectral norm is at most 1 + 1e-5 after every call, from any finite kernel. The
+    smallest singular value is at least 1 - 1e-5 if before the call it was at least 1e-6 of the
+    largest, whatever their size. A smaller one is multiplied by up to 3.1 a round, and may end
+    anywhere below 1; an exact 0 stays 0. `project` uses the exact polar factor, which mends that
+    as well. This is for float32 kernels and matrix products in full float32 (no TF32). A kernel of
+    another type is then rounded to it: in bfloat16, entries move by up to 1/256 of themselves, and
+    singular values by some 2e-3.
 
     Args:
-        steps: Newton-Schulz steps a call, at least 1.
+        steps: least effort of a call, at least 1: one round for every two.
 
     Raises:
         ValueError: if ``steps`` is below 1, or the kernel is not a matrix or a 1x1 convolution.
@@ -148,7 +159,8 @@ class Orthonormal(keras.constraints.Constraint):
 
     >>> layer = keras.layers.Dense(8, kernel_constraint=Orthonormal())
 
-    Reference: Björck and Bowie, SIAM J. Numer. Anal. 8 (1971).
+    Reference: Björck and Bowie, SIAM J. Numer. Anal. 8 (1971), whose iterations of higher order
+    are this series.
     """
 
     def __init__(self, steps=2):

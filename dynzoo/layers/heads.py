@@ -14,6 +14,13 @@ from dynzoo.operators.dense import matmul_channels
 __all__ = ["UnitRowDense"]
 
 
+def _unit_columns(kernel, xp):
+    """The kernel, with columns outside this range divided by their largest entry, for squares."""
+    size = xp.max(xp.abs(kernel), axis=0)
+    usual = ((size > 1e-12) & (size < 1e15)) | (size == 0)
+    return kernel / xp.where(usual, xp.ones_like(size), size)
+
+
 @keras.saving.register_keras_serializable(package="dynzoo")
 class UnitRowDense(keras.layers.Layer):
     r"""Classification head whose weight vectors have length one: $z_i = w_i^Tx/\|w_i\| + b_i$.
@@ -57,7 +64,7 @@ class UnitRowDense(keras.layers.Layer):
             self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
 
     def call(self, x):
-        kernel = ops.convert_to_tensor(self.kernel)
+        kernel = _unit_columns(ops.convert_to_tensor(self.kernel), ops)
         squares = ops.sum(ops.square(ops.cast(kernel, "float32")), axis=0)
         kernel = kernel * ops.cast(ops.rsqrt(ops.maximum(squares, 1e-30)), kernel.dtype)
         z = matmul_channels(x, kernel)
@@ -65,7 +72,7 @@ class UnitRowDense(keras.layers.Layer):
 
     def effective_kernel(self) -> np.ndarray:
         """The normalised kernel (features, units) in float64."""
-        kernel = float64(self.kernel)
+        kernel = _unit_columns(float64(self.kernel), np)
         return kernel / np.sqrt(np.maximum(np.sum(kernel**2, axis=0), 1e-30))
 
     def call_float64(self, x):
