@@ -55,14 +55,16 @@ class Integral:
     def magnitude(self, x):
         r"""The terms of I(x) without their signs: the unit of its rounding errors.
 
-        $\tfrac12\sum_{ij}|x_iQ_{ij}x_j| + \sum_i|b_ix_i| + \sum_ka_k\sqrt{1 + (c_k^Tx + e_k)^2}$
+        $\tfrac12\sum_{ij}|x_iQ_{ij}x_j| + \sum_i|b_ix_i| +
+        \sum_ka_k(1 + \sum_i|c_{ik}x_i| + |e_k|)$
         """
         xp = self.xp
         x_size = xp.abs(x)
         bent = 0.5 * xp.matmul(x_size, xp.abs(self.matrix)) + xp.abs(self.vector)
         value = xp.sum(x_size * bent, axis=-1)
         if self.ridges is not None:
-            value = value + xp.sum(self.heights * self._ridge(x)[1], axis=-1)
+            u = xp.matmul(x_size, xp.abs(self.ridges)) + xp.abs(self.offsets)
+            value = value + xp.sum(self.heights * (1.0 + u), axis=-1)
         return value
 
     def secant_weights(self, x, y):

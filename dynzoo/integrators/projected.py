@@ -40,7 +40,7 @@ _NO_DIRECTION = 1e-4 - 1.0
 # Newton steps after relaxation: they take out rounding and what a limited gamma leaves.
 _POLISH = 2
 # What a step may change of an integral, in parts of `Integral.magnitude` at its larger end.
-INTEGRAL_TOLERANCE = 1e-6
+INTEGRAL_TOLERANCE = 2e-6
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,9 @@ def projected_on_integral(x, d, integral: Integral, iterations):
     y = x + d
     defect = _dot(integral.discrete_gradient(x, y), d, xp)
     size = xp.maximum(integral.magnitude(x), integral.magnitude(y))
-    # false for NaN too
-    closed = xp.abs(defect) <= 0.5 * INTEGRAL_TOLERANCE * xp.expand_dims(size, -1)
+    size = xp.expand_dims(size, -1)
+    # both are false for NaN
+    closed = (size < _OVERFLOW) & (xp.abs(defect) <= 0.5 * INTEGRAL_TOLERANCE * size)
     return xp.where(closed, y, x)
 
 
