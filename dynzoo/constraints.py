@@ -12,14 +12,26 @@ import keras
 import numpy as np
 from keras import ops
 
-from dynzoo import spectral
+from dynzoo import backend, spectral
 
-__all__ = ["Orthonormal", "ProjectWeights", "SpectralNorm", "project"]
+__all__ = [
+    "ORTHONORMAL_KEPT",
+    "Orthonormal",
+    "ProjectWeights",
+    "SpectralNorm",
+    "SwapProjectedEMAWeights",
+    "project",
+]
 
 # A norm this little above the limit is left alone, so that a feasible kernel is not touched by
 # the rounding of its own bound, and projecting twice is projecting once.
 _TOLERANCE = 5e-6
 _HUGE = 2.0**60
+# The condition of everything that is made of orthonormal kernels, in the words of `guarantees()`.
+ORTHONORMAL_KEPT = (
+    "to 1e-5 by the 'orthonormal' constraint after every update that leaves no singular value "
+    "below 1e-6 of the largest, or by `project`"
+)
 
 
 def _as_matrix(kernel):
@@ -133,7 +145,7 @@ class SpectralNorm(keras.constraints.Constraint):
 
 @keras.saving.register_keras_serializable(package="dynzoo")
 class Orthonormal(keras.constraints.Constraint):
-    r"""Makes the shorter side of a matrix orthonormal, by a polynomial iteration to the polar factor.
+    r"""Makes the shorter side of a matrix orthonormal: a polynomial iteration to the polar factor.
 
     $$X \leftarrow X\,(I + \tfrac12E + \tfrac38E^2 + \dots + c_7E^7), \quad E = I - X^TX,
     \qquad X^TX \to I$$
@@ -231,7 +243,10 @@ class ProjectWeights(keras.callbacks.Callback):
     """Calls `project` when training ends and, with ``every_epoch``, after each epoch.
 
     Needed with ``use_ema=True``: the optimizer averages weights from *before* the constraint, and
-    writes the averages back unprojected at the end of ``fit`` and at ``ema_overwrite_frequency``.
+    writes the averages back unprojected at the end of ``fit`` (with no callback at all, they stay
+    so: call `project`) and at ``ema_overwrite_frequency``. To validate with averaged weights during
+    ``fit``, replace Keras' ``SwapEMAWeights`` by `SwapProjectedEMAWeights`: what Keras' swaps in
+    before a validation is not projected, and comes after or before what this callback does.
 
     Args:
         every_epoch: also project after each epoch.
@@ -251,3 +266,100 @@ class ProjectWeights(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         project(self.model)
+
+
+class SwapProjectedEMAWeights(keras.callbacks.SwapEMAWeights):
+    r"""Keras' ``SwapEMAWeights`` with constraints: evaluates projected averages of the weights.
+
+    $$w \leftarrow P(\bar w) \;(\text{before an evaluation}), \qquad w \leftarrow w_{raw}
+    \;(\text{after it})$$
+
+    with $\bar w$ the optimizer's moving average and P `project`. A mean of orthonormal matrices is
+    not orthonormal, so that without P a validation sees a model outside its constraints.
+
+    Guarantee: validation, ``evaluate`` and ``predict`` with this callback see projected averages.
+    Training goes on from exactly the weights that it left, and the average is not touched. When
+    ``fit`` ends, early or not, the model holds the projected averages. With ``swap_on_epoch``,
+    other callbacks see them too at the end of an epoch that was validated, in whatever order the
+    callbacks stand; without validation, those that stand behind this one do.
+
+    Args:
+        swap_on_epoch: keep the projected averages until the next epoch begins, for callbacks such
+            as ``ModelCheckpoint``.
+
+    Raises:
+        ValueError: if no optimizer of the model has ``use_ema=True``.
+
+    Example:
+
+    >>> model.compile(keras.optimizers.AdamW(use_ema=True), loss)
+    >>> swap = dynzoo.constraints.SwapProjectedEMAWeights(swap_on_epoch=True)
+    >>> model.fit(x, y, validation_data=held_out, callbacks=[swap, checkpoint])
+    """
+
+    def __init__(self, swap_on_epoch=False):
+        super().__init__(swap_on_epoch)
+        self._training = False
+        self._raw: list = []
+
+    def _averaged(self):
+        """Pairs (weight, its average) of the optimizers that average."""
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        pairs = []
+        for one in getattr(optimizer, "optimizers", [optimizer]):
+            if getattr(one, "use_ema", False) and hasattr(one, "_model_variables_moving_average"):
+                averages = one._model_variables_moving_average
+                pairs += list(zip(one._trainable_variables, averages, strict=True))
+        if not pairs:
+            raise ValueError(
+                "`SwapProjectedEMAWeights` needs an optimizer with use_ema=True that has been "
+                f"built. Received: optimizer={self.model.optimizer!r}"
+            )
+        return pairs
+
+    def _swap_in(self):
+        if self._ema_weights_in_model:
+            return
+        pairs = self._averaged()
+        # `project` reaches constrained weights that are not trained, too
+        frozen = [v for v in self.model.non_trainable_variables if v.constraint is not None]
+        self._raw = [(v, backend.value_of(v)) for v in [*(v for v, _ in pairs), *frozen]]
+        for variable, average in pairs:
+            variable.assign(backend.value_of(average))
+        project(self.model)
+        self._ema_weights_in_model = True
+
+    def _swap_out(self):
+        if self._ema_weights_in_model:
+            for variable, value in self._raw:
+                variable.assign(value)
+            self._raw = []
+            self._ema_weights_in_model = False
+
+    def on_train_begin(self, logs=None):
+        self._training = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._swap_out()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.swap_on_epoch:
+            self._swap_in()
+
+    def on_train_end(self, logs=None):
+        # the optimizer has just written its averages into the model
+        self._training, self._raw, self._ema_weights_in_model = False, [], False
+        project(self.model)
+
+    def on_test_begin(self, logs=None):
+        self._swap_in()
+
+    def on_test_end(self, logs=None):
+        if not (self.swap_on_epoch and self._training):
+            self._swap_out()
+
+    def on_predict_begin(self, logs=None):
+        self._swap_in()
+
+    def on_predict_end(self, logs=None):
+        self._swap_out()

@@ -275,9 +275,9 @@ def _apply_left(factor, matrix):
 def orthonormalize(matrix, steps: int = 2):
     r"""Polar factor of a matrix by a polynomial iteration, with more rounds where it is far.
 
-    A round takes $X \leftarrow X p(E)$, $E = I - sX^TX$, with p the first eight terms of
-    $(1 - e)^{-1/2} = 1 + \tfrac12e + \tfrac38e^2 + \dots$: of order 8, for one product less than two
-    Newton-Schulz steps, which are of order 4. The truncated series stays below the root for
+    A round takes $X \leftarrow X p(E)$, $E = I - X^TX$, with p the first eight terms of
+    $(1 - e)^{-1/2} = 1 + \tfrac12e + \tfrac38e^2 + \dots$: of order 8, for one product less than
+    two Newton-Schulz steps, which are of order 4. The truncated series stays below the root for
     $-1 < e \le 1$, so that no singular value comes out above 1. If $\|E\| \le 0.2$ is proved for
     a round, it ends within 1e-6 of orthonormal and was the last. A tiny singular value grows by 3.1
     a round, whatever its scale; an exact 0 stays 0.

@@ -33,11 +33,11 @@ __all__ = [
 
 # The spectrum is measured in float32: this covers the rounding of a Gram matrix.
 _ROUNDING = 1e-5
-_LARGEST = 1e12
+_LARGEST = 1e6
 
 
 def limited(kernel, xp):
-    """The kernel, scaled back if its largest entry is above 1e12, so that its squares exist."""
+    """The kernel, scaled back if its largest entry is above 1e6, so that the fourth powers exist."""
     return kernel * (_LARGEST / xp.maximum(xp.max(xp.abs(kernel)), _LARGEST))
 
 

@@ -25,9 +25,9 @@ def _unit_columns(kernel, xp):
 class UnitRowDense(keras.layers.Layer):
     r"""Classification head whose weight vectors have length one: $z_i = w_i^Tx/\|w_i\| + b_i$.
 
-    Guarantee: each logit is 1-Lipschitz; the difference of logits i and j is
-    $\|w_i - w_j\|$-Lipschitz, which `certify` uses exactly. (The map to all logits at once is
-    not 1-Lipschitz.)
+    Guarantee: for any finite weights each logit is 1-Lipschitz; the difference of logits i and j
+    is Lipschitz with the distance of their normalised vectors, which `certify` uses exactly. Both
+    hold up to rounding. (The map to all logits at once is not 1-Lipschitz.)
 
     Args:
         units: number of classes, a positive integer.
@@ -88,7 +88,12 @@ class UnitRowDense(keras.layers.Layer):
         """What holds for this layer as it is configured."""
         source = "Singla, Singla and Feizi, ICLR 2022"
         return [
-            Guarantee("1-Lipschitz logits", "each weight vector is of length 1", 1.0, source=source)
+            Guarantee(
+                "1-Lipschitz logits",
+                "each weight vector is of length 1 (or zero, if all its weights are)",
+                1.0,
+                source=source,
+            )
         ]
 
     def compute_output_shape(self, input_shape):

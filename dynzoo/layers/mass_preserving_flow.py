@@ -48,7 +48,8 @@ class MassPreservingFlow(SkewFlow):
 
     **Guarantee**: $c^Tx$ along the last axis is kept, for any weights and step size, because
     $c^TSc = 0$ and every Runge-Kutta method keeps linear invariants; up to rounding, which in
-    float32 is about $10^{-7}\sum_i|c_ix_i|$ a step. Signs of the features are not kept.
+    float32 is below 1e-6 a step, relative to $\sum_i|c_ix_i|$ before or after the step, whichever
+    is larger (a step far beyond x loses digits of x). Signs of the features are not kept.
 
     Args:
         operator: linear operator A of the hidden layer of M, $V\sigma(Ax + b) + v$, for example
@@ -102,10 +103,10 @@ class MassPreservingFlow(SkewFlow):
             Guarantee(
                 "linear invariant kept",
                 f"every step keeps {what} along the last axis (of every pixel, hence of the "
-                "whole image); the value is the relative rounding of a float32 step, in parts "
-                "of sum |c_i x_i|",
+                "whole image); the value is the rounding of a float32 step, relative to "
+                "sum |c_i x_i| before or after the step, whichever is larger",
                 value=1e-6,
-                condition="by construction, for any weights and step size",
+                condition="by construction, for any weights and step size that do not overflow",
                 source=_SOURCE,
             )
         ]
@@ -244,8 +245,8 @@ class SumProjection(keras.layers.Layer):
         return [
             Guarantee(
                 "linear invariant kept",
-                "the weighted sum is kept; the value is the relative rounding in float32, in "
-                "parts of sum |c_i x_i|",
+                "the weighted sum is kept; the value is the rounding in float32, relative to "
+                "sum |c_i x_i| before or after, whichever is larger",
                 value=1e-6,
                 source=_SOURCE,
             )

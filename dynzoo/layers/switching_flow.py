@@ -39,8 +39,8 @@ class SwitchingFlow(keras.layers.Layer):
     (expand, contract); one of ``"flexible"`` is S contractions and then one expansion.
 
     Guarantee: 1-Lipschitz for all finite values of its weights, in real numbers; the rounding of a
-    float32 pass is relative to $|A||x| + |b|$ before the step divides by $\|A\|$. A kernel with
-    entries above 1e12 acts as scaled back to that, where its squares still fit. The singular values of A and W are
+    float32 pass is relative to $|x| + |b|/\|A\|$. A kernel with entries above 1e6 acts as scaled
+    back to that, where its fourth powers still fit. The singular values of A and W are
     bounded anew in each call (``spectrum="measured"``), steps are divided by $\|A\|^2$, and e has
     at most the size that the contraction has made room for: $(1 + e)\,F \le 1$, with F the
     paper's $\sqrt{1 - 2a\kappa\tau + \tau^2}$ or the sharp
@@ -72,7 +72,7 @@ class SwitchingFlow(keras.layers.Layer):
         max_expansion: largest expansive substep, positive.
         constraint: ``"orthonormal"`` (matrix operators), ``"spectral_norm"``, or ``None``.
         spectrum: ``"measured"`` or ``"assumed"``.
-        projection_steps: Newton-Schulz steps of the orthonormal constraint.
+        projection_steps: ``steps`` of the orthonormal constraint.
         shared: use the weights of one time step in all (step sizes stay apart).
         use_bias: add b and v.
         kernel_regularizer: Keras regularizer of each kernel, or ``None``.
