@@ -47,8 +47,9 @@ class SpectralNorm(keras.constraints.Constraint):
 
     Guarantee: the true operator norm is at most ``max_norm * (1 + 1e-5)`` afterwards, from any
     finite kernel, for float32 kernels and matrix products in full float32 (no TF32); a kernel of
-    another type is then rounded to it (bfloat16: entries move by up to 1/256). For a 2-D kernel it is that of the matrix; for a 4-D convolution kernel (stride 1) it is that of the
-    convolution itself, not of the reshaped kernel, whose norm can be k times smaller.
+    another type is then rounded to it (bfloat16: entries move by up to 1/256). For a 2-D kernel
+    it is that of the matrix; for a 4-D convolution kernel (stride 1) it is that of the convolution
+    itself, not of the reshaped kernel, whose norm can be k times smaller.
     $\overline{\sigma}$ is an upper bound by Gram iteration. A feasible kernel is left untouched;
     a small kernel is never scaled up.
 

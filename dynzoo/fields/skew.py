@@ -130,8 +130,8 @@ class SkewNetwork:
         return FullSkew(matrix - xp.swapaxes(matrix, -1, -2), xp)
 
 
-# Largest entry of a system (its pivots may be as small as one over that), and of any number here.
-_LARGEST = 2.0**10
+# Largest entry of a system, for its pivots may be as small as one over that: float32, float64.
+_LARGEST = 2.0**12, 2.0**26
 _OVERFLOW = 1e37
 
 
@@ -161,7 +161,8 @@ def implicit_update(skew, step_size, slope, gram):
     size = xp.max(xp.abs(core), axis=(-2, -1), keepdims=True)
     # of infinity and NaN, which is no number, nothing may go into the solver, or it raises
     finite = size < _OVERFLOW
-    share = _LARGEST / xp.maximum(xp.where(finite, size, xp.ones_like(size)), _LARGEST)
+    largest = _LARGEST[str(core.dtype).endswith("float64")]
+    share = largest / xp.maximum(xp.where(finite, size, xp.ones_like(size)), largest)
     core = xp.where(finite, share * core, xp.zeros_like(core))
     system = xp.eye(core.shape[-1], dtype=core.dtype) - core
     right = xp.expand_dims(skew.project(slope), -1)

@@ -37,7 +37,7 @@ _LARGEST = 1e6
 
 
 def limited(kernel, xp):
-    """The kernel, scaled back if its largest entry is above 1e6, so that the fourth powers exist."""
+    """The kernel, scaled back if an entry is above 1e6, so that fourth powers are numbers."""
     return kernel * (_LARGEST / xp.maximum(xp.max(xp.abs(kernel)), _LARGEST))
 
 

@@ -166,6 +166,11 @@ class FirstIntegralFlow(SkewFlow):
         x = np.asarray(ops.convert_to_numpy(x), dtype=np.float64)
         return self._integral(x.shape[-1], np).value(x)
 
+    def integral_magnitude(self, x) -> np.ndarray:
+        """The sum of the sizes of the terms of I(x), the unit of its rounding, in NumPy float64."""
+        x = np.asarray(ops.convert_to_numpy(x), dtype=np.float64)
+        return self._integral(x.shape[-1], np).magnitude(x)
+
     def integral_drift(self, x) -> float:
         """Largest |I(y) - I(x)| / (1 + |I(x)|) of the float64 pass over a batch."""
         before = self.integral_float64(x)

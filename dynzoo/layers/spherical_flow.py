@@ -43,7 +43,7 @@ class SphericalFlow(SkewFlow):
     **Guarantee**: $|x|$ along the last axis is kept by the layer, however many its steps, for any
     finite weights and step size and $10^{-30} \le |x| \le 10^{30}$, up to rounding (in float32
     1e-6, relative to |x|). Where an update overflows, or ends within a hundredth of |x| from 0 and
-    so has no direction, x stays; a Cayley step stops short of a half turn by 0.1 degrees. Nothing
+    so has no direction, x stays; a Cayley step stops short of a half turn by 0.03 degrees. Nothing
     is promised about distances between points: S depends on x.
 
     Args:
