@@ -64,8 +64,8 @@ case finds (`tests/test_worst_cases.py`).
 
 A promise is about real numbers, finite weights and finite inputs. Its float32 pass keeps it up to
 rounding, relative to the largest number on the way, with matrix products in full float32 (no TF32);
-where the rounding has a smaller unit, the promise names it, and its number is a proved or searched
-bound. A weight of another type than float32 is rounded once more after each constraint.
+where the rounding has a smaller unit, the promise names it, and its number is the limit that the
+tests hold it to. A weight of another type than float32 is rounded once more after each constraint.
 
 | layer, as configured | property | promise | number | condition | source |
 | --- | --- | --- | ---: | --- | --- |
