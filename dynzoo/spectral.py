@@ -19,6 +19,8 @@ import math
 import numpy as np
 from keras import ops
 
+from dynzoo import backend
+
 __all__ = [
     "conv_all_sizes_norm_float64",
     "conv_norm",
@@ -289,11 +291,11 @@ def orthonormalize(matrix, steps: int = 2):
     matrix, far = _first_round(matrix)
     for _ in range((steps - 1) // 2):
         matrix, far = _round(matrix)
-    matrix, _ = ops.while_loop(
+    matrix, _ = backend.repeat_while(
         lambda matrix, far: far > _LAST_ROUND,
         lambda matrix, far: _round(matrix),
         (matrix, far),
-        maximum_iterations=_MOST_ROUNDS,
+        _MOST_ROUNDS,
     )
     return matrix
 
