@@ -176,6 +176,22 @@ def test_a_step_that_does_not_reach_the_level_set_is_not_taken(integrator):
     assert integral_defect(layer, x.astype(np.float64), y.astype(np.float64)) <= 2e-6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10, 16))
+def test_a_longer_search(seed):
+    cases = [(layers.SphericalFlow, norm_defect, {"integrator": i}) for i in SPHERE_INTEGRATORS]
+    cases += [(layers.MassPreservingFlow, sum_defect, {"integrator": "rk4", "planes": 2})]
+    for kind in ("quadratic", "convex"):
+        cases += [(layers.FirstIntegralFlow, integral_defect, {"integral": kind, "planes": 2})]
+    for flow, defect, arguments in cases:
+
+        def make(step, flow=flow, arguments=arguments):
+            return flow(operators.Dense(5), step_size=step, **arguments)
+
+        worst, where = search(make, defect, seed, draws=5 * DRAWS)
+        assert worst <= make(1.0).guarantees()[0].value, (flow.__name__, arguments, where)
+
+
 # --- Lipschitz bounds ---------------------------------------------------------------------------
 
 
