@@ -59,7 +59,13 @@ CONFIGURATIONS = {
 HEAD = """# What each layer guarantees
 
 Made by `python docs/make_guarantees.py` from `layer.guarantees()`; the tests in `tests/` check each
-of these on random weights and inputs, on three backends.
+of these on three backends, on random weights and inputs and on those that a search for the worst
+case finds (`tests/test_worst_cases.py`).
+
+A promise is about real numbers, finite weights and finite inputs. Its float32 pass keeps it up to
+rounding, relative to the largest number on the way, with matrix products in full float32 (no TF32);
+where the rounding has a smaller unit, the promise names it, and its number is the limit that the
+tests hold it to. A weight of another type than float32 is rounded once more after each constraint.
 
 | layer, as configured | property | promise | number | condition | source |
 | --- | --- | --- | ---: | --- | --- |

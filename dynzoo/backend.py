@@ -191,6 +191,31 @@ def inference(model: Any) -> Callable[[Any, Any], Any]:
     return call
 
 
+def repeat_while(
+    condition: Callable[..., Any], body: Callable[..., Any], state: tuple, most: int
+) -> tuple:
+    """``while condition(*state): state = body(*state)``, at most ``most`` times, compiled or not.
+
+    Outside of a compiled function it is a plain loop: JAX would compile a loop anew in each call.
+    """
+    traced = False
+    if name() == "jax":
+        import jax
+
+        traced = any(isinstance(s, jax.core.Tracer) for s in state)
+    elif name() == "tensorflow":
+        import tensorflow as tf
+
+        traced = not tf.executing_eagerly()
+    if traced:
+        return keras.ops.while_loop(condition, body, state, maximum_iterations=most)
+    for _ in range(most):
+        if not bool(condition(*state)):
+            break
+        state = body(*state)
+    return state
+
+
 def without_grad(fn: Callable[..., Any]) -> Callable[..., Any]:
     """`fn`, recording no gradient graph on PyTorch; `fn` itself elsewhere."""
     if name() != "torch":

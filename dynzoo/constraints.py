@@ -12,13 +12,26 @@ import keras
 import numpy as np
 from keras import ops
 
-from dynzoo import spectral
+from dynzoo import backend, spectral
 
-__all__ = ["Orthonormal", "ProjectWeights", "SpectralNorm", "project"]
+__all__ = [
+    "ORTHONORMAL_KEPT",
+    "Orthonormal",
+    "ProjectWeights",
+    "SpectralNorm",
+    "SwapProjectedEMAWeights",
+    "project",
+]
 
 # A norm this little above the limit is left alone, so that a feasible kernel is not touched by
 # the rounding of its own bound, and projecting twice is projecting once.
 _TOLERANCE = 5e-6
+_HUGE = 2.0**60
+# The condition of everything that is made of orthonormal kernels, in the words of `guarantees()`.
+ORTHONORMAL_KEPT = (
+    "to 1e-5 by the 'orthonormal' constraint after every update that leaves no singular value "
+    "below 1e-6 of the largest, or by `project`"
+)
 
 
 def _as_matrix(kernel):
@@ -32,9 +45,11 @@ class SpectralNorm(keras.constraints.Constraint):
 
     $$K \leftarrow K \cdot \min(1, \text{max\_norm} / \overline{\sigma}(K))$$
 
-    Guarantee: the true operator norm is at most ``max_norm * (1 + 1e-5)`` afterwards. For a
-    2-D kernel it is that of the matrix; for a 4-D convolution kernel (stride 1) it is that of the
-    convolution itself, not of the reshaped kernel, whose norm can be k times smaller.
+    Guarantee: the true operator norm is at most ``max_norm * (1 + 1e-5)`` afterwards, from any
+    finite kernel, for float32 kernels and matrix products in full float32 (no TF32); a kernel of
+    another type is then rounded to it (bfloat16: entries move by up to 1/256). For a 2-D kernel
+    it is that of the matrix; for a 4-D convolution kernel (stride 1) it is that of the convolution
+    itself, not of the reshaped kernel, whose norm can be k times smaller.
     $\overline{\sigma}$ is an upper bound by Gram iteration. A feasible kernel is left untouched;
     a small kernel is never scaled up.
 
@@ -79,8 +94,12 @@ class SpectralNorm(keras.constraints.Constraint):
         kernel = ops.cast(w, "float32")
         bound = self._bound(kernel)
         limit = self.max_norm
-        scale = ops.where(bound > limit * (1 + _TOLERANCE), limit / bound, ops.ones_like(bound))
-        return ops.cast(kernel * scale, w.dtype)
+        # A huge bound in two factors, for limit / bound would leave the normal numbers.
+        huge = ops.where(bound > _HUGE, 1.0 / _HUGE, ops.ones_like(bound))
+        bound = bound * huge
+        too_long = (huge < 1.0) | (bound > limit * (1 + _TOLERANCE))
+        scale = ops.where(too_long, limit / bound, ops.ones_like(bound))
+        return ops.cast(kernel * huge * scale, w.dtype)
 
     def _bound(self, kernel):
         if len(kernel.shape) == 4 and tuple(kernel.shape[:2]) != (1, 1):
@@ -127,19 +146,24 @@ class SpectralNorm(keras.constraints.Constraint):
 
 @keras.saving.register_keras_serializable(package="dynzoo")
 class Orthonormal(keras.constraints.Constraint):
-    r"""Pulls a matrix towards orthonormal rows or columns, by Newton-Schulz.
+    r"""Makes the shorter side of a matrix orthonormal: a polynomial iteration to the polar factor.
 
-    $$X \leftarrow \tfrac32 X - \tfrac12 X X^T X, \qquad X X^T \to I$$
+    $$X \leftarrow X\,(I + \tfrac12E + \tfrac38E^2 + \dots + c_7E^7), \quad E = I - X^TX,
+    \qquad X^TX \to I$$
 
-    The shorter side becomes orthonormal: the rows of a wide matrix, the columns of a tall one.
+    The rows of a wide matrix, the columns of a tall one. Every call takes one round of order 8 and
+    bounds what is left. If that is above 1e-6, because the kernel was far, further rounds follow.
 
-    Guarantee: the spectral norm is at most 1 up to float32 rounding (below 1e-5) after every
-    call, from any finite kernel. The distance to orthonormality squares with each step: a kernel
-    with singular values within 0.1 of 1 is within 4e-4 after two steps; `project` uses the exact
-    polar factor.
+    Guarantee: the spectral norm is at most 1 + 1e-5 after every call, from any finite kernel. The
+    smallest singular value is at least 1 - 1e-5 if before the call it was at least 1e-6 of the
+    largest, whatever their size. A smaller one is multiplied by up to 3.1 a round, and may end
+    anywhere below 1; an exact 0 stays 0. `project` uses the exact polar factor, which mends that
+    as well. This is for float32 kernels and matrix products in full float32 (no TF32). A kernel of
+    another type is then rounded to it: in bfloat16, entries move by up to 1/256 of themselves, and
+    singular values by some 2e-3.
 
     Args:
-        steps: Newton-Schulz steps a call, at least 1.
+        steps: least effort of a call, at least 1: one round for every two.
 
     Raises:
         ValueError: if ``steps`` is below 1, or the kernel is not a matrix or a 1x1 convolution.
@@ -148,7 +172,8 @@ class Orthonormal(keras.constraints.Constraint):
 
     >>> layer = keras.layers.Dense(8, kernel_constraint=Orthonormal())
 
-    Reference: Björck and Bowie, SIAM J. Numer. Anal. 8 (1971).
+    Reference: Björck and Bowie, SIAM J. Numer. Anal. 8 (1971), whose iterations of higher order
+    are this series.
     """
 
     def __init__(self, steps=2):
@@ -219,7 +244,10 @@ class ProjectWeights(keras.callbacks.Callback):
     """Calls `project` when training ends and, with ``every_epoch``, after each epoch.
 
     Needed with ``use_ema=True``: the optimizer averages weights from *before* the constraint, and
-    writes the averages back unprojected at the end of ``fit`` and at ``ema_overwrite_frequency``.
+    writes the averages back unprojected at the end of ``fit`` (with no callback at all, they stay
+    so: call `project`) and at ``ema_overwrite_frequency``. To validate with averaged weights during
+    ``fit``, replace Keras' ``SwapEMAWeights`` by `SwapProjectedEMAWeights`: what Keras' swaps in
+    before a validation is not projected, and comes after or before what this callback does.
 
     Args:
         every_epoch: also project after each epoch.
@@ -239,3 +267,100 @@ class ProjectWeights(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         project(self.model)
+
+
+class SwapProjectedEMAWeights(keras.callbacks.SwapEMAWeights):
+    r"""Keras' ``SwapEMAWeights`` with constraints: evaluates projected averages of the weights.
+
+    $$w \leftarrow P(\bar w) \;(\text{before an evaluation}), \qquad w \leftarrow w_{raw}
+    \;(\text{after it})$$
+
+    with $\bar w$ the optimizer's moving average and P `project`. A mean of orthonormal matrices is
+    not orthonormal, so that without P a validation sees a model outside its constraints.
+
+    Guarantee: validation, ``evaluate`` and ``predict`` with this callback see projected averages.
+    Training goes on from exactly the weights that it left, and the average is not touched. When
+    ``fit`` ends, early or not, the model holds the projected averages. With ``swap_on_epoch``,
+    other callbacks see them too at the end of an epoch that was validated, in whatever order the
+    callbacks stand; without validation, those that stand behind this one do.
+
+    Args:
+        swap_on_epoch: keep the projected averages until the next epoch begins, for callbacks such
+            as ``ModelCheckpoint``.
+
+    Raises:
+        ValueError: if no optimizer of the model has ``use_ema=True``.
+
+    Example:
+
+    >>> model.compile(keras.optimizers.AdamW(use_ema=True), loss)
+    >>> swap = dynzoo.constraints.SwapProjectedEMAWeights(swap_on_epoch=True)
+    >>> model.fit(x, y, validation_data=held_out, callbacks=[swap, checkpoint])
+    """
+
+    def __init__(self, swap_on_epoch=False):
+        super().__init__(swap_on_epoch)
+        self._training = False
+        self._raw: list = []
+
+    def _averaged(self):
+        """Pairs (weight, its average) of the optimizers that average."""
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        pairs = []
+        for one in getattr(optimizer, "optimizers", [optimizer]):
+            if getattr(one, "use_ema", False) and hasattr(one, "_model_variables_moving_average"):
+                averages = one._model_variables_moving_average
+                pairs += list(zip(one._trainable_variables, averages, strict=True))
+        if not pairs:
+            raise ValueError(
+                "`SwapProjectedEMAWeights` needs an optimizer with use_ema=True that has been "
+                f"built. Received: optimizer={self.model.optimizer!r}"
+            )
+        return pairs
+
+    def _swap_in(self):
+        if self._ema_weights_in_model:
+            return
+        pairs = self._averaged()
+        # `project` reaches constrained weights that are not trained, too
+        frozen = [v for v in self.model.non_trainable_variables if v.constraint is not None]
+        self._raw = [(v, backend.value_of(v)) for v in [*(v for v, _ in pairs), *frozen]]
+        for variable, average in pairs:
+            variable.assign(backend.value_of(average))
+        project(self.model)
+        self._ema_weights_in_model = True
+
+    def _swap_out(self):
+        if self._ema_weights_in_model:
+            for variable, value in self._raw:
+                variable.assign(value)
+            self._raw = []
+            self._ema_weights_in_model = False
+
+    def on_train_begin(self, logs=None):
+        self._training = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._swap_out()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.swap_on_epoch:
+            self._swap_in()
+
+    def on_train_end(self, logs=None):
+        # the optimizer has just written its averages into the model
+        self._training, self._raw, self._ema_weights_in_model = False, [], False
+        project(self.model)
+
+    def on_test_begin(self, logs=None):
+        self._swap_in()
+
+    def on_test_end(self, logs=None):
+        if not (self.swap_on_epoch and self._training):
+            self._swap_out()
+
+    def on_predict_begin(self, logs=None):
+        self._swap_in()
+
+    def on_predict_end(self, logs=None):
+        self._swap_out()

@@ -158,13 +158,10 @@ def _distances(layer, path, guarantee):
     )
 
 
-def _relative_change(values):
-    return float(np.abs(values / values[0] - 1.0).max())
-
-
 def _norms(layer, path, guarantee):
-    change = _relative_change(np.linalg.norm(path, axis=-1))
-    return "|x| kept", f"changes by {change:.1e} of itself", change, guarantee.value
+    lengths = np.linalg.norm(path, axis=-1)
+    change = float(np.abs(lengths[1:] / lengths[:-1] - 1.0).max())
+    return "|x| kept", f"changes by {change:.1e} of itself a step", change, guarantee.value
 
 
 def _norms_of_sphere_part(layer, path, guarantee):
@@ -183,7 +180,8 @@ def _norms_of_sphere_part(layer, path, guarantee):
 
 def _sums(layer, path, guarantee):
     moved = np.abs(np.diff(path.sum(axis=-1), axis=0))
-    change = float((moved / np.abs(path[:-1]).sum(axis=-1)).max())
+    sizes = np.abs(path).sum(axis=-1)
+    change = float((moved / np.maximum(sizes[:-1], sizes[1:])).max())
     return "x + y kept", f"changes by {change:.1e} of |x| + |y| a step", change, guarantee.value
 
 
@@ -196,8 +194,9 @@ def _range_of_nodes(layer, path, guarantee):
 
 def _integrals(layer, path, guarantee):
     values = layer.integral_float64(path)
-    change = float((np.abs(np.diff(values, axis=0)) / (1.0 + np.abs(values[:-1]))).max())
-    return "I(x) kept", f"changes by {change:.1e} of 1 + |I| a step", change, guarantee.value
+    sizes = layer.integral_magnitude(path)
+    change = float((np.abs(np.diff(values, axis=0)) / np.maximum(sizes[:-1], sizes[1:])).max())
+    return "I(x) kept", f"changes by {change:.1e} of its terms a step", change, guarantee.value
 
 
 def _jacobians(layer, points, step=1e-5):

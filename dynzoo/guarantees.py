@@ -11,6 +11,9 @@ __all__ = ["Guarantee"]
 class Guarantee:
     """One property that holds for a layer as it is configured.
 
+    It is about real numbers, finite weights and finite inputs; in float32 it holds up to rounding,
+    relative to the largest number on the way, unless the statement names another unit.
+
     Args:
         property: short name, such as ``"1-Lipschitz"`` or ``"norm kept"``.
         statement: the promise in one sentence or formula, with what it is about (a step, the flow).

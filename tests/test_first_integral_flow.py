@@ -210,7 +210,7 @@ def test_config_round_trip():
     assert again.get_config() == layer.get_config()
     for key, value in FULL.items():
         assert getattr(again, key) == value
-    assert "converged" in layer.guarantees()[0].condition
+    assert "iterations" in layer.guarantees()[0].condition
     assert "any weights" in built().guarantees()[0].condition
 
 

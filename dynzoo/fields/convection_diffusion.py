@@ -32,6 +32,8 @@ __all__ = [
 _TINY = 1e-12
 # A squared distance that no float32 feature reaches, for neighbours that do not exist.
 _FAR = 1e30
+# Weights of a graph beyond this are scaled back: a sum of them, times another, is a float32 number.
+_LARGE = 1e15
 
 
 def brownian_std(sigma: float, step_size: float) -> float:
@@ -115,7 +117,9 @@ def averaging_matrix(weights, sigma2: float):
     negative entry and rows that sum to 1, whatever the graph.
     """
     identity = ops.eye(weights.shape[-1] or ops.shape(weights)[-1], dtype=weights.dtype)
-    between = ops.relu(weights) * (1.0 - identity)
+    weights, size = _limited(ops.relu(weights), _LARGE)
+    between = weights * (1.0 - identity)
+    sigma2 = sigma2 * size
     degree = ops.sum(between, axis=-1, keepdims=True)
     largest = ops.max(degree, axis=-2, keepdims=True)
     step = ops.minimum(sigma2, 1.0 / ops.maximum(largest, _TINY))
@@ -131,8 +135,16 @@ def averaging_matrix_float64(weights, sigma2: float) -> np.ndarray:
     return step * between + identity * np.maximum(1.0 - step * degree, 0.0)
 
 
+def _limited(values, largest: float):
+    """(values over s, s) with s above 1 only if one is beyond ``largest``: sums stay finite."""
+    size = ops.max(ops.abs(values), axis=(-2, -1), keepdims=True)
+    size = ops.maximum(size / largest, 1.0)
+    return values / size, size
+
+
 def normalized(weights):
     r"""$D^{-1/2} W D^{-1/2}$ with D the row sums of W; a node without neighbours stays alone."""
+    weights, _ = _limited(weights, _LARGE)
     root = ops.rsqrt(ops.maximum(ops.sum(weights, axis=-1, keepdims=True), _TINY))
     return root * weights * ops.swapaxes(root, -1, -2)
 
@@ -150,6 +162,8 @@ def knn_gaussian(features, neighbours: int, scale_neighbour: int):
     the k-th smallest distance from point i, itself counted first; then $D^{-1/2} W D^{-1/2}$ and
     the mean with the transpose. Squared distances throughout: a root has no slope at 0.
     """
+    # Weights are those of distances over distances: features of any size may be made smaller.
+    features, _ = _limited(features, 1e12)
     # Centred, so that less cancels in |a|^2 + |b|^2 - 2ab.
     features = features - ops.mean(features, axis=-2, keepdims=True)
     square = ops.sum(features * features, axis=-1, keepdims=True)

@@ -52,6 +52,21 @@ class Integral:
             value = value + xp.sum(self.heights * self._ridge(x)[1], axis=-1)
         return value
 
+    def magnitude(self, x):
+        r"""The terms of I(x) without their signs: the unit of its rounding errors.
+
+        $\tfrac12\sum_{ij}|x_iQ_{ij}x_j| + \sum_i|b_ix_i| +
+        \sum_ka_k(1 + \sum_i|c_{ik}x_i| + |e_k|)$
+        """
+        xp = self.xp
+        x_size = xp.abs(x)
+        bent = 0.5 * xp.matmul(x_size, xp.abs(self.matrix)) + xp.abs(self.vector)
+        value = xp.sum(x_size * bent, axis=-1)
+        if self.ridges is not None:
+            u = xp.matmul(x_size, xp.abs(self.ridges)) + xp.abs(self.offsets)
+            value = value + xp.sum(self.heights * (1.0 + u), axis=-1)
+        return value
+
     def secant_weights(self, x, y):
         """2a / (rho(u) + rho(v)): what makes the discrete gradient affine in y when frozen."""
         if self.ridges is None:

@@ -2,7 +2,13 @@ r"""Fields with a linear invariant, $f(x) = S(x)c$, hence $c^Tf(x) = 0$; and sum
 
 from __future__ import annotations
 
-__all__ = ["mass_field", "sum_lift", "sum_projection"]
+__all__ = ["mass_field", "sum_lift", "sum_projection", "tangent_part"]
+
+
+def tangent_part(d, weights, xp):
+    r"""d less its part along c: $c^Td = 0$ up to rounding relative to $\sum_i|c_id_i|$."""
+    unit = weights / xp.sum(weights * weights)
+    return d - xp.sum(weights * d, axis=-1, keepdims=True) * unit
 
 
 def mass_field(network, weights, xp):
@@ -11,13 +17,7 @@ def mass_field(network, weights, xp):
     Skewness gives $c^Tf = 0$ in exact arithmetic; the last projection keeps it so where matrix
     products run at reduced precision, as they do by default on some accelerators.
     """
-    unit = weights / xp.sum(weights * weights)
-
-    def field(x):
-        f = network(x).apply(weights)
-        return f - xp.sum(weights * f, axis=-1, keepdims=True) * unit
-
-    return field
+    return lambda x: tangent_part(network(x).apply(weights), weights, xp)
 
 
 def sum_lift(x, units, xp):

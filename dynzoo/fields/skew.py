@@ -130,6 +130,11 @@ class SkewNetwork:
         return FullSkew(matrix - xp.swapaxes(matrix, -1, -2), xp)
 
 
+# Largest entry of a system, for its pivots may be as small as one over that: float32, float64.
+_LARGEST = 2.0**12, 2.0**26
+_OVERFLOW = 1e37
+
+
 def euclidean_gram(xp) -> Callable:
     """The Gram matrix W^T W of a frame: that of the integral |x|^2 / 2."""
     return lambda frame: xp.matmul(xp.transpose(frame), frame)
@@ -142,6 +147,9 @@ def implicit_update(skew, step_size, slope, gram):
     H positive semi-definite the eigenvalues of $W^THWK$ are imaginary, hence the system is
     regular for every step. With $g = x$ and H = I, x + d is the Cayley transform of S on x.
 
+    A step with which the 1 in the system would be lost to rounding is shortened: the Cayley
+    transform has long turned by all but 180 degrees. Where S overflows, d is 0 or not finite.
+
     Args:
         skew: S, a `FullSkew` or `PlanesSkew`.
         step_size: h.
@@ -149,7 +157,14 @@ def implicit_update(skew, step_size, slope, gram):
         gram: function of a frame W that gives W^T H W, array (m, m) or (..., m, m).
     """
     xp = skew.xp
-    core = skew.times_core(gram(skew.frame()))
-    system = xp.eye(core.shape[-1], dtype=core.dtype) - 0.5 * step_size * core
+    core = 0.5 * step_size * skew.times_core(gram(skew.frame()))
+    size = xp.max(xp.abs(core), axis=(-2, -1), keepdims=True)
+    # of infinity and NaN, which is no number, nothing may go into the solver, or it raises
+    finite = size < _OVERFLOW
+    largest = _LARGEST[str(core.dtype).endswith("float64")]
+    share = largest / xp.maximum(xp.where(finite, size, xp.ones_like(size)), largest)
+    core = xp.where(finite, share * core, xp.zeros_like(core))
+    system = xp.eye(core.shape[-1], dtype=core.dtype) - core
     right = xp.expand_dims(skew.project(slope), -1)
-    return step_size * skew.lift(xp.linalg.solve(system, right)[..., 0])
+    right = xp.where(xp.abs(right) < _OVERFLOW, right, xp.zeros_like(right))
+    return step_size * share[..., 0] * skew.lift(xp.linalg.solve(system, right)[..., 0])

@@ -26,12 +26,19 @@ __all__ = [
     "default_range",
     "expansion_limit",
     "interval",
+    "limited",
     "signed_step",
     "singular_values_squared",
 ]
 
 # The spectrum is measured in float32: this covers the rounding of a Gram matrix.
 _ROUNDING = 1e-5
+_LARGEST = 1e6
+
+
+def limited(kernel, xp):
+    """The kernel, scaled back if an entry is above 1e6, so that fourth powers are numbers."""
+    return kernel * (_LARGEST / xp.maximum(xp.max(xp.abs(kernel)), _LARGEST))
 
 
 # --- step sizes ----------------------------------------------------------------------------

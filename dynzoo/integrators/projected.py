@@ -22,6 +22,7 @@ from dynzoo.fields.sphere import sphere_field
 from dynzoo.integrators.runge_kutta import HEUN, RK4, RungeKutta
 
 __all__ = [
+    "INTEGRAL_TOLERANCE",
     "PROJECTED",
     "ProjectedRungeKutta",
     "projected_on_integral",
@@ -32,8 +33,14 @@ __all__ = [
 # In exact arithmetic Heun's method on a sphere has gamma <= 1. Where the field vanishes an update
 # is rounding noise, its gamma arbitrary, and unlimited it could throw x to its antipode.
 _GAMMA = (-1.0, 2.0)
+# Sphere steps: updates are cut off at this many times x, where squares and two roundings still fit.
+_LONGEST = 2.0**20
+_OVERFLOW = 1e37
+_NO_DIRECTION = 1e-4 - 1.0
 # Newton steps after relaxation: they take out rounding and what a limited gamma leaves.
 _POLISH = 2
+# What a step may change of an integral, in parts of `Integral.magnitude` at its larger end.
+INTEGRAL_TOLERANCE = 2e-6
 
 
 @dataclass(frozen=True)
@@ -101,28 +108,56 @@ def _gamma(slope, curvature, xp):
     return xp.where(none, xp.ones_like(gamma), xp.clip(gamma, *_GAMMA))
 
 
+def _scaled(x, d, xp):
+    """(largest entry of x, x and d over it): a step of any size, in numbers whose squares exist.
+
+    An update that has overflowed counts as none, and one far beyond x is shortened: its direction
+    is all that a sphere can take from it.
+    """
+    size = xp.max(xp.abs(x), axis=-1, keepdims=True)
+    size = xp.where(size > 0, size, xp.ones_like(size))
+    # the largest entry is NaN if one is, and no comparison with NaN is true
+    longest = xp.max(xp.abs(d), axis=-1, keepdims=True)
+    finite = longest < _OVERFLOW
+    d = xp.where(finite, d, xp.zeros_like(d)) / size
+    longest = xp.where(finite, longest, xp.zeros_like(longest)) / size
+    finite = longest < _OVERFLOW
+    longest = xp.where(finite, longest, xp.zeros_like(longest))
+    d = xp.where(finite, d, xp.zeros_like(d))
+    return size, x / size, d * (_LONGEST / xp.maximum(longest, _LONGEST))
+
+
 def relaxed_on_sphere(x, d, xp):
     r"""$x + \gamma d$ with $\gamma = -2x^Td/|d|^2$, so that the norm is that of x."""
-    return projected_on_sphere(x, _gamma(_dot(x, d, xp), _dot(d, d, xp), xp) * d, xp)
+    _, unit, short = _scaled(x, d, xp)
+    gamma = _gamma(_dot(unit, short, xp), _dot(short, short, xp), xp)
+    return projected_on_sphere(x, gamma * d, xp)
 
 
 def projected_on_sphere(x, d, xp):
     """(x + d) |x| / |x + d|, written as a correction of d: only one sum rounds at the size of x.
 
+    Where an update overflows, or leads to a hundredth of |x| and thus leaves no direction, x stays.
     The sums are elementwise, in full precision even where matrix products are not.
     """
-    squared = xp.maximum(_dot(x, x, xp), 1e-30)
+    size, x_unit, d = _scaled(x, d, xp)
+    squared = xp.maximum(_dot(x_unit, x_unit, xp), 1e-30)
+    excess = (2.0 * _dot(x_unit, d, xp) + _dot(d, d, xp)) / squared
+    d = xp.where(excess > _NO_DIRECTION, d, xp.zeros_like(d))
     for _ in range(3):  # one is exact; the others take out the rounding of updates far beyond x
-        excess = xp.maximum((2.0 * _dot(x, d, xp) + _dot(d, d, xp)) / squared, 1e-6 - 1.0)
+        excess = xp.maximum((2.0 * _dot(x_unit, d, xp) + _dot(d, d, xp)) / squared, 1e-6 - 1.0)
         root = xp.sqrt(1.0 + excess)
-        d = d - (excess / ((1.0 + root) * root)) * (x + d)
-    return x + d
+        d = d - (excess / ((1.0 + root) * root)) * (x_unit + d)
+    return x + size * d
 
 
 def renormalized(start, x, xp):
     """x with the norm of ``start``, from which it may differ by the rounding of many steps."""
-    squared = xp.maximum(_dot(start, start, xp), 1e-30)
-    return x + (0.5 * (squared - _dot(x, x, xp)) / squared) * x
+    size = xp.max(xp.abs(start), axis=-1, keepdims=True)
+    size = xp.where(size > 0, size, xp.ones_like(size))
+    before, after = start / size, x / size
+    squared = xp.maximum(_dot(before, before, xp), 1e-30)
+    return x + (0.5 * (squared - _dot(after, after, xp)) / squared) * x
 
 
 def relaxed_on_integral(x, d, integral: Integral, iterations):
@@ -145,13 +180,21 @@ def projected_on_integral(x, d, integral: Integral, iterations):
     r"""Newton's method along the gradient: $y \leftarrow y - (I(y) - I(x))\nabla I/|\nabla I|^2$.
 
     The defect is taken as $\bar\nabla I(x, y)^T(y - x)$, without the cancellation of I(y) - I(x).
+    Where the iterations leave more of it than rounding may, x stays: the integral is kept in any
+    case.
     """
     xp = integral.xp
     for _ in range(iterations):
         defect = _dot(integral.discrete_gradient(x, x + d), d, xp)
         gradient = integral.gradient(x + d)
         d = d - defect / xp.maximum(_dot(gradient, gradient, xp), 1e-20) * gradient
-    return x + d
+    y = x + d
+    defect = _dot(integral.discrete_gradient(x, y), d, xp)
+    size = xp.maximum(integral.magnitude(x), integral.magnitude(y))
+    size = xp.expand_dims(size, -1)
+    # both are false for NaN
+    closed = (size < _OVERFLOW) & (xp.abs(defect) <= 0.5 * INTEGRAL_TOLERANCE * size)
+    return xp.where(closed, y, x)
 
 
 PROJECTED = {

@@ -276,7 +276,8 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
         ]
         if self.velocity != "gradient" or self.max_norm is None:
             return found
-        kept = f"|A| <= {self.max_norm:g} by the constraint, step <= {self.step_limit:g}"
+        kept = f"|A| <= {self.max_norm:g}, up to 1e-5, by the constraint, "
+        kept += f"step <= {self.step_limit:g}"
         found.append(
             Guarantee("1-Lipschitz", "paths with the same noise do not part", 1.0, kept, pde)
         )

@@ -11,7 +11,7 @@ from keras import ops
 from dynzoo.fields.first_integral import Integral
 from dynzoo.guarantees import Guarantee
 from dynzoo.integrators.discrete_gradient import DiscreteGradient
-from dynzoo.integrators.projected import PROJECTED
+from dynzoo.integrators.projected import INTEGRAL_TOLERANCE, PROJECTED
 from dynzoo.layers.arguments import number, one_of, positive_integer
 from dynzoo.layers.skew_flow import SkewFlow
 
@@ -42,10 +42,14 @@ class FirstIntegralFlow(SkewFlow):
     $\hat x$ is a half step of Euler. The discrete gradient is exact:
     $\bar\nabla I(x, y)^T(y - x) = I(y) - I(x)$ as an identity of formulas, so $I(x_+) = I(x)$.
 
-    **Guarantee**: I is kept along the last axis. Quadratic I with ``"discrete_gradient"``: for any
-    weights and step size, up to rounding (the step is one regular linear system). Otherwise up to
-    what a static number of iterations leaves, which vanishes for moderate steps and which
-    `integral_drift` measures. I is strongly convex: orbits stay in a bounded set at any depth.
+    **Guarantee**: I is kept along the last axis by every step, for any finite weights and step
+    size, to 2e-6 in float32, relative to the sum of the sizes of its terms,
+    $\tfrac12\sum|x_iQ_{ij}x_j| + \sum|b_ix_i| + \sum a_k(1 + \sum|c_{ik}x_i| + |e_k|)$, at the end
+    of the step where it is larger (not relative to I, whose terms may cancel). Where a step leaves
+    more, because it overflows or its static number of iterations has not converged, x stays. The
+    steps of a quadratic I with ``"discrete_gradient"`` are linear systems that need no iterations;
+    the others converge for moderate steps. `integral_drift` measures what is left. I is strongly
+    convex: orbits stay in a bounded set at any depth.
 
     Args:
         operator: linear operator A of the hidden layer of S, $V\sigma(Ax + v) + w$, for example
@@ -162,6 +166,11 @@ class FirstIntegralFlow(SkewFlow):
         x = np.asarray(ops.convert_to_numpy(x), dtype=np.float64)
         return self._integral(x.shape[-1], np).value(x)
 
+    def integral_magnitude(self, x) -> np.ndarray:
+        """The sum of the sizes of the terms of I(x), the unit of its rounding, in NumPy float64."""
+        x = np.asarray(ops.convert_to_numpy(x), dtype=np.float64)
+        return self._integral(x.shape[-1], np).magnitude(x)
+
     def integral_drift(self, x) -> float:
         """Largest |I(y) - I(x)| / (1 + |I(x)|) of the float64 pass over a batch."""
         before = self.integral_float64(x)
@@ -189,18 +198,15 @@ class FirstIntegralFlow(SkewFlow):
     def guarantees(self) -> list[Guarantee]:
         """What holds for this flow as it is configured."""
         exact = self.integral == "quadratic" and self.integrator == "discrete_gradient"
-        condition = "by construction, for any weights and step size, up to rounding"
-        if not exact:
-            condition = (
-                f"once {self.iterations} iterations a step have converged; "
-                "`integral_drift(x)` measures what they leave"
-            )
+        condition = "by construction, for any finite weights and step size; x stays where "
+        condition += "a step overflows" if exact else f"{self.iterations} iterations leave more"
         return [
             Guarantee(
                 "first integral kept",
                 f"every step keeps the {self.integral} function I along the last axis (of every "
-                "pixel); the value is the relative rounding of a float32 step",
-                value=1e-6,
+                "pixel); the value is the largest change in a float32 step, relative to the sum "
+                "of the sizes of the terms of I at the larger end",
+                value=INTEGRAL_TOLERANCE,
                 condition=condition,
                 source="McLachlan, Quispel and Robidoux 1999; Hairer, Lubich and Wanner, IV.4",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from dynzoo.constraints import ORTHONORMAL_KEPT
 from dynzoo.fields.gradient import contractive_factor
 from dynzoo.guarantees import Guarantee
 from dynzoo.layers.arguments import float64
@@ -52,7 +53,7 @@ def gradient_guarantees(layer) -> list[Guarantee]:
     if layer.constraint is None:
         return [smooth]
     norm = 1.0 if layer.constraint == "orthonormal" else layer.max_norm
-    kept = f"|A| <= {norm:g} by the {layer.constraint!r} constraint"
+    kept = f"|A| <= {norm:g}, up to 1e-5, by the {layer.constraint!r} constraint"
     if layer.direction == "expansive":
         largest = layer._learned_limit if layer.step_size == "learned" else layer.step_size
         growth = layer._integrator.growth_bound(largest * norm**2)
@@ -74,7 +75,7 @@ def gradient_guarantees(layer) -> list[Guarantee]:
                 "orthogonal Jacobian",
                 "I - 2 A^T D A keeps the norm of signals and gradients",
                 1.0,
-                "orthonormal rows, ReLU, Euler, step 2",
+                f"orthonormal rows ({ORTHONORMAL_KEPT}), ReLU, Euler, step 2",
                 source,
             )
         )

@@ -48,7 +48,7 @@ class GradientFlow(keras.layers.Layer):
             ``None`` nothing bounds A, a fixed step is needed, and `lipschitz_bound` tells.
         max_norm: norm that the ``"spectral_norm"`` constraint allows.
         max_step: largest learned step of an expansive flow.
-        projection_steps: Newton-Schulz steps of the orthonormal constraint.
+        projection_steps: ``steps`` of the orthonormal constraint.
         shared: use one kernel and bias in all steps (an autonomous system).
         use_bias: add b.
         kernel_regularizer: Keras regularizer of each kernel, or ``None``.

@@ -226,13 +226,15 @@ class GraphDiffusion(keras.layers.Layer):
         found = [
             Guarantee(
                 "maximum principle",
-                "each channel of u stays between its smallest and largest value over the nodes",
+                "each channel of u stays between its smallest and largest value over the nodes, "
+                "up to the rounding of its largest |u|",
                 condition=condition,
                 source=source,
             ),
             Guarantee(
                 "row sums kept",
-                "rows of u that sum to 1 keep doing so (L 1 = 0)",
+                "rows of u that sum to 1 keep doing so (L 1 = 0), up to rounding of their largest "
+                "entries",
                 1.0,
                 "by construction",
                 source,
@@ -245,7 +247,8 @@ class GraphDiffusion(keras.layers.Layer):
             found.append(
                 Guarantee(
                     "mass kept",
-                    "the sum of u over the nodes is constant, and steps on a fixed graph are "
+                    "the sum of u over the nodes is constant up to the rounding of the sum of |u|, "
+                    "and steps on a fixed graph are "
                     "1-Lipschitz in L2",
                     1.0,
                     f"W symmetric; {condition}",

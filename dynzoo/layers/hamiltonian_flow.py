@@ -14,7 +14,7 @@ from dynzoo.guarantees import Guarantee
 from dynzoo.integrators import splitting
 from dynzoo.integrators.implicit import ImplicitMidpoint
 from dynzoo.layers.arguments import one_of, positive_integer
-from dynzoo.layers.phase_space import Invertible, PhaseSpaceFlow
+from dynzoo.layers.phase_space import INVERSE, Invertible, PhaseSpaceFlow
 
 __all__ = ["HamiltonianFlow"]
 
@@ -37,7 +37,9 @@ class HamiltonianFlow(Invertible, PhaseSpaceFlow):
     block-structured $K = diag(B, A)$ is the first (separable) field, whose splittings are explicit.
 
     Guarantee (separable): for every step size and all weights the Jacobian obeys $M^TJM = J$, so
-    det M = 1, and `inverse` undoes the flow, both to rounding. Guarantee (joint, implicit
+    det M = 1, and `inverse` undoes the flow, both in real numbers. The rounding of a step is
+    relative to the largest number on its way and grows, on the way back, by the growth of the
+    inverse steps (at most B). Guarantee (joint, implicit
     midpoint): the same up to the solver's residual, which falls by $\theta < 1$ an iteration.
     Guarantee (gradients): with the ``"spectral_norm"`` constraint and slopes in [0, 1], the norm of
     a gradient changes by a factor within [1/B, B] on its way through the flow; B is
@@ -225,12 +227,10 @@ class HamiltonianFlow(Invertible, PhaseSpaceFlow):
                 )
             )
         elif self.integrator != "euler":
-            condition = "by construction, for every step size and all weights"
+            condition = "by construction, in real numbers, for every step size and all weights"
             found = [
                 Guarantee("symplectic", "M^T J M = J, hence det M = 1", None, condition, source),
-                Guarantee(
-                    "invertible", "`inverse` undoes the flow exactly", None, condition, source
-                ),
+                Guarantee("invertible", INVERSE, None, condition, source),
             ]
         if math.isfinite(self.gradient_factor):
             low = {"euler": "", "implicit_midpoint": " and falls at most by it, up to the residual"}

@@ -14,13 +14,20 @@ from dynzoo.operators.dense import matmul_channels
 __all__ = ["UnitRowDense"]
 
 
+def _unit_columns(kernel, xp):
+    """The kernel, with columns outside this range divided by their largest entry, for squares."""
+    size = xp.max(xp.abs(kernel), axis=0)
+    usual = ((size > 1e-12) & (size < 1e15)) | (size == 0)
+    return kernel / xp.where(usual, xp.ones_like(size), size)
+
+
 @keras.saving.register_keras_serializable(package="dynzoo")
 class UnitRowDense(keras.layers.Layer):
     r"""Classification head whose weight vectors have length one: $z_i = w_i^Tx/\|w_i\| + b_i$.
 
-    Guarantee: each logit is 1-Lipschitz; the difference of logits i and j is
-    $\|w_i - w_j\|$-Lipschitz, which `certify` uses exactly. (The map to all logits at once is
-    not 1-Lipschitz.)
+    Guarantee: for any finite weights each logit is 1-Lipschitz; the difference of logits i and j
+    is Lipschitz with the distance of their normalised vectors, which `certify` uses exactly. Both
+    hold up to rounding. (The map to all logits at once is not 1-Lipschitz.)
 
     Args:
         units: number of classes, a positive integer.
@@ -57,7 +64,7 @@ class UnitRowDense(keras.layers.Layer):
             self.bias = self.add_weight(shape=(self.units,), initializer="zeros", name="bias")
 
     def call(self, x):
-        kernel = ops.convert_to_tensor(self.kernel)
+        kernel = _unit_columns(ops.convert_to_tensor(self.kernel), ops)
         squares = ops.sum(ops.square(ops.cast(kernel, "float32")), axis=0)
         kernel = kernel * ops.cast(ops.rsqrt(ops.maximum(squares, 1e-30)), kernel.dtype)
         z = matmul_channels(x, kernel)
@@ -65,7 +72,7 @@ class UnitRowDense(keras.layers.Layer):
 
     def effective_kernel(self) -> np.ndarray:
         """The normalised kernel (features, units) in float64."""
-        kernel = float64(self.kernel)
+        kernel = _unit_columns(float64(self.kernel), np)
         return kernel / np.sqrt(np.maximum(np.sum(kernel**2, axis=0), 1e-30))
 
     def call_float64(self, x):
@@ -81,7 +88,12 @@ class UnitRowDense(keras.layers.Layer):
         """What holds for this layer as it is configured."""
         source = "Singla, Singla and Feizi, ICLR 2022"
         return [
-            Guarantee("1-Lipschitz logits", "each weight vector is of length 1", 1.0, source=source)
+            Guarantee(
+                "1-Lipschitz logits",
+                "each weight vector is of length 1 (or zero, if all its weights are)",
+                1.0,
+                source=source,
+            )
         ]
 
     def compute_output_shape(self, input_shape):

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo import constraints, spectral
+from dynzoo.constraints import ORTHONORMAL_KEPT
 from dynzoo.guarantees import Guarantee
 from dynzoo.layers.arguments import float64, positive_integer
 from dynzoo.operators.dense import matmul_channels
@@ -23,13 +24,16 @@ __all__ = [
 class OrthonormalDense(keras.layers.Layer):
     r"""A dense map with an orthonormal matrix: $y = Wx + b$, $WW^T = I$ or $W^TW = I$.
 
-    Guarantee: 1-Lipschitz. With units >= inputs it is an isometric embedding; with fewer units it
-    is the projection on an orthonormal set, which keeps the norm of gradients on the way back.
+    Guarantee: 1-Lipschitz, up to 1e-5, after every optimizer update. The kernel is orthonormal to
+    1e-5 if no singular value of what the optimizer gave was below 1e-6 of the largest. With
+    units >= inputs it then is an isometric embedding; with fewer units it is the projection on an
+    orthonormal set, which keeps the norm of gradients on the way back.
 
     Args:
         units: number of outputs, a positive integer.
         use_bias: add a bias.
-        projection_steps: Newton-Schulz steps after each optimizer update.
+        projection_steps: least effort of the projection after each optimizer update, as the
+            ``steps`` of `dynzoo.constraints.Orthonormal`.
         seed: integer seed of the orthogonal initialiser, or ``None``.
 
     Input shape: (batch, ..., inputs). Output shape: (batch, ..., units).
@@ -80,11 +84,18 @@ class OrthonormalDense(keras.layers.Layer):
         return [
             Guarantee(
                 "1-Lipschitz",
-                "rows or columns, whichever are fewer, are orthonormal",
+                "the spectral norm is at most 1",
                 1.0,
-                "the 'orthonormal' constraint (Newton-Schulz), up to 1e-5",
+                "the 'orthonormal' constraint, up to 1e-5, from any finite kernel",
                 "Björck and Bowie (1971)",
-            )
+            ),
+            Guarantee(
+                "orthonormal",
+                "rows or columns, whichever are fewer: singular values within this of 1",
+                1e-5,
+                ORTHONORMAL_KEPT,
+                "Björck and Bowie (1971)",
+            ),
         ]
 
     def compute_output_shape(self, input_shape):
@@ -109,7 +120,8 @@ class OrthonormalPointwise(OrthonormalDense):
     Args:
         units: number of output channels, a positive integer.
         use_bias: add a bias.
-        projection_steps: Newton-Schulz steps after each optimizer update.
+        projection_steps: least effort of the projection after each optimizer update, as the
+            ``steps`` of `dynzoo.constraints.Orthonormal`.
         seed: integer seed of the orthogonal initialiser, or ``None``.
 
     Input shape: (batch, height, width, channels).

@@ -12,7 +12,12 @@ from dynzoo import activations
 from dynzoo.layers.arguments import float64, number, positive_integer
 from dynzoo.operators import base as operators
 
-__all__ = ["Invertible", "PhaseSpaceFlow"]
+__all__ = ["INVERSE", "Invertible", "PhaseSpaceFlow"]
+
+INVERSE = (
+    "`inverse` undoes the flow, up to rounding that is relative to the largest number on the way "
+    "and grows with the inverse steps"
+)
 
 
 class PhaseSpaceFlow(keras.layers.Layer):

@@ -32,7 +32,8 @@ class PresnovFlow(SkewFlow):
     Every smooth field is the sum of a gradient and a field tangent to spheres, and compositions
     of flows of the two kinds are dense among continuous maps on compact sets.
 
-    **Guarantee**: the sphere part keeps $|x|$ for any weights and step size, so the norm changes
+    **Guarantee**: the sphere part keeps $|x|$ for any finite weights and step size (as
+    `SphericalFlow`), so the norm changes
     by the gradient part alone: $||\Phi_h(x)| - |x|| \le h\,\max|\nabla U|$ over the stages of
     the gradient substeps. No Lipschitz bound: the signs of $\alpha$ are free.
 
@@ -125,7 +126,7 @@ class PresnovFlow(SkewFlow):
             Guarantee(
                 "norm change bounded",
                 "| |x(t + h)| - |x(t)| | <= h max |grad U| over the stages of the gradient "
-                "substeps, along the last axis",
+                "substeps, along the last axis, up to the rounding of the larger |x|",
                 source="arXiv 2210.02373, decomposition in a gradient and a sphere-preserving part",
             ),
         ]

@@ -20,10 +20,10 @@ def norm_guarantee(what: str) -> Guarantee:
     return Guarantee(
         "norm kept",
         f"{what} keeps |x| of every vector along the last axis (of every pixel, hence of the "
-        "whole image), up to the rounding of the arithmetic; the value is the largest relative "
-        "part that may be lost to rounding in 100 float32 steps",
+        "whole image); the value is the rounding in float32, relative to |x|",
         value=1e-6,
-        condition="by construction, for any weights and step size, and 1e-12 <= |x| <= 1e15",
+        condition="by construction, for any finite weights and step size and 1e-30 <= |x| <= "
+        "1e30; where an update overflows or its end has no direction, x stays",
         source="arXiv 2210.02373, sphere-preserving fields and norm-preserving steps",
     )
 
@@ -40,9 +40,11 @@ class SphericalFlow(SkewFlow):
     $\gamma = -2x^Td/|d|^2$. S(x) is a network with one hidden layer, $V\sigma(Ax + b) + c$,
     made skew; for images A may look at the neighbours of a pixel, S acts on its channels.
 
-    **Guarantee**: $|x|$ along the last axis is kept, for any weights and step size, up to rounding
-    (relative 1e-6 in float32 over 100 steps). Nothing is promised about distances between
-    points: S depends on x.
+    **Guarantee**: $|x|$ along the last axis is kept by the layer, however many its steps, for any
+    finite weights and step size and $10^{-30} \le |x| \le 10^{30}$, up to rounding (in float32
+    1e-6, relative to |x|). Where an update overflows, or ends within a hundredth of |x| from 0 and
+    so has no direction, x stays; a Cayley step stops short of a half turn by 0.03 degrees. Nothing
+    is promised about distances between points: S depends on x.
 
     Args:
         operator: linear operator A of the hidden layer, for example ``dynzoo.operators.Dense(64)``.
@@ -88,7 +90,7 @@ class SphericalFlow(SkewFlow):
 
     def guarantees(self) -> list[Guarantee]:
         """What holds for this flow as it is configured."""
-        return [norm_guarantee("every step")]
+        return [norm_guarantee("the layer, however many its steps,")]
 
     def get_config(self):
         return {**super().get_config(), "integrator": self.integrator}

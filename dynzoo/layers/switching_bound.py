@@ -93,7 +93,7 @@ def switching_guarantees(layer) -> list[Guarantee]:
             "1-Lipschitz",
             "every time step, contractions and expansions together",
             1.0,
-            "all weights: the step sizes follow singular values that each call bounds"
+            "all finite weights: the step sizes follow singular values that each call bounds"
             if measured
             else "only if A^T A = I and |W| <= 1, which nothing here measures",
             _SOURCE if layer.bound == "paper" else f"{_SOURCE}; sharp factor: dynzoo",

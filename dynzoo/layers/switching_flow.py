@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo import activations
+from dynzoo.fields.switching import limited
 from dynzoo.guarantees import Guarantee
 from dynzoo.layers.arguments import float64, number, one_of, positive_integer
 from dynzoo.layers.switching_bound import check_shape, switching_bound, switching_guarantees
@@ -37,7 +38,9 @@ class SwitchingFlow(keras.layers.Layer):
     $A^T\sigma_e(Ax + b)$ (``"tied"``). A time step of ``"prescribed"`` and ``"sharp"`` is S times
     (expand, contract); one of ``"flexible"`` is S contractions and then one expansion.
 
-    Guarantee: 1-Lipschitz for all values of its weights. The singular values of A and W are
+    Guarantee: 1-Lipschitz for all finite values of its weights, in real numbers; the rounding of a
+    float32 pass is relative to $|x| + |b|/\|A\|$. A kernel with entries above 1e6 acts as scaled
+    back to that, where its fourth powers still fit. The singular values of A and W are
     bounded anew in each call (``spectrum="measured"``), steps are divided by $\|A\|^2$, and e has
     at most the size that the contraction has made room for: $(1 + e)\,F \le 1$, with F the
     paper's $\sqrt{1 - 2a\kappa\tau + \tau^2}$ or the sharp
@@ -69,7 +72,7 @@ class SwitchingFlow(keras.layers.Layer):
         max_expansion: largest expansive substep, positive.
         constraint: ``"orthonormal"`` (matrix operators), ``"spectral_norm"``, or ``None``.
         spectrum: ``"measured"`` or ``"assumed"``.
-        projection_steps: Newton-Schulz steps of the orthonormal constraint.
+        projection_steps: ``steps`` of the orthonormal constraint.
         shared: use the weights of one time step in all (step sizes stay apart).
         use_bias: add b and v.
         kernel_regularizer: Keras regularizer of each kernel, or ``None``.
@@ -204,8 +207,11 @@ class SwitchingFlow(keras.layers.Layer):
 
     def _kernels(self, i, read):
         j = 0 if self.shared else i
-        kernel = read(self.kernels[j])
-        return kernel, kernel if self.expansion == "tied" else read(self.expansion_kernels[j])
+        xp = np if read is float64 else ops
+        kernel = limited(read(self.kernels[j]), xp)
+        if self.expansion == "tied":
+            return kernel, kernel
+        return kernel, limited(read(self.expansion_kernels[j]), xp)
 
     def _biases(self, i, read, none):
         if not self.use_bias:

@@ -11,7 +11,7 @@ from dynzoo.fields.hamiltonian import halves, join
 from dynzoo.fields.volume import shear_field, shear_field_float64
 from dynzoo.guarantees import Guarantee
 from dynzoo.integrators import splitting
-from dynzoo.layers.phase_space import Invertible, PhaseSpaceFlow
+from dynzoo.layers.phase_space import INVERSE, Invertible, PhaseSpaceFlow
 
 __all__ = ["VolumePreservingFlow"]
 
@@ -28,7 +28,9 @@ class VolumePreservingFlow(Invertible, PhaseSpaceFlow):
     or, with ``second_order``, $x'' = \sigma(Bx + b)$ as $x' = v$, $v' = \sigma(Bx + b)$.
 
     Guarantee: for every step size and all weights the Jacobian has det M = 1, and `inverse` undoes
-    the flow, both to rounding (every stage is a shear). Guarantee (gradients): with the
+    the flow, both in real numbers (every stage is a shear). The rounding of a step is relative to
+    the largest number on its way and grows, on the way back, by the growth of the inverse steps
+    (at most B). Guarantee (gradients): with the
     ``"spectral_norm"`` constraint and slopes in [0, 1], the norm of a gradient changes by a factor
     within [1/B, B] on its way through the flow; B is `gradient_factor`, at most $e^{Nhm}$ for N
     steps h and m = ``max_norm`` (with ``second_order``: $e^{Nh(1 + m)/2}$): 100 steps of 0.01 with
@@ -147,10 +149,10 @@ class VolumePreservingFlow(Invertible, PhaseSpaceFlow):
     def guarantees(self) -> list[Guarantee]:
         """What holds for this flow as it is configured."""
         source = "arXiv 2210.02373"
-        condition = "by construction, for every step size and all weights"
+        condition = "by construction, in real numbers, for every step size and all weights"
         found = [
             Guarantee("volume kept", "det M = 1 for the Jacobian M", 1.0, condition, source),
-            Guarantee("invertible", "`inverse` undoes the flow exactly", None, condition, source),
+            Guarantee("invertible", INVERSE, None, condition, source),
         ]
         if math.isfinite(self.gradient_factor):
             found.append(
