@@ -190,6 +190,8 @@ def test_float64_kernels_of_any_size_have_their_bound(scale):
     assert head.distances[0, 2] == pytest.approx(expected, rel=slack)
     speeds = margins.product(1e-200, head.distances)
     assert np.all(speeds[~np.eye(3, dtype=bool)] > 0)
+    if scale < 1e-300:  # some processors and backends take such numbers for zero
+        return
     if keras.backend.backend() == "tensorflow":
         assert certify(model).lipschitz == pytest.approx(norm, rel=slack)
     elif scale < 1:  # Keras makes zeros of them in float32: another function

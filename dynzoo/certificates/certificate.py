@@ -49,8 +49,8 @@ def certify(model: keras.Model) -> Certificate:
     Every constant is an upper bound computed in float64 (an SVD, never a power iteration).
 
     Guarantee: $\|f(x) - f(y)\| \le L \|x - y\|$ for all inputs of the model's shape, at inference,
-    for the weights at the time of the call. It never guesses: a layer that it does not know stops
-    it with an error that names the layer.
+    for the weights and settings at the time of the call. It never guesses: a layer that it does
+    not know stops it with an error that names the layer.
 
     Args:
         model: built Sequential or Functional model, float32 or float64, from one input of fixed
@@ -62,7 +62,9 @@ def certify(model: keras.Model) -> Certificate:
     Raises:
         UncertifiableLayerError: (a ValueError) at a layer without a known constant.
         ValueError: if the model is not built, subclassed, in reduced precision, ends in a softmax,
-            has weights that are not finite, or has other than one input and one output (n, K).
+            has weights or settings that are not finite, a bound that float64 cannot hold, or other
+            than one input and one output (n, K).
+        ReferenceMismatchError: if the model is not the function that its layers are known for.
 
     Example:
 

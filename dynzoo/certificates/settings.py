@@ -121,14 +121,16 @@ def _floats(value: Any) -> Iterator[float]:
 
 @functools.cache
 def _bookkeeping() -> frozenset[str]:
-    return frozenset(vars(keras.layers.Layer())) - _MEANS_SOMETHING
+    notes = {**vars(keras.Operation()), **vars(keras.layers.Layer())}
+    return frozenset(notes) - _MEANS_SOMETHING
 
 
 def _attributes(obj: Any) -> Iterator[tuple[str, Any]]:
     """What an object was given, without Keras' own notes on it."""
     known: frozenset[str] = frozenset()
-    if isinstance(obj, keras.layers.Layer):
+    if isinstance(obj, keras.Operation):
         known = _bookkeeping()
+    if isinstance(obj, keras.layers.Layer):
         # PyTorch keeps the layers that a layer holds apart from its other attributes.
         modules = vars(obj).get("_modules") or {}
         yield from ((k, v) for k, v in modules.items() if isinstance(v, keras.layers.Layer))

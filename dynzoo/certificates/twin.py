@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from dynzoo import backend
+from dynzoo.certificates import margins
 from dynzoo.certificates.errors import ReferenceMismatchError
 from dynzoo.certificates.graph import Program, Step
 from dynzoo.certificates.joins import JOINS
@@ -26,6 +27,10 @@ __all__ = ["check_twin", "matmul_error", "probes"]
 _CLOSE = 1e-4
 # A single step that differs by more than this from its float64 rule computes something else.
 _ONE_STEP = 1e-3
+# Terms that cancel leave the rounding of their own size: this share of it is no difference.
+_CANCELLED = 1e-2
+# Two runs of the same steps in float32 are about equally far from float64.
+_SIMILAR = 100.0
 # Rounding of float32 leaves products of matrices within about 1e-6, TF32 and bfloat16 above 1e-4.
 _REDUCED = 3e-5
 _SCALES = (4.0, 1e3)
@@ -68,8 +73,8 @@ def check_twin(
             f"The model computes its logits in {logits.dtype} on the {backend.name()} backend. "
             "A certificate needs float32 or float64."
         )
-    if logits.shape != reference.shape or not _agree(logits, reference):
-        backend.without_grad(_explain)(program, x, logits)
+    if _deviation(logits, reference) > _CLOSE:
+        backend.without_grad(_explain)(program, x, logits, reference)
 
 
 def _run(model: keras.Model, settings: Settings, x: np.ndarray) -> np.ndarray:
@@ -89,21 +94,28 @@ def _run(model: keras.Model, settings: Settings, x: np.ndarray) -> np.ndarray:
     return backend.to_numpy(before[1](weights, inputs))
 
 
-def _agree(computed: np.ndarray, exact: np.ndarray, tolerance: float = _CLOSE) -> bool:
-    """Whether each row is within a share of its largest entry; what overflows tells nothing."""
+def _deviation(computed: np.ndarray, exact: np.ndarray, scale: Any = 0.0) -> float:
+    """Largest difference, row by row as a share of the largest entry or of `scale`, if larger.
+
+    A row that overflows tells nothing; another shape differs infinitely.
+    """
+    if computed.shape != exact.shape:
+        return float("inf")
     computed, exact = (a.reshape(len(a), -1).astype(np.float64) for a in (computed, exact))
     rows = np.isfinite(computed).all(axis=1) & np.isfinite(exact).all(axis=1)
-    computed, exact = computed[rows], exact[rows]
-    gap = np.abs(computed - exact).max(axis=1, initial=0.0)
-    size = np.abs(exact).max(axis=1, initial=0.0)
-    return bool(np.all(gap <= tolerance * size))
+    gap = np.abs(computed[rows] - exact[rows]).max(axis=1, initial=0.0)
+    size = np.abs(exact[rows]).max(axis=1, initial=0.0)
+    size = np.maximum(size, np.broadcast_to(scale, rows.shape)[rows])
+    with np.errstate(divide="ignore", over="ignore"):
+        return float(np.max(gap[gap > 0] / size[gap > 0], initial=0.0))
 
 
-def _explain(program: Program, x: np.ndarray, logits: np.ndarray) -> None:
+def _explain(program: Program, x: np.ndarray, logits: np.ndarray, reference: np.ndarray) -> None:
     """Runs the steps one by one on the backend and raises at the first that is another function.
 
     Each is compared on the numbers that really reach it, so that rounding which the network
-    enlarges on the way is not taken for an error: nothing is raised if each step agrees.
+    enlarges on the way is not taken for an error: nothing is raised if each step agrees, and the
+    whole is as far from the reference as the model.
     """
     tensors = {0: keras.ops.convert_to_tensor(x)}
     for step in program.steps:
@@ -111,15 +123,24 @@ def _explain(program: Program, x: np.ndarray, logits: np.ndarray) -> None:
         tensors[step.output] = _call(step, inputs)
         arrays = [backend.to_numpy(t).astype(np.float64) for t in inputs]
         computed, exact = backend.to_numpy(tensors[step.output]), _rule(step, arrays)
-        if computed.shape != exact.shape or not _agree(computed, exact, _ONE_STEP):
+        if _deviation(computed, exact, _CANCELLED * _reach(step, arrays)) > _ONE_STEP:
             raise ReferenceMismatchError(_step_message(step, computed, exact))
     again = backend.to_numpy(tensors[program.output])
-    if again.shape != logits.shape or not _agree(logits, again):
+    if _deviation(logits, reference) > _SIMILAR * _deviation(again, reference):
         raise ReferenceMismatchError(
             "The model does not run the graph that was read from it: each layer computes what is "
             f"known of it, but one after the other they give logits that differ by "
             f"{_gap(logits, again):.3g}. Build the model anew from plain layers."
         )
+
+
+def _reach(step: Step, arrays: list[np.ndarray]) -> np.ndarray:
+    """How large the terms of a sum in this step may be, which may cancel in its output."""
+    rows = np.max([margins.lengths(a) for a in arrays], axis=0)
+    if type(step.layer) in JOINS:
+        return rows
+    gain = rule_for(step.layer).gain(step.layer, (None, *arrays[0].shape[1:]))
+    return np.nan_to_num(gain * rows)
 
 
 def _call(step: Step, inputs: list[Any]) -> Any:
@@ -164,11 +185,14 @@ def _step_message(step: Step, computed: np.ndarray, exact: np.ndarray) -> str:
             f"{what}Products of matrices on this backend are off by {error:.1g}, relatively: it "
             "runs in TF32 or bfloat16. Switch it off, and certify again."
         )
-    if step.layer.compute_dtype == "float64" and keras.backend.result_type("float64") != "float64":
+    wide = getattr(step.layer, "compute_dtype", None) == "float64"
+    if wide and keras.backend.result_type("float64") != "float64":
         return (
             f"{what}Keras computes much of a float64 layer in float32 on the {backend.name()} "
             "backend, where its numbers are too large, too small or too close to each other."
         )
+    if size < 2 * float(np.finfo(computed.dtype).tiny):
+        return f"{what}The {backend.name()} backend takes numbers as small as these for zero."
     return (
         f"{what}Products of matrices are exact to float32 here, so it is the layer: its "
         "`call_float64` is not what its `call` computes at inference."
