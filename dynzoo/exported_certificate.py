@@ -13,6 +13,7 @@ from dynzoo import certificate_file
 from dynzoo.certificate_file import CERTIFICATE as CERTIFICATE
 from dynzoo.certificates import margins
 from dynzoo.certificates.certificate import Certificate, certify
+from dynzoo.certificates.errors import ReferenceMismatchError
 from dynzoo.certificates.rounding_bound import RoundingBound, rounding_kinds
 
 __all__ = ["CERTIFICATE", "certificate_of", "numbers_of", "radii"]
@@ -42,7 +43,7 @@ def certificate_of(model: keras.Model) -> Certificate | str:
     """The certificate of a model, or the reason why it has none."""
     try:
         return certify(model)
-    except ValueError as error:
+    except (ValueError, ReferenceMismatchError) as error:
         return " ".join(str(error).split())
 
 

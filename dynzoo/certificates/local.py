@@ -18,7 +18,7 @@ from dynzoo.certificates.graph import trace
 from dynzoo.certificates.identity import input_dtype
 from dynzoo.certificates.local_layers import unroll
 from dynzoo.certificates.local_relaxation import relax
-from dynzoo.certificates.margins import pair_errors, reach
+from dynzoo.certificates.margins import pair_errors, product, reach
 from dynzoo.certificates.rounding_bound import rounding_kinds
 
 __all__ = ["LocalCertificate", "certify_local"]
@@ -95,6 +95,8 @@ class LocalCertificate:
         self.lipschitz = certificate.lipschitz
         self.iterations = positive_int("iterations", iterations)
         self.exact_units = positive_int("exact_units", exact_units, least=0)
+        # Of the model as it was certified, not as it may be by now.
+        certificate._check_current()
         self._unrolled = unroll(trace(model))
 
     def radii(
@@ -189,7 +191,7 @@ class LocalCertificate:
             found, _ = bounds.lower(np.broadcast_to(directions, (len(chunk), *directions.shape)))
             result[chunk[:, None], first, second] = found
         result += result.swapaxes(1, 2)
-        return np.minimum(result, certificate.body_lipschitz * certificate.pair_distances)
+        return np.minimum(result, product(certificate.body_lipschitz, certificate.pair_distances))
 
     def to_dict(self) -> dict[str, Any]:
         """The global certificate's numbers and the settings of the local one, for JSON."""
@@ -217,7 +219,8 @@ class LocalCertificate:
     ) -> np.ndarray:
         """The largest certified radius that a bisection from `start` finds, for each image."""
         certificate, classes = self.certificate, margins.shape[1]
-        speeds = certificate.body_lipschitz * certificate.pair_distances[labels] + growth
+        pairs = product(certificate.body_lipschitz, certificate.pair_distances)
+        speeds = pairs[labels] + growth
         with np.errstate(divide="ignore", invalid="ignore"):
             limits = np.where(margins > 0, margins / speeds * (1 - 1e-12), 0.0)
         limits[np.arange(len(labels)), labels] = np.inf
