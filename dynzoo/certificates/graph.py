@@ -1,4 +1,4 @@
-"""The graph of a Keras model as a flat list of steps: layer, input slots, output slot.
+"""The graph of a Keras model as a flat list of steps: layer or operation, input slots, output slot.
 
 Nested models are opened, a shared layer gives one step per call, and a model that cannot be
 reduced to such a list is refused. Certificates and the float64 reference both run this list, and
@@ -15,13 +15,16 @@ from typing import Any
 import keras
 
 from dynzoo.certificates.errors import UncertifiableLayerError
+from dynzoo.certificates.image_rules import trains_by_default
+from dynzoo.certificates.operation_rules import check_known
+from dynzoo.certificates.operations import tensor_calls
 
 __all__ = ["Program", "Step", "trace"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One call of one layer: reads the slots `inputs`, writes the slot `output`."""
+    """One call of one layer, or a `TensorCall`: reads the slots `inputs`, writes `output`."""
 
     layer: Any
     name: str
@@ -130,6 +133,7 @@ def _trace_into(
         sources = [slot_of[id(t)] for t in node.input_tensors]
         if isinstance(operation, keras.Model):
             _check_model(operation)
+            sources = _adjusted(operation, node, name, sources, steps, slots)
             targets = _trace_into(operation, sources, name + "/", steps, slots)
         elif len(node.outputs) == 1 and isinstance(operation, keras.Layer):
             targets = [next(slots)]
@@ -139,14 +143,46 @@ def _trace_into(
                 name, type(operation).__name__, f"it has {len(node.outputs)} outputs."
             )
         else:
-            raise UncertifiableLayerError(
-                name,
-                type(operation).__name__,
-                "it is a bare operation on a tensor (such as `x + y` or `keras.ops.*`), not a "
-                "layer; for a sum of branches write `keras.layers.Add()([x, y])`.",
-            )
+            targets = []
+            for call in tensor_calls(node, name):
+                check_known(call)
+                targets.append(next(slots))
+                steps.append(Step(call, name, tuple(sources), targets[-1]))
         slot_of.update((id(t), s) for t, s in zip(node.outputs, targets, strict=True))
     return [slot_of[id(t)] for t in model.outputs]
+
+
+def _adjusted(
+    model: Any, node: Any, name: str, sources: list[int], steps: list[Step], slots: Iterator[int]
+) -> list[int]:
+    """Slots of a nested model's inputs after what Keras does to fit them: a last axis of size 1.
+
+    Raises:
+        UncertifiableLayerError: if Keras would round the tensor to the type of the inner input.
+    """
+    adjusted = []
+    for given, inner, slot in zip(node.input_tensors, model.inputs, sources, strict=True):
+        dtype = keras.backend.standardize_dtype(inner.dtype)
+        if dtype not in ("float32", "float64"):
+            raise UncertifiableLayerError(
+                name, type(model).__name__, f"it rounds its input to {dtype}."
+            )
+        rank, wanted = len(given.shape), len(inner.shape)
+        if rank != wanted:
+            tensor = keras.KerasTensor(given.shape, dtype)
+            last = given.shape[-1] if rank > wanted else inner.shape[-1]
+            if abs(rank - wanted) != 1 or last != 1:
+                raise UncertifiableLayerError(
+                    name,
+                    type(model).__name__,
+                    f"it takes inputs of shape {inner.shape} and is called with {given.shape}.",
+                )
+            change = keras.ops.squeeze if rank > wanted else keras.ops.expand_dims
+            (call,) = tensor_calls(_node(change(tensor, -1)), name + "/input")
+            steps.append(Step(call, call.name, (slot,), next(slots)))
+            slot = steps[-1].output
+        adjusted.append(slot)
+    return adjusted
 
 
 def _node(tensor: Any) -> Any:
@@ -159,7 +195,12 @@ def _node(tensor: Any) -> Any:
 
 def _check_arguments(node: Any, name: str) -> None:
     """Only tensors may be passed to a layer: `training=True` or a mask changes what it computes."""
-    values = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+    kwargs = dict(node.arguments.kwargs)
+    if trains_by_default(node.operation):
+        # Keras records the default `training=True` of these layers like an argument that was given;
+        # at inference the model passes False instead of either.
+        kwargs.pop("training", None)
+    values = keras.tree.flatten((node.arguments.args, kwargs))
     for value in values:
         if isinstance(value, keras.KerasTensor) or value is None or value is False:
             continue

@@ -12,6 +12,7 @@ from dynzoo.certificates.errors import UncertifiableLayerError
 from dynzoo.certificates.graph import Program, Step
 from dynzoo.certificates.joins import JOINS
 from dynzoo.certificates.linear_rules import Shape, float64
+from dynzoo.certificates.operations import class_name
 from dynzoo.certificates.rules import (
     ends_in_softmax,
     is_identity,
@@ -97,6 +98,8 @@ def bound_layers(program: Program, shapes: dict[int, Shape]) -> tuple[dict[int, 
         if type(layer) in JOINS:
             join = JOINS[type(layer)]
             bound = join.bound(layer, inputs, [shapes[slot] for slot in step.inputs]) * _SLACK
+            if len(inputs) == 1:  # a bare operation, with a constant of its own
+                gain = join.bound(layer, [1.0], [shapes[step.inputs[0]]])
         else:
             shape = shapes[step.inputs[0]]
             key = (id(layer), shape)
@@ -106,7 +109,7 @@ def bound_layers(program: Program, shapes: dict[int, Shape]) -> tuple[dict[int, 
             # Multiplying by exactly 1 does not round.
             bound = inputs[0] if gain == 1.0 else inputs[0] * gain * (1.0 + 1e-15)
         bounds[step.output] = bound
-        table.append(LayerBound(step.name, type(layer).__name__, gain, bound))
+        table.append(LayerBound(step.name, class_name(layer), gain, bound))
     return bounds, table
 
 
