@@ -17,7 +17,7 @@ import keras
 from dynzoo.certificates.errors import UncertifiableLayerError
 from dynzoo.certificates.image_rules import trains_by_default
 from dynzoo.certificates.operation_rules import check_known
-from dynzoo.certificates.operations import tensor_calls
+from dynzoo.certificates.operations import RankChange, tensor_calls
 
 __all__ = ["Program", "Step", "trace"]
 
@@ -169,7 +169,6 @@ def _adjusted(
             )
         rank, wanted = len(given.shape), len(inner.shape)
         if rank != wanted:
-            tensor = keras.KerasTensor(given.shape, dtype)
             last = given.shape[-1] if rank > wanted else inner.shape[-1]
             if abs(rank - wanted) != 1 or last != 1:
                 raise UncertifiableLayerError(
@@ -177,9 +176,8 @@ def _adjusted(
                     type(model).__name__,
                     f"it takes inputs of shape {inner.shape} and is called with {given.shape}.",
                 )
-            change = keras.ops.squeeze if rank > wanted else keras.ops.expand_dims
-            (call,) = tensor_calls(_node(change(tensor, -1)), name + "/input")
-            steps.append(Step(call, call.name, (slot,), next(slots)))
+            change = RankChange(name + "/input", dtype, adds=rank < wanted)
+            steps.append(Step(change, change.name, (slot,), next(slots)))
             slot = steps[-1].output
         adjusted.append(slot)
     return adjusted

@@ -126,8 +126,15 @@ def _squeeze(call: TensorCall, rank: int) -> Mover:
     return lambda x: np.squeeze(x, axes)
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _with_attributes(function: Callable[..., np.ndarray], *names: str) -> Any:
+    """A NumPy function that takes what the operation holds under these names."""
+
+    def make(call: TensorCall, rank: int) -> Mover:
+        given = (getattr(call.operation, name) for name in names)
+        values = [tuple(value) if isinstance(value, list) else value for value in given]
+        return lambda x: function(x, *values)
+
+    return make
 
 
 # By the name of the operation's class.
@@ -138,16 +145,12 @@ INDEX_MAPS: dict[str, Callable[[TensorCall, int], Mover]] = {
     "Roll": _roll,
     "Repeat": _repeat,
     "Flip": _flip,
-    "Reshape": lambda call, rank: lambda x: np.reshape(x, call.operation.newshape),
-    "Transpose": lambda call, rank: lambda x: np.transpose(x, call.operation.axes),
     "Squeeze": _squeeze,
-    "ExpandDims": lambda call, rank: lambda x: np.expand_dims(x, _tuple(call.operation.axis)),
-    "Moveaxis": lambda call, rank: lambda x: np.moveaxis(
-        x, call.operation.source, call.operation.destination
-    ),
-    "Swapaxes": lambda call, rank: lambda x: np.swapaxes(
-        x, call.operation.axis1, call.operation.axis2
-    ),
-    "Tile": lambda call, rank: lambda x: np.tile(x, call.operation.repeats),
-    "StopGradient": lambda call, rank: lambda x: x,
+    "Reshape": _with_attributes(np.reshape, "newshape"),
+    "Transpose": _with_attributes(np.transpose, "axes"),
+    "ExpandDims": _with_attributes(np.expand_dims, "axis"),
+    "Moveaxis": _with_attributes(np.moveaxis, "source", "destination"),
+    "Swapaxes": _with_attributes(np.swapaxes, "axis1", "axis2"),
+    "Tile": _with_attributes(np.tile, "repeats"),
+    "StopGradient": _with_attributes(lambda x: x),
 }

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy import special
@@ -170,12 +171,6 @@ def _clip(call: TensorCall, shapes: list[Shape]) -> Known:
     return _scaled(1.0, lambda x: np.minimum(np.maximum(x, low), high))
 
 
-def _cast(call: TensorCall, shapes: list[Shape]) -> Known:
-    if call.dtype not in ("float32", "float64"):
-        raise call.refuse(f"it rounds to {call.dtype}, which is a step and not a slope.")
-    return _scaled(1.0, lambda x: x)
-
-
 # --- along axes ------------------------------------------------------------------------------
 
 
@@ -321,7 +316,7 @@ _RULES: dict[str, OperationRule] = {
     "Dot": _matmul,
     "Einsum": _einsum,
     "Clip": _clip,
-    "Cast": _cast,
+    "Cast": lambda call, shapes: _scaled(1.0, lambda x: x),
     "Softmax": _softmax,
     "LogSoftmax": _log_softmax,
     "Mean": _reduction(np.mean, lambda count: (1 + 1e-15) / math.sqrt(max(count, 1))),
@@ -367,10 +362,17 @@ def check_known(call: TensorCall) -> None:
     cls = type(operation)
     # A class of the user's may have any name; and a call on the instance hides that of the class.
     ours = cls.__module__.startswith("keras.src.ops.") and "call" not in vars(operation)
+    if call.dtype not in ("float32", "float64"):
+        raise call.refuse(f"it rounds to {call.dtype}: what lies between two such numbers is lost.")
     if ours and cls.__name__ in _RULES:
         return
     reason = _REASONS.get(cls.__name__) if ours else None
     raise call.refuse(reason or "no bound of the Lipschitz constant of this operation is known.")
+
+
+# What was found holds the constants as they were: a change of an array in place cannot slip into
+# the forward pass alone.
+_FOUND: WeakKeyDictionary[TensorCall, dict[tuple[Shape, ...], Known]] = WeakKeyDictionary()
 
 
 def known(call: TensorCall, shapes: list[Shape]) -> Known:
@@ -379,7 +381,14 @@ def known(call: TensorCall, shapes: list[Shape]) -> Known:
     Raises:
         UncertifiableLayerError: if the operation, as it is called, has no bound or mixes a batch.
     """
-    check_known(call)
+    found, key = _FOUND.setdefault(call, {}), tuple(shapes)
+    if key not in found:
+        check_known(call)
+        found[key] = _find(call, shapes)
+    return found[key]
+
+
+def _find(call: TensorCall, shapes: list[Shape]) -> Known:
     try:
         return _RULES[type(call.operation).__name__](call, shapes)
     except UncertifiableLayerError:

@@ -6,8 +6,6 @@ three and looks enough like a layer (name, weights, dtype policy) to stand where
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +16,7 @@ import numpy as np
 from dynzoo.backend import to_numpy
 from dynzoo.certificates.errors import UncertifiableLayerError
 
-__all__ = ["Slot", "TensorCall", "class_name", "tensor_calls"]
-
-# What Keras keeps in every operation; all else is an argument of its constructor.
-_BOOKKEEPING = {"name", "_inbound_nodes", "_outbound_nodes", "_remat_mode", "_auto_config", "_lock"}
-
+__all__ = ["RankChange", "Slot", "TensorCall", "class_name", "tensor_calls"]
 
 @dataclass(frozen=True)
 class Slot:
@@ -36,7 +30,7 @@ class TensorCall:
     """One call of an operation that is no layer.
 
     Attributes:
-        operation: Keras' operation.
+        operation: a copy of Keras' operation, without its place in the graph.
         name: its name, with the names of the nested models around it.
         args, kwargs: arguments of the call, each tensor of the graph replaced by a `Slot`.
         pick: which of several outputs, or None for an operation with one.
@@ -92,9 +86,9 @@ class TensorCall:
         return array
 
     def replay(self, inputs: list[Any], name: str) -> Any:
-        """The output of a copy of the operation on other tensors, under another name."""
-        operation = copy.copy(self.operation)
-        operation.name, operation._inbound_nodes, operation._outbound_nodes = name, [], []
+        """The output of the operation on other tensors, under another name."""
+        operation = _unplaced(self.operation)
+        operation.name = name
 
         def fill(value: Any) -> Any:
             return inputs[value.index] if isinstance(value, Slot) else value
@@ -103,20 +97,37 @@ class TensorCall:
         outputs = operation(*args, **kwargs)
         return outputs if self.pick is None else outputs[self.pick]
 
-    def get_config(self) -> dict[str, Any]:
-        """Attributes and constants as they are now, arrays by their hashes, for comparison."""
-        attributes = {
-            key: value for key, value in vars(self.operation).items() if key not in _BOOKKEEPING
-        }
-        parts = (attributes, self.args, self.kwargs)
-        return {"pick": self.pick, "parts": repr(keras.tree.map_structure(_plain, parts))}
+
+@dataclass(frozen=True)
+class RankChange:
+    """A last axis of size 1 that Keras takes off or puts on to fit the input of a nested model."""
+
+    name: str
+    dtype: str
+    adds: bool
+
+    @property
+    def weights(self) -> list:
+        return []
+
+    @property
+    def dtype_policy(self) -> Any:
+        return keras.DTypePolicy(self.dtype)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """The array with the axis, or without it."""
+        return x[..., None] if self.adds else np.squeeze(x, -1)
+
+    def replay(self, inputs: list[Any], name: str) -> Any:
+        """The same of a symbolic tensor."""
+        return (keras.ops.expand_dims if self.adds else keras.ops.squeeze)(inputs[0], -1)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray) or keras.ops.is_tensor(value):
-        array = np.ascontiguousarray(to_numpy(value))
-        return f"{array.shape}{array.dtype}{hashlib.sha256(array.tobytes()).hexdigest()}"
-    return value
+def _unplaced(operation: Any) -> Any:
+    """A copy without nodes; `copy` would make it anew from its configuration."""
+    other = object.__new__(type(operation))
+    vars(other).update(vars(operation), _inbound_nodes=[], _outbound_nodes=[])
+    return other
 
 
 def tensor_calls(node: Any, name: str) -> list[TensorCall]:
@@ -132,7 +143,7 @@ def tensor_calls(node: Any, name: str) -> list[TensorCall]:
     picks = [None] if len(node.outputs) == 1 else list(range(len(node.outputs)))
     return [
         TensorCall(
-            node.operation, name, args, kwargs, pick, keras.backend.standardize_dtype(out.dtype)
+            _unplaced(node.operation), name, args, kwargs, pick, keras.backend.standardize_dtype(out.dtype)
         )
         for pick, out in zip(picks, node.outputs, strict=True)
     ]
