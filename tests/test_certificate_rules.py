@@ -8,7 +8,7 @@ import pytest
 from keras import layers as kl
 
 from dynzoo.backend import to_numpy
-from dynzoo.certificates import UncertifiableLayerError
+from dynzoo.certificates import UncertifiableLayerError, certify, forward_float64
 from dynzoo.certificates.joins import JOINS
 from dynzoo.certificates.rules import rule_for
 from dynzoo.certificates.slopes import ACTIVATIONS
@@ -351,14 +351,9 @@ REFUSED = {
     "tie": (lambda: kl.Resizing(23, 6, interpolation="nearest"), (14, 6, 2)),
     "enlarging_crop": (lambda: kl.CenterCrop(9, 3), IMAGE),
     "random_crop": (lambda: kl.RandomCrop(3, 3), IMAGE),
-    "einsum_batch": (lambda: kl.EinsumDense("abc,bd->dac", (None, 4)), (5, 6)),
     "float16_inside": (
         lambda: kl.SpectralNormalization(kl.Dense(3, dtype="float16")),
         VECTOR,
-    ),
-    "time_distributed_unknown": (
-        lambda: kl.TimeDistributed(kl.LayerNormalization()),
-        SERIES,
     ),
     "exponential": (lambda: kl.Dense(3, activation="exponential"), VECTOR),
     "callable": (lambda: kl.Activation(lambda x: 5 * x), VECTOR),
@@ -375,6 +370,44 @@ def test_what_is_not_known_is_refused_by_name(name):
     with pytest.raises(UncertifiableLayerError, match=layer.name) as error:
         rule_for(layer).gain(layer, (None, *shape))
     assert error.value.class_name == type(layer).__name__
+
+
+@pytest.mark.parametrize("wrapper", [kl.TimeDistributed, kl.SpectralNormalization])
+def test_a_wrapper_of_an_unknown_layer_is_refused(wrapper):
+    class Tripled(kl.Dense):
+        def call(self, x):
+            return 3.0 * super().call(x)
+
+    with pytest.raises(UncertifiableLayerError, match="subclass of `Dense`"):
+        rule_for(wrapper(Tripled(3))).gain(wrapper(Tripled(3)), (None, *SERIES))
+
+
+def test_normalisation_by_the_input_itself_is_refused_with_its_reason():
+    for layer in (kl.LayerNormalization(), kl.UnitNormalization(), kl.RMSNormalization()):
+        with pytest.raises(UncertifiableLayerError, match="divides by the size of its own input"):
+            rule_for(layer)
+    with pytest.raises(UncertifiableLayerError, match="product of tensors"):
+        rule_for(kl.Multiply())
+
+
+@pytest.mark.parametrize("shape", [VECTOR, IMAGE], ids=["dense", "conv"])
+def test_an_activation_with_weights_counts_once_it_has_them(shape):
+    """Keras makes them at the first call; before, there is nothing to bound."""
+    dense = shape == VECTOR
+    prelu = kl.PReLU(shared_axes=None if dense else [1, 2])
+    layer = kl.Dense(5, activation=prelu) if dense else kl.Conv2D(5, 1, activation=prelu)
+    head = [] if dense else [kl.Flatten()]
+    model = keras.Sequential([keras.Input(shape), layer, *head, kl.Dense(3)])
+    with pytest.raises(UncertifiableLayerError, match="PReLU.*run the model once"):
+        certify(model)
+    x = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
+    model.predict(x, verbose=0)
+    plain = certify(model).body_lipschitz
+    prelu.alpha.assign(np.full(prelu.alpha.shape, -4.0))
+    assert certify(model).body_lipschitz == pytest.approx(4.0 * plain)
+    np.testing.assert_allclose(
+        forward_float64(model, x), model.predict(x, verbose=0), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_joins_refuse_the_batch_axis_and_mixed_ranks():

@@ -125,7 +125,7 @@ def test_what_is_no_fixed_map_at_inference_is_refused(layer):
 
 
 @pytest.mark.parametrize("method", ["nearest", "bilinear"])
-@pytest.mark.parametrize("sizes", [(5, 9), (9, 5), (4, 8), (12, 4), (1, 3), (7, 1), (6, 15)])
+@pytest.mark.parametrize("sizes", [(5, 9), (9, 5), (4, 8), (12, 4), (1, 3), (7, 1), (6, 14)])
 def test_interpolation_is_that_of_the_backend(method, sizes):
     old, new = sizes
     basis = np.eye(old, dtype="float32").reshape(old, old, 1, 1)

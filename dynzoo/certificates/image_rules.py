@@ -57,17 +57,15 @@ AUGMENTATION: tuple[type, ...] = (
     kl.Solarization,
 )
 
-_DEFAULT_TRAINING = (*AUGMENTATION, kl.RandomCrop, kl.CenterCrop, kl.Resizing)
-
-
 def trains_by_default(layer: Any) -> bool:
     """Whether a recorded `training=True` may be the default of the layer's `call`.
 
     It cannot be told from one that was given, and need not be: both are replaced at inference.
     """
-    if type(layer) not in _DEFAULT_TRAINING:
+    if type(layer).__module__.split(".")[0] != "keras":
         return False
-    return inspect.signature(type(layer).call).parameters["training"].default is True
+    training = inspect.signature(type(layer).call).parameters.get("training")
+    return training is not None and training.default is True
 
 
 def random_crop_gain(layer: Any, shape: Shape) -> float:
