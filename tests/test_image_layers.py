@@ -56,6 +56,8 @@ def assert_right(model, gain):
         np.testing.assert_allclose(computed, forward_float64(model, x), rtol=1e-4, atol=1e-2)
 
 
+# Keras' MixUp asks JAX for 64-bit integers.
+@pytest.mark.filterwarnings("ignore:.*Explicitly requested dtype int64:UserWarning")
 @pytest.mark.parametrize("cls", AUGMENTATION, ids=lambda cls: cls.__name__)
 def test_augmentation_in_a_model_does_nothing_at_inference(cls):
     def layer():
@@ -69,8 +71,16 @@ def test_augmentation_in_a_model_does_nothing_at_inference(cls):
     assert_right(sequential(layer()), 1.0)
 
 
-@pytest.mark.parametrize("build", [functional, nested, lambda l: functional(l, training=True),
-                                   lambda l: functional(l, training=False)])  # fmt: skip
+@pytest.mark.parametrize(
+    "build",
+    [
+        functional,
+        nested,
+        lambda layer: functional(layer, training=True),
+        lambda layer: functional(layer, training=False),
+    ],
+    ids=["functional", "nested", "given", "false"],
+)
 def test_the_recorded_default_of_training_is_no_argument(build):
     """Keras records it, and replaces it at inference, whether it was given or not."""
     assert_right(build(kl.RandomFlip()), 1.0)

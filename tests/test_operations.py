@@ -329,3 +329,23 @@ def test_a_nested_model_that_rounds_its_input_is_refused():
     inputs = keras.Input((4,))
     with pytest.raises(UncertifiableLayerError, match="'inner'.*rounds its input to int32"):
         certify(keras.Model(inputs, inner(inputs)))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: kl.SpectralNormalization(kl.Conv2D(3, 2)),
+        lambda: kl.TimeDistributed(kl.Dense(3)),
+        lambda: kl.EinsumDense("...x,xy->...y", 3, bias_axes="y"),
+        lambda: kl.Resizing(5, 5),
+        lambda: kl.AveragePooling2D(2, padding="same"),
+    ],
+    ids=["spectral", "time", "einsum", "resizing", "pooling"],
+)
+def test_an_exported_graph_has_wrappers_and_image_layers(layer):
+    model = model_of(layer())
+    x = 2 * images(4, SHAPE) - 1
+    graph = inference_graph(model)
+    np.testing.assert_allclose(
+        to_numpy(graph.predict(x, verbose=0)), model.predict(x, verbose=0), atol=1e-6
+    )

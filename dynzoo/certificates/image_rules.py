@@ -57,6 +57,7 @@ AUGMENTATION: tuple[type, ...] = (
     kl.Solarization,
 )
 
+
 def trains_by_default(layer: Any) -> bool:
     """Whether a recorded `training=True` may be the default of the layer's `call`.
 

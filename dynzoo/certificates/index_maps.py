@@ -72,7 +72,8 @@ def _get_item(call: TensorCall, rank: int) -> Mover:
     key = call.arguments()["key"]
     keys = tuple(key) if isinstance(key, (tuple, list)) else (key,)
     for part in keys:
-        if not (part is None or part is Ellipsis or isinstance(part, (slice, int, np.integer))):
+        number = isinstance(part, (int, np.integer)) and not isinstance(part, bool)
+        if not (part is None or part is Ellipsis or isinstance(part, slice) or number):
             raise call.refuse(f"the index {part!r:.40} is no slice or number.")
         bounds = (part.start, part.stop, part.step) if isinstance(part, slice) else ()
         if any(not (b is None or isinstance(b, (int, np.integer))) for b in bounds):

@@ -55,7 +55,9 @@ def unroll(program: Program) -> Unrolled:
             try:
                 slots[step.output] = add_operation(unrolled, inputs, layer)
             except NotImplementedError:
-                raise _unknown(layer, "the operation, as it is called, is not one of those") from None
+                raise _unknown(
+                    layer, "the operation, as it is called, is not one of those"
+                ) from None
         elif is_identity(layer):
             slots[step.output] = inputs[0]
         elif type(layer) in (kl.Add, kl.Subtract) and len(

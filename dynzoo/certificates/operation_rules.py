@@ -73,7 +73,9 @@ def _pair(call: TensorCall, shapes: list[Shape]) -> tuple[Any, Any]:
         if len(shapes[0]) != len(shapes[1]):
             raise call.refuse(f"its inputs have different ranks: {shapes}.")
         return first, second
-    operands = (v if isinstance(v, Slot) else _constant(call, v, shapes[0]) for v in (first, second))
+    operands = (
+        v if isinstance(v, Slot) else _constant(call, v, shapes[0]) for v in (first, second)
+    )
     return tuple(operands)  # type: ignore[return-value]
 
 
@@ -160,8 +162,7 @@ def _entrywise(activation: Activation | Callable[[Any], Activation | None]) -> O
 
 def _clip(call: TensorCall, shapes: list[Shape]) -> Known:
     low, high = (
-        _constant(call, value, shapes[0])
-        for value in (call.operation.x_min, call.operation.x_max)
+        _constant(call, value, shapes[0]) for value in (call.operation.x_min, call.operation.x_max)
     )
     inner = _inner(shapes[0])
     if {_spread(call, inner, low.shape), _spread(call, inner, high.shape)} != {inner}:

@@ -18,6 +18,7 @@ from dynzoo.certificates.errors import UncertifiableLayerError
 
 __all__ = ["RankChange", "Slot", "TensorCall", "class_name", "tensor_calls"]
 
+
 @dataclass(frozen=True)
 class Slot:
     """Stands for the i-th tensor among the arguments of a call."""
@@ -143,7 +144,12 @@ def tensor_calls(node: Any, name: str) -> list[TensorCall]:
     picks = [None] if len(node.outputs) == 1 else list(range(len(node.outputs)))
     return [
         TensorCall(
-            _unplaced(node.operation), name, args, kwargs, pick, keras.backend.standardize_dtype(out.dtype)
+            _unplaced(node.operation),
+            name,
+            args,
+            kwargs,
+            pick,
+            keras.backend.standardize_dtype(out.dtype),
         )
         for pick, out in zip(picks, node.outputs, strict=True)
     ]

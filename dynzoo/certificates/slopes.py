@@ -68,7 +68,7 @@ def log_softmax_slope(classes: int) -> float:
 
     The norm is a convex function of p, so on the simplex it is largest at a corner, p = e_k. There
     row k is 0 and the others are e_i - e_k, with Gram matrix I + 11^T of size K - 1: its largest
-    eigenvalue is K. The corner is the limit of logits that move apart. Of one class nothing is left.
+    eigenvalue is K. The corner is the limit of logits that move apart. One class leaves nothing.
     """
     return math.sqrt(classes) * (1 + 1e-15) if classes > 1 else 0.0
 
@@ -136,9 +136,11 @@ ACTIVATIONS: dict[Any, Activation] = {
 
 def _celu(operation: Any) -> Activation | None:
     a = float(operation.alpha)
-    return Activation(1.0, lambda x: np.where(x > 0, x, a * np.expm1(np.minimum(x, 0.0) / a))) if (
-        a > 0
-    ) else None
+    return (
+        Activation(1.0, lambda x: np.where(x > 0, x, a * np.expm1(np.minimum(x, 0.0) / a)))
+        if (a > 0)
+        else None
+    )
 
 
 def _squareplus(operation: Any) -> Activation | None:

@@ -152,7 +152,7 @@ def cropping_forward(layer: Any, x: np.ndarray) -> np.ndarray:
                 _pairs(layer.cropping), images.shape[1:-1], strict=True
             )
         ]
-        return images[(slice(None), *parts)]
+        return images[tuple([slice(None), *parts])]
 
     return _spatially(layer, x, crop)
 
