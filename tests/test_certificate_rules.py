@@ -388,6 +388,9 @@ def test_normalisation_by_the_input_itself_is_refused_with_its_reason():
             rule_for(layer)
     with pytest.raises(UncertifiableLayerError, match="product of tensors"):
         rule_for(kl.Multiply())
+    for layer in (kl.Embedding(3, 2), kl.Masking()):
+        with pytest.raises(UncertifiableLayerError, match="makes steps of its input"):
+            rule_for(layer)
 
 
 @pytest.mark.parametrize("shape", [VECTOR, IMAGE], ids=["dense", "conv"])

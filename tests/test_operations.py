@@ -349,3 +349,14 @@ def test_an_exported_graph_has_wrappers_and_image_layers(layer):
     np.testing.assert_allclose(
         to_numpy(graph.predict(x, verbose=0)), model.predict(x, verbose=0), atol=1e-6
     )
+
+
+def test_operands_by_name_in_any_order_keep_their_bounds():
+    inputs = keras.Input((1, 2))
+    wide = 10.0 * ops.repeat(inputs, 3, axis=1)
+    model = keras.Model(inputs, kl.Flatten()(type(wide._keras_history.operation)()(inputs, 2.0)))
+    assert certify(model).lipschitz == pytest.approx(2.0)
+    add = type((inputs + inputs)._keras_history.operation)
+    model = keras.Model(inputs, kl.Flatten()(add().symbolic_call(x2=inputs, x1=wide)))
+    assert certify(model).lipschitz == pytest.approx(11 * np.sqrt(3))
+    assert slope(model) == pytest.approx(11 * np.sqrt(3))

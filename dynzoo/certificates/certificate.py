@@ -52,7 +52,8 @@ def certify(model: keras.Model) -> Certificate:
 
     Args:
         model: built Sequential or Functional model, float32 or float64, from one input of fixed
-            shape to logits (n, K). Nested models, shared layers, branches and joins are fine.
+            shape to logits (n, K). Nested models, shared layers, branches, joins and bare
+            operations such as `x + y`, `0.5 * x` and `x[:, 1:]` are fine.
 
     Returns:
         A `Certificate`.

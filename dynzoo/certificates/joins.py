@@ -1,4 +1,4 @@
-"""Layers and operations that join branches: how the bounds of the branches combine, and the float64 forward.
+"""What joins branches: how the bounds of the branches combine, and the float64 forward.
 
 All bounds are with respect to the model's input, so the branches move together: if branch i moves
 by at most L_i |dx|, a sum moves by at most the sum of the L_i, and a concatenation by the root of

@@ -91,14 +91,17 @@ def _elementwise(combine: str, function: Callable[[np.ndarray, np.ndarray], np.n
             _inner(shapes[v.index]) if isinstance(v, Slot) else v.shape for v in (first, second)
         ]
         full = math.prod(_spread(call, *sizes))
-        counts = [
-            math.sqrt(full / max(1, math.prod(size))) * (1 + 1e-15)
+        repeats = {
+            v.index: full // max(1, math.prod(size))
             for v, size in zip((first, second), sizes, strict=True)
             if isinstance(v, Slot)
-        ]
+        }
 
         def bound(bounds: list[float]) -> float:
-            moved = [b if c < 1.1 else b * c for b, c in zip(bounds, counts, strict=True)]
+            moved = [
+                b if repeats[i] <= 1 else b * math.sqrt(repeats[i]) * (1 + 1e-15)
+                for i, b in enumerate(bounds)
+            ]
             return sum(moved) if combine == "sum" else math.hypot(*moved)
 
         def forward(arrays: list[np.ndarray]) -> np.ndarray:

@@ -245,6 +245,8 @@ def _wrapped(layer: Any) -> Rule:
         raise refuse(
             layer, f"the layer inside runs with another dtype policy, '{inner.dtype_policy.name}'."
         )
+    if getattr(inner, "quantization_mode", None):
+        raise refuse(layer, "the layer inside is quantized.")
     return rule_for(inner)
 
 
@@ -309,7 +311,7 @@ def is_identity(layer: Any) -> bool:
     """Whether the layer returns its input at inference."""
     if type(layer) is kl.Activation:
         return layer.activation is keras.activations.linear
-    return type(layer) in _IDENTITY
+    return type(layer) in (*_IDENTITY, kl.RandomCrop)
 
 
 def ends_in_softmax(layer: Any) -> bool:
