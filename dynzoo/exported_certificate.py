@@ -102,6 +102,6 @@ def radii(
             f"`logits` must have shape (n, {len(distances)}). Received: logits.shape={z.shape}"
         )
     labels = np.argmax(margins.replaced(z), axis=1).astype(np.int64)
-    speeds = float(numbers["body_lipschitz"]) * distances
+    speeds = margins.product(float(numbers["body_lipschitz"]), distances)
     limits = margins.limits(z, labels, speeds, float(numbers["rounding"]))
     return labels, np.maximum(limits.min(axis=1), 0.0)

@@ -15,8 +15,9 @@ import numpy as np
 
 from dynzoo.attacks.base import positive_int, predict_logits
 from dynzoo.certificates.audit_search import length, search, start_images
-from dynzoo.certificates.certificate import certify
+from dynzoo.certificates.certificate import Certificate, certify
 from dynzoo.certificates.graph import trace
+from dynzoo.certificates.local import LocalCertificate
 from dynzoo.certificates.rounding import rounding_margin, run_program
 
 __all__ = ["Audit", "AuditViolation", "audit"]
@@ -188,6 +189,11 @@ def audit(
     pairs, steps = positive_int("pairs", pairs), positive_int("steps", steps)
     restarts, seed = positive_int("restarts", restarts), positive_int("seed", seed, least=0)
     certificate = certify(model) if certificate is None else certificate
+    if isinstance(certificate, LocalCertificate):
+        certificate = certificate.certificate
+    if isinstance(certificate, Certificate) and certificate._model is model:
+        # A claim about what the model was before is not refuted by what it is now.
+        certificate._check_current()
     images = start_images(model, x, pairs, seed)
     claims = _Claims(certificate, int(model.outputs[0].shape[-1]))
     ends, slopes, whole = search(model, images, claims.classes, pairs, steps, restarts, seed)

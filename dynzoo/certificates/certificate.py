@@ -1,7 +1,8 @@
 """`certify` a model and ask the certificate for the radius of each prediction.
 
-`certify` itself runs nothing on the backend, so it costs no compilation. The rounding margin is
-measured with the first call of `Certificate.radii`, on images that ride along with the user's.
+`certify` runs the model on three inputs, to see that it computes what is bounded. The rounding
+margin is measured with the first call of `Certificate.radii`, on images that ride along with the
+user's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from dynzoo.backend import compiles, to_numpy
 from dynzoo.backend import name as backend_name
-from dynzoo.certificates import margins
+from dynzoo.certificates import margins, twin
 from dynzoo.certificates.errors import StaleCertificateError
 from dynzoo.certificates.graph import Program, trace
 from dynzoo.certificates.identity import input_dtype, weights_hash
@@ -32,6 +33,7 @@ from dynzoo.certificates.rounding import (
     rounding_margin,
     run_program,
 )
+from dynzoo.certificates.settings import Settings, difference, freeze_settings
 
 __all__ = ["Certificate", "certify"]
 
@@ -47,8 +49,8 @@ def certify(model: keras.Model) -> Certificate:
     Every constant is an upper bound computed in float64 (an SVD, never a power iteration).
 
     Guarantee: $\|f(x) - f(y)\| \le L \|x - y\|$ for all inputs of the model's shape, at inference,
-    for the weights at the time of the call. It never guesses: a layer that it does not know stops
-    it with an error that names the layer.
+    for the weights and settings at the time of the call. It never guesses: a layer that it does
+    not know stops it with an error that names the layer.
 
     Args:
         model: built Sequential or Functional model, float32 or float64, from one input of fixed
@@ -61,7 +63,9 @@ def certify(model: keras.Model) -> Certificate:
     Raises:
         UncertifiableLayerError: (a ValueError) at a layer without a known constant.
         ValueError: if the model is not built, subclassed, in reduced precision, ends in a softmax,
-            has weights that are not finite, or has other than one input and one output (n, K).
+            has weights or settings that are not finite, a bound that float64 cannot hold, or other
+            than one input and one output (n, K).
+        ReferenceMismatchError: if the model is not the function that its layers are known for.
 
     Example:
 
@@ -73,13 +77,16 @@ def certify(model: keras.Model) -> Certificate:
     """
     program = trace(model)
     check_layers(program)
-    input_dtype(model)
+    x = twin.probes(program.input_shape, input_dtype(model))
     digest = weights_hash(model)
-    values = run_program(program, np.zeros((1, *program.input_shape)))
+    values = run_program(program, x)
     shapes = {slot: (None, *value.shape[1:]) for slot, value in values.items()}
     head = find_head(program, shapes)
     bounds, table = bound_layers(program, shapes)
-    return Certificate(model, program, head, tuple(table), bounds[head.body_slot], digest)
+    twin.check_twin(model, program, freeze_settings(program, model), x, values[program.output])
+    # Taken last: a layer may keep what it computed when it was first called.
+    settings = freeze_settings(program, model)
+    return Certificate(model, program, head, tuple(table), bounds[head.body_slot], digest, settings)
 
 
 class Certificate:
@@ -108,15 +115,19 @@ class Certificate:
         layers: tuple[LayerBound, ...],
         body_lipschitz: float,
         weights_sha256: str,
+        settings: Settings,
     ):
         self._model = model
         self._program = program
-        self._output = model.outputs[0]
+        self._settings = settings
         self._linear_head = head.linear
         self.layers = layers
         self.body_lipschitz = float(body_lipschitz)
-        self.lipschitz = float(body_lipschitz * head.norm * (1 + 1e-15))
+        self.lipschitz = float(margins.product(body_lipschitz, head.norm))
+        if not np.isfinite(self.lipschitz):
+            raise ValueError("The Lipschitz bound of the model overflows float64.")
         self.pair_distances = head.distances
+        self._speeds = margins.product(self.body_lipschitz, self.pair_distances)
         self._rounding: float | None = None
         self.weights_sha256 = weights_sha256
 
@@ -161,7 +172,7 @@ class Certificate:
         for block in _blocks(len(raw)):
             labels[block] = np.argmax(margins.replaced(raw[block]), axis=1)
             radii[block] = self._limits(raw[block], labels[block], tau).min(axis=1)
-        return labels, np.maximum(radii - moved, 0.0)
+        return labels, margins.shrunk(radii, moved)
 
     def topk_radii(
         self, x: Any, y: Any, k: int | Sequence[int] = (1, 5), batch_size: int = 256
@@ -201,7 +212,7 @@ class Certificate:
             places[block] = margins.places(margins.replaced(raw[block]), labels[block])
             limits = np.sort(self._limits(raw[block], labels[block], tau), axis=1)
             radii[block] = limits[:, [i - 1 for i in ks]]
-        radii = np.maximum(radii - moved[:, None], 0.0)
+        radii = margins.shrunk(radii, moved[:, None])
         return places, radii[:, 0] if np.ndim(k) == 0 else radii
 
     def to_dict(self) -> dict[str, Any]:
@@ -254,18 +265,22 @@ class Certificate:
         """Logits of checked images, the rounding margin, and how far each image was rounded."""
         given = self._check_images(x)
         self._check_current()
-        images = given.astype(input_dtype(self._model))
+        with np.errstate(over="ignore", invalid="ignore"):
+            images = given.astype(input_dtype(self._model))
         if not len(images):
             return np.zeros((0, len(self.pair_distances))), 0.0, np.zeros(0)
         raw, tau = self._predict(images, batch_size)
-        if given.dtype == images.dtype:
-            return raw, tau, np.zeros(len(given))
-        # The forward pass saw the rounded image; the radius is around the one that was given.
-        moved = (given.astype(np.float64) - images.astype(np.float64)).reshape(len(given), -1)
-        return raw, tau, np.linalg.norm(moved, axis=1)
+        # The forward pass saw the rounded image; the radius is around the one that was given. An
+        # image that is not finite is none, whatever the model makes of it.
+        finite = np.isfinite(images.reshape(len(images), -1)).all(axis=1)
+        moved = np.where(finite, 0.0, np.inf)
+        if given.dtype != images.dtype:
+            shift = given[finite].astype(np.float64) - images[finite].astype(np.float64)
+            moved[finite] = margins.lengths(shift)
+        return raw, tau, moved
 
     def _limits(self, raw: np.ndarray, labels: np.ndarray, tau: float) -> np.ndarray:
-        return margins.limits(raw, labels, self.body_lipschitz * self.pair_distances, tau)
+        return margins.limits(raw, labels, self._speeds, tau)
 
     def _check_images(self, x: Any) -> np.ndarray:
         x = x if isinstance(x, np.ndarray) else to_numpy(x)
@@ -282,12 +297,19 @@ class Certificate:
         return x
 
     def _check_current(self) -> None:
-        if self._model.outputs[0] is not self._output:
-            raise StaleCertificateError("The model has other layers than when it was certified.")
+        """Compares everything the bounds were computed from with the model as it is now."""
+        again = "so its bounds no longer hold. Certify it again: `dynzoo.certify(model)`."
+        try:
+            changed = difference(self._settings, freeze_settings(trace(self._model), self._model))
+        except ValueError as error:
+            raise StaleCertificateError(
+                f"The model changed after it was certified and can no longer be: {error}"
+            ) from error
+        if changed is not None:
+            raise StaleCertificateError(f"After the model was certified, {changed}, {again}")
         if weights_hash(self._model) != self.weights_sha256:
             raise StaleCertificateError(
-                "The weights of the model changed after it was certified, so its bounds no longer "
-                "hold. Certify it again: `dynzoo.certify(model)`."
+                f"The weights of the model changed after it was certified, {again}"
             )
 
 

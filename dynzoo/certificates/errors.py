@@ -12,8 +12,9 @@ class UncertifiableLayerError(ValueError):
         super().__init__(
             f"Layer '{name}' of class `{class_name}` cannot be certified: {reason} "
             "Replace the layer by one that `certify` knows (dynzoo.layers, or a standard Keras "
-            "layer such as Dense, Conv2D, ReLU, Flatten, Add), or give its class the methods "
-            "`lipschitz_bound(input_shape) -> float` and `call_float64(x) -> np.ndarray`."
+            "layer such as Dense, Conv2D, ReLU, Flatten, Add), or give the class that defines its "
+            "`call` both methods: `lipschitz_bound(input_shape) -> float`, a bound of that `call`, "
+            "and `call_float64(x) -> np.ndarray`, the same function in NumPy float64."
         )
         self.layer_name = name
         self.class_name = class_name

@@ -14,10 +14,11 @@ from typing import Any
 
 import keras
 
+from dynzoo.certificates import overrides
 from dynzoo.certificates.errors import UncertifiableLayerError
 from dynzoo.certificates.image_rules import trains_by_default
 from dynzoo.certificates.operation_rules import check_known
-from dynzoo.certificates.operations import RankChange, tensor_calls
+from dynzoo.certificates.operations import tensor_calls
 
 __all__ = ["Program", "Step", "trace"]
 
@@ -89,13 +90,17 @@ def _check_model(model: Any) -> None:
             "`model.build(input_shape)`, or start the model with `keras.Input`."
         )
     # A class of the user's may add training code, but not a forward pass that no graph shows.
-    for method in ("call", "__call__"):
-        definer = next(c for c in type(model).__mro__ if method in vars(c))
-        if definer.__module__.split(".")[0] != "keras":
-            raise ValueError(
-                f"Model '{model.name}' of class `{type(model).__name__}` defines its own "
-                f"`{method}`, which hides its graph. Certify a Sequential or Functional model."
-            )
+    used = {"__call__", *overrides.used_names(type(model), ["call"])}
+    method = overrides.replaced_method(model, used)
+    for name in used if method is None else ():
+        definer = type(model).__mro__[overrides.defined_at(type(model), name)]
+        if definer.__module__.split(".")[0] not in overrides.FRAMEWORKS:
+            method = name
+    if method is not None:
+        raise ValueError(
+            f"Model '{model.name}' of class `{type(model).__name__}` defines its own "
+            f"`{method}`, which hides its graph. Certify a Sequential or Functional model."
+        )
     try:
         tensors = [*model.inputs, *model.outputs]
     except (AttributeError, TypeError):
@@ -133,7 +138,7 @@ def _trace_into(
         sources = [slot_of[id(t)] for t in node.input_tensors]
         if isinstance(operation, keras.Model):
             _check_model(operation)
-            sources = _adjusted(operation, node, name, sources, steps, slots)
+            sources = _inner_inputs(node, name, slot_of, steps, slots)
             targets = _trace_into(operation, sources, name + "/", steps, slots)
         elif len(node.outputs) == 1 and isinstance(operation, keras.Layer):
             targets = [next(slots)]
@@ -152,35 +157,73 @@ def _trace_into(
     return [slot_of[id(t)] for t in model.outputs]
 
 
-def _adjusted(
-    model: Any, node: Any, name: str, sources: list[int], steps: list[Step], slots: Iterator[int]
+def _inner_inputs(
+    node: Any, name: str, slot_of: dict[int, int], steps: list[Step], slots: Iterator[int]
 ) -> list[int]:
-    """Slots of a nested model's inputs after what Keras does to fit them: a last axis of size 1.
+    """The slots of a nested model's inputs, in the order of its own list of inputs.
 
-    Raises:
-        UncertifiableLayerError: if Keras would round the tensor to the type of the inner input.
+    Keras takes a dict for a model that was made from a list by the names of the inputs; all else
+    it takes in the order of the flattened structure, which must be that of the model's own.
     """
-    adjusted = []
-    for given, inner, slot in zip(node.input_tensors, model.inputs, sources, strict=True):
-        dtype = keras.backend.standardize_dtype(inner.dtype)
-        if dtype not in ("float32", "float64"):
-            raise UncertifiableLayerError(
-                name, type(model).__name__, f"it rounds its input to {dtype}."
-            )
-        rank, wanted = len(given.shape), len(inner.shape)
-        if rank != wanted:
-            last = given.shape[-1] if rank > wanted else inner.shape[-1]
-            if abs(rank - wanted) != 1 or last != 1:
-                raise UncertifiableLayerError(
-                    name,
-                    type(model).__name__,
-                    f"it takes inputs of shape {inner.shape} and is called with {given.shape}.",
-                )
-            change = RankChange(name + "/input", dtype, adds=rank < wanted)
-            steps.append(Step(change, change.name, (slot,), next(slots)))
-            slot = steps[-1].output
-        adjusted.append(slot)
-    return adjusted
+    model, args, kwargs = node.operation, node.arguments.args, dict(node.arguments.kwargs)
+    given = args[0] if args else kwargs.pop("inputs", None)
+    others = keras.tree.flatten((args[1:], kwargs))
+    made = _structure(model)
+    leaves, tensors = keras.tree.flatten(made), keras.tree.flatten(given)
+    parts = list(made) if isinstance(made, (list, tuple)) else [made]
+    if isinstance(given, dict) and not isinstance(made, dict):
+        tensors = [given.get(leaf.name) for leaf in leaves]
+        matched = len(parts) == len(leaves)
+    else:
+        # One tensor may stand in a list of its own.
+        matched = len(tensors) == len(leaves) == 1 or _paths(given) == _paths(made)
+    matched = matched and all(isinstance(t, keras.KerasTensor) for t in tensors)
+    if not matched or any(isinstance(t, keras.KerasTensor) for t in others):
+        raise UncertifiableLayerError(
+            name,
+            type(model).__name__,
+            "it is called with another structure of inputs than it was made with, so that it is "
+            "not clear which tensor goes where; call it with that very structure.",
+        )
+    return [
+        _fitted(tensor, leaf, name, slot_of[id(tensor)], steps, slots)
+        for tensor, leaf in zip(tensors, leaves, strict=True)
+    ]
+
+
+def _structure(model: Any) -> Any:
+    """A model's inputs as it was given them: a tensor, or a list, tuple or dict of them."""
+    functional = getattr(model, "_functional", None) or model
+    return functional._inputs_struct
+
+
+def _paths(structure: Any) -> list[tuple[Any, ...]]:
+    """Where each tensor is, in the order in which Keras flattens them."""
+    return [path for path, _ in keras.tree.flatten_with_path(structure)]
+
+
+def _fitted(
+    tensor: Any, leaf: Any, name: str, slot: int, steps: list[Step], slots: Iterator[int]
+) -> int:
+    """The slot of a tensor as a nested model takes it: Keras adds or drops a last axis of 1."""
+    dtype = keras.backend.standardize_dtype(leaf.dtype)
+    if dtype not in ("float32", "float64"):
+        raise UncertifiableLayerError(name, "Model", f"it rounds its input to {dtype}.")
+    rank, wanted = len(tensor.shape), len(leaf.shape)
+    if rank == wanted:
+        return slot
+    if rank == wanted + 1 and tensor.shape[-1] == 1:
+        shape = tensor.shape[1:-1]
+    elif rank == wanted - 1 and leaf.shape[-1] == 1:
+        shape = (*tensor.shape[1:], 1)
+    else:
+        raise UncertifiableLayerError(
+            name, "Model", f"its input of shape {leaf.shape} was called with {tensor.shape}."
+        )
+    output, name = next(slots), f"{name}/{leaf.name}"
+    reshape = keras.layers.Reshape(shape, name=name.replace("/", "_"), dtype=leaf.dtype)
+    steps.append(Step(reshape, name, (slot,), output))
+    return output
 
 
 def _node(tensor: Any) -> Any:

@@ -7,9 +7,9 @@ import hashlib
 import keras
 import numpy as np
 
-from dynzoo.backend import to_numpy
+from dynzoo.backend import has_float64, to_numpy
 
-__all__ = ["input_dtype", "weights_hash"]
+__all__ = ["check_float64", "input_dtype", "weights_hash"]
 
 
 def input_dtype(model: keras.Model) -> str:
@@ -22,7 +22,19 @@ def input_dtype(model: keras.Model) -> str:
                 "perturbation of an integer image has no radius, and a 16-bit image is not the "
                 f"one that was given. Received: input dtype {dtypes[0]}, floatx {dtypes[1]}"
             )
-    return min(dtypes)
+    dtype = min(dtypes)
+    if dtype == "float64":
+        check_float64("The model takes float64 images")
+    return dtype
+
+
+def check_float64(what: str) -> None:
+    """Refuses what was asked to be float64 where the backend makes float32 of it."""
+    if not has_float64():
+        raise ValueError(
+            f"{what}, but JAX computes in float32 unless told otherwise. Call "
+            "`jax.config.update('jax_enable_x64', True)` before anything runs, or use float32."
+        )
 
 
 def weights_hash(model: keras.Model) -> str:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dynzoo import spectral
+from dynzoo.backend import to_numpy
+from dynzoo.certificates import margins
 from dynzoo.certificates.errors import UncertifiableLayerError
 from dynzoo.certificates.graph import Program, Step
+from dynzoo.certificates.identity import check_float64
 from dynzoo.certificates.joins import JOINS
-from dynzoo.certificates.linear_rules import Shape, float64
+from dynzoo.certificates.linear_rules import Shape
 from dynzoo.certificates.operations import class_name
 from dynzoo.certificates.rules import (
+    check_methods,
     ends_in_softmax,
     is_identity,
     linear_head,
     rule_for,
 )
+from dynzoo.certificates.settings import not_finite, sublayers
 
 __all__ = ["Head", "LayerBound", "bound_layers", "check_layers", "find_head"]
 
@@ -56,27 +61,53 @@ def check_layers(program: Program) -> None:
     """
     for step in program.steps:
         layer = step.layer
-        if type(layer) not in JOINS:
+        if type(layer) in JOINS:
+            check_methods(layer)
+        else:
             rule_for(layer)
             if len(step.inputs) != 1:
                 raise UncertifiableLayerError(
                     step.name, type(layer).__name__, f"it joins {len(step.inputs)} tensors."
                 )
-        policy = layer.dtype_policy
-        kinds = {policy.compute_dtype, policy.variable_dtype}
-        if getattr(layer, "quantization_mode", None) or kinds not in ({"float32"}, {"float64"}):
-            raise ValueError(
-                f"Layer '{step.name}' runs with dtype policy '{policy.name}'. In bfloat16, float16 "
-                "or integer arithmetic the model's output is off by more than the radii that "
-                "would be certified, so a certificate would not hold. Build the model again under "
-                "`keras.config.set_dtype_policy('float32')` and load the same weights."
-            )
-        for weight in layer.weights:
-            if not np.all(np.isfinite(float64(weight))):
+        for part in sublayers(layer):
+            _check_precision(step.name, part)
+            setting = not_finite(part)
+            if setting is not None:
                 raise ValueError(
-                    f"Weight '{weight.path}' of layer '{step.name}' is not finite. "
-                    "Training diverged; load an earlier checkpoint."
+                    f"Setting `{setting[0]}` of layer '{step.name}' is not finite. "
+                    f"Received: {setting[0]}={setting[1]}"
                 )
+            _check_weights(step.name, part)
+
+
+def _check_precision(name: str, layer: Any) -> None:
+    policy = layer.dtype_policy
+    kinds = {policy.compute_dtype, policy.variable_dtype}
+    if getattr(layer, "quantization_mode", None) or kinds not in ({"float32"}, {"float64"}):
+        raise ValueError(
+            f"Layer '{name}' runs with dtype policy '{policy.name}'. In bfloat16, float16 "
+            "or integer arithmetic the model's output is off by more than the radii that "
+            "would be certified, so a certificate would not hold. Build the model again under "
+            "`keras.config.set_dtype_policy('float32')` and load the same weights."
+        )
+    if "float64" in kinds:
+        check_float64(f"Layer '{name}' runs with dtype policy 'float64'")
+
+
+def _check_weights(name: str, layer: Any) -> None:
+    for weight in layer.weights:
+        value = to_numpy(weight)
+        # By the array: the variable says what was asked for, not what the backend made of it.
+        if value.dtype.kind not in "iub" and str(value.dtype) not in ("float32", "float64"):
+            raise ValueError(
+                f"Weight '{weight.path}' of layer '{name}' is {value.dtype}. A certificate needs "
+                "weights in float32 or float64."
+            )
+        if not np.all(np.isfinite(value)):
+            raise ValueError(
+                f"Weight '{weight.path}' of layer '{name}' is not finite. "
+                "Training diverged; load an earlier checkpoint."
+            )
 
 
 def bound_layers(program: Program, shapes: dict[int, Shape]) -> tuple[dict[int, float], list]:
@@ -98,6 +129,7 @@ def bound_layers(program: Program, shapes: dict[int, Shape]) -> tuple[dict[int, 
         if type(layer) in JOINS:
             join = JOINS[type(layer)]
             bound = join.bound(layer, inputs, [shapes[slot] for slot in step.inputs]) * _SLACK
+            bound = max(bound, margins.SMALLEST) if any(inputs) else bound
             if len(inputs) == 1:  # a bare operation, with a constant of its own
                 gain = join.bound(layer, [1.0], [shapes[step.inputs[0]]])
         else:
@@ -107,7 +139,12 @@ def bound_layers(program: Program, shapes: dict[int, Shape]) -> tuple[dict[int, 
                 known[key] = _gain(step, shape)
             gain = known[key]
             # Multiplying by exactly 1 does not round.
-            bound = inputs[0] if gain == 1.0 else inputs[0] * gain * (1.0 + 1e-15)
+            bound = inputs[0] if gain == 1.0 else float(margins.product(inputs[0], gain))
+        if not math.isfinite(bound):
+            raise ValueError(
+                f"The Lipschitz bound overflows float64 at layer '{step.name}': its weights, or "
+                "those before it, are too large to be certified."
+            )
         bounds[step.output] = bound
         table.append(LayerBound(step.name, class_name(layer), gain, bound))
     return bounds, table
@@ -117,8 +154,8 @@ def _gain(step: Step, shape: Shape) -> float:
     gain = float(rule_for(step.layer).gain(step.layer, shape))
     if not (math.isfinite(gain) and gain >= 0):
         raise ValueError(
-            f"Layer '{step.name}' of class `{type(step.layer).__name__}` states a Lipschitz bound "
-            f"that is not a finite number >= 0. Received: {gain}"
+            f"The Lipschitz bound of layer '{step.name}' of class `{type(step.layer).__name__}` "
+            f"is not a finite number >= 0. Received: {gain}"
         )
     return gain
 
@@ -144,22 +181,39 @@ def find_head(program: Program, shapes: dict[int, Shape]) -> Head:
         classes = program.num_classes
         return Head(False, program.output, 1.0, np.sqrt(2.0) * _SLACK * (1 - np.eye(classes)))
     _check_kernel(last, kernel, shapes[last.inputs[0]])
-    distances = np.stack(
-        [np.linalg.norm(kernel - kernel[:, [i]], axis=0) for i in range(kernel.shape[1])]
-    )
-    norm = spectral.dense_norm_float64(kernel)
+    with np.errstate(over="ignore"):
+        distances = np.stack(
+            [margins.lengths((kernel - kernel[:, [i]]).T) for i in range(kernel.shape[1])]
+        )
+    norm = spectral.dense_norm_float64(kernel) if np.all(np.isfinite(kernel)) else math.inf
+    if not (math.isfinite(norm) and np.all(np.isfinite(distances))):
+        raise ValueError(
+            f"The weights of layer '{last.name}' are too large to be certified: the distances "
+            "between the classes overflow float64."
+        )
     return Head(True, last.inputs[0], norm, distances * _SLACK)
 
 
 def _check_kernel(step: Step, kernel: np.ndarray, shape: Shape) -> None:
-    """The layer must be x W + b with exactly this W, or the pair distances mean nothing."""
-    x = np.random.default_rng(0).standard_normal((2, int(shape[1] or 0)))
+    """The layer must be x W + b with exactly this W, or the pair distances mean nothing.
+
+    Asked at a usual scale of inputs and at one where the kernel outweighs the bias, for each
+    column by its own size: in float64 a small kernel vanishes beside a large bias.
+    """
     forward = rule_for(step.layer).forward
-    difference = forward(step.layer, x[:1]) - forward(step.layer, x[1:])
-    expected = (x[:1] - x[1:]) @ kernel
-    if difference.shape != expected.shape or not np.allclose(
-        difference, expected, rtol=1e-9, atol=1e-9 * max(1.0, float(np.abs(expected).max()))
-    ):
-        raise ValueError(
-            f"`effective_kernel()` of layer '{step.name}' is not the matrix of its forward pass."
-        )
+    x = np.random.default_rng(0).standard_normal((2, int(shape[1] or 0)))
+    size, bias = np.max(np.abs(kernel), initial=0.0), np.abs(forward(step.layer, 0.0 * x[:1]))
+    with np.errstate(all="ignore"):
+        outweighing = max(1.0, float(bias.max(initial=0.0))) / size if size > 0 else 1.0
+        for scale in (1.0, min(outweighing, 1e300)):
+            ends = [forward(step.layer, scale * row[None]) for row in x]
+            expected = (scale * x[:1] - scale * x[1:]) @ kernel
+            columns = scale * margins.lengths(x.ravel()[None]) * margins.lengths(kernel.T)
+            rounding = 8 * np.finfo(np.float64).eps * np.maximum(*(np.abs(z) for z in ends))
+            if expected.shape != ends[0].shape or not np.all(
+                np.abs(ends[0] - ends[1] - expected) <= 1e-9 * columns + rounding
+            ):
+                raise ValueError(
+                    f"`effective_kernel()` of layer '{step.name}' is not the matrix of its "
+                    "forward pass."
+                )

@@ -91,6 +91,8 @@ class LocalCertificate:
         self.lipschitz = certificate.lipschitz
         self.iterations = positive_int("iterations", iterations)
         self.exact_units = positive_int("exact_units", exact_units, least=0)
+        # Of the model as it was certified, not as it may be by now.
+        certificate._check_current()
         self._unrolled = unroll(trace(model))
 
     def radii(self, x: Any, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +158,7 @@ class LocalCertificate:
             found, _ = bounds.lower(np.broadcast_to(directions, (len(chunk), *directions.shape)))
             result[chunk[:, None], first, second] = found
         result += result.swapaxes(1, 2)
-        return np.minimum(result, certificate.body_lipschitz * certificate.pair_distances)
+        return np.minimum(result, certificate._speeds)
 
     def to_dict(self) -> dict[str, Any]:
         """The global certificate's numbers and the settings of the local one, for JSON."""
@@ -179,7 +181,7 @@ class LocalCertificate:
     ) -> np.ndarray:
         """The largest certified radius that a bisection from `start` finds, for each image."""
         certificate, classes = self.certificate, margins.shape[1]
-        speeds = certificate.body_lipschitz * certificate.pair_distances[labels]
+        speeds = certificate._speeds[labels]
         with np.errstate(divide="ignore", invalid="ignore"):
             limits = np.where(margins > 0, margins / speeds * (1 - 1e-12), 0.0)
         limits[np.arange(len(labels)), labels] = np.inf

@@ -30,6 +30,7 @@ __all__ = ["unroll"]
 kl = keras.layers
 Shape = tuple[int, ...]
 
+_FAR = 2.0**300
 # Slope of the flat side; 1 is the identity.
 _SLOPES = {"linear": 1.0, "relu": 0.0, "leaky_relu": 0.2, "half_leaky_relu": 0.5}
 _FUNCTIONS = {
@@ -150,8 +151,10 @@ def _entrywise(unrolled: Unrolled, slot: int, layer: Any) -> int:
     """A layer that scales and shifts each entry by itself."""
     rule, shape = rule_for(layer), unrolled.shapes[slot]
     gain = rule.gain(layer, (None, *shape))
-    ends = rule.forward(layer, np.stack([np.zeros(shape), np.ones(shape)]))
-    return unrolled.add(diagonal(ends[1] - ends[0], lambda x: rule.forward(layer, x), gain), [slot])
+    # From far away, where the largest offset is nothing beside the smallest scale.
+    ends = rule.forward(layer, np.stack([np.zeros(shape), np.full(shape, _FAR)]))
+    scale = (ends[1] - ends[0]) / _FAR
+    return unrolled.add(diagonal(scale, lambda x: rule.forward(layer, x), gain), [slot])
 
 
 def _reshape(unrolled: Unrolled, slot: int, layer: Any) -> int:

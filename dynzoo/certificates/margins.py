@@ -6,7 +6,44 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_labels", "limits", "places", "replaced"]
+__all__ = [
+    "SMALLEST",
+    "check_labels",
+    "lengths",
+    "limits",
+    "places",
+    "product",
+    "replaced",
+    "shrunk",
+]
+
+# A bound below this is rounded up to it: what is left of a product that underflows is no bound.
+SMALLEST = float(np.finfo(np.float64).tiny)
+_FARTHEST = float(np.finfo(np.float64).max)
+
+
+def product(a: Any, b: Any) -> Any:
+    """Upper bound of a * b for numbers >= 0: 0 only if one of them is, however small they are."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        result = a * b * (1.0 + 1e-15)
+    return np.where((a > 0) & (b > 0), np.maximum(result, SMALLEST), result)
+
+
+def lengths(rows: np.ndarray) -> np.ndarray:
+    """L2 norm of each row (n, ...), by its largest entry, so that no square leaves float64."""
+    flat = np.abs(rows.reshape(len(rows), -1)).astype(np.float64)
+    size = flat.max(axis=1, initial=0.0)
+    scale = np.where((size > 0) & np.isfinite(size), size, 1.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = scale * np.sqrt(np.sum((flat / scale[:, None]) ** 2, axis=1))
+    return np.where(np.isfinite(size), result, np.inf)
+
+
+def shrunk(radii: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Radii around images that were `moved` before the model saw them, not below 0."""
+    known = np.isfinite(moved)
+    return np.where(known, np.maximum(radii - np.where(known, moved, 0.0), 0.0), 0.0)
 
 
 def replaced(logits: np.ndarray) -> np.ndarray:
@@ -61,6 +98,8 @@ def limits(
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         # Slightly less than the quotient, so that the closed ball is certified.
         distances = margins / speeds[labels] * (1 - 1e-12)
+    # Too far to be written down is not never: that is for the classes that cannot come nearer.
+    distances = np.where(speeds[labels] > 0, np.minimum(distances, _FARTHEST), distances)
     distances = np.where((margins > 0) & finite[:, None], distances, 0.0)
     distances[rows, labels] = np.where(finite, np.inf, 0.0)
     return distances

@@ -15,13 +15,22 @@ import numpy as np
 
 from dynzoo.certificates import image_rules as image
 from dynzoo.certificates import linear_rules as linear
+from dynzoo.certificates import overrides
 from dynzoo.certificates import window_rules as window
 from dynzoo.certificates.contractions import contraction_gain
 from dynzoo.certificates.linear_rules import Shape, float64, refuse
 from dynzoo.certificates.operations import TensorCall
 from dynzoo.certificates.slopes import ACTIVATIONS, elu, leaky_relu, softmax
 
-__all__ = ["Rule", "activation_rule", "ends_in_softmax", "is_identity", "linear_head", "rule_for"]
+__all__ = [
+    "Rule",
+    "activation_rule",
+    "check_methods",
+    "ends_in_softmax",
+    "is_identity",
+    "linear_head",
+    "rule_for",
+]
 
 kl = keras.layers
 
@@ -81,10 +90,15 @@ def _with_activation(gain: Any, forward: Any) -> Rule:
     return Rule(total_gain, total_forward)
 
 
+def _at_least_one(slopes: Any) -> float:
+    """The largest of 1 and the slopes; unlike `max`, it keeps a NaN."""
+    return float(np.max(np.maximum(1.0, np.abs(slopes))))
+
+
 def _relu_gain(layer: Any, shape: Shape) -> float:
     if layer.threshold != 0:
         raise refuse(layer, "with a threshold other than 0 it jumps.")
-    return max(1.0, abs(layer.negative_slope))
+    return _at_least_one(layer.negative_slope)
 
 
 def _relu_forward(layer: Any, x: np.ndarray) -> np.ndarray:
@@ -134,15 +148,15 @@ _RULES: dict[type, Rule] = {
     ),
     kl.ReLU: Rule(_relu_gain, _relu_forward),
     kl.LeakyReLU: Rule(
-        lambda layer, shape: max(1.0, abs(layer.negative_slope)),
+        lambda layer, shape: _at_least_one(layer.negative_slope),
         lambda layer, x: leaky_relu(x, layer.negative_slope),
     ),
     kl.PReLU: Rule(
-        lambda layer, shape: max(1.0, float(np.max(np.abs(float64(layer.alpha))))),
+        lambda layer, shape: _at_least_one(float64(layer.alpha)),
         lambda layer, x: leaky_relu(x, float64(layer.alpha)),
     ),
     kl.ELU: Rule(
-        lambda layer, shape: max(1.0, abs(layer.alpha)), lambda layer, x: elu(x, layer.alpha)
+        lambda layer, shape: _at_least_one(layer.alpha), lambda layer, x: elu(x, layer.alpha)
     ),
     kl.Softmax: Rule(_softmax_gain, _softmax_forward),
     kl.Dense: _with_activation(linear.dense_gain, linear.dense_forward),
@@ -268,18 +282,26 @@ _PROTOCOL = Rule(
 )
 
 
-def _speaks_for_itself(layer: Any) -> bool:
-    """Whether the class states its bound, and states it for the `call` that is in force.
+def _objection(layer: Any) -> str | None:
+    """Why what the class states is not a statement of the `call` that is in force, if it is not.
 
-    A subclass that overrides `call` alone inherits a bound that was proved for something else.
+    A subclass that computes something else inherits a bound that was proved for its parent.
     """
-    mro = type(layer).__mro__
-
-    def depth(method: str) -> int:
-        return next((i for i, cls in enumerate(mro) if method in vars(cls)), len(mro))
-
-    bound, reference, call = depth("lipschitz_bound"), depth("call_float64"), depth("call")
-    return max(bound, reference) < len(mro) and min(bound, reference) <= call
+    cls = type(layer)
+    missing = [m for m in ("lipschitz_bound", "call_float64") if not hasattr(cls, m)]
+    if missing:
+        return f"it has no `{missing[0]}`."
+    place = overrides.defined_at
+    changed = overrides.redefined(cls, "lipschitz_bound")
+    if changed is None and place(cls, "call_float64") > place(cls, "call"):
+        changed = "call"
+    if changed is None:
+        return None
+    definer = cls.__mro__[place(cls, changed)].__name__
+    return (
+        f"`{definer}` redefines `{changed}`, which the `lipschitz_bound` or `call_float64` that "
+        f"it inherits was not written for; `{definer}` must define both."
+    )
 
 
 def rule_for(layer: Any) -> Rule:
@@ -288,20 +310,29 @@ def rule_for(layer: Any) -> Rule:
     Raises:
         UncertifiableLayerError: if nothing is known of the layer's class.
     """
+    check_methods(layer)
     if type(layer) in _RULES:
         return _RULES[type(layer)]
-    if _speaks_for_itself(layer):
+    objection = _objection(layer)
+    if objection is None:
         return _PROTOCOL
+    if hasattr(type(layer), "lipschitz_bound"):
+        raise refuse(layer, objection)
     base = next((cls.__name__ for cls in type(layer).__mro__ if cls in _RULES), None)
     if base is not None:
         raise refuse(layer, f"it is a subclass of `{base}` and may compute something else.")
-    if hasattr(layer, "lipschitz_bound"):
+    raise refuse(layer, _REASONS.get(type(layer), "no bound of its Lipschitz constant is known."))
+
+
+def check_methods(layer: Any) -> None:
+    """Refuses an object with a method of its own: its class no longer says what it computes."""
+    name = overrides.replaced_method(layer)
+    if name is not None:
         raise refuse(
             layer,
-            "it must define both `lipschitz_bound` and `call_float64`, and define at least one "
-            "of them anew where it overrides `call`.",
+            f"`{name}` was put on this one object, so that what is known of its class need not "
+            "hold; write a class of its own.",
         )
-    raise refuse(layer, _REASONS.get(type(layer), "no bound of its Lipschitz constant is known."))
 
 
 # --- what the last layers are --------------------------------------------------------------
@@ -335,6 +366,9 @@ def linear_head(layer: Any) -> np.ndarray | None:
         if layer.activation in (None, keras.activations.linear):
             return float64(layer.kernel)
         return None
-    if type(layer) not in _RULES and hasattr(layer, "effective_kernel"):
+    if type(layer) in _RULES or not hasattr(type(layer), "effective_kernel"):
+        return None
+    # As with a bound: a matrix that was stated for another forward pass is not this layer's.
+    if overrides.redefined(type(layer), "effective_kernel") is None:
         return np.asarray(layer.effective_kernel(), dtype=np.float64)
     return None

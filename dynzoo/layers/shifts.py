@@ -62,6 +62,8 @@ class SpatialShift(_Shifting):
         x = np.asarray(x, dtype=np.float64)
         return shift_float64(x, self.reverse, self.padding, self.fraction)
 
+    lipschitz_bound = Isometry.lipschitz_bound
+
 
 @keras.saving.register_keras_serializable(package="dynzoo")
 class MaxMinShift(_Shifting, MaxMin):
@@ -91,3 +93,5 @@ class MaxMinShift(_Shifting, MaxMin):
     def call_float64(self, x):
         """The inference pass in NumPy float64."""
         return shift_float64(super().call_float64(x), self.reverse, self.padding, self.fraction)
+
+    lipschitz_bound = Isometry.lipschitz_bound
