@@ -4,17 +4,25 @@
 
 The last line is JSON: seconds of the first `certify` call after loading, seconds of `predict` and
 of `Certificate.radii` on the same images (medians), and their ratio.
+
+    python benchmarks/certification.py --convolution CHANNELS PIXELS TAPS
+
+measures the float64 norm of one convolution instead: its bound, seconds of the processor, and by
+how many MiB the largest memory of the process grew. With PYTHONPATH at another checkout it
+measures that one.
 """
 
 import argparse
 import json
+import resource
+import sys
 import time
 
 import keras
 import numpy as np
 
 import dynzoo
-from dynzoo import runs
+from dynzoo import runs, spectral
 
 
 def seconds(function):
@@ -23,12 +31,35 @@ def seconds(function):
     return time.perf_counter() - start
 
 
+def peak_mib():
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def measure_convolution(channels, pixels, taps):
+    shape = (taps, taps, channels, channels)
+    kernel = np.random.default_rng(0).normal(size=shape) / np.sqrt(taps * taps * channels)
+    before, start = peak_mib(), time.process_time()
+    bound = spectral.conv_norm_float64(kernel, (pixels, pixels))
+    return {
+        "kernel": shape,
+        "pixels": pixels,
+        "bound": bound,
+        "cpu_seconds": round(time.process_time() - start, 2),
+        "peak_mib": round(peak_mib() - before),
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("preset", nargs="?", default="isometric_tiny_cifar10")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--convolution", type=int, nargs=3, metavar=("CHANNELS", "PIXELS", "TAPS"))
     args = parser.parse_args()
+    if args.convolution:
+        print(json.dumps(measure_convolution(*args.convolution)))
+        return
 
     model = dynzoo.from_preset(args.preset)
     start = time.perf_counter()

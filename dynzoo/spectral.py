@@ -14,10 +14,15 @@ layout ``(height, width, channels_in, channels_out)`` and stride 1.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from keras import ops
+
+from dynzoo.conv_norms import conv_all_sizes_norm_float64, conv_norm_float64
+from dynzoo.singular_values import (
+    dense_min_singular_value_float64,
+    dense_norm_float64,
+    nearest_orthonormal_float64,
+)
 
 __all__ = [
     "conv_all_sizes_norm_float64",
@@ -32,116 +37,12 @@ __all__ = [
     "polar_iteration",
 ]
 
-# One float64 SVD is backward stable: computed singular values are off by a small multiple of
-# n * eps * sigma_max. 1e-12 covers every matrix size a float64 SVD is feasible for.
-_SVD_SLACK = 1.0 + 1e-12
 # Newton-Schulz maps singular values in [0, sqrt(3)) into [0, 1]; stay clear of the edge.
 _NEWTON_SCHULZ_RADIUS = 1.7
 _NEWTON_SCHULZ = [(1.5, -0.5, 0.0)]
 # Rounding makes a zero eigenvalue of G slightly negative, and each step enlarges it: after some
 # 20 steps on one Gram matrix a rank-deficient kernel would blow up. G is formed anew before that.
 _STEPS_A_GRAM = 5
-
-
-# --- float64, for certificates -------------------------------------------------------------
-
-
-def dense_norm_float64(kernel) -> float:
-    """Upper bound of the spectral norm of a matrix, by a float64 SVD."""
-    kernel = np.asarray(kernel, dtype=np.float64)
-    if kernel.size == 0:
-        return 0.0
-    return float(np.linalg.norm(kernel, ord=2)) * _SVD_SLACK
-
-
-def dense_min_singular_value_float64(kernel) -> float:
-    """Lower bound of the smallest of the ``min(rows, columns)`` singular values."""
-    singular_values = np.linalg.svd(np.asarray(kernel, dtype=np.float64), compute_uv=False)
-    return max(0.0, float(singular_values[-1] - (_SVD_SLACK - 1.0) * singular_values[0]))
-
-
-def _symbols_float64(kernel: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """Fourier symbols (frequencies, channels_in, channels_out) of a circular convolution.
-
-    A real kernel has conjugate symbols at opposite frequencies, so half of the columns do.
-    """
-    symbols = np.fft.rfft2(kernel, s=grid, axes=(0, 1))
-    return symbols.reshape(-1, *kernel.shape[2:])
-
-
-def _largest_singular_value_float64(symbols: np.ndarray) -> float:
-    """Largest singular value over a stack of complex matrices, through the smaller Gram matrix."""
-    if symbols.shape[-2] > symbols.shape[-1]:
-        symbols = symbols.swapaxes(-1, -2)
-    gram = symbols @ symbols.conj().swapaxes(-1, -2)
-    squared = float(np.linalg.eigvalsh(gram)[..., -1].max())
-    # Forming the Gram matrix costs n * eps of the *squared* norm, relative to the largest.
-    return math.sqrt(max(squared, 0.0)) * (1.0 + 1e-11)
-
-
-def conv_norm_float64(kernel, spatial, padding: str = "zero") -> float:
-    """Upper bound of the operator norm of a stride-1 convolution on images of one size.
-
-    Circular padding: exact, the largest singular value of the Fourier symbols on the ``n`` grid.
-    Zero padding: the zero-padded convolution on ``n`` points is a compression of the circular one
-    on ``n + k - 1`` points, whose norm therefore bounds it. (The circular norm on the ``n`` grid
-    itself does not.)
-
-    Args:
-        kernel: array (height, width, channels_in, channels_out).
-        spatial: image size (height, width) in pixels.
-        padding: ``"zero"`` or ``"circular"``.
-
-    Returns:
-        A float that is not below the true norm.
-    """
-    kernel = np.asarray(kernel, dtype=np.float64)
-    if padding not in ("zero", "circular"):
-        raise ValueError(f"`padding` must be 'zero' or 'circular'. Received: padding={padding!r}")
-    grid = tuple(
-        int(n) + (k - 1 if padding == "zero" else 0)
-        for n, k in zip(spatial, kernel.shape[:2], strict=True)
-    )
-    if padding == "circular" and any(n < k for n, k in zip(grid, kernel.shape[:2], strict=True)):
-        kernel = _wrap(kernel, grid)
-    return _largest_singular_value_float64(_symbols_float64(kernel, grid))
-
-
-def _wrap(kernel: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """Fold a kernel that is larger than a periodic image onto that image."""
-    folded = np.zeros((*grid, *kernel.shape[2:]))
-    for i in range(kernel.shape[0]):
-        for j in range(kernel.shape[1]):
-            folded[i % grid[0], j % grid[1]] += kernel[i, j]
-    return folded
-
-
-def conv_all_sizes_norm_float64(kernel, grid: int = 64) -> float:
-    r"""Upper bound of a stride-1 convolution's norm that holds for every image size.
-
-    For fixed $v$, $p(\omega) = \|\hat K(\omega) v\|^2$ is a trigonometric polynomial of degree
-    $k - 1$ in each variable. A polynomial of degree $d$ and maximum $M$ stays above
-    $M \cos(d\,\delta)$ within a distance $\delta$ of its maximum (Riesz), so sampling at $N$
-    points gives $\sup \|\hat K\| \le \max_{grid} \|\hat K\| / \cos((k - 1)\pi / N)$.
-
-    Reference: H. Ehlich, K. Zeller, "Schwankung von Polynomen zwischen Gitterpunkten",
-    Mathematische Zeitschrift 86 (1964).
-    """
-    kernel = np.asarray(kernel, dtype=np.float64)
-    largest = _largest_singular_value_float64(_symbols_float64(kernel, (grid, grid)))
-    loss = 1.0
-    for k in kernel.shape[:2]:
-        if (k - 1) * math.pi / grid >= math.pi / 2:
-            raise ValueError(f"`grid` must be above {2 * (k - 1)}. Received: grid={grid}")
-        loss *= math.cos((k - 1) * math.pi / grid)
-    return largest / math.sqrt(loss)
-
-
-def nearest_orthonormal_float64(kernel) -> np.ndarray:
-    """Closest matrix with orthonormal rows (or columns, whichever are fewer): the polar factor."""
-    kernel = np.asarray(kernel, dtype=np.float64)
-    u, _, vt = np.linalg.svd(kernel, full_matrices=False)
-    return u @ vt
 
 
 # --- keras.ops, for training ---------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Norm bounds: never below the truth, tight, and what breaks if the padding is forgotten."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from helpers import conv_matrix, norm, normal
@@ -7,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from dynzoo import backend, spectral
+from dynzoo import backend, conv_norms, spectral
+from dynzoo.conv_norms import Axis, padded_conv_norm_float64
 
 PADDINGS = ("zero", "circular")
 seeds = st.integers(0, 10_000)
@@ -101,6 +104,133 @@ def test_all_sizes_bound_with_a_coarse_grid():
 def test_unknown_padding_is_refused():
     with pytest.raises(ValueError, match="`padding` must be"):
         spectral.conv_norm_float64(np.ones((3, 3, 1, 1)), (4, 4), "same")
+
+
+# --- numbers of any size ----------------------------------------------------------------------
+
+FLOAT64_BOUNDS = {
+    "dense": (lambda k: spectral.dense_norm_float64(k.reshape(k.shape[0], -1)), 1),
+    "circular": (lambda k: spectral.conv_norm_float64(k, (5, 4), "circular"), 1),
+    "zero": (lambda k: spectral.conv_norm_float64(k, (5, 4), "zero"), 1),
+    "small": (lambda k: spectral.conv_norm_float64(k, (5, 4), "zero", small_images=True), 1),
+    "all_sizes": (spectral.conv_all_sizes_norm_float64, 1),
+    "strided": (lambda k: padded_conv_norm_float64(k, [Axis(7, 4, 2, 1, 1), Axis(6, 3, 2)]), 1),
+    "smallest": (lambda k: spectral.dense_min_singular_value_float64(k.reshape(k.shape[0], -1)), 0),
+}
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(list(FLOAT64_BOUNDS)), st.integers(-300, 300), seeds)
+def test_bounds_scale_with_the_kernel(name, exponent, seed):
+    bound, _ = FLOAT64_BOUNDS[name]
+    kernel = np.random.default_rng(seed).normal(size=(3, 3, 2, 3))
+    scale = 10.0**exponent
+    plain, scaled = bound(kernel), bound(kernel * scale)
+    assert plain > 0
+    assert scaled / scale == pytest.approx(plain, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", FLOAT64_BOUNDS)
+@pytest.mark.parametrize("tiny", [5e-324, 1e-315, 1e-170])
+def test_only_a_zero_kernel_has_norm_zero(name, tiny):
+    bound, above = FLOAT64_BOUNDS[name]
+    ones = np.ones((3, 3, 1, 1))
+    if above:
+        # Of denormals there are few: the bound is rounded up to the next one.
+        assert bound(tiny * ones) >= bound(ones) * tiny > 0
+    else:
+        assert 0 <= bound(tiny * ones) <= bound(ones) * tiny
+    assert bound(0 * ones) == 0.0
+
+
+@pytest.mark.parametrize("name", FLOAT64_BOUNDS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_kernels_that_are_not_finite_are_refused(name, value):
+    kernel = np.ones((3, 3, 2, 2))
+    kernel[1, 2, 0, 1] = value
+    with pytest.raises(ValueError, match="must hold finite numbers"):
+        FLOAT64_BOUNDS[name][0](kernel)
+
+
+def test_a_norm_beyond_float64_is_infinite_and_a_least_value_is_not():
+    huge = np.full((4, 4), 1.7e308)
+    assert spectral.dense_norm_float64(huge) == np.inf
+    assert spectral.conv_norm_float64(huge.reshape(2, 2, 2, 2), (4, 4)) == np.inf
+    assert spectral.dense_min_singular_value_float64(1.7e308 * np.eye(3)) <= 1.7e308
+
+
+def test_polar_factor_of_extreme_kernels():
+    matrix = np.random.default_rng(0).normal(size=(4, 7))
+    plain = spectral.nearest_orthonormal_float64(matrix)
+    for scale in (1e-300, 1e300):
+        after = spectral.nearest_orthonormal_float64(matrix * scale)
+        np.testing.assert_allclose(after, plain, atol=1e-12)
+
+
+# --- the ways to a convolution's norm ---------------------------------------------------------
+
+
+def test_products_of_taps_give_the_same_norm_as_symbols(monkeypatch):
+    for seed, (k, spatial) in enumerate([((3, 3), (9, 8)), ((1, 5), (7, 12)), ((2, 4), (6, 6))]):
+        kernel = np.random.default_rng(seed).normal(size=(*k, 18, 20))
+        products = spectral.conv_norm_float64(kernel, spatial)
+        monkeypatch.setattr(conv_norms, "_LARGE_SIDE", 10**9)
+        symbols = spectral.conv_norm_float64(kernel, spatial)
+        monkeypatch.undo()
+        assert products == pytest.approx(symbols, rel=1e-10)
+
+
+@settings(max_examples=40)
+@given(
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    seeds,
+)
+def test_twisted_rings_are_upper_bounds(k, size, strides, seed):
+    kernel = np.random.default_rng(seed).normal(size=(*k, 2, 2))
+    axes = [
+        Axis(n, -(-n // s), s, 1, max((-(-n // s) - 1) * s + t - n, 0) // 2)
+        for n, s, t in zip(size, strides, k, strict=True)
+    ]
+    exact = padded_conv_norm_float64(kernel, axes)
+    rings = conv_norms._twisted_bound(kernel, axes, np.inf, 0.0)
+    plain = conv_norms._ring_bound(kernel, axes, conv_norms._rings(kernel.shape, axes))
+    # At these sizes the first is the norm of the unrolled map itself.
+    assert exact <= rings * (1 + 1e-9) and exact <= plain * (1 + 1e-9)
+
+
+def test_norm_of_a_large_unrolled_map():
+    # A Kronecker product: sums over three pixels along both axes, and a matrix over channels.
+    channels = np.random.default_rng(2).normal(size=(16, 16))
+    kernel = np.ones((3, 3, 1, 1)) * channels
+    axes = [Axis(6, 6, before=1)] * 2
+    exact = (1 + 2 * np.cos(np.pi / 7)) ** 2 * np.linalg.norm(channels, 2)
+    assert 6 * 6 * 16 > conv_norms._SMALL_UNROLLED
+    assert exact <= padded_conv_norm_float64(kernel, axes) <= exact * (1 + 1e-8)
+    assert spectral.conv_norm_float64(kernel, (6, 6)) > 1.1 * exact
+
+
+def test_memory_does_not_grow_with_the_image():
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 64, 64))
+    peaks = []
+    for size in (28, 84):
+        tracemalloc.start()
+        spectral.conv_norm_float64(kernel, (size, size))
+        peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
+        tracemalloc.stop()
+    # All symbols at 84x84 pixels are 231 MiB, and as much again their Gram matrices.
+    assert max(peaks) < 80 and peaks[1] < 1.5 * peaks[0]
+
+
+def test_what_is_too_large_is_refused_before_memory_is_taken():
+    for shape, message in (((3, 3, 8192, 8192), "67108864"), ((3, 3, 2048, 2048), "e\\+")):
+        kernel = np.broadcast_to(np.float64(1.0), shape)  # one number in memory
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=f"512x512 pixels.*{message}"):
+            spectral.conv_norm_float64(kernel, (512, 512))
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+        tracemalloc.stop()
 
 
 # --- the training side: Gram iteration over keras.ops -----------------------------------------

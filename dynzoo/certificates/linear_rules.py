@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
@@ -16,12 +15,8 @@ __all__ = [
     "batchnorm_forward",
     "batchnorm_gain",
     "channels_last",
-    "conv_forward",
-    "conv_gain",
     "dense_forward",
     "dense_gain",
-    "depthwise_forward",
-    "depthwise_gain",
     "float64",
     "normalization_forward",
     "normalization_gain",
@@ -33,8 +28,6 @@ __all__ = [
 ]
 
 Shape = tuple[int | None, ...]
-# Above this many pixels a norm that holds for all image sizes costs less and is hardly looser.
-_LARGEST_GRID = 64 * 64
 
 
 def float64(value: Any) -> np.ndarray:
@@ -79,93 +72,6 @@ def dense_forward(layer: Any, x: np.ndarray) -> np.ndarray:
     """x W + b over the last axis."""
     y = x @ float64(layer.kernel)
     return y + float64(layer.bias) if layer.use_bias else y
-
-
-# --- convolutions --------------------------------------------------------------------------
-
-
-def _dilated(kernel: np.ndarray, rates: tuple[int, int]) -> np.ndarray:
-    if tuple(rates) == (1, 1):
-        return kernel
-    size = [(k - 1) * r + 1 for k, r in zip(kernel.shape[:2], rates, strict=True)]
-    out = np.zeros((*size, *kernel.shape[2:]))
-    out[:: rates[0], :: rates[1]] = kernel
-    return out
-
-
-def _kernel_gain(kernel: np.ndarray, size: tuple[int, int], strides: Any, padding: str) -> float:
-    """Bound for one (dilated) kernel; with strides the smaller of two bounds.
-
-    The strided map is a subsampling of the one with stride 1, so it is not larger. And a pixel is
-    in at most prod(ceil(k / s)) windows, each of which sees the kernel as one matrix.
-    """
-    windows = math.prod(-(-k // s) for k, s in zip(kernel.shape[:2], strides, strict=True))
-    rows = kernel.reshape(-1, kernel.shape[-1])
-    counted = spectral.dense_norm_float64(rows) * math.sqrt(windows) * (1 + 1e-15)
-    if windows == 1:
-        return counted
-    if math.prod(size) > _LARGEST_GRID and max(kernel.shape[:2]) <= 9:
-        return min(counted, spectral.conv_all_sizes_norm_float64(kernel))
-    # Valid windows never wrap around, so the circular operator on the image itself bounds them.
-    mode = "circular" if padding == "valid" else "zero"
-    return min(counted, spectral.conv_norm_float64(kernel, size, mode))
-
-
-def conv_gain(layer: Any, shape: Shape) -> float:
-    """Largest over the groups of a bound of the operator norm at this image size."""
-    kernel = _dilated(float64(layer.kernel), layer.dilation_rate)
-    return max(
-        _kernel_gain(part, spatial(layer, shape), layer.strides, layer.padding)
-        for part in np.split(kernel, layer.groups, axis=-1)
-    )
-
-
-def depthwise_gain(layer: Any, shape: Shape) -> float:
-    """As `conv_gain`, with one group for each input channel."""
-    kernel = _dilated(float64(layer.kernel), layer.dilation_rate)
-    return max(
-        _kernel_gain(kernel[:, :, [c]], spatial(layer, shape), layer.strides, layer.padding)
-        for c in range(kernel.shape[2])
-    )
-
-
-def _correlate(x: np.ndarray, kernel: np.ndarray, strides: Any, padding: str) -> np.ndarray:
-    """Cross-correlation of NHWC images, one matrix product for each kernel position."""
-    if padding == "same":
-        pads = [same_padding(x.shape[a + 1], kernel.shape[a], strides[a]) for a in (0, 1)]
-        x = np.pad(x, ((0, 0), *pads, (0, 0)))
-    rows = (x.shape[1] - kernel.shape[0]) // strides[0] + 1
-    columns = (x.shape[2] - kernel.shape[1]) // strides[1] + 1
-    out = np.zeros((len(x), rows, columns, kernel.shape[-1]))
-    for i, j in np.argwhere(np.any(kernel != 0, axis=(2, 3))):
-        end_i, end_j = i + (rows - 1) * strides[0] + 1, j + (columns - 1) * strides[1] + 1
-        out += x[:, i : end_i : strides[0], j : end_j : strides[1]] @ kernel[i, j]
-    return out
-
-
-def _grouped_forward(layer: Any, x: np.ndarray, kernels: list[np.ndarray]) -> np.ndarray:
-    parts = np.split(x, len(kernels), axis=-1)
-    y = np.concatenate(
-        [
-            _correlate(part, _dilated(kernel, layer.dilation_rate), layer.strides, layer.padding)
-            for part, kernel in zip(parts, kernels, strict=True)
-        ],
-        axis=-1,
-    )
-    return y + float64(layer.bias) if layer.use_bias else y
-
-
-def conv_forward(layer: Any, x: np.ndarray) -> np.ndarray:
-    """Conv2D with its strides, dilation, groups, padding and bias."""
-    kernels = np.split(float64(layer.kernel), layer.groups, axis=-1)
-    return channels_last(layer, x, lambda images: _grouped_forward(layer, images, kernels))
-
-
-def depthwise_forward(layer: Any, x: np.ndarray) -> np.ndarray:
-    """DepthwiseConv2D: channel c of the input makes the outputs c*m, ..., c*m + m - 1."""
-    kernel = float64(layer.kernel)
-    kernels = np.split(kernel, kernel.shape[2], axis=2)
-    return channels_last(layer, x, lambda images: _grouped_forward(layer, images, kernels))
 
 
 # --- scale and shift -----------------------------------------------------------------------

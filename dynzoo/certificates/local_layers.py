@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from dynzoo import spectral
+from dynzoo.certificates import conv_rules
 from dynzoo.certificates import linear_rules as linear
 from dynzoo.certificates import window_rules as window
 from dynzoo.certificates.graph import Program
@@ -18,6 +19,7 @@ from dynzoo.certificates.local_operations import add_operation
 from dynzoo.certificates.local_ops import Affine, Sum, Unrolled, dense, diagonal, gather, mix
 from dynzoo.certificates.operations import RankChange, TensorCall, class_name
 from dynzoo.certificates.rules import is_identity, rule_for
+from dynzoo.conv_norms import correlate_adjoint
 from dynzoo.fields.gradient import contractive_factor
 from dynzoo.layers.gradient_flow import GradientFlow
 from dynzoo.layers.heads import UnitRowDense
@@ -117,25 +119,14 @@ def _conv(unrolled: Unrolled, slot: int, layer: Any) -> int:
     plain = layer.groups == 1 and tuple(layer.dilation_rate) == (1, 1)
     if not plain or layer.data_format != "channels_last":
         raise _unknown(layer, "only groups=1, dilation_rate=1 and channels_last are supported")
-    kernel, strides = float64(layer.kernel), layer.strides
-    gain = linear.conv_gain(layer, (None, *shape))
-    pads = [(0, 0), (0, 0)]
-    if layer.padding == "same":
-        pads = [linear.same_padding(shape[a], kernel.shape[a], strides[a]) for a in (0, 1)]
+    kernel, axes = float64(layer.kernel), conv_rules.conv_axes(layer, (None, *shape))
+    gain = conv_rules.gain(layer, (None, *shape))
 
     def adjoint(y: np.ndarray) -> np.ndarray:
-        rows, columns = y.shape[1:3]
-        size = [n + sum(pad) for n, pad in zip(shape[:2], pads, strict=True)]
-        x = np.zeros((len(y), *size, shape[2]))
-        for i in range(kernel.shape[0]):
-            for j in range(kernel.shape[1]):
-                end_i, end_j = i + (rows - 1) * strides[0] + 1, j + (columns - 1) * strides[1] + 1
-                x[:, i : end_i : strides[0], j : end_j : strides[1]] += y @ kernel[i, j].T
-        top, left = pads[0][0], pads[1][0]
-        return x[:, top : top + shape[0], left : left + shape[1]]
+        return correlate_adjoint(y, kernel, axes)
 
     filters = np.sqrt(np.sum(kernel**2, axis=(0, 1, 2)))
-    op = mix(lambda x: linear.conv_forward(layer, x), adjoint, gain, filters)
+    op = mix(lambda x: conv_rules.forward(layer, x), adjoint, gain, filters)
     return _activated(unrolled, unrolled.add(op, [slot]), layer)
 
 

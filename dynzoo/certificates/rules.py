@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from dynzoo.certificates import conv_rules as conv
 from dynzoo.certificates import image_rules as image
 from dynzoo.certificates import linear_rules as linear
 from dynzoo.certificates import overrides
@@ -160,8 +161,16 @@ _RULES: dict[type, Rule] = {
     ),
     kl.Softmax: Rule(_softmax_gain, _softmax_forward),
     kl.Dense: _with_activation(linear.dense_gain, linear.dense_forward),
-    kl.Conv2D: _with_activation(linear.conv_gain, linear.conv_forward),
-    kl.DepthwiseConv2D: _with_activation(linear.depthwise_gain, linear.depthwise_forward),
+    kl.Conv1D: _with_activation(conv.gain, conv.forward),
+    kl.Conv2D: _with_activation(conv.gain, conv.forward),
+    kl.Conv3D: _with_activation(conv.gain, conv.forward),
+    kl.DepthwiseConv1D: _with_activation(conv.depthwise_gain, conv.depthwise_forward),
+    kl.DepthwiseConv2D: _with_activation(conv.depthwise_gain, conv.depthwise_forward),
+    kl.SeparableConv1D: _with_activation(conv.separable_gain, conv.separable_forward),
+    kl.SeparableConv2D: _with_activation(conv.separable_gain, conv.separable_forward),
+    kl.Conv1DTranspose: _with_activation(conv.transposed_gain, conv.transposed_forward),
+    kl.Conv2DTranspose: _with_activation(conv.transposed_gain, conv.transposed_forward),
+    kl.Conv3DTranspose: _with_activation(conv.transposed_gain, conv.transposed_forward),
     kl.BatchNormalization: Rule(linear.batchnorm_gain, linear.batchnorm_forward),
     kl.Normalization: Rule(linear.normalization_gain, linear.normalization_forward),
     kl.Rescaling: Rule(linear.rescaling_gain, linear.rescaling_forward),

@@ -96,7 +96,7 @@ class Conv(Operator):
     def norm_float64(self, kernel, input_shape):
         if None in tuple(input_shape[1:3]):
             return spectral.conv_all_sizes_norm_float64(kernel)
-        return spectral.conv_norm_float64(kernel, input_shape[1:3], self.padding)
+        return spectral.conv_norm_float64(kernel, input_shape[1:3], self.padding, small_images=True)
 
     def spectral_norm_constraint(self, max_norm, input_shape):
         spatial = None if None in tuple(input_shape[1:3]) else tuple(input_shape[1:3])

@@ -1,0 +1,121 @@
+"""Singular values of float64 matrices as bounds: of one matrix, and the largest over many.
+
+Every function scales by a power of two first, so that squares neither overflow nor vanish: a
+bound is 0 for an exactly zero matrix and for no other. All rounding is counted on the safe side.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.linalg import lapack
+
+__all__ = [
+    "ROUNDOFF",
+    "dense_min_singular_value_float64",
+    "dense_norm_float64",
+    "gram_slack",
+    "largest_eigenvalue",
+    "nearest_orthonormal_float64",
+    "scaled_back",
+    "unit_entries_float64",
+]
+
+ROUNDOFF = 2.0**-53
+# One float64 SVD is backward stable: computed singular values are off by a small multiple of
+# n * eps * sigma_max. 1e-12 covers every matrix size a float64 SVD is feasible for.
+_SVD_SLACK = 1.0 + 1e-12
+# Eigenvalues that exceed the largest one found by no more than this need not be told apart.
+_TIE = 1.0 + 1e-11
+
+
+def unit_entries_float64(kernel) -> tuple[np.ndarray, int]:
+    """A float64 copy over a power of two, largest entry in [1/2, 1), and the exponent.
+
+    Raises:
+        ValueError: if an entry is NaN or infinite.
+    """
+    kernel = np.asarray(kernel, dtype=np.float64)
+    largest = float(np.max(np.abs(kernel), initial=0.0))
+    if not math.isfinite(largest):
+        raise ValueError(
+            f"A kernel must hold finite numbers. Received: NaN or infinity in shape {kernel.shape}"
+        )
+    exponent = math.frexp(largest)[1]
+    with np.errstate(under="ignore"):  # what is 1e-308 times smaller than the largest entry
+        return np.ldexp(kernel, -exponent), exponent
+
+
+def scaled_back(value: float, exponent: int, up: bool = True) -> float:
+    """value * 2**exponent, rounded up (or down); infinity where float64 ends (its largest)."""
+    with np.errstate(over="ignore", under="ignore"):
+        scaled = float(np.ldexp(value, exponent))
+    if 0.0 < value and scaled < np.finfo(np.float64).tiny:  # the one case that rounds
+        scaled = float(np.nextafter(scaled, np.inf if up else -np.inf))
+    return scaled if up else min(max(scaled, 0.0), float(np.finfo(np.float64).max))
+
+
+def dense_norm_float64(kernel) -> float:
+    """Upper bound of the spectral norm of a matrix, by a float64 SVD."""
+    kernel, exponent = unit_entries_float64(kernel)
+    if kernel.size == 0:
+        return 0.0
+    return scaled_back(float(np.linalg.norm(kernel, ord=2)) * _SVD_SLACK, exponent)
+
+
+def dense_min_singular_value_float64(kernel) -> float:
+    """Lower bound of the smallest of the ``min(rows, columns)`` singular values."""
+    kernel, exponent = unit_entries_float64(kernel)
+    if kernel.size == 0:
+        return 0.0
+    singular_values = np.linalg.svd(kernel, compute_uv=False)
+    smallest = float(singular_values[-1] - (_SVD_SLACK - 1.0) * singular_values[0])
+    return scaled_back(max(0.0, smallest), exponent, up=False)
+
+
+def nearest_orthonormal_float64(kernel) -> np.ndarray:
+    """Closest matrix with orthonormal rows (or columns, whichever are fewer): the polar factor."""
+    kernel, _ = unit_entries_float64(kernel)
+    u, _, vt = np.linalg.svd(kernel, full_matrices=False)
+    return u @ vt
+
+
+def gram_slack(side: int, inner: int) -> float:
+    r"""Factor that covers the rounding of $G = SS^*$ and of what `largest_eigenvalue` does.
+
+    Forming G from sums of `inner` products moves it by at most $4(r + 4)u\|S\|_F^2$, a Cholesky
+    factorisation that ends is that of a matrix at most $4(q + 2)u\,\mathrm{tr}\,G$ away, and both
+    $\|S\|_F^2$ and the trace are at most q times the largest eigenvalue.
+    """
+    return _TIE * (1.0 + ROUNDOFF * side * (4.0 * inner + 4.0 * side + 40.0))
+
+
+def largest_eigenvalue(grams: np.ndarray, known: float, ceiling: float = math.inf) -> float:
+    r"""The largest eigenvalue over a stack and `known`; times `gram_slack`, an upper bound.
+
+    $\lambda I - G$ has a Cholesky factor only if no eigenvalue of G exceeds $\lambda$. That costs
+    a tenth of the eigenvalues, which are computed only where it fails: for matrices in random
+    order about ln(n) times.
+
+    Args:
+        grams: positive semi-definite matrices (n, q, q), real or complex.
+        known: largest eigenvalue so far, 0 at the start.
+        ceiling: gives up (returns infinity) as soon as an eigenvalue is not below it.
+    """
+    side = grams.shape[-1]
+    if side == 1:
+        largest = max(known, float(grams.real.max(initial=0.0)))
+        return largest if largest < ceiling else math.inf
+    factorise = lapack.zpotrf if np.iscomplexobj(grams) else lapack.dpotrf
+    diagonal = np.arange(side)
+    for gram in grams:
+        if known > 0.0:
+            shifted = -gram.T  # in Fortran order: LAPACK works in place
+            shifted[diagonal, diagonal] += known * _TIE
+            if factorise(shifted, lower=1, clean=0, overwrite_a=1)[1] == 0:
+                continue
+        known = max(known, float(np.linalg.eigvalsh(gram)[-1]))
+        if known >= ceiling:
+            return math.inf
+    return known
