@@ -18,7 +18,7 @@ import numpy as np
 
 from dynzoo.certificates.linear_rules import Shape, refuse
 from dynzoo.certificates.operation_rules import known
-from dynzoo.certificates.operations import RankChange, TensorCall
+from dynzoo.certificates.operations import TensorCall
 
 __all__ = ["JOINS", "Join"]
 
@@ -71,10 +71,6 @@ JOINS: dict[type, Join] = {
     TensorCall: Join(
         lambda call, bounds, shapes: known(call, shapes).bound(bounds),
         lambda call, arrays: known(call, _shapes(arrays)).forward(arrays),
-    ),
-    RankChange: Join(
-        lambda change, bounds, shapes: bounds[0],
-        lambda change, arrays: change.forward(arrays[0]),
     ),
     kl.Add: Join(_sum, _folded(np.add)),
     kl.Subtract: Join(_sum, _folded(np.subtract)),

@@ -17,7 +17,7 @@ from dynzoo.certificates.graph import Program
 from dynzoo.certificates.linear_rules import float64
 from dynzoo.certificates.local_operations import add_operation
 from dynzoo.certificates.local_ops import Affine, Sum, Unrolled, dense, diagonal, gather, mix
-from dynzoo.certificates.operations import RankChange, TensorCall, class_name
+from dynzoo.certificates.operations import TensorCall, class_name
 from dynzoo.certificates.rules import is_identity, rule_for
 from dynzoo.conv_norms import correlate_adjoint
 from dynzoo.fields.gradient import contractive_factor
@@ -54,7 +54,7 @@ def unroll(program: Program) -> Unrolled:
     unrolled, slots = Unrolled([program.input_shape]), {0: 0}
     for step in program.steps:
         layer, inputs = step.layer, [slots[i] for i in step.inputs]
-        if isinstance(layer, (TensorCall, RankChange)):
+        if isinstance(layer, TensorCall):
             try:
                 slots[step.output] = add_operation(unrolled, inputs, layer)
             except NotImplementedError:

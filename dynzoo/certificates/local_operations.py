@@ -9,22 +9,20 @@ import numpy as np
 from dynzoo.certificates.index_maps import INDEX_MAPS
 from dynzoo.certificates.local_ops import Affine, Sum, Unrolled, diagonal, gather
 from dynzoo.certificates.operation_rules import known
-from dynzoo.certificates.operations import RankChange, Slot, TensorCall
+from dynzoo.certificates.operations import Slot, TensorCall
 
 __all__ = ["add_operation"]
 
 _ENTRYWISE = ("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Negative")
 
 
-def add_operation(unrolled: Unrolled, inputs: list[int], call: TensorCall | RankChange) -> int:
+def add_operation(unrolled: Unrolled, inputs: list[int], call: TensorCall) -> int:
     """The slot of an operation's output.
 
     Raises:
         NotImplementedError: if it is none of those that local bounds know.
     """
     shape = unrolled.shapes[inputs[0]]
-    if isinstance(call, RankChange):
-        return unrolled.add(gather(call.forward, lambda y: y.reshape(-1, *shape)), inputs)
     name = type(call.operation).__name__
     if name == "StopGradient":
         return inputs[0]

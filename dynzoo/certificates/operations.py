@@ -16,7 +16,7 @@ import numpy as np
 from dynzoo.backend import to_numpy
 from dynzoo.certificates.errors import UncertifiableLayerError
 
-__all__ = ["RankChange", "Slot", "TensorCall", "class_name", "tensor_calls"]
+__all__ = ["Slot", "TensorCall", "class_name", "tensor_calls"]
 
 
 @dataclass(frozen=True)
@@ -97,31 +97,6 @@ class TensorCall:
         args, kwargs = keras.tree.map_structure(fill, (self.args, self.kwargs))
         outputs = operation(*args, **kwargs)
         return outputs if self.pick is None else outputs[self.pick]
-
-
-@dataclass(frozen=True)
-class RankChange:
-    """A last axis of size 1 that Keras takes off or puts on to fit the input of a nested model."""
-
-    name: str
-    dtype: str
-    adds: bool
-
-    @property
-    def weights(self) -> list:
-        return []
-
-    @property
-    def dtype_policy(self) -> Any:
-        return keras.DTypePolicy(self.dtype)
-
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        """The array with the axis, or without it."""
-        return x[..., None] if self.adds else np.squeeze(x, -1)
-
-    def replay(self, inputs: list[Any], name: str) -> Any:
-        """The same of a symbolic tensor."""
-        return (keras.ops.expand_dims if self.adds else keras.ops.squeeze)(inputs[0], -1)
 
 
 def _unplaced(operation: Any) -> Any:
