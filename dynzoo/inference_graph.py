@@ -11,6 +11,7 @@ from keras import ops
 
 from dynzoo import backend
 from dynzoo.certificates.graph import trace
+from dynzoo.certificates.operations import TensorCall
 from dynzoo.certificates.rules import is_identity
 
 __all__ = ["inference_graph"]
@@ -55,7 +56,11 @@ def inference_graph(model: keras.Model) -> keras.Model:
     for step in program.steps:
         inputs = [values[slot] for slot in step.inputs]
         argument = inputs[0] if len(inputs) == 1 else inputs
-        if is_identity(step.layer):
+        if isinstance(step.layer, TensorCall):
+            # A name of its own, as a nested model that is called twice holds the operation once.
+            name = f"{step.name.replace('/', '_')}_{step.output}"
+            values[step.output] = step.layer.replay(inputs, name)
+        elif is_identity(step.layer):
             values[step.output] = argument
         else:
             output = _recorded(step.layer, argument) if _is_plain(step.layer) else None

@@ -5,6 +5,7 @@ import functools
 import keras
 import numpy as np
 from keras import layers as kl
+from keras import ops
 
 import dynzoo.layers as dl
 from dynzoo import operators
@@ -72,7 +73,28 @@ def pooled(seed=0):
     return randomize(build_pooled(), seed)
 
 
-MODELS = {"everything": everything, "pooled": pooled, "perceptron": lambda seed=0: perceptron()}
+@functools.cache
+def build_written():
+    """Bare operations, as residual networks are written."""
+    inputs = keras.Input(SHAPE)
+    x = (inputs - 0.5) / np.array([0.3, 0.2], "float32")
+    x = x + 0.5 * ops.relu(kl.Dense(2)(ops.transpose(x, (0, 2, 1, 3))))
+    x = kl.Conv2D(3, 2, activation=ops.relu)(x)[:, 1:, ::2]
+    x = 1.0 - ops.leaky_relu(-x, 0.3)
+    x = ops.subtract(kl.Dense(3)(x), ops.flip(x, axis=1))
+    return keras.Model(inputs, kl.Dense(3)(ops.reshape(x, (-1, 12))))
+
+
+def written(seed=0):
+    return randomize(build_written(), seed)
+
+
+MODELS = {
+    "everything": everything,
+    "pooled": pooled,
+    "written": written,
+    "perceptron": lambda seed=0: perceptron(),
+}
 
 
 def in_ball(center, radius, rng, count):

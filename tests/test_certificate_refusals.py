@@ -80,7 +80,7 @@ REFUSALS = {
         lambda: functional(lambda x: kl.GlobalMaxPooling2D()(kl.Conv2D(3, 3)(x)), (None, None, 3)),
         "fixed input shape",
     ),
-    "bare operation": (lambda: functional(lambda x: kl.Dense(3)(x + 1.0)), "bare operation"),
+    "bare operation": (lambda: functional(lambda x: kl.Dense(3)(x * x)), "product of two tensors"),
     "training dropout": (
         lambda: functional(lambda x: kl.Dense(3)(kl.Dropout(0.5)(x, training=True))),
         "training=True",

@@ -15,16 +15,48 @@ from certificate_models import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers as kl
+from keras import ops
 
 from dynzoo.backend import to_numpy
 from dynzoo.certificates import certify, rules
 from dynzoo.models.isometric import isometric_classifier
 
 SAME_SIZE = ["conv", "relu", "gelu", "norm", "depthwise", "shared", "residual", "maximum", "nested"]
+ROW = np.array([1.5, -0.5], "float32")
+# Bare operations and layers with nothing to learn; each keeps the shape (4, 4, 2).
+PIECES = {
+    "sum": lambda x: x + 0.5 * kl.Dense(2, activation=ops.relu)(x),
+    "difference": lambda x: ops.subtract(kl.Dense(2)(x) / 2, x * ROW),
+    "bent": lambda x: ops.clip(ops.abs(x - 0.3), 0.1, 2.0) - ops.leaky_relu(x, 0.3),
+    "moved": lambda x: ops.roll(ops.flip(x, axis=1), 1, axis=(2,)),
+    "turned": lambda x: ops.transpose(ops.reshape(x, (-1, 4, 2, 4)), (0, 1, 3, 2)),
+    "coupling": lambda x: ops.concatenate(
+        [x[..., :1], x[..., 1:] - kl.Dense(1, activation="tanh")(x[..., :1])], axis=-1
+    ),
+    "mean": lambda x: x - ops.mean(x, axis=(1, 2), keepdims=True),
+    "largest": lambda x: ops.maximum(ops.max(x, axis=3, keepdims=True), ops.flip(x, axis=1)),
+    "sorted": lambda x: ops.sort(x, axis=1),
+    "padded": lambda x: ops.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)), constant_values=1.0)[:, 1:5],
+    "product": lambda x: ops.matmul(x, np.array([[0.6, -1.0], [0.2, 0.4]], "float32")),
+    "spread": lambda x: ops.split(x, 2, axis=3)[1] * np.array([0.7, 0.9], "float32"),
+    "soft": lambda x: x + ops.log_softmax(x, axis=3) - ops.softmax(x, axis=1),
+    "pooled": lambda x: kl.UpSampling2D(2, interpolation="bilinear")(
+        kl.AveragePooling2D(3, strides=2, padding="same")(x)
+    ),
+    "resized": lambda x: kl.Resizing(4, 4)(kl.CenterCrop(3, 4)(x)),
+    "augmented": lambda x: kl.RandomFlip()(kl.RandomContrast(0.2)(x)),
+    "einsum": lambda x: kl.EinsumDense("nhwc,wv->nhvc", (4, 4, 2))(x),
+    "wrapped": lambda x: kl.TimeDistributed(kl.SpectralNormalization(kl.Dense(2)))(x),
+    "rank": lambda x: kl.Reshape((4, 4, 2))(
+        kl.UpSampling1D(2)(kl.MaxPooling1D(2)(kl.Reshape((16, 2))(x)))
+    ),
+}
 
 
 def grow(x, kind, shared, seed):
     """One more piece of a random network; keeps the shape (4, 4, 2)."""
+    if kind in PIECES:
+        return PIECES[kind](x)
     if kind == "conv":
         return kl.Conv2D(2, 3, padding="same", activation="leaky_relu")(x)
     if kind == "relu":
@@ -57,6 +89,26 @@ def test_no_pair_moves_faster_than_the_bound(kinds, seed):
     x = kl.MaxPooling2D(2)(x) if seed % 2 else kl.AveragePooling2D(2)(x)
     model = randomize(keras.Model(inputs, kl.Dense(CLASSES)(kl.Flatten()(x))), seed)
     assert_sound(model, seed)
+
+
+@settings(max_examples=8)
+@given(
+    kinds=st.lists(st.sampled_from(sorted(PIECES)), min_size=1, max_size=4),
+    seed=st.integers(0, 99),
+)
+def test_no_pair_moves_faster_than_the_bound_of_bare_operations(kinds, seed):
+    inputs = keras.Input(SHAPE)
+    x = inputs
+    for kind in kinds:
+        x = PIECES[kind](x)
+    model = randomize(keras.Model(inputs, kl.Dense(CLASSES)(kl.Flatten()(x))), seed)
+    assert_sound(model, seed)
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_each_piece_alone_is_sound(kind):
+    inputs = keras.Input(SHAPE)
+    assert_sound(randomize(keras.Model(inputs, kl.Flatten()(PIECES[kind](inputs))), 3), 3)
 
 
 def test_chain_of_linear_layers_that_share_a_singular_vector_is_tight():

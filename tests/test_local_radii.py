@@ -117,6 +117,16 @@ def test_an_unsupported_layer_is_named(layer, name):
         certify_local(model)
 
 
+@pytest.mark.parametrize(
+    ("operation", "name"), [(keras.ops.tanh, "Tanh"), (lambda x: keras.ops.max(x, 1), "Max")]
+)
+def test_an_unsupported_operation_is_named(operation, name):
+    inputs = keras.Input((8, 3))
+    model = keras.Model(inputs, kl.Dense(3)(kl.Flatten()(operation(inputs))))
+    with pytest.raises(ValueError, match=f"of class `{name}` has no local bound"):
+        certify_local(model)
+
+
 def test_wrong_arguments_and_a_changed_model_are_refused():
     model = perceptron()
     with pytest.raises(ValueError, match="`iterations` must be"):

@@ -54,7 +54,8 @@ def certify(model: keras.Model, rounding: str = "probable") -> Certificate:
 
     Args:
         model: built Sequential or Functional model, float32 or float64, from one input of fixed
-            shape to logits (n, K). Nested models, shared layers, branches and joins are fine.
+            shape to logits (n, K). Nested models, shared layers, branches, joins and bare
+            operations such as `x + y`, `0.5 * x` and `x[:, 1:]` are fine.
         rounding: what the radii assume of roundings. "probable": they are independent, and four
             standard deviations are enough. "worst-case": nothing; the radii are proved for
             whatever roundings the arithmetic allows, and are smaller for wide networks. Take it

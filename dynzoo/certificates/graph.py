@@ -1,4 +1,4 @@
-"""The graph of a Keras model as a flat list of steps: layer, input slots, output slot.
+"""The graph of a Keras model as a flat list of steps: layer or operation, input slots, output slot.
 
 Nested models are opened, a shared layer gives one step per call, and a model that cannot be
 reduced to such a list is refused. Certificates and the float64 reference both run this list, and
@@ -16,13 +16,16 @@ import keras
 
 from dynzoo.certificates import overrides
 from dynzoo.certificates.errors import UncertifiableLayerError
+from dynzoo.certificates.image_rules import trains_by_default
+from dynzoo.certificates.operation_rules import check_known
+from dynzoo.certificates.operations import tensor_calls
 
 __all__ = ["Program", "Step", "trace"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One call of one layer: reads the slots `inputs`, writes the slot `output`."""
+    """One call of one layer, or a `TensorCall`: reads the slots `inputs`, writes `output`."""
 
     layer: Any
     name: str
@@ -145,12 +148,11 @@ def _trace_into(
                 name, type(operation).__name__, f"it has {len(node.outputs)} outputs."
             )
         else:
-            raise UncertifiableLayerError(
-                name,
-                type(operation).__name__,
-                "it is a bare operation on a tensor (such as `x + y` or `keras.ops.*`), not a "
-                "layer; for a sum of branches write `keras.layers.Add()([x, y])`.",
-            )
+            targets = []
+            for call in tensor_calls(node, name):
+                check_known(call)
+                targets.append(next(slots))
+                steps.append(Step(call, name, tuple(sources), targets[-1]))
         slot_of.update((id(t), s) for t, s in zip(node.outputs, targets, strict=True))
     return [slot_of[id(t)] for t in model.outputs]
 
@@ -204,6 +206,9 @@ def _fitted(
     tensor: Any, leaf: Any, name: str, slot: int, steps: list[Step], slots: Iterator[int]
 ) -> int:
     """The slot of a tensor as a nested model takes it: Keras adds or drops a last axis of 1."""
+    dtype = keras.backend.standardize_dtype(leaf.dtype)
+    if dtype not in ("float32", "float64"):
+        raise UncertifiableLayerError(name, "Model", f"it rounds its input to {dtype}.")
     rank, wanted = len(tensor.shape), len(leaf.shape)
     if rank == wanted:
         return slot
@@ -231,7 +236,12 @@ def _node(tensor: Any) -> Any:
 
 def _check_arguments(node: Any, name: str) -> None:
     """Only tensors may be passed to a layer: `training=True` or a mask changes what it computes."""
-    values = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+    kwargs = dict(node.arguments.kwargs)
+    if trains_by_default(node.operation):
+        # Keras records the default `training=True` of these layers like an argument that was given;
+        # at inference the model passes False instead of either.
+        kwargs.pop("training", None)
+    values = keras.tree.flatten((node.arguments.args, kwargs))
     for value in values:
         if isinstance(value, keras.KerasTensor) or value is None or value is False:
             continue

@@ -1,4 +1,4 @@
-"""Layers that join branches: how the bounds of the branches combine, and the float64 forward.
+"""What joins branches: how the bounds of the branches combine, and the float64 forward.
 
 All bounds are with respect to the model's input, so the branches move together: if branch i moves
 by at most L_i |dx|, a sum moves by at most the sum of the L_i, and a concatenation by the root of
@@ -17,6 +17,8 @@ import keras
 import numpy as np
 
 from dynzoo.certificates.linear_rules import Shape, refuse
+from dynzoo.certificates.operation_rules import known
+from dynzoo.certificates.operations import TensorCall
 
 __all__ = ["JOINS", "Join"]
 
@@ -60,7 +62,16 @@ def _folded(operation: Any) -> Callable[[Any, list[np.ndarray]], np.ndarray]:
     return lambda layer, arrays: functools.reduce(operation, arrays)
 
 
+def _shapes(arrays: list[np.ndarray]) -> list[Shape]:
+    return [(None, *array.shape[1:]) for array in arrays]
+
+
 JOINS: dict[type, Join] = {
+    # A bare operation of one tensor or several.
+    TensorCall: Join(
+        lambda call, bounds, shapes: known(call, shapes).bound(bounds),
+        lambda call, arrays: known(call, _shapes(arrays)).forward(arrays),
+    ),
     kl.Add: Join(_sum, _folded(np.add)),
     kl.Subtract: Join(_sum, _folded(np.subtract)),
     kl.Average: Join(

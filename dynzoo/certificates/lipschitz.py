@@ -15,6 +15,7 @@ from dynzoo.certificates.graph import Program, Step
 from dynzoo.certificates.identity import check_float64
 from dynzoo.certificates.joins import JOINS
 from dynzoo.certificates.linear_rules import Shape
+from dynzoo.certificates.operations import class_name
 from dynzoo.certificates.rules import (
     check_methods,
     ends_in_softmax,
@@ -129,6 +130,8 @@ def bound_layers(program: Program, shapes: dict[int, Shape]) -> tuple[dict[int, 
             join = JOINS[type(layer)]
             bound = join.bound(layer, inputs, [shapes[slot] for slot in step.inputs]) * _SLACK
             bound = max(bound, margins.SMALLEST) if any(inputs) else bound
+            if len(inputs) == 1:  # a bare operation, with a constant of its own
+                gain = join.bound(layer, [1.0], [shapes[step.inputs[0]]])
         else:
             shape = shapes[step.inputs[0]]
             key = (id(layer), shape)
@@ -143,7 +146,7 @@ def bound_layers(program: Program, shapes: dict[int, Shape]) -> tuple[dict[int, 
                 "those before it, are too large to be certified."
             )
         bounds[step.output] = bound
-        table.append(LayerBound(step.name, type(layer).__name__, gain, bound))
+        table.append(LayerBound(step.name, class_name(layer), gain, bound))
     return bounds, table
 
 

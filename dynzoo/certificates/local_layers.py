@@ -15,7 +15,9 @@ from dynzoo.certificates import linear_rules as linear
 from dynzoo.certificates import window_rules as window
 from dynzoo.certificates.graph import Program
 from dynzoo.certificates.linear_rules import float64
+from dynzoo.certificates.local_operations import add_operation
 from dynzoo.certificates.local_ops import Affine, Sum, Unrolled, dense, diagonal, gather, mix
+from dynzoo.certificates.operations import TensorCall, class_name
 from dynzoo.certificates.rules import is_identity, rule_for
 from dynzoo.conv_norms import correlate_adjoint
 from dynzoo.fields.gradient import contractive_factor
@@ -38,6 +40,8 @@ _FUNCTIONS = {
     keras.activations.linear: 1.0,
     keras.activations.relu: 0.0,
     keras.activations.leaky_relu: 0.2,
+    keras.ops.relu: 0.0,
+    keras.ops.leaky_relu: 0.2,
 }
 
 
@@ -50,7 +54,14 @@ def unroll(program: Program) -> Unrolled:
     unrolled, slots = Unrolled([program.input_shape]), {0: 0}
     for step in program.steps:
         layer, inputs = step.layer, [slots[i] for i in step.inputs]
-        if is_identity(layer):
+        if isinstance(layer, TensorCall):
+            try:
+                slots[step.output] = add_operation(unrolled, inputs, layer)
+            except NotImplementedError:
+                raise _unknown(
+                    layer, "the operation, as it is called, is not one of those"
+                ) from None
+        elif is_identity(layer):
             slots[step.output] = inputs[0]
         elif type(layer) in (kl.Add, kl.Subtract) and len(
             {unrolled.shapes[i] for i in inputs}
@@ -71,8 +82,9 @@ def unroll(program: Program) -> Unrolled:
 def _unknown(layer: Any, reason: str) -> ValueError:
     names = sorted({cls.__name__ for cls in _LAYERS} | {"Add", "Subtract"})
     return ValueError(
-        f"Layer '{layer.name}' of class `{type(layer).__name__}` has no local bound: {reason}. "
-        f"Local bounds know {', '.join(names)} with piecewise linear activations; "
+        f"Layer '{layer.name}' of class `{class_name(layer)}` has no local bound: {reason}. "
+        f"Local bounds know {', '.join(names)} with piecewise linear activations, and sums, "
+        "multiples by constants, slices, new orders and ReLU as bare operations; "
         "`dynzoo.certify(model)` gives the global bound."
     )
 

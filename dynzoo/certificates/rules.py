@@ -6,6 +6,7 @@ else. Any other layer speaks for itself with `lipschitz_bound` and `call_float64
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,10 +14,13 @@ import keras
 import numpy as np
 
 from dynzoo.certificates import conv_rules as conv
+from dynzoo.certificates import image_rules as image
 from dynzoo.certificates import linear_rules as linear
 from dynzoo.certificates import overrides
 from dynzoo.certificates import window_rules as window
+from dynzoo.certificates.contractions import contraction_gain
 from dynzoo.certificates.linear_rules import Shape, float64, refuse
+from dynzoo.certificates.operations import TensorCall
 from dynzoo.certificates.slopes import ACTIVATIONS, elu, leaky_relu, softmax
 
 __all__ = [
@@ -57,6 +61,12 @@ def activation_rule(layer: Any) -> Rule:
         return Rule(_one, _same)
     if isinstance(activation, kl.Layer):
         inner = rule_for(activation)
+        if not activation.built:
+            raise refuse(
+                layer,
+                f"its activation `{type(activation).__name__}` has no weights before the first "
+                "call: run the model once, for example `model.predict` on one input.",
+            )
         return Rule(
             lambda _, shape: inner.gain(activation, shape),
             lambda _, x: inner.forward(activation, x),
@@ -65,7 +75,7 @@ def activation_rule(layer: Any) -> Rule:
     if known is None:
         name = getattr(activation, "__name__", repr(activation))
         raise refuse(layer, f"the Lipschitz constant of its activation `{name}` is not known.")
-    return Rule(lambda _, shape: known.slope, lambda _, x: known.function(x))
+    return Rule(lambda _, shape: known.bound(shape), lambda _, x: known.function(x))
 
 
 def _with_activation(gain: Any, forward: Any) -> Rule:
@@ -111,7 +121,7 @@ def _softmax_forward(layer: Any, x: np.ndarray) -> np.ndarray:
 
 # --- the table -----------------------------------------------------------------------------
 
-# Identity at inference. Layers that clip, resize or blur there too are left out.
+# Identity at inference.
 _IDENTITY: tuple[type, ...] = (
     kl.InputLayer,
     kl.Identity,
@@ -123,12 +133,7 @@ _IDENTITY: tuple[type, ...] = (
     kl.AlphaDropout,
     kl.GaussianDropout,
     kl.GaussianNoise,
-    kl.RandomBrightness,
-    kl.RandomContrast,
-    kl.RandomFlip,
-    kl.RandomRotation,
-    kl.RandomTranslation,
-    kl.RandomZoom,
+    *image.AUGMENTATION,
 )
 
 _RULES: dict[type, Rule] = {
@@ -169,14 +174,109 @@ _RULES: dict[type, Rule] = {
     kl.BatchNormalization: Rule(linear.batchnorm_gain, linear.batchnorm_forward),
     kl.Normalization: Rule(linear.normalization_gain, linear.normalization_forward),
     kl.Rescaling: Rule(linear.rescaling_gain, linear.rescaling_forward),
-    kl.MaxPooling2D: Rule(window.max_pooling_gain, window.max_pooling_forward),
-    kl.AveragePooling2D: Rule(window.average_pooling_gain, window.average_pooling_forward),
-    kl.GlobalAveragePooling2D: Rule(window.global_average_gain, window.global_average_forward),
-    kl.GlobalMaxPooling2D: Rule(_one, window.global_max_forward),
-    kl.ZeroPadding2D: Rule(_one, window.zero_padding_forward),
-    kl.Cropping2D: Rule(_one, window.cropping_forward),
-    kl.UpSampling2D: Rule(window.upsampling_gain, window.upsampling_forward),
+    **{
+        cls: Rule(window.max_pooling_gain, window.max_pooling_forward)
+        for cls in (kl.MaxPooling1D, kl.MaxPooling2D, kl.MaxPooling3D)
+    },
+    **{
+        cls: Rule(window.average_pooling_gain, window.average_pooling_forward)
+        for cls in (kl.AveragePooling1D, kl.AveragePooling2D, kl.AveragePooling3D)
+    },
+    **{
+        cls: Rule(window.global_average_gain, window.global_average_forward)
+        for cls in (
+            kl.GlobalAveragePooling1D,
+            kl.GlobalAveragePooling2D,
+            kl.GlobalAveragePooling3D,
+        )
+    },
+    **{
+        cls: Rule(_one, window.global_max_forward)
+        for cls in (kl.GlobalMaxPooling1D, kl.GlobalMaxPooling2D, kl.GlobalMaxPooling3D)
+    },
+    **{
+        cls: Rule(_one, window.zero_padding_forward)
+        for cls in (kl.ZeroPadding1D, kl.ZeroPadding2D, kl.ZeroPadding3D)
+    },
+    **{
+        cls: Rule(_one, window.cropping_forward)
+        for cls in (kl.Cropping1D, kl.Cropping2D, kl.Cropping3D)
+    },
+    **{
+        cls: Rule(window.upsampling_gain, window.upsampling_forward)
+        for cls in (kl.UpSampling1D, kl.UpSampling2D, kl.UpSampling3D)
+    },
+    kl.RandomCrop: Rule(image.random_crop_gain, _same),
+    kl.CenterCrop: Rule(image.center_crop_gain, image.center_crop_forward),
+    kl.Resizing: Rule(image.resizing_gain, image.resizing_forward),
+    kl.RepeatVector: Rule(
+        lambda layer, shape: math.sqrt(layer.n) * (1 + 1e-15),
+        lambda layer, x: np.repeat(x[:, None], layer.n, axis=1),
+    ),
+    kl.EinsumDense: _with_activation(
+        lambda layer, shape: _einsum_gain(layer, shape), lambda layer, x: _einsum_forward(layer, x)
+    ),
+    kl.SpectralNormalization: Rule(
+        lambda layer, shape: _wrapped(layer).gain(layer.layer, shape),
+        lambda layer, x: _wrapped(layer).forward(layer.layer, x),
+    ),
+    kl.TimeDistributed: Rule(
+        lambda layer, shape: _wrapped(layer).gain(layer.layer, (shape[0], *shape[2:])),
+        lambda layer, x: _each_time(layer, x),
+    ),
 }
+
+# Why some layers have no rule.
+_REASONS: dict[type, str] = {
+    **dict.fromkeys(
+        (kl.Multiply, kl.Dot),
+        "a product of tensors that depend on the input has no Lipschitz constant.",
+    ),
+    **dict.fromkeys(
+        (kl.LayerNormalization, kl.RMSNormalization, kl.GroupNormalization, kl.UnitNormalization),
+        "it divides by the size of its own input, which may be next to nothing: its slope is huge "
+        "there. BatchNormalization, which is a fixed map at inference, has a constant.",
+    ),
+    **dict.fromkeys(
+        (kl.Embedding, kl.Masking, kl.Discretization, kl.CategoryEncoding),
+        "it makes steps of its input: between them nothing, at them a jump.",
+    ),
+    **dict.fromkeys(
+        (kl.AutoContrast, kl.Equalization),
+        "it stretches each image by its own brightest and darkest pixel, at inference too.",
+    ),
+    kl.Lambda: "its function is not known.",
+}
+
+
+def _einsum_gain(layer: Any, shape: Shape) -> float:
+    try:
+        return contraction_gain(layer.equation, shape, float64(layer.kernel))
+    except ValueError as error:
+        raise refuse(layer, f"{error}.") from None
+
+
+def _einsum_forward(layer: Any, x: np.ndarray) -> np.ndarray:
+    y = np.einsum(layer.equation, x, float64(layer.kernel), optimize=True)
+    return y if layer.bias is None else y + float64(layer.bias)
+
+
+def _wrapped(layer: Any) -> Rule:
+    """The rule of the layer inside a wrapper that at inference does nothing else."""
+    inner = layer.layer
+    if inner.dtype_policy.name != layer.dtype_policy.name:
+        raise refuse(
+            layer, f"the layer inside runs with another dtype policy, '{inner.dtype_policy.name}'."
+        )
+    if getattr(inner, "quantization_mode", None):
+        raise refuse(layer, "the layer inside is quantized.")
+    return rule_for(inner)
+
+
+def _each_time(layer: Any, x: np.ndarray) -> np.ndarray:
+    flat = x.reshape(-1, *x.shape[2:])
+    y = _wrapped(layer).forward(layer.layer, flat)
+    return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
 def _flatten(layer: Any, x: np.ndarray) -> np.ndarray:
@@ -230,7 +330,7 @@ def rule_for(layer: Any) -> Rule:
     base = next((cls.__name__ for cls in type(layer).__mro__ if cls in _RULES), None)
     if base is not None:
         raise refuse(layer, f"it is a subclass of `{base}` and may compute something else.")
-    raise refuse(layer, "no bound of its Lipschitz constant is known.")
+    raise refuse(layer, _REASONS.get(type(layer), "no bound of its Lipschitz constant is known."))
 
 
 def check_methods(layer: Any) -> None:
@@ -251,15 +351,21 @@ def is_identity(layer: Any) -> bool:
     """Whether the layer returns its input at inference."""
     if type(layer) is kl.Activation:
         return layer.activation is keras.activations.linear
-    return type(layer) in _IDENTITY
+    return type(layer) in (*_IDENTITY, kl.RandomCrop)
 
 
 def ends_in_softmax(layer: Any) -> bool:
     """Whether the layer's output is a softmax (or its logarithm), not logits."""
     activation = getattr(layer, "activation", None)
-    return type(layer) is kl.Softmax or activation in (
-        keras.activations.softmax,
-        keras.activations.log_softmax,
+    if isinstance(layer, TensorCall):
+        return type(layer.operation).__name__ in ("Softmax", "LogSoftmax")
+    if isinstance(activation, kl.Layer):
+        return type(activation) is kl.Softmax
+    functions = ("softmax", "log_softmax")
+    return type(layer) is kl.Softmax or any(
+        activation is getattr(module, name)
+        for module in (keras.activations, keras.ops)
+        for name in functions
     )
 
 

@@ -207,8 +207,9 @@ class SwitchingFlow(keras.layers.Layer):
 
     def _kernels(self, i, read):
         j = 0 if self.shared else i
-        xp = np if read is float64 else ops
-        kernel = limited(read(self.kernels[j]), xp)
+        kernel = read(self.kernels[j])
+        xp = np if isinstance(kernel, np.ndarray) else ops
+        kernel = limited(kernel, xp)
         if self.expansion == "tied":
             return kernel, kernel
         return kernel, limited(read(self.expansion_kernels[j]), xp)
