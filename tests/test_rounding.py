@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from certificate_models import CLASSES, classifier, images, linear
+from certificate_models import CLASSES, classifier, images, linear, randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers as kl
@@ -63,6 +63,13 @@ BODIES = {
     "depthwise": lambda: [kl.DepthwiseConv2D(3, depth_multiplier=2), kl.Flatten()],
     "normalised": lambda: [kl.BatchNormalization(), kl.LeakyReLU(), kl.Flatten()],
     "rescaled": lambda: [kl.Rescaling(1 / 127.5, -1), kl.Conv2D(4, 3), kl.Flatten()],
+    "einsum": lambda: [kl.EinsumDense("abcd,de->abce", (None, 4, 5), bias_axes="e"), kl.Flatten()],
+    "resized": lambda: [
+        kl.Resizing(7, 7),
+        kl.UpSampling2D(2, interpolation="bilinear"),
+        kl.Flatten(),
+    ],
+    "steps": lambda: [kl.TimeDistributed(kl.Dense(5, "sigmoid")), kl.Flatten()],
     "pooled": lambda: [
         kl.AveragePooling2D(2),
         kl.Activation("softplus"),
@@ -109,6 +116,28 @@ def test_no_layer_errs_more_than_its_bound(name, seed):
     assert np.all(found <= certificate.logit_error(x))
     named = certificate.rounding_bound.measured
     assert bool(named) == (name == "switching")
+
+
+def operations(x):
+    """A residual network as people write it, with bare operations."""
+    ops = keras.ops
+    h = kl.Dense(8)(kl.Flatten()(0.5 * (x - 0.25) / 1.5 + np.full(2, 0.1, "float32")))
+    h = h + 0.3 * kl.Dense(8)(ops.relu(h)) - ops.tanh(h)
+    h = ops.concatenate([ops.maximum(h, -h), ops.flip(ops.sort(h), axis=-1), ops.gelu(h)], axis=-1)
+    h = ops.matmul(h, np.random.default_rng(0).normal(size=(24, 12)).astype("float32"))
+    return h + ops.mean(h, axis=-1, keepdims=True) + ops.sum(h[:, :3], axis=-1, keepdims=True)
+
+
+@settings(max_examples=3)
+@given(seed=st.integers(0, 10**6))
+def test_no_operation_errs_more_than_its_bound(seed):
+    inputs = keras.Input((4, 4, 2))
+    model = randomize(keras.Model(inputs, kl.Dense(CLASSES)(operations(inputs))), seed)
+    x = hard_images((4, 4, 2), seed)
+    certificate = certify(model)
+    assert np.all(errors(model, x) <= certificate.logit_error(x, "worst-case"))
+    assert np.all(errors(model, x) <= certificate.logit_error(x))
+    assert certificate.rounding_bound.measured == ()
 
 
 def test_the_bound_is_near_the_error_where_roundings_line_up():

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from keras import ops
 
 from dynzoo.backend import to_numpy
 from dynzoo.certificates.errors import ReferenceMismatchError, UncertifiableLayerError
@@ -36,8 +37,10 @@ from dynzoo.certificates.graph import Program, Step
 from dynzoo.certificates.joins import JOINS
 from dynzoo.certificates.linear_rules import Shape
 from dynzoo.certificates.lipschitz import Head, LayerBound
+from dynzoo.certificates.operations import TensorCall, class_name
 from dynzoo.certificates.rounding import run_program
-from dynzoo.certificates.rules import rule_for
+from dynzoo.certificates.rounding_operations import operation_rounding
+from dynzoo.certificates.twin import call_step, run_step
 
 __all__ = [
     "ANCHORS",
@@ -244,15 +247,16 @@ def _own_rounding(
     from dynzoo.certificates.rounding_flows import ROUNDING
 
     inner = [tuple(int(n or 1) for n in shape[1:]) for shape in shapes]
-    if type(step.layer) in JOINS:
-        return _joined(step.layer, inner, inputs)
-    rule = ROUNDING.get(type(step.layer))
-    if rule is not None and gain is not None:
-        try:
-            return rule(step.layer, inner[0], inputs[0], gain)
-        except KeyError:
-            pass  # an operator or an activation that is not in the tables
-    return _measured(step, inputs[0], values[step.inputs[0]])
+    try:
+        if isinstance(step.layer, TensorCall):
+            return operation_rounding(step.layer, inner, inputs)
+        if type(step.layer) in JOINS:
+            return _joined(step.layer, inner, inputs)
+        if gain is not None:
+            return ROUNDING[type(step.layer)](step.layer, inner[0], inputs[0], gain)
+    except KeyError:
+        pass  # a class, an operator or an activation that is not in the tables
+    return _measured(step, inputs, [values[slot] for slot in step.inputs])
 
 
 def _joined(layer: Any, shapes: list[tuple[int, ...]], inputs: list[Budget]) -> Budget:
@@ -270,33 +274,38 @@ def _joined(layer: Any, shapes: list[tuple[int, ...]], inputs: list[Budget]) -> 
     return Budget(np.asarray(size), inputs[0].arithmetic)
 
 
-def _measured(step: Step, b: Budget, value: np.ndarray) -> Budget:
-    """Ten times the largest error, relative to the input, that the layer itself shows."""
-    rng = np.random.default_rng(0)
-    base = np.concatenate([value, value + rng.standard_normal(value.shape)])
-    probes = np.concatenate([base * scale for scale in (1e-2, 1.0)] + [100.0 * base[-1:]])
-    x = probes.astype("float32" if b.arithmetic.unit > 1e-10 else "float64")
+def _measured(step: Step, inputs: list[Budget], values: list[np.ndarray]) -> Budget:
+    """Ten times the largest error, relative to its numbers, that the layer itself shows."""
+    rng, b = np.random.default_rng(0), inputs[0]
+    dtype = "float32" if b.arithmetic.unit > 1e-10 else "float64"
+    probes = []
+    for value in values:
+        base = np.concatenate([value, value + rng.standard_normal(value.shape)])
+        parts = [1e-2 * base, base, 100.0 * base[-1:]]
+        probes.append(np.concatenate(parts).astype(dtype))
     try:
-        with np.errstate(all="ignore"):
-            exact = rule_for(step.layer).forward(step.layer, x.astype(np.float64))
-        computed = to_numpy(step.layer(x)).astype(np.float64)
+        exact = run_step(step, [x.astype(np.float64) for x in probes])
+        tensors = [ops.convert_to_tensor(x) for x in probes]
+        computed = to_numpy(call_step(step, tensors)).astype(np.float64)
     except (TypeError, ValueError) as error:
         raise UncertifiableLayerError(
-            step.name, type(step.layer).__name__, f"its rounding could not be measured: {error}"
+            step.name, class_name(step.layer), f"its rounding could not be measured: {error}"
         ) from error
-    gaps = np.linalg.norm((computed - exact).reshape(len(x), -1), axis=1)
-    sizes = np.linalg.norm(x.reshape(len(x), -1).astype(np.float64), axis=1)
-    outputs = np.linalg.norm(exact.reshape(len(x), -1), axis=1)
-    scale = np.maximum(np.maximum(sizes, outputs), 1e-30)
-    relative = max(float(np.max(gaps / scale)), b.arithmetic.unit)
+    gaps, outputs = _norms(computed - exact), _norms(exact)
+    scale = np.maximum(np.sum([_norms(x) for x in probes], axis=0), outputs)
+    relative = max(float(np.max(gaps / np.maximum(scale, 1e-30))), b.arithmetic.unit)
     if relative > _SUSPICIOUS:
         raise ReferenceMismatchError(
             f"Layer '{step.name}' differs from its float64 reference by {relative:.3g} of the "
             "larger of input and output: more than float32 rounding. Its `call_float64` is not "
             "what its `call` computes at inference."
         )
-    local = _SAFETY * relative * np.maximum(b.computed, 1e-30)
+    local = _SAFETY * relative * np.sum([other.computed for other in inputs], axis=0)
     local[0] += _SAFETY * relative * float(np.max(outputs))
-    result = b.disturbed(local)
+    result = Budget(np.sum([other.size for other in inputs], axis=0), b.arithmetic).disturbed(local)
     result.measured = True
     return result
+
+
+def _norms(rows: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(rows.reshape(len(rows), -1).astype(np.float64), axis=1)

@@ -17,8 +17,9 @@ import numpy as np
 
 from dynzoo import spectral
 from dynzoo.certificates.floating_point import Budget
+from dynzoo.certificates.image_rules import AUGMENTATION
 from dynzoo.certificates.linear_rules import float64
-from dynzoo.certificates.rules import rule_for
+from dynzoo.certificates.rules import activation_rule, rule_for
 from dynzoo.certificates.slopes import ACTIVATIONS
 
 __all__ = ["ROUNDING", "Sizes", "activated", "matrix_product"]
@@ -104,10 +105,29 @@ def _biased(layer: Any, b: Budget, bias: Any, positions: int) -> Budget:
 
 def _dense(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     positions = math.prod(shape[:-1])
-    plain = layer.activation in (None, keras.activations.linear, keras.activations.relu)
-    y = matrix_product(b, float64(layer.kernel), positions, norm=gain if plain else None)
+    output = (*shape[:-1], layer.units)
+    y = matrix_product(b, float64(layer.kernel), positions, norm=_without(layer, output, gain))
     y = _biased(layer, y, layer.bias if layer.use_bias else None, positions)
-    return activated(layer, (*shape[:-1], layer.units), y)
+    return activated(layer, output, y)
+
+
+def _einsum(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    kernel, output = float64(layer.kernel), _output(layer, shape)
+    terms, norm = math.prod(shape), _without(layer, output, gain)
+    y = b.product(
+        terms, norm, norm * math.sqrt(terms), math.prod(output), _is_coherent(kernel.reshape(-1, 1))
+    )
+    if layer.bias is not None:
+        bias = float64(layer.bias)
+        offset = float(np.linalg.norm(bias)) * math.sqrt(math.prod(output) / max(1, bias.size))
+        y = y.mapped(1.0, offset).rounded()
+    return activated(layer, output, y)
+
+
+def _without(layer: Any, output: Sizes, gain: float) -> float:
+    """The layer's gain without its activation."""
+    slope = activation_rule(layer).gain(layer, (None, *output))
+    return gain if slope == 1.0 else gain / slope * (1 + 1e-15)
 
 
 def _convolution(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
@@ -238,15 +258,37 @@ def _normalization(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
 def _average_pooling(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     # Means of a constant image round the same way everywhere.
     terms = math.prod(np.atleast_1d(layer.pool_size).tolist())
-    strides = np.atleast_1d(layer.pool_size if layer.strides is None else layer.strides)
-    windows = math.prod(-(-int(p) // int(s)) for p, s in np.broadcast(layer.pool_size, strides))
-    return b.product(terms + 1, math.sqrt(windows / terms), coherent=True)
+    return b.product(terms + 1, gain, coherent=True)
 
 
 def _global_average(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     channels = shape[-1] if layer.data_format == "channels_last" else shape[0]
-    terms = math.prod(shape) // channels
-    return b.product(terms + 1, 1.0 / math.sqrt(terms), coherent=True)
+    return b.product(math.prod(shape) // channels + 1, gain, coherent=True)
+
+
+def _interpolated(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    """Nearest pixels, or means of four whose weights are computed from their places."""
+    if layer.interpolation == "nearest":
+        return b
+    output = _output(layer, shape)
+    longest = max(*shape, *output)
+    y = b.mapped(max(1.0, gain))
+    # A weight is off by the rounding of a coordinate; two weights of a pixel's neighbours are.
+    return y.disturbed((16.0 + 8.0 * longest) * b.arithmetic.unit * y.computed)
+
+
+# --- wrappers ------------------------------------------------------------------------------
+
+
+def _wrapped(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    return ROUNDING[type(layer.layer)](layer.layer, shape, b, gain)
+
+
+def _time_distributed(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    # Each of the steps may be as large as all together, and as far off.
+    y = ROUNDING[type(layer.layer)](layer.layer, shape[1:], b, gain)
+    root = math.sqrt(shape[0])
+    return Budget(root * y.size, b.arithmetic, root * y.worst, root * y.probable, root * y.peak)
 
 
 # --- activations ---------------------------------------------------------------------------
@@ -264,14 +306,8 @@ def activated(layer: Any, shape: Sizes, b: Budget) -> Budget:
     if isinstance(activation, kl.Layer):
         gain = rule_for(activation).gain(activation, (None, *shape))
         return ROUNDING[type(activation)](activation, shape, b, gain)
-    names = [name for name in _names() if getattr(keras.activations, name) is activation]
-    if not names:
-        raise KeyError(activation)
-    return function_rounding(names[0], ACTIVATIONS[activation].slope, shape, b)
-
-
-def _names() -> list[str]:
-    return [name for name in dir(keras.activations) if not name.startswith("_")]
+    slope = ACTIVATIONS[activation].bound((None, *shape))
+    return function_rounding(activation.__name__, slope, shape, b)
 
 
 def function_rounding(name: str, slope: float, shape: Sizes, b: Budget) -> Budget:
@@ -337,6 +373,11 @@ ROUNDING: dict[type, Rounding] = {
     kl.PReLU: _prelu,
     kl.ELU: _elu,
     kl.Softmax: _softmax,
+    kl.EinsumDense: _einsum,
+    kl.Resizing: _interpolated,
+    kl.UpSampling2D: _interpolated,
+    kl.SpectralNormalization: _wrapped,
+    kl.TimeDistributed: _time_distributed,
     **dict.fromkeys(
         (
             kl.InputLayer,
@@ -367,6 +408,9 @@ ROUNDING: dict[type, Rounding] = {
             kl.Cropping3D,
             kl.UpSampling1D,
             kl.UpSampling3D,
+            kl.RandomCrop,
+            kl.CenterCrop,
+            *AUGMENTATION,
         ),
         exact,
     ),

@@ -21,7 +21,7 @@ from dynzoo.certificates.joins import JOINS
 from dynzoo.certificates.rules import rule_for
 from dynzoo.certificates.settings import Settings, difference
 
-__all__ = ["check_twin", "matmul_error", "probes"]
+__all__ = ["call_step", "check_twin", "matmul_error", "probes", "run_step"]
 
 # Float32 stays within about 1e-6 of the largest logit; what differs more is looked at step by step.
 _CLOSE = 1e-4
@@ -120,9 +120,9 @@ def _explain(program: Program, x: np.ndarray, logits: np.ndarray, reference: np.
     tensors = {0: keras.ops.convert_to_tensor(x)}
     for step in program.steps:
         inputs = [tensors[slot] for slot in step.inputs]
-        tensors[step.output] = _call(step, inputs)
+        tensors[step.output] = call_step(step, inputs)
         arrays = [backend.to_numpy(t).astype(np.float64) for t in inputs]
-        computed, exact = backend.to_numpy(tensors[step.output]), _rule(step, arrays)
+        computed, exact = backend.to_numpy(tensors[step.output]), run_step(step, arrays)
         if _deviation(computed, exact, _CANCELLED * _reach(step, arrays)) > _ONE_STEP:
             raise ReferenceMismatchError(_step_message(step, computed, exact))
     again = backend.to_numpy(tensors[program.output])
@@ -143,7 +143,7 @@ def _reach(step: Step, arrays: list[np.ndarray]) -> np.ndarray:
     return np.nan_to_num(gain * rows)
 
 
-def _call(step: Step, inputs: list[Any]) -> Any:
+def call_step(step: Step, inputs: list[Any]) -> Any:
     """One step at inference, on the backend."""
     layer = step.layer
     given = inputs if type(layer) in JOINS else inputs[0]
@@ -152,7 +152,8 @@ def _call(step: Step, inputs: list[Any]) -> Any:
     return layer(given)
 
 
-def _rule(step: Step, arrays: list[np.ndarray]) -> np.ndarray:
+def run_step(step: Step, arrays: list[np.ndarray]) -> np.ndarray:
+    """One step in float64."""
     with np.errstate(all="ignore"):
         if type(step.layer) in JOINS:
             return JOINS[type(step.layer)].forward(step.layer, arrays)
