@@ -63,7 +63,7 @@ BODIES = {
     "depthwise": lambda: [kl.DepthwiseConv2D(3, depth_multiplier=2), kl.Flatten()],
     "normalised": lambda: [kl.BatchNormalization(), kl.LeakyReLU(), kl.Flatten()],
     "rescaled": lambda: [kl.Rescaling(1 / 127.5, -1), kl.Conv2D(4, 3), kl.Flatten()],
-    "einsum": lambda: [kl.EinsumDense("abcd,de->abce", (None, 4, 5), bias_axes="e"), kl.Flatten()],
+    "einsum": lambda: [kl.EinsumDense("abcd,de->abce", (4, 4, 5), bias_axes="e"), kl.Flatten()],
     "resized": lambda: [
         kl.Resizing(7, 7),
         kl.UpSampling2D(2, interpolation="bilinear"),
