@@ -208,6 +208,11 @@ def _evaluate(commands: Any) -> None:
         action="store_true",
         help="put the numbers into the preset's metadata.json and README.md",
     )
+    parser.add_argument(
+        "--keep-attacks",
+        action="store_true",
+        help="with --update-card and --attacks none: leave the attacks' numbers on the card",
+    )
 
 
 def _compare(commands: Any) -> None:

@@ -208,7 +208,9 @@ def radius_text(eps: float) -> str:
     return text if "/" in text else repr(eps)
 
 
-def update_card(folder: Path, measured: Measurement, about: Mapping[str, Any]) -> dict[str, Any]:
+def update_card(
+    folder: Path, measured: Measurement, about: Mapping[str, Any], keep_attacks: bool = False
+) -> dict[str, Any]:
     """Put the numbers of a measurement into a preset's metadata and write its card again.
 
     Each of the two files is replaced in one step; the model and its weights are not touched.
@@ -217,6 +219,8 @@ def update_card(folder: Path, measured: Measurement, about: Mapping[str, Any]) -
         folder: a preset folder.
         measured: L2 numbers; the numbers that stand there are replaced, all of them.
         about: how they were measured, for the card: split, attacks, command.
+        keep_attacks: leave what attacks and audit have found, with how that was measured; only the
+            clean and the certified numbers, and the Lipschitz bound, are replaced.
 
     Returns:
         The new metadata.
@@ -231,6 +235,7 @@ def update_card(folder: Path, measured: Measurement, about: Mapping[str, Any]) -
     if measured.norm != "l2":
         raise ValueError(f"A model card holds L2 numbers. Received: norm={measured.norm!r}")
     metadata = preset_files.read_metadata(folder)
+    before = dict(metadata)
     for key in _MEASURED:
         metadata.pop(key, None)
     metadata["accuracy"] = measured.clean
@@ -251,6 +256,13 @@ def update_card(folder: Path, measured: Measurement, about: Mapping[str, Any]) -
         evaluation["attacked_images"] = measured.attacked_images
         evaluation["warnings"] = [warning.name for warning in measured.report.warnings]
     metadata["evaluation"] = {**evaluation, **about}
+    if keep_attacks and measured.report is None:
+        kept = {k: before[k] for k in ("attacked_accuracy", "audited_slope") if k in before}
+        metadata.update(kept)
+        command = about.get("command")
+        again = {"certified_numbers": f"`{command}` on {about.get('backend')}"} if command else {}
+        metadata["evaluation"] = {**before.get("evaluation", {}), **again}
+        metadata["evaluation"]["images"] = measured.images
     text = preset_files.to_json(metadata)
     card = model_card(json.loads(text))
     write_atomically(folder / "metadata.json", text.encode())

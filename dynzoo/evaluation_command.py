@@ -37,6 +37,8 @@ def evaluate(arguments: Namespace) -> None:
         raise ValueError(
             f"--output must end in one of {', '.join(REPORTS)}. Received: {arguments.output}"
         )
+    if arguments.keep_attacks and not (arguments.update_card and arguments.attacks == ["none"]):
+        raise ValueError("--keep-attacks needs --update-card and --attacks none")
     if arguments.update_card and norm != "l2":
         raise ValueError("--update-card needs --norm l2, the norm of a model card")
     model = presets.from_preset(folder)
@@ -68,7 +70,8 @@ def evaluate(arguments: Namespace) -> None:
     if arguments.output and measured.report is not None:
         say(f"report: {measured.report.save(arguments.output).absolute()}")
     if arguments.update_card:
-        measuring.update_card(folder, measured, _how(arguments, name, source, about))
+        how = _how(arguments, name, source, about)
+        measuring.update_card(folder, measured, how, arguments.keep_attacks)
         say(f"card: {folder / 'README.md'}")
 
 
@@ -114,6 +117,8 @@ def _how(arguments: Namespace, name: str, source: str, about: dict[str, Any]) ->
         command += " --eps " + ",".join(measuring.radius_text(e) for e in arguments.eps)
     attacks = ",".join(arguments.attacks)
     command += f" --attacks {attacks}"
+    if arguments.keep_attacks:
+        command += " --keep-attacks"
     if attacks != "none":
         command += f" --attack-limit {arguments.attack_limit}"
         if arguments.attack_certified != "first":

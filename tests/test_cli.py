@@ -294,6 +294,21 @@ def test_card_without_attacks_keeps_no_old_ones(tiny, file):
     assert metadata == json.loads((tiny / "metadata.json").read_text())
 
 
+def test_certified_numbers_alone_may_be_measured_anew(tiny):
+    command = "evaluate tiny --update-card --attacks fast --attack-limit 10 --limit 30"
+    assert cli.main(command.split()) == 0
+    before = json.loads((tiny / "metadata.json").read_text())
+    again = "evaluate tiny --update-card --attacks none --keep-attacks --limit 20"
+    assert cli.main(again.split()) == 0
+    after = json.loads((tiny / "metadata.json").read_text())
+    assert after["attacked_accuracy"] == before["attacked_accuracy"]
+    how = after["evaluation"]
+    assert how["command"] == before["evaluation"]["command"] and how["images"] == 20
+    assert "--keep-attacks" in how["certified_numbers"]
+    assert "--keep-attacks" in (tiny / "README.md").read_text()
+    assert "--keep-attacks" in fails("evaluate", "tiny", "--keep-attacks")
+
+
 def test_command_on_a_card_without_attacks_makes_that_card(tiny):
     assert cli.main("evaluate tiny --update-card --attacks none --limit 8".split()) == 0
     about = json.loads((tiny / "metadata.json").read_text())
