@@ -1,14 +1,16 @@
 """What rounding costs a certificate, and how far its bounds are above the true errors.
 
-    KERAS_BACKEND=torch python benchmarks/rounding.py [PRESET ...] [--data FILE.npz] [--limit N]
+    KERAS_BACKEND=torch python benchmarks/rounding.py [PRESET ...] [--data NAME=FILE.npz]
+        [--limit N] [--output docs/results/rounding.csv]
 
 For each preset: certified accuracy on the test images in real numbers, with probable roundings (the
 default) and with roundings of the worst case; the largest error of the logits that is found on the
 first 256 images, alone and in batches, and the smallest bounds on the same images. The last line is
-JSON.
+JSON; with --output a CSV, which docs/make_tables.py puts into docs/proof.md.
 """
 
 import argparse
+import csv
 import json
 
 import keras
@@ -17,8 +19,10 @@ import numpy as np
 import dynzoo
 from dynzoo import runs
 from dynzoo.certificates import margins
+from dynzoo.evaluation import radius_text
 
 EPS = (36 / 255, 72 / 255, 108 / 255, 0.5)
+KINDS = ("real", "probable", "worst-case")
 
 
 def certified(labels, radii, y) -> list[float]:
@@ -68,12 +72,23 @@ def main():
     parser.add_argument("presets", nargs="*", default=sorted(dynzoo.presets()))
     parser.add_argument("--data", action="append", default=[], help="NAME=FILE.npz of a data set")
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--output", help="CSV to write")
     args = parser.parse_args()
     args.data = dict(item.split("=", 1) for item in args.data)
     rows = []
     for name in args.presets or sorted(dynzoo.presets()):
         rows.append(row(name, args))
         print(json.dumps(rows[-1]), flush=True)
+    if args.output:
+        with open(args.output, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["preset", "images", "rounding", *map(radius_text, EPS), "logit_error"])
+            for found in rows:
+                for kind in KINDS:
+                    error = found["largest_error" if kind == "real" else f"{kind}_error"]
+                    writer.writerow(
+                        [found["preset"], found["images"], kind, *found[kind], f"{error:.2g}"]
+                    )
     about = {"backend": keras.backend.backend(), "hardware": runs.hardware(), "rows": rows}
     print(json.dumps(about))
 

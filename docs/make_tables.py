@@ -1,12 +1,13 @@
 """Writes the tables of results: README.md, the leaderboard and docs/ablations.md.
 
-    python docs/make_tables.py           rewrites README.md, docs/leaderboard.md,
+    python docs/make_tables.py           rewrites README.md, docs/leaderboard.md, docs/proof.md,
                                          docs/results/leaderboard.csv and docs/ablations.md
     python docs/make_tables.py --check   exits with 1 if one of them is not up to date
 
 The numbers of presets come from `pretrained/*/metadata.json`, where `dynzoo evaluate PRESET
 --update-card` writes them; those of published models, with their sources, from
-`dynzoo/published_results.csv`; those of the studies from `benchmarks/ablations.py`.
+`dynzoo/published_results.csv`; those of the studies from `benchmarks/ablations.py`, those of
+rounding from `benchmarks/rounding.py`.
 """
 
 from __future__ import annotations
@@ -92,6 +93,23 @@ def study_table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def rounding_table(rows: list[dict[str, str]]) -> str:
+    """What rounding costs each preset: a row a preset and a kind of bound.
+
+    Args:
+        rows: of the CSV that `benchmarks/rounding.py` writes.
+    """
+    names = {"real": "in real numbers", "probable": "probable", "worst-case": "worst case"}
+    radii = [key for key in rows[0] if key not in ("preset", "images", "rounding", "logit_error")]
+    header = ["preset", "rounding", *(f"certified {r}" for r in radii), "error of the logits"]
+    lines = [line(header), line(["---", "---", *["---:"] * (len(radii) + 1)])]
+    for row in rows:
+        found = "found: " if row["rounding"] == "real" else "bound: "
+        cells = [row["preset"], names[row["rounding"]], *(f"{row[r]} %" for r in radii)]
+        lines.append(line([*cells, found + row["logit_error"]]))
+    return "\n".join(lines)
+
+
 def _run(row: dict[str, str]) -> tuple[str, str]:
     """What an arm has in common with the base that it is compared with."""
     return row["epochs"], row["seed"]
@@ -153,7 +171,11 @@ def made(root: Path = ROOT) -> dict[str, str]:
     ablations = (root / "docs" / "ablations.md").read_text(encoding="utf-8")
     for name in STUDIES:
         ablations = updated(ablations, name, study_table(read_study(name, root)))
+    with (root / "docs" / "results" / "rounding.csv").open(newline="", encoding="utf-8") as file:
+        rounding = list(csv.DictReader(file))
+    proof = (root / "docs" / "proof.md").read_text(encoding="utf-8")
     return {
+        "docs/proof.md": updated(proof, "rounding", rounding_table(rounding)),
         "README.md": updated(readme, "results", results_table(presets)),
         "docs/ablations.md": ablations,
         "docs/leaderboard.md": LEADERBOARD + leaderboard.to_markdown(rows),

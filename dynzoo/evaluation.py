@@ -263,6 +263,7 @@ def update_card(
         again = {"certified_numbers": f"`{command}` on {about.get('backend')}"} if command else {}
         metadata["evaluation"] = {**before.get("evaluation", {}), **again}
         metadata["evaluation"]["images"] = measured.images
+        metadata = {key: metadata[key] for key in dict.fromkeys([*before, *metadata])}
     text = preset_files.to_json(metadata)
     card = model_card(json.loads(text))
     write_atomically(folder / "metadata.json", text.encode())

@@ -211,7 +211,7 @@ def test_config_round_trip():
     for key, value in FULL.items():
         assert getattr(again, key) == value
     assert "iterations" in layer.guarantees()[0].condition
-    assert "any weights" in built().guarantees()[0].condition
+    assert "any finite weights" in built().guarantees()[0].condition
 
 
 def test_save_and_load(tmp_path):
