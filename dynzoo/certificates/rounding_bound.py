@@ -33,7 +33,7 @@ from keras import ops
 
 from dynzoo.backend import to_numpy
 from dynzoo.certificates.errors import ReferenceMismatchError, UncertifiableLayerError
-from dynzoo.certificates.floating_point import Arithmetic, Budget
+from dynzoo.certificates.floating_point import Arithmetic, Budget, few_roundings
 from dynzoo.certificates.graph import Program, Step
 from dynzoo.certificates.joins import JOINS
 from dynzoo.certificates.linear_rules import Shape
@@ -183,6 +183,8 @@ def rounding_bound(
     sizes = {slot: _size(value, bounds.get(slot, math.inf)) for slot, value in values.items()}
     zero = np.zeros_like(sizes[0])
     errors = {0: Budget(sizes[0], arithmetic, peak=zero)}
+    # Roundings of layers that make too few of them, which may all point the same way.
+    aligned = {0: zero}
     peak, measured = zero, []
     added = {kind: zero for kind in KINDS}
     head_slot = None
@@ -203,22 +205,26 @@ def rounding_bound(
             head_slot = step.output
             added = {
                 "worst-case": added["worst-case"] + own.worst,
-                "probable": np.hypot(added["probable"], own.probable),
+                "probable": added["probable"] + np.minimum(own.worst, own.probable),
             }
             continue_with = errors[head.body_slot]
             errors[step.output] = Budget(
                 sizes[step.output], arithmetic, continue_with.worst, continue_with.probable
             )
+            aligned[step.output] = aligned[head.body_slot]
             continue
         worst = _propagated(step, row, [b.worst for b in inputs], shapes) + own.worst
-        probable = np.hypot(
-            _propagated(step, row, [b.probable for b in inputs], shapes), own.probable
-        )
+        probable = _propagated(step, row, [b.probable for b in inputs], shapes)
+        aligned[step.output] = _propagated(step, row, [aligned[i] for i in step.inputs], shapes)
+        if few_roundings(own):
+            aligned[step.output] = aligned[step.output] + np.minimum(own.worst, own.probable)
+        else:
+            probable = np.hypot(probable, own.probable)
         errors[step.output] = Budget(sizes[step.output], arithmetic, worst, probable)
     body = errors[head.body_slot]
     return RoundingBound(
         np.array(ANCHORS),
-        {"worst-case": body.worst, "probable": body.probable},
+        {"worst-case": body.worst, "probable": body.probable + aligned[head.body_slot]},
         added,
         peak,
         tuple(measured),

@@ -10,7 +10,7 @@ from keras import ops
 
 from dynzoo import layers as dl
 from dynzoo import operators
-from dynzoo.certificates.floating_point import DEVIATION_UNITS, Budget
+from dynzoo.certificates.floating_point import DEVIATION_UNITS, Budget, few_roundings
 from dynzoo.certificates.linear_rules import float64, refuse
 from dynzoo.certificates.rounding_rules import ROUNDING, Sizes, exact, function_rounding
 from dynzoo.certificates.rounding_rules import matrix_product as product
@@ -154,11 +154,13 @@ class _Field:
 def _advanced(state: Budget, stepped: Budget, bound: float, offset: float) -> Budget:
     """After a step: earlier errors and the size grow by its constant, not by that of its parts."""
     grown = state.mapped(bound, offset)
+    together = np.add if few_roundings(stepped) else np.hypot
+    total = together(grown.probable, stepped.probable)
     return Budget(
         grown.size,
         state.arithmetic,
         grown.worst + stepped.worst,
-        np.hypot(grown.probable, stepped.probable),
+        total,
         np.maximum(grown.peak, stepped.peak),
         state.measured or stepped.measured,
     )
