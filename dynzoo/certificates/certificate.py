@@ -34,7 +34,7 @@ from dynzoo.certificates.rounding import (
     run_program,
 )
 from dynzoo.certificates.rounding_bound import RoundingBound, rounding_bound, rounding_kinds
-from dynzoo.certificates.settings import Settings, difference, freeze_settings
+from dynzoo.certificates.settings import Settings, difference, freeze_settings, sublayers
 
 __all__ = ["Certificate", "certify"]
 
@@ -322,7 +322,7 @@ class Certificate:
     def _bound_rounding(self, images: np.ndarray, logits: np.ndarray) -> RoundingBound:
         """The bounds for the arithmetic in which the model computes, checked on a few images."""
         values = run_program(self._program, images)
-        kinds = {str(logits.dtype), str(images.dtype)} & {"float32", "float64"}
+        kinds = {str(logits.dtype), str(images.dtype), *self._dtypes()} & {"float32", "float64"}
         dtypes = ["float32"] if "float32" in kinds else ["float64", "float32"]
         for dtype in dtypes:
             found = rounding_bound(
@@ -332,6 +332,7 @@ class Certificate:
                 list(self.layers),
                 self._head,
                 arithmetic_of(dtype, factor_unit(dtype)),
+                kinds,
             )
             allowed = found.of_logits(images, ("worst-case",), self._head.norm)
             try:
@@ -343,6 +344,13 @@ class Certificate:
             else:
                 break
         return found
+
+    def _dtypes(self) -> set[str]:
+        """In what the layers compute: what shows no difference on a few images may still round."""
+        parts = (part for step in self._program.steps for part in sublayers(step.layer))
+        policies = [p.dtype_policy for p in parts if isinstance(p, keras.layers.Layer)]
+        policies += [step.layer.dtype_policy for step in self._program.steps]
+        return {policy.compute_dtype for policy in policies}
 
     def _logits(self, x: Any, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Logits of checked images, the images as the model sees them, and how far these are."""

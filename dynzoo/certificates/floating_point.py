@@ -23,7 +23,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["DEVIATIONS", "DEVIATION_UNITS", "Arithmetic", "Budget", "arithmetic_of"]
+__all__ = [
+    "DEVIATIONS",
+    "DEVIATION_UNITS",
+    "Arithmetic",
+    "Budget",
+    "arithmetic_of",
+    "few_roundings",
+]
 
 # How many standard deviations the probable error counts.
 DEVIATIONS = 4.0
@@ -32,6 +39,8 @@ DEVIATIONS = 4.0
 _SPREAD = 0.425
 # The probable size of one rounding in units u.
 DEVIATION_UNITS = DEVIATIONS * _SPREAD
+# The probable share of the worst error above which roundings are few: sums of 16 terms or less.
+_FEW = 0.25
 
 
 class Arithmetic(NamedTuple):
@@ -192,3 +201,13 @@ class Budget:
         peak = self.peak if peak is None else peak
         peak = np.maximum(peak, size + worst)
         return Budget(size, self.arithmetic, worst, probable, peak, self.measured)
+
+
+def few_roundings(budget: Budget) -> bool:
+    """Whether errors come from so few roundings for each number that chance means nothing.
+
+    A sum of independent errors is unlikely to be large if there are many. Of a few it is easy to
+    choose numbers, such as a bias just below half a unit, which makes them all point one way; from
+    layer to layer these add up in full.
+    """
+    return bool(np.any(budget.probable >= _FEW * budget.worst))

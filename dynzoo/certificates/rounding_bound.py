@@ -23,16 +23,17 @@ units of the larger of argument and value.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
 from dynzoo.backend import to_numpy
 from dynzoo.certificates.errors import ReferenceMismatchError, UncertifiableLayerError
-from dynzoo.certificates.floating_point import Arithmetic, Budget
+from dynzoo.certificates.floating_point import Arithmetic, Budget, few_roundings
 from dynzoo.certificates.graph import Program, Step
 from dynzoo.certificates.joins import JOINS
 from dynzoo.certificates.linear_rules import Shape
@@ -59,6 +60,8 @@ KINDS = {"worst-case": 2.0, "probable": math.sqrt(2.0)}
 _SAFETY = 10.0
 # Rounding leaves a layer's float32 output within about 1e-5 of its size.
 _SUSPICIOUS = 1e-3
+# How often a result may underflow within one layer that is not a product.
+_FEW = 1e3
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,7 @@ def rounding_bound(
     table: list[LayerBound],
     head: Head,
     arithmetic: Arithmetic,
+    kinds: Collection[str] = (),
 ) -> RoundingBound:
     """Carries the rounding of every layer to the logits.
 
@@ -172,19 +176,26 @@ def rounding_bound(
         table: the gain of each step.
         head: the end of the model.
         arithmetic: the numbers in which it computes.
+        kinds: floating-point types of its layers; the coarsest is that of ``arithmetic``.
     """
     images = anchor_images(program.input_shape)
     values = run_program(program, images)
     sizes = {slot: _size(value, bounds.get(slot, math.inf)) for slot, value in values.items()}
     zero = np.zeros_like(sizes[0])
     errors = {0: Budget(sizes[0], arithmetic, peak=zero)}
+    # Roundings of layers that make too few of them, which may all point the same way.
+    aligned = {0: zero}
     peak, measured = zero, []
     added = {kind: zero for kind in KINDS}
     head_slot = None
+    # In a model of two types a number is rounded on its way from one layer to the next.
+    cast = arithmetic.unit if len(kinds) > 1 else 0.0
     for step, row in zip(program.steps, table, strict=True):
         inputs = [errors[slot] for slot in step.inputs]
-        fresh = [Budget(b.computed, arithmetic) for b in inputs]
+        fresh = [_read(errors[slot], shapes[slot], cast) for slot in step.inputs]
         own = _own_rounding(step, row.gain, [shapes[s] for s in step.inputs], fresh, values)
+        # So may its settings: scales and slopes that are next to nothing.
+        own = own.disturbed(_FEW * arithmetic.tiny * sum(b.computed for b in fresh))
         if own.measured:
             measured.append(step.name)
         in_head = head.linear and (step.inputs[0] == head.body_slot or step.inputs[0] == head_slot)
@@ -194,27 +205,39 @@ def rounding_bound(
             head_slot = step.output
             added = {
                 "worst-case": added["worst-case"] + own.worst,
-                "probable": np.hypot(added["probable"], own.probable),
+                "probable": added["probable"] + np.minimum(own.worst, own.probable),
             }
             continue_with = errors[head.body_slot]
             errors[step.output] = Budget(
                 sizes[step.output], arithmetic, continue_with.worst, continue_with.probable
             )
+            aligned[step.output] = aligned[head.body_slot]
             continue
         worst = _propagated(step, row, [b.worst for b in inputs], shapes) + own.worst
-        probable = np.hypot(
-            _propagated(step, row, [b.probable for b in inputs], shapes), own.probable
-        )
+        probable = _propagated(step, row, [b.probable for b in inputs], shapes)
+        aligned[step.output] = _propagated(step, row, [aligned[i] for i in step.inputs], shapes)
+        if few_roundings(own):
+            aligned[step.output] = aligned[step.output] + np.minimum(own.worst, own.probable)
+        else:
+            probable = np.hypot(probable, own.probable)
         errors[step.output] = Budget(sizes[step.output], arithmetic, worst, probable)
     body = errors[head.body_slot]
     return RoundingBound(
         np.array(ANCHORS),
-        {"worst-case": body.worst, "probable": body.probable},
+        {"worst-case": body.worst, "probable": body.probable + aligned[head.body_slot]},
         added,
         peak,
         tuple(measured),
         arithmetic,
     )
+
+
+def _read(b: Budget, shape: Shape, cast: float) -> Budget:
+    """A layer's input, as it reads it: too small for a normal number is taken for zero."""
+    entries = math.prod(int(n or 1) for n in shape[1:])
+    lost = cast * b.computed
+    lost[0] += _FEW * b.arithmetic.tiny * math.sqrt(entries)
+    return Budget(b.computed, b.arithmetic, lost, lost.copy())
 
 
 def _size(value: np.ndarray, bound: float) -> np.ndarray:
@@ -261,17 +284,16 @@ def _own_rounding(
 
 def _joined(layer: Any, shapes: list[tuple[int, ...]], inputs: list[Budget]) -> Budget:
     """A sum rounds once for each further branch; choosing and stacking round nothing."""
-    full = math.prod(np.broadcast_shapes(*shapes)) if len({len(s) for s in shapes}) == 1 else 0
-    name = type(layer).__name__
-    if name in ("Add", "Subtract", "Average"):
-        total = inputs[0]
-        size = sum(
-            b.computed * math.sqrt(max(1.0, full / math.prod(s)))
-            for b, s in zip(inputs, shapes, strict=True)
-        )
-        return Budget(np.asarray(size), total.arithmetic).rounded(float(len(inputs)))
-    size = np.sqrt(sum(b.computed**2 for b in inputs))
-    return Budget(np.asarray(size), inputs[0].arithmetic)
+    times = [1.0] * len(inputs)
+    if not isinstance(layer, keras.layers.Concatenate):
+        full = math.prod(np.broadcast_shapes(*shapes))
+        times = [math.sqrt(max(1.0, full / math.prod(s))) for s in shapes]
+    size = sum(b.computed * t for b, t in zip(inputs, times, strict=True))
+    lost = sum(b.worst * t for b, t in zip(inputs, times, strict=True))
+    y = Budget(np.asarray(size), inputs[0].arithmetic, np.asarray(lost), np.asarray(lost).copy())
+    if type(layer).__name__ in ("Add", "Subtract", "Average"):
+        return y.rounded(float(len(inputs)))
+    return y
 
 
 def _measured(step: Step, inputs: list[Budget], values: list[np.ndarray]) -> Budget:

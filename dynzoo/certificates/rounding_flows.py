@@ -10,8 +10,8 @@ from keras import ops
 
 from dynzoo import layers as dl
 from dynzoo import operators
-from dynzoo.certificates.floating_point import DEVIATION_UNITS, Budget
-from dynzoo.certificates.linear_rules import float64
+from dynzoo.certificates.floating_point import DEVIATION_UNITS, Budget, few_roundings
+from dynzoo.certificates.linear_rules import float64, refuse
 from dynzoo.certificates.rounding_rules import ROUNDING, Sizes, exact, function_rounding
 from dynzoo.certificates.rounding_rules import matrix_product as product
 from dynzoo.layers.gradient_bound import step_bounds
@@ -41,6 +41,13 @@ def _plus(b: Budget, bias: Any, positions: int) -> Budget:
 def _unit_rows(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     kernel = layer.effective_kernel()
     y = product(b, kernel, norm=gain)
+    # Weights that may be read as zero, or whose reciprocal may, leave a row of another direction.
+    columns = np.linalg.norm(float64(layer.kernel), axis=0)
+    lengths = columns[columns > 0]
+    lost = 2 * b.arithmetic.tiny * math.sqrt(len(kernel)) / float(np.min(lengths, initial=1.0))
+    if lost > 0.5 or float(np.max(lengths, initial=0.0)) * b.arithmetic.tiny > 0.5:
+        raise refuse(layer, "its weights are so small or large that float32 cannot scale them.")
+    y = y.disturbed(2 * lost * math.sqrt(kernel.shape[1]) * b.computed)
     # The length of a row is computed, too: n squares, whose sum errs by n u at most (by
     # sqrt(n / 3) of independent roundings), a root, which halves that, and a few more.
     times, independent = len(kernel) / 2 + 8.0, math.sqrt(len(kernel) / 3) / 2 + math.sqrt(8.0)
@@ -147,11 +154,13 @@ class _Field:
 def _advanced(state: Budget, stepped: Budget, bound: float, offset: float) -> Budget:
     """After a step: earlier errors and the size grow by its constant, not by that of its parts."""
     grown = state.mapped(bound, offset)
+    together = np.add if few_roundings(stepped) else np.hypot
+    total = together(grown.probable, stepped.probable)
     return Budget(
         grown.size,
         state.arithmetic,
         grown.worst + stepped.worst,
-        np.hypot(grown.probable, stepped.probable),
+        total,
         np.maximum(grown.peak, stepped.peak),
         state.measured or stepped.measured,
     )

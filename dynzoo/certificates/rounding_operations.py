@@ -35,12 +35,15 @@ def operation_rounding(call: TensorCall, shapes: list[Sizes], inputs: list[Budge
 def _exact(call: TensorCall, shapes: list[Sizes], inputs: list[Budget]) -> Budget:
     """The operation without rounding."""
     bound = known(call, [(None, *shape) for shape in shapes]).bound
-    sizes = [b.size for b in inputs]
-    flat = [
-        bound([float(v) for v in column])
-        for column in zip(*(s.ravel() for s in sizes), strict=True)
-    ]
-    return Budget(np.array(flat).reshape(sizes[0].shape), inputs[0].arithmetic)
+
+    def after(parts: list[np.ndarray]) -> np.ndarray:
+        columns = zip(*(part.ravel() for part in parts), strict=True)
+        return np.array([bound([float(v) for v in c]) for c in columns]).reshape(parts[0].shape)
+
+    size, worst, probable = (
+        after([getattr(b, name) for b in inputs]) for name in ("size", "worst", "probable")
+    )
+    return Budget(size, inputs[0].arithmetic, worst, probable)
 
 
 def _gain(call: TensorCall, shapes: list[Sizes]) -> float:
@@ -91,7 +94,9 @@ def _product(call: TensorCall, shapes: list[Sizes], inputs: list[Budget], y: Bud
 
 def _function(call: TensorCall, shapes: list[Sizes], inputs: list[Budget], y: Budget) -> Budget:
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(call.operation).__name__).lower()
-    return function_rounding(name, _gain(call, shapes), shapes[0], inputs[0])
+    alpha, b = (abs(float(getattr(call.operation, n, 0.0) or 0.0)) for n in ("alpha", "b"))
+    start = max(alpha, math.sqrt(b))
+    return function_rounding(name, _gain(call, shapes), shapes[0], inputs[0], start)
 
 
 def _softmax(call: TensorCall, shapes: list[Sizes], inputs: list[Budget], y: Budget) -> Budget:

@@ -18,7 +18,7 @@ import numpy as np
 from dynzoo import spectral
 from dynzoo.certificates.floating_point import Budget
 from dynzoo.certificates.image_rules import AUGMENTATION
-from dynzoo.certificates.linear_rules import float64
+from dynzoo.certificates.linear_rules import float64, refuse
 from dynzoo.certificates.rules import activation_rule, rule_for
 from dynzoo.certificates.slopes import ACTIVATIONS
 
@@ -33,9 +33,9 @@ Rounding = Callable[[Any, Sizes, Budget, float], Budget]
 # Activations that choose between numbers they are given, and the roundings of simple others.
 _EXACT = ("linear", "relu", "relu6", "hard_tanh")
 _ROUNDINGS = {
-    "leaky_relu": 1.0,
+    "leaky_relu": 2.0,
     "hard_sigmoid": 2.0,
-    "soft_shrink": 1.0,
+    "soft_shrink": 2.0,
     "sparse_plus": 4.0,
     "sparse_sigmoid": 2.0,
     "hard_silu": 4.0,
@@ -127,6 +127,8 @@ def _einsum(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
 def _without(layer: Any, output: Sizes, gain: float) -> float:
     """The layer's gain without its activation."""
     slope = activation_rule(layer).gain(layer, (None, *output))
+    if slope == 0.0:  # the activation forgets its input, and nothing can be divided by that
+        return float(np.linalg.norm(float64(layer.kernel))) * math.sqrt(math.prod(output))
     return gain if slope == 1.0 else gain / slope * (1 + 1e-15)
 
 
@@ -235,13 +237,20 @@ def _rescaling(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
 def _batch_normalization(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     axis = layer.axis % (len(shape) + 1) - 1
     positions = math.prod(shape) // shape[axis]
-    deviation = np.sqrt(float64(layer.moving_variance) + layer.epsilon)
-    scale = (float64(layer.gamma) if layer.scale else 1.0) / deviation
+    variance = float64(layer.moving_variance)
+    total = variance + layer.epsilon
+    scale = (float64(layer.gamma) if layer.scale else 1.0) / np.sqrt(total)
+    # Numbers that cancel in the sum, or that are next to underflow, leave little of it.
+    unit, tiny = b.arithmetic.unit, b.arithmetic.tiny
+    loss = float(np.max((4 * unit * (np.abs(variance) + abs(layer.epsilon)) + tiny) / total))
+    if not loss < 0.5:
+        raise refuse(layer, "its moving variance plus epsilon is lost in rounding.")
     mean = float64(layer.moving_mean)
     beta = float64(layer.beta) if layer.center else 0.0 * mean
     # Some backends compute x * scale + (beta - mean * scale): both summands may be large.
     offset = math.sqrt(positions) * float(np.linalg.norm(np.abs(mean * scale) + np.abs(beta)))
-    return _scaled(b, float(np.max(np.abs(scale))), offset, 12.0)
+    y = _scaled(b, float(np.max(np.abs(scale))), offset, 12.0)
+    return y.disturbed(loss * y.computed) if loss > 16 * unit else y
 
 
 def _normalization(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
@@ -310,16 +319,26 @@ def activated(layer: Any, shape: Sizes, b: Budget) -> Budget:
     return function_rounding(activation.__name__, slope, shape, b)
 
 
-def function_rounding(name: str, slope: float, shape: Sizes, b: Budget) -> Budget:
-    """After an elementwise function (or a softmax) with this Lipschitz constant."""
+def function_rounding(
+    name: str, slope: float, shape: Sizes, b: Budget, start: float = 1.0
+) -> Budget:
+    """After an elementwise function (or a softmax) with this Lipschitz constant.
+
+    Args:
+        name: of the function.
+        slope: its Lipschitz constant.
+        shape: of one example.
+        b: budget of the input.
+        start: bound of its value at 0 and of what is added up there, if more than 1.
+    """
     if name in _EXACT:
         return b.mapped(slope)
     if "softmax" in name:
         y = b.mapped(slope, math.sqrt(math.prod(shape)))
         extra = b.arithmetic.unit * (shape[-1] + 2 * b.arithmetic.library) * y.computed
         return y.disturbed(extra + 4.0 * b.arithmetic.unit * b.computed)
-    # No function of the table is above log(2) at zero, and all are below that plus slope * |x|.
-    offset = math.sqrt(math.prod(shape))
+    # By default no function of the table is above 1 at zero; all are below that plus slope * |x|.
+    offset = max(1.0, start) * math.sqrt(math.prod(shape))
     times = _ROUNDINGS.get(name, b.arithmetic.library)
     y = b.mapped(slope, offset)
     return y.rounded(times, relative_to=max(1.0, slope) * b.computed, offset=offset)
@@ -330,8 +349,11 @@ def _activation(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
 
 
 def _relu(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    # The slope and the ceiling are rounded as well as the product.
     slope = float(layer.negative_slope)
-    return b.mapped(max(1.0, abs(slope))).rounded() if slope else b
+    if slope:
+        return b.mapped(max(1.0, abs(slope))).rounded(2.0)
+    return b if getattr(layer, "max_value", None) is None else b.rounded()
 
 
 def _prelu(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
@@ -339,7 +361,9 @@ def _prelu(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
 
 
 def _elu(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
-    return function_rounding("elu", max(1.0, abs(layer.alpha)), shape, b)
+    # alpha * (exp(x) - 1), where the difference of numbers near 1 may be taken as it stands.
+    alpha = abs(float(layer.alpha))
+    return function_rounding("elu", max(1.0, alpha), shape, b, alpha)
 
 
 def _softmax(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:

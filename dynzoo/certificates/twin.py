@@ -18,6 +18,7 @@ from dynzoo.certificates import margins
 from dynzoo.certificates.errors import ReferenceMismatchError
 from dynzoo.certificates.graph import Program, Step
 from dynzoo.certificates.joins import JOINS
+from dynzoo.certificates.operations import TensorCall
 from dynzoo.certificates.rules import rule_for
 from dynzoo.certificates.settings import Settings, difference
 
@@ -86,7 +87,7 @@ def _run(model: keras.Model, settings: Settings, x: np.ndarray) -> np.ndarray:
     weights = backend.weights_of(model)
     before = _COMPILED.get(model)
     if before is None or difference(before[0], settings) is not None:
-        if before is not None:
+        if before is not None or getattr(model, "predict_function", None) is not None:
             # What Keras compiled for `predict` goes on with the settings of that time.
             model.make_predict_function(force=True)
         function = backend.jit_once(backend.inference(model), weights, inputs)
@@ -146,6 +147,8 @@ def _reach(step: Step, arrays: list[np.ndarray]) -> np.ndarray:
 def call_step(step: Step, inputs: list[Any]) -> Any:
     """One step at inference, on the backend."""
     layer = step.layer
+    if isinstance(layer, TensorCall):
+        return layer.replay(inputs, layer.operation.name)
     given = inputs if type(layer) in JOINS else inputs[0]
     if "training" in inspect.signature(layer.call).parameters:
         return layer(given, training=False)
