@@ -56,10 +56,10 @@ def certify(model: keras.Model, rounding: str = "probable") -> Certificate:
         model: built Sequential or Functional model, float32 or float64, from one input of fixed
             shape to logits (n, K). Nested models, shared layers, branches, joins and bare
             operations such as `x + y`, `0.5 * x` and `x[:, 1:]` are fine.
-        rounding: what the radii assume of roundings. "probable": they are independent, and four
-            standard deviations are enough. "worst-case": nothing; the radii are proved for
-            whatever roundings the arithmetic allows, and are smaller for wide networks. Take it
-            for a network from someone who may have chosen its weights to deceive.
+        rounding: what the radii assume of roundings. "probable": they are independent, and
+            chances of one in ten million are left out. "worst-case": nothing; the radii are proved
+            for whatever roundings the arithmetic allows, and are smaller for wide networks. Take
+            it for a network from someone who may have chosen its weights to deceive.
 
     Returns:
         A `Certificate`.

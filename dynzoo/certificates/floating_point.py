@@ -5,7 +5,7 @@ $(x \circ y)(1 + \delta)$ with $|\delta| \le u$, plus at most the smallest norma
 underflows. A `Budget` follows one tensor through a computation and holds three upper bounds of
 L2 norms: of its exact value, of the distance between the computed and the exact value for every
 choice of the $\delta$ (`worst`), and of the same distance for $\delta$ that are independent and
-have mean zero, at `DEVIATIONS` standard deviations (`probable`).
+have mean zero, up to a chance of one in ten million (`probable`).
 
 Each bound is an affine function of the distance s between the image and an anchor image, kept as
 an array (2, anchors): constants, then slopes. So one pass over the layers serves all images and
@@ -32,13 +32,17 @@ __all__ = [
     "few_roundings",
 ]
 
-# How many standard deviations the probable error counts.
+# How many standard deviations the probable error of single roundings counts.
 DEVIATIONS = 4.0
 # Root mean square of delta / u: the error of a rounding is uniform in half a unit of the last
 # place, the mantissa logarithmic in [1, 2): sqrt(1/3 * (1 - 1/4) / (2 ln 2)) = 0.4247.
 _SPREAD = 0.425
 # The probable size of one rounding in units u.
 DEVIATION_UNITS = DEVIATIONS * _SPREAD
+# Chances below exp(-16), one in ten million, are left out.
+_RARE = 16.0
+# Sums of so few terms are not left to chance.
+_FEW_TERMS = 16
 # The probable share of the worst error above which roundings are few: sums of 16 terms or less.
 _FEW = 0.25
 
@@ -137,6 +141,7 @@ class Budget:
         frobenius: float | None = None,
         outputs: int = 1,
         coherent: bool = False,
+        independent: int = 1,
     ) -> Budget:
         r"""After a product with a matrix, in any order of summation, fused or not.
 
@@ -146,7 +151,7 @@ class Budget:
         $\|e\| \le (n + \sqrt n) u (1 + u)^n \|W\| \|x\|$. This takes for granted that the outputs
         at one place share the tree; without it the square root of their number would be a factor.
         Independent roundings add in squares, and $\|x_S\|^2$ is the share of the terms that S
-        holds: half of them in the mean.
+        holds: half of them in the mean. That gives the mean square of $\|e\|$; see `deviations`.
 
         Args:
             terms: number n of products in each sum.
@@ -154,14 +159,16 @@ class Budget:
             frobenius: bound of the Frobenius norm of the map, for factors that are rounded.
             outputs: number of sums, for those that underflow.
             coherent: whether the terms may have one sign and size, so that the roundings line up.
+            independent: number of sums at one place of which none is a copy of another.
         """
         a = self.arithmetic
         x = norm * self.computed
         growth = math.exp(min(700.0, terms * a.unit)) * a.unit
         worst = (terms + math.sqrt(terms)) * growth * x
         probable = worst
-        if not coherent:
-            probable = DEVIATION_UNITS * math.sqrt(terms / 2 + 1.5) * growth * x
+        if not coherent and terms > _FEW_TERMS:
+            spread = deviations(independent) * _SPREAD
+            probable = np.minimum(worst, spread * math.sqrt(terms / 2 + 1.5) * growth * x)
         if a.factor_unit:
             # Both factors are rounded: |dW| <= f |W| entry by entry, |dx| <= f |x|.
             loose = norm if frobenius is None else frobenius
@@ -201,6 +208,17 @@ class Budget:
         peak = self.peak if peak is None else peak
         peak = np.maximum(peak, size + worst)
         return Budget(size, self.arithmetic, worst, probable, peak, self.measured)
+
+
+def deviations(outputs: int) -> float:
+    r"""How many times its root mean square the norm of independent errors may be.
+
+    For m independent normal numbers of variance one, $\|e\|^2$ is above
+    $m + 2\sqrt{mt} + 2t$ with a probability of $e^{-t}$ at most (Laurent and Massart, Annals of
+    Statistics 28, 2000, lemma 1): 6.4 for one, 1.6 for 64 and 1.2 for 512.
+    """
+    m = float(max(1, outputs))
+    return math.sqrt(1.0 + 2.0 * math.sqrt(_RARE / m) + 2.0 * _RARE / m)
 
 
 def few_roundings(budget: Budget) -> bool:

@@ -10,8 +10,9 @@ Two such bounds are made.
 
 * **worst-case**: for every rounding. It is a proof about floating-point numbers, and grows with the
   number of terms of each sum.
-* **probable**: four standard deviations of independent roundings that then all point the way that
-  hurts, which grows with its root. In measurements the true error is a hundredth of it.
+* **probable**: independent roundings, up to a chance of one in ten million, which then all point
+  the way that hurts. It grows with the root of the number of terms. In measurements the true error
+  is a hundredth of it.
 
 Both assume: IEEE arithmetic rounded to nearest, results below the smallest normal number flushed
 to zero or not; sums in any order, blocked and fused in any way, but in the same one for all outputs
@@ -195,7 +196,7 @@ def rounding_bound(
         fresh = [_read(errors[slot], shapes[slot], cast) for slot in step.inputs]
         own = _own_rounding(step, row.gain, [shapes[s] for s in step.inputs], fresh, values)
         # So may its settings: scales and slopes that are next to nothing.
-        own = own.disturbed(_FEW * arithmetic.tiny * sum(b.computed for b in fresh))
+        own = own.disturbed(_FEW * arithmetic.tiny * np.sum([b.computed for b in fresh], axis=0))
         if own.measured:
             measured.append(step.name)
         in_head = head.linear and (step.inputs[0] == head.body_slot or step.inputs[0] == head_slot)

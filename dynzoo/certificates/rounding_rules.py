@@ -76,7 +76,17 @@ def matrix_product(
         frobenius=float(np.linalg.norm(matrix)) * math.sqrt(windows),
         outputs=matrix.shape[1] * positions,
         coherent=_is_coherent(matrix),
+        independent=_distinct(matrix),
     )
+
+
+def _distinct(matrix: np.ndarray) -> int:
+    """Number of columns that count: copies of a sum round alike, and small ones hardly matter."""
+    columns = np.ascontiguousarray(np.abs(matrix).T)
+    squares = np.einsum("ij,ij->i", columns, columns)
+    largest = float(squares.max(initial=0.0))
+    alike = len({column.tobytes() for column in columns})
+    return min(alike, int(squares.sum() / largest)) if largest > 0 else alike
 
 
 def _is_coherent(matrix: np.ndarray) -> bool:
@@ -209,7 +219,14 @@ def _parts(b: Budget, parts: list[np.ndarray], rank: int, windows: int, outputs:
     own = max(spectral.dense_norm_float64(m) for m in matrices) * math.sqrt(windows)
     frobenius = max(float(np.linalg.norm(m)) for m in matrices) * math.sqrt(windows)
     coherent = any(_is_coherent(m) for m in matrices)
-    return b.product(len(matrices[0]), min(own, spread), frobenius, outputs, coherent)
+    return b.product(
+        len(matrices[0]),
+        min(own, spread),
+        frobenius,
+        outputs,
+        coherent,
+        min(map(_distinct, matrices)),
+    )
 
 
 # --- scale and shift -----------------------------------------------------------------------
