@@ -18,6 +18,7 @@ from dynzoo.certificates import margins
 from dynzoo.certificates.errors import ReferenceMismatchError
 from dynzoo.certificates.graph import Program, Step
 from dynzoo.certificates.joins import JOINS
+from dynzoo.certificates.operations import TensorCall
 from dynzoo.certificates.rules import rule_for
 from dynzoo.certificates.settings import Settings, difference
 
@@ -146,6 +147,8 @@ def _reach(step: Step, arrays: list[np.ndarray]) -> np.ndarray:
 def call_step(step: Step, inputs: list[Any]) -> Any:
     """One step at inference, on the backend."""
     layer = step.layer
+    if isinstance(layer, TensorCall):
+        return layer.replay(inputs, layer.name)
     given = inputs if type(layer) in JOINS else inputs[0]
     if "training" in inspect.signature(layer.call).parameters:
         return layer(given, training=False)
