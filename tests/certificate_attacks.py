@@ -245,12 +245,12 @@ def rims(images, directions, radii):
 
 
 def rim_points(twin, images, labels, radii):
-    """Points at the rims towards the two nearest classes, with a step of PGD, and where it is steep.
+    """Points at the rims: towards the two nearest classes, a step of PGD later, where it is steep.
 
     Returns:
         (points, index of the image of each).
     """
-    n, shape = len(images), images.shape[1:]
+    n = len(images)
     points, rows = images.astype(np.float64), np.arange(n)
     steps = 1e-5 * sizes(points)
     logits, jacobian = twin(points), twin.jacobians(points, steps)

