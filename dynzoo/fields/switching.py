@@ -17,6 +17,7 @@ the bound for zero padding are ours.
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 
 from dynzoo.operators import Conv
@@ -93,18 +94,23 @@ def singular_values_squared(operator, kernel, xp):
     if not isinstance(operator, Conv):
         gram = kernel if kernel.shape[0] <= kernel.shape[1] else xp.transpose(kernel)
         gram = xp.matmul(gram, xp.transpose(gram))
-        defect = _symmetric_norm(gram - xp.eye(gram.shape[0], dtype="float32"), xp)
+        defect = _symmetric_norm(gram - xp.eye(gram.shape[0], dtype=_dtype(gram)), xp)
         leak = 0.0
     else:
         defect = _autocorrelation_norm(kernel, xp, minus_impulse=True)
         leak = 0.0
         if operator.padding == "zero" and operator.kernel_size > 1:
             centre = (operator.kernel_size - 1) // 2
-            mask = np.ones((*kernel.shape[:2], 1, 1), dtype="float32")
+            mask = np.ones((*kernel.shape[:2], 1, 1), dtype=_dtype(kernel))
             mask[centre, centre] = 0.0
             leak = _autocorrelation_norm(kernel * xp.array(mask), xp, minus_impulse=False)
     lower = xp.maximum(1.0 - defect - leak - _ROUNDING, 0.0)
     return lower, 1.0 + defect + _ROUNDING
+
+
+def _dtype(tensor):
+    """Its name: TensorFlow does not take a float64 tensor and a float32 one together."""
+    return keras.backend.standardize_dtype(tensor.dtype)
 
 
 def _symmetric_norm(matrix, xp):
@@ -123,10 +129,11 @@ def _autocorrelation_norm(kernel, xp, minus_impulse):
         xp.matmul(taps, xp.transpose(taps)), (height * width, rows, height * width, rows)
     )
     products = xp.reshape(xp.transpose(products, (0, 2, 1, 3)), (-1, rows * rows))
-    sums = xp.matmul(xp.array(_lags(height, width)), products)
+    lags = _lags(height, width).astype(_dtype(products))
+    sums = xp.matmul(xp.array(lags), products)
     lags = xp.reshape(sums, (-1, rows, rows))
     if minus_impulse:
-        impulse = np.zeros(tuple(lags.shape), dtype="float32")
+        impulse = np.zeros(tuple(lags.shape), dtype=_dtype(lags))
         impulse[0] = np.eye(rows)
         lags = lags - xp.array(impulse)
     norms = _stacked_norms(lags, xp)
