@@ -28,7 +28,7 @@ PIECES = {
     "sum": lambda x: x + 0.5 * kl.Dense(2, activation=ops.relu)(x),
     "difference": lambda x: ops.subtract(kl.Dense(2)(x) / 2, x * ROW),
     "bent": lambda x: ops.clip(ops.abs(x - 0.3), 0.1, 2.0) - ops.leaky_relu(x, 0.3),
-    "moved": lambda x: ops.roll(ops.flip(x, axis=1), 1, axis=(2,)),
+    "moved": lambda x: ops.roll(ops.flip(x, axis=1), 1, axis=2),
     "turned": lambda x: ops.transpose(ops.reshape(x, (-1, 4, 2, 4)), (0, 1, 3, 2)),
     "coupling": lambda x: ops.concatenate(
         [x[..., :1], x[..., 1:] - kl.Dense(1, activation="tanh")(x[..., :1])], axis=-1

@@ -68,7 +68,13 @@ def check_twin(
         ReferenceMismatchError: if they differ by more than rounding, with the reason.
         ValueError: if the logits are computed in 16 bits.
     """
-    logits = _run(model, settings, x)
+    try:
+        logits = _run(model, settings, x)
+    except Exception as error:  # each backend has kinds of errors of its own
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"The model cannot be run on the {backend.name()} backend: {text}"
+        ) from error
     if str(logits.dtype) not in ("float32", "float64"):
         raise ValueError(
             f"The model computes its logits in {logits.dtype} on the {backend.name()} backend. "
