@@ -239,11 +239,14 @@ def test_images_beyond_the_numbers_have_radius_zero():
 def test_a_float64_model_has_errors_of_float64():
     if keras.backend.backend() != "tensorflow":
         pytest.skip("of the three backends TensorFlow computes in float64 throughout")
-    inputs = keras.Input((6,), dtype="float64")
-    model = keras.Model(inputs, kl.Dense(3, dtype="float64")(inputs))
-    certificate = certify(model)
-    assert certificate.rounding < 1e-13
-    assert certificate.rounding_bound.arithmetic.unit == 2.0**-53
+    keras.config.set_floatx("float64")
+    try:
+        model = keras.Sequential([keras.Input((6,)), kl.Dense(3)])
+        certificate = certify(model)
+        assert certificate.rounding < 1e-13
+        assert certificate.rounding_bound.arithmetic.unit == 2.0**-53
+    finally:
+        keras.config.set_floatx("float32")
 
 
 class Rotation(keras.layers.Layer):

@@ -322,12 +322,11 @@ class Certificate:
     def _bound_rounding(self, images: np.ndarray, logits: np.ndarray) -> RoundingBound:
         """The bounds for the arithmetic in which the model computes, checked on a few images."""
         values = run_program(self._program, images)
-        # Images that Keras rounds on their way in are what the radius is around: no error of ours.
-        # But on some backends Keras computes much of a float64 layer in float32.
-        own = keras.backend.result_type("float64", "float64")
-        kinds = {str(logits.dtype), *self._dtypes()} & {"float32", "float64"}
-        if own == "float32":
-            kinds.add(own)
+        # A float64 model counts as float32 unless Keras' own type is float64: much of what layers
+        # do with constants follows that type, or the backend, and not the layer's.
+        kinds = {str(logits.dtype), str(images.dtype), *self._dtypes()} & {"float32", "float64"}
+        if keras.backend.result_type("float64", "float64") == "float32":
+            kinds.add("float32")
         dtypes = ["float32"] if "float32" in kinds else ["float64", "float32"]
         for dtype in dtypes:
             found = rounding_bound(
