@@ -12,7 +12,7 @@ from dynzoo import layers as dl
 from dynzoo import operators
 from dynzoo.certificates.floating_point import DEVIATION_UNITS, Budget, few_roundings
 from dynzoo.certificates.linear_rules import float64, refuse
-from dynzoo.certificates.rounding_rules import ROUNDING, Sizes, exact, function_rounding
+from dynzoo.certificates.rounding_rules import ROUNDING, Sizes, biased, exact, function_rounding
 from dynzoo.certificates.rounding_rules import matrix_product as product
 from dynzoo.layers.gradient_bound import step_bounds
 from dynzoo.layers.switching_bound import switching_bound
@@ -28,14 +28,7 @@ __all__ = ["ROUNDING"]
 def _orthonormal(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     positions = math.prod(shape[:-1])
     y = product(b, float64(layer.kernel), positions, norm=gain)
-    return _plus(y, layer.bias if layer.use_bias else None, positions)
-
-
-def _plus(b: Budget, bias: Any, positions: int) -> Budget:
-    if bias is None:
-        return b
-    offset = float(np.linalg.norm(float64(bias))) * math.sqrt(positions)
-    return b.mapped(1.0, offset).rounded()
+    return biased(y, layer.bias if layer.use_bias else None, positions)
 
 
 def _unit_rows(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
@@ -52,7 +45,7 @@ def _unit_rows(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     # sqrt(n / 3) of independent roundings), a root, which halves that, and a few more.
     times, independent = len(kernel) / 2 + 8.0, math.sqrt(len(kernel) / 3) / 2 + math.sqrt(8.0)
     y = y.disturbed(times * b.arithmetic.unit * y.computed, DEVIATION_UNITS * independent / times)
-    return _plus(y, layer.bias if layer.use_bias else None, 1)
+    return biased(y, layer.bias if layer.use_bias else None, 1)
 
 
 def _mean_shift(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:

@@ -17,12 +17,11 @@ import numpy as np
 
 from dynzoo import spectral
 from dynzoo.certificates.floating_point import Budget
-from dynzoo.certificates.image_rules import AUGMENTATION
 from dynzoo.certificates.linear_rules import float64, refuse
-from dynzoo.certificates.rules import activation_rule, rule_for
+from dynzoo.certificates.rules import IDENTITY, activation_rule, rule_for
 from dynzoo.certificates.slopes import ACTIVATIONS
 
-__all__ = ["ROUNDING", "Sizes", "activated", "matrix_product"]
+__all__ = ["ROUNDING", "Sizes", "activated", "biased", "matrix_product"]
 
 kl = keras.layers
 
@@ -106,7 +105,8 @@ def _is_coherent(matrix: np.ndarray) -> bool:
     return bool(np.any((counts > 16) & ~(spread > 0.25)))
 
 
-def _biased(layer: Any, b: Budget, bias: Any, positions: int) -> Budget:
+def biased(b: Budget, bias: Any, positions: int) -> Budget:
+    """After a bias (or none) is added at each of some positions."""
     if bias is None:
         return b
     offset = float(np.linalg.norm(float64(bias))) * math.sqrt(positions)
@@ -117,7 +117,7 @@ def _dense(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     positions = math.prod(shape[:-1])
     output = (*shape[:-1], layer.units)
     y = matrix_product(b, float64(layer.kernel), positions, norm=_without(layer, output, gain))
-    y = _biased(layer, y, layer.bias if layer.use_bias else None, positions)
+    y = biased(y, layer.bias if layer.use_bias else None, positions)
     return activated(layer, output, y)
 
 
@@ -204,7 +204,7 @@ def _finished(layer: Any, output: Sizes, b: Budget) -> Budget:
     """After the bias and the activation of a convolution."""
     channels = output[-1] if layer.data_format == "channels_last" else output[0]
     positions = math.prod(output) // max(1, channels)
-    b = _biased(layer, b, layer.bias if layer.use_bias else None, positions)
+    b = biased(b, layer.bias if layer.use_bias else None, positions)
     return activated(layer, output, b)
 
 
@@ -421,16 +421,7 @@ ROUNDING: dict[type, Rounding] = {
     kl.TimeDistributed: _time_distributed,
     **dict.fromkeys(
         (
-            kl.InputLayer,
-            kl.Identity,
-            kl.ActivityRegularization,
-            kl.Dropout,
-            kl.SpatialDropout1D,
-            kl.SpatialDropout2D,
-            kl.SpatialDropout3D,
-            kl.AlphaDropout,
-            kl.GaussianDropout,
-            kl.GaussianNoise,
+            *IDENTITY,
             kl.Flatten,
             kl.Reshape,
             kl.Permute,
@@ -451,7 +442,6 @@ ROUNDING: dict[type, Rounding] = {
             kl.UpSampling3D,
             kl.RandomCrop,
             kl.CenterCrop,
-            *AUGMENTATION,
         ),
         exact,
     ),

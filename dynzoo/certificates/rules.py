@@ -24,6 +24,7 @@ from dynzoo.certificates.operations import TensorCall
 from dynzoo.certificates.slopes import ACTIVATIONS, elu, leaky_relu, softmax
 
 __all__ = [
+    "IDENTITY",
     "Rule",
     "activation_rule",
     "check_methods",
@@ -122,7 +123,7 @@ def _softmax_forward(layer: Any, x: np.ndarray) -> np.ndarray:
 # --- the table -----------------------------------------------------------------------------
 
 # Identity at inference.
-_IDENTITY: tuple[type, ...] = (
+IDENTITY: tuple[type, ...] = (
     kl.InputLayer,
     kl.Identity,
     kl.ActivityRegularization,
@@ -137,7 +138,7 @@ _IDENTITY: tuple[type, ...] = (
 )
 
 _RULES: dict[type, Rule] = {
-    **{cls: Rule(_one, _same) for cls in _IDENTITY},
+    **{cls: Rule(_one, _same) for cls in IDENTITY},
     kl.Flatten: Rule(_one, lambda layer, x: _flatten(layer, x)),
     kl.Reshape: Rule(
         _one, lambda layer, x: x.reshape(len(x), *layer.compute_output_shape(x.shape)[1:])
@@ -351,7 +352,7 @@ def is_identity(layer: Any) -> bool:
     """Whether the layer returns its input at inference."""
     if type(layer) is kl.Activation:
         return layer.activation is keras.activations.linear
-    return type(layer) in (*_IDENTITY, kl.RandomCrop)
+    return type(layer) in (*IDENTITY, kl.RandomCrop)
 
 
 def ends_in_softmax(layer: Any) -> bool:
