@@ -28,6 +28,8 @@ ROUNDOFF = 2.0**-53
 _SVD_SLACK = 1.0 + 1e-12
 # Eigenvalues that exceed the largest one found by no more than this need not be told apart.
 _TIE = 1.0 + 1e-11
+# Where the eigenvalues of a Gram matrix are the cheaper way to the largest singular value.
+_GRAM_SIDE, _GRAM_ASPECT = 128, 4
 
 
 def unit_entries_float64(kernel) -> tuple[np.ndarray, int]:
@@ -57,10 +59,20 @@ def scaled_back(value: float, exponent: int, up: bool = True) -> float:
 
 
 def dense_norm_float64(kernel) -> float:
-    """Upper bound of the spectral norm of a matrix, by a float64 SVD."""
+    """Upper bound of the spectral norm of a matrix, by a float64 SVD.
+
+    Of a matrix much longer than wide, by the largest eigenvalue of its Gram matrix with all of its
+    rounding: a third of the time, and some 1e-9 above the norm.
+    """
     kernel, exponent = unit_entries_float64(kernel)
     if kernel.size == 0:
         return 0.0
+    if kernel.ndim == 2:
+        side, inner = sorted(kernel.shape)
+        if side >= _GRAM_SIDE and inner >= _GRAM_ASPECT * side:
+            rows = kernel if len(kernel) == side else kernel.T
+            squared = largest_eigenvalue((rows @ rows.T)[None], 0.0) * gram_slack(side, inner)
+            return scaled_back(math.sqrt(squared) * _SVD_SLACK, exponent)
     return scaled_back(float(np.linalg.norm(kernel, ord=2)) * _SVD_SLACK, exponent)
 
 

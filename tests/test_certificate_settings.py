@@ -248,6 +248,25 @@ def test_a_model_is_certified_with_the_settings_that_it_runs_with():
     np.testing.assert_allclose(radii, expected[1], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [4, 40])
+def test_what_was_compiled_under_other_settings_gives_no_radius(count):
+    """A setting that was changed, used by `predict`, and changed back: the radii are the same."""
+    model = classifier(kl.Flatten(), kl.Rescaling(1.0), kl.Dense(CLASSES))
+    x = images(count)
+    result = certify(model)
+    expected = result.radii(x, batch_size=32)
+    result = certify(model)
+    model.layers[1].scale = -3.0
+    model.compile("sgd", "mse")
+    for n in (count, 16, 32):
+        model.predict(images(n), batch_size=32, verbose=0)
+    model.layers[1].scale = 1.0
+    for found in (result, certify(model)):
+        labels, radii = found.radii(x, batch_size=32)
+        np.testing.assert_array_equal(labels, expected[0])
+        np.testing.assert_allclose(radii, expected[1], rtol=1e-4, atol=1e-6)
+
+
 def test_freezing_a_preset_is_cheap_and_finds_no_difference():
     model = dynzoo.from_preset("isometric_tiny_cifar10", load_weights=False)
     first = freeze_settings(trace(model), model)

@@ -16,6 +16,22 @@ PADDINGS = ("zero", "circular")
 seeds = st.integers(0, 10_000)
 
 
+@pytest.mark.parametrize("exponent", [-900, 0, 900])
+@pytest.mark.parametrize("shape", [(128, 512), (1600, 150), (300, 1200)])
+def test_norm_of_a_long_matrix_is_bounded_by_its_gram_matrix(monkeypatch, shape, exponent):
+    rng = np.random.default_rng(sum(shape))
+    side = min(shape)
+    for values in (np.ones(side), rng.uniform(size=side), 2.0 ** -np.arange(side)):
+        # Singular vectors are random, the singular values are known.
+        u, v = (np.linalg.qr(rng.standard_normal((n, side)))[0] for n in shape)
+        matrix = np.ldexp((u * values) @ v.T, exponent)
+        bound = spectral.dense_norm_float64(matrix)
+        largest = np.ldexp(np.linalg.norm(np.ldexp(matrix, -exponent), ord=2), exponent)
+        assert largest * (1 + 1e-12) <= bound <= largest * (1 + 1e-8)
+    monkeypatch.setattr(np.linalg, "norm", None)  # it took the other way
+    assert spectral.dense_norm_float64(matrix) == bound
+
+
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(-8, 8), seeds)
 def test_dense_norms_enclose_the_singular_values(rows, columns, log_scale, seed):
     matrix = normal((rows, columns), seed).astype(np.float64) * 10**log_scale

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dynzoo.answers import answers
-from dynzoo.attacks.batching import batches, fastest
+from dynzoo.batching import batches, fastest
 from dynzoo.attacks.geometry import NORMS, enclose
 from dynzoo.attacks.passes import compiled, mean_logits, noise, predict_logits
 

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo.attacks.base import positive_float, positive_int
-from dynzoo.attacks.batching import Pool
+from dynzoo.batching import Pool
 from dynzoo.attacks.box_projection import hyperplane_step
 from dynzoo.attacks.geometry import lengths, per_image, random_points
 from dynzoo.attacks.losses import margin, runner_up

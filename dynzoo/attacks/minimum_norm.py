@@ -9,7 +9,7 @@ from keras import ops
 
 from dynzoo import backend
 from dynzoo.attacks.base import Attack, check_images, check_labels
-from dynzoo.attacks.batching import batches
+from dynzoo.batching import batches
 from dynzoo.attacks.geometry import INSIDE, distances, per_image
 from dynzoo.attacks.losses import margin, margins
 from dynzoo.attacks.passes import judged, mean_logits, noise

@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo import backend
-from dynzoo.attacks.batching import batches, fastest
+from dynzoo.batching import batches, fastest
 from dynzoo.attacks.losses import attack_loss, margin
 from dynzoo.random_layers import Draws, layers_with, seed_states
 

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo.attacks.base import Attack, positive_float, positive_int
-from dynzoo.attacks.batching import Pool
+from dynzoo.batching import Pool
 from dynzoo.attacks.geometry import INSIDE, per_image, project, random_points, steepest
 from dynzoo.attacks.losses import LOSSES, require_classes, runner_up
 from dynzoo.attacks.passes import loss_and_gradient, pure, scalar

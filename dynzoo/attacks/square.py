@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo.attacks.base import Attack, positive_float, positive_int
-from dynzoo.attacks.batching import Pool
+from dynzoo.batching import Pool
 from dynzoo.attacks.geometry import INSIDE, per_image, project
 from dynzoo.attacks.losses import margin
 from dynzoo.attacks.passes import judged, pure, scalar

@@ -13,9 +13,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from dynzoo.backend import compiles, to_numpy
+from dynzoo.backend import to_numpy
 from dynzoo.backend import name as backend_name
 from dynzoo.certificates import margins, twin
+from dynzoo.certificates.compiled_inference import run_batches
 from dynzoo.certificates.errors import ReferenceMismatchError, StaleCertificateError
 from dynzoo.certificates.floating_point import arithmetic_of
 from dynzoo.certificates.graph import Program, trace
@@ -35,6 +36,7 @@ from dynzoo.certificates.rounding import (
 )
 from dynzoo.certificates.rounding_bound import RoundingBound, rounding_bound, rounding_kinds
 from dynzoo.certificates.settings import Settings, difference, freeze_settings, sublayers
+from dynzoo.layers.arguments import positive_integer
 
 __all__ = ["Certificate", "certify"]
 
@@ -198,7 +200,7 @@ class Certificate:
         Args:
             x: float images (n, ...) of the model's input shape, in the scale the model takes
                 ([0, 1] for dynzoo's).
-            batch_size: images per forward pass.
+            batch_size: images per forward pass, at most.
             rounding: "probable" or "worst-case", as in `certify`; the certificate's own by default.
 
         Returns:
@@ -241,7 +243,7 @@ class Certificate:
             x: float images (n, ...), as in `radii`.
             y: integer labels (n,) in [0, K).
             k: how many largest logits count, one number or several, each in [1, K - 1].
-            batch_size: images per forward pass.
+            batch_size: images per forward pass, at most.
             rounding: as in `radii`.
 
         Returns:
@@ -305,19 +307,13 @@ class Certificate:
 
     def _predict(self, images: np.ndarray, batch_size: int) -> np.ndarray:
         """Logits of the model; the first call sends probe images along and checks them."""
-        given, probes = len(images), images[:0]
-        if self._rounding is None:
-            probes = probe_images(self._program.input_shape).astype(input_dtype(self._model))
-            count = len(probes)
-            if compiles() and given and given % batch_size == 0:
-                # A last batch of a new size would be compiled anew, at the cost of many batches.
-                probes = np.resize(probes, (batch_size, *probes.shape[1:]))
-        sent = np.concatenate([images, probes]) if len(probes) else images
-        raw = np.asarray(self._model.predict(sent, batch_size=batch_size, verbose=0))
-        if self._rounding is None:
-            distinct = slice(given, given + count)
-            self._rounding = self._bound_rounding(sent[distinct], raw[distinct])
-        return raw[:given]
+        if self._rounding is not None:
+            return run_batches(self._model, self._settings, images, batch_size)
+        probes = probe_images(self._program.input_shape).astype(input_dtype(self._model))
+        sent = np.concatenate([images, probes])
+        raw = run_batches(self._model, self._settings, sent, batch_size)
+        self._rounding = self._bound_rounding(probes, raw[len(images) :])
+        return raw[: len(images)]
 
     def _bound_rounding(self, images: np.ndarray, logits: np.ndarray) -> RoundingBound:
         """The bounds for the arithmetic in which the model computes, checked on a few images."""
@@ -359,6 +355,7 @@ class Certificate:
     def _logits(self, x: Any, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Logits of checked images, the images as the model sees them, and how far these are."""
         given = self._check_images(x)
+        positive_integer("batch_size", batch_size)
         self._check_current()
         with np.errstate(over="ignore", invalid="ignore"):
             images = given.astype(input_dtype(self._model))

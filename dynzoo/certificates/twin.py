@@ -7,7 +7,6 @@ something else, a bound of these steps is a bound of nothing. Three random input
 from __future__ import annotations
 
 import inspect
-import weakref
 from typing import Any
 
 import keras
@@ -15,12 +14,13 @@ import numpy as np
 
 from dynzoo import backend
 from dynzoo.certificates import margins
+from dynzoo.certificates.compiled_inference import run_once
 from dynzoo.certificates.errors import ReferenceMismatchError
 from dynzoo.certificates.graph import Program, Step
 from dynzoo.certificates.joins import JOINS
 from dynzoo.certificates.operations import TensorCall
 from dynzoo.certificates.rules import rule_for
-from dynzoo.certificates.settings import Settings, difference
+from dynzoo.certificates.settings import Settings
 
 __all__ = ["call_step", "check_twin", "matmul_error", "probes", "run_step"]
 
@@ -35,10 +35,6 @@ _SIMILAR = 100.0
 # Rounding of float32 leaves products of matrices within about 1e-6, TF32 and bfloat16 above 1e-4.
 _REDUCED = 3e-5
 _SCALES = (4.0, 1e3)
-
-
-# The function compiled for a model, and the settings that it was compiled with.
-_COMPILED: weakref.WeakKeyDictionary[Any, tuple[Settings, Any]] = weakref.WeakKeyDictionary()
 
 
 def probes(shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -69,7 +65,7 @@ def check_twin(
         ValueError: if the logits are computed in 16 bits.
     """
     try:
-        logits = _run(model, settings, x)
+        logits = run_once(model, settings, x)
     except Exception as error:  # each backend has kinds of errors of its own
         text = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -82,23 +78,6 @@ def check_twin(
         )
     if _deviation(logits, reference) > _CLOSE:
         backend.without_grad(_explain)(program, x, logits, reference)
-
-
-def _run(model: keras.Model, settings: Settings, x: np.ndarray) -> np.ndarray:
-    """Logits as Keras computes them."""
-    structure = getattr(model, "_inputs_struct", None)
-    inputs = keras.ops.convert_to_tensor(x)
-    if isinstance(structure, dict):
-        inputs = keras.tree.pack_sequence_as(structure, [inputs])
-    weights = backend.weights_of(model)
-    before = _COMPILED.get(model)
-    if before is None or difference(before[0], settings) is not None:
-        if before is not None or getattr(model, "predict_function", None) is not None:
-            # What Keras compiled for `predict` goes on with the settings of that time.
-            model.make_predict_function(force=True)
-        function = backend.jit_once(backend.inference(model), weights, inputs)
-        _COMPILED[model] = before = (settings, function)
-    return backend.to_numpy(before[1](weights, inputs))
 
 
 def _deviation(computed: np.ndarray, exact: np.ndarray, scale: Any = 0.0) -> float:

@@ -13,9 +13,9 @@ __all__ = ["float64", "number", "one_of", "positive_integer"]
 
 
 def positive_integer(name: str, value) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-    return value
+    return int(value)
 
 
 def number(name: str, value, low: float = 0.0, high: float = math.inf, closed: str = "high"):
