@@ -7,6 +7,7 @@ from certificate_models import CLASSES, classifier, images, linear, randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import layers as kl
+from keras import ops
 
 from dynzoo import layers as dl
 from dynzoo import operators
@@ -276,6 +277,17 @@ def test_a_layer_without_a_rule_is_measured_and_named():
 
 def test_this_backend_multiplies_in_full_precision():
     assert factor_unit("float32") == 0.0
+
+
+def test_products_of_matrices_in_bfloat16_are_noticed(monkeypatch):
+    exact = ops.matmul
+
+    def reduced(a, b):
+        a, b = (ops.cast(ops.cast(m, "bfloat16"), "float32") for m in (a, b))
+        return exact(a, b)
+
+    monkeypatch.setattr(ops, "matmul", reduced)
+    assert factor_unit("float32") == 2.0**-8
 
 
 def test_rounded_factors_are_counted():

@@ -9,11 +9,11 @@ import numpy as np
 from keras import ops
 
 from dynzoo.attacks.base import Attack, positive_int
-from dynzoo.batching import Pool
 from dynzoo.attacks.geometry import INSIDE, per_image, project, random_points, unit
 from dynzoo.attacks.losses import classes_needed, require_classes, runner_up
 from dynzoo.attacks.passes import loss_and_gradient, pure, scalar
 from dynzoo.attacks.pgd import LOOK
+from dynzoo.batching import Pool
 
 APGD_LOSSES = ("margin", "ce", "dlr")
 MOMENTUM = 0.75

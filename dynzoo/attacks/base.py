@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from dynzoo.answers import answers
-from dynzoo.batching import batches, fastest
 from dynzoo.attacks.geometry import NORMS, enclose
 from dynzoo.attacks.passes import compiled, mean_logits, noise, predict_logits
+from dynzoo.batching import batches, fastest
 
 __all__ = ["Attack", "batches", "compiled", "predict_logits"]
 

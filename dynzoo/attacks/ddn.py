@@ -9,12 +9,12 @@ import numpy as np
 from keras import ops
 
 from dynzoo.attacks.base import positive_float, positive_int
-from dynzoo.batching import Pool
 from dynzoo.attacks.geometry import lengths, per_image, random_points, steepest
 from dynzoo.attacks.losses import require_classes
 from dynzoo.attacks.minimum_norm import MinimumNorm
 from dynzoo.attacks.passes import loss_and_gradient, pure, scalar
 from dynzoo.attacks.pgd import LOOK
+from dynzoo.batching import Pool
 
 _LOSSES = ("margin", "ce", "dlr")
 # Step lengths at the first and the last step, between which a half cosine leads.

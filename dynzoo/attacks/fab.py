@@ -9,13 +9,13 @@ import numpy as np
 from keras import ops
 
 from dynzoo.attacks.base import positive_float, positive_int
-from dynzoo.batching import Pool
 from dynzoo.attacks.box_projection import hyperplane_step
 from dynzoo.attacks.geometry import lengths, per_image, random_points
 from dynzoo.attacks.losses import margin, runner_up
 from dynzoo.attacks.minimum_norm import MinimumNorm
 from dynzoo.attacks.passes import judged, loss_and_gradient, pure, scalar
 from dynzoo.attacks.pgd import LOOK
+from dynzoo.batching import Pool
 
 
 class FAB(MinimumNorm):

@@ -9,10 +9,10 @@ from keras import ops
 
 from dynzoo import backend
 from dynzoo.attacks.base import Attack, check_images, check_labels
-from dynzoo.batching import batches
 from dynzoo.attacks.geometry import INSIDE, distances, per_image
 from dynzoo.attacks.losses import margin, margins
 from dynzoo.attacks.passes import judged, mean_logits, noise
+from dynzoo.batching import batches
 
 # Steps of the last line search, and how far beyond the estimated boundary it tries.
 _LINE_STEPS = 6

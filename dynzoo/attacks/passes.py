@@ -17,8 +17,8 @@ import numpy as np
 from keras import ops
 
 from dynzoo import backend
-from dynzoo.batching import batches, fastest
 from dynzoo.attacks.losses import attack_loss, margin
+from dynzoo.batching import batches, fastest
 from dynzoo.random_layers import Draws, layers_with, seed_states
 
 # Compiled functions of each model. Keys are weak, and `backend.inference` holds the model weakly,

@@ -9,10 +9,10 @@ import numpy as np
 from keras import ops
 
 from dynzoo.attacks.base import Attack, positive_float, positive_int
-from dynzoo.batching import Pool
 from dynzoo.attacks.geometry import INSIDE, per_image, project, random_points, steepest
 from dynzoo.attacks.losses import LOSSES, require_classes, runner_up
 from dynzoo.attacks.passes import loss_and_gradient, pure, scalar
+from dynzoo.batching import Pool
 
 # How many steps pass between two looks at which images of the batch have fallen.
 LOOK = 10

@@ -9,13 +9,13 @@ import numpy as np
 from keras import ops
 
 from dynzoo.attacks.base import Attack, positive_float, positive_int
-from dynzoo.batching import Pool
 from dynzoo.attacks.geometry import INSIDE, per_image, project
 from dynzoo.attacks.losses import margin
 from dynzoo.attacks.passes import judged, pure, scalar
 from dynzoo.attacks.pgd import LOOK
 from dynzoo.attacks.square_windows import bump_table, layout, start, window_share, window_size
 from dynzoo.backend import to_numpy
+from dynzoo.batching import Pool
 
 # Queries whose random numbers are drawn at once.
 _BLOCK = 256

@@ -13,8 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from dynzoo.backend import to_numpy
 from dynzoo.backend import name as backend_name
+from dynzoo.backend import to_numpy
 from dynzoo.certificates import margins, twin
 from dynzoo.certificates.compiled_inference import run_batches
 from dynzoo.certificates.errors import ReferenceMismatchError, StaleCertificateError

@@ -14,7 +14,7 @@ from keras import ops
 
 from dynzoo.backend import to_numpy
 from dynzoo.certificates.errors import ReferenceMismatchError
-from dynzoo.certificates.graph import Program, trace
+from dynzoo.certificates.graph import Program, Step, trace
 from dynzoo.certificates.joins import JOINS
 from dynzoo.certificates.rules import rule_for
 
@@ -26,6 +26,7 @@ __all__ = [
     "forward_float64",
     "probe_images",
     "run_program",
+    "run_step",
 ]
 
 PROBES = 16
@@ -55,14 +56,17 @@ def forward_float64(model: Any, x: Any) -> np.ndarray:
 def run_program(program: Program, x: Any) -> dict[int, np.ndarray]:
     """Runs every step in float64; returns what is in each slot."""
     values = {0: np.asarray(x, dtype=np.float64)}
-    with np.errstate(all="ignore"):  # far tails of an activation may underflow
-        for step in program.steps:
-            arrays = [values[slot] for slot in step.inputs]
-            if type(step.layer) in JOINS:
-                values[step.output] = JOINS[type(step.layer)].forward(step.layer, arrays)
-            else:
-                values[step.output] = rule_for(step.layer).forward(step.layer, arrays[0])
+    for step in program.steps:
+        values[step.output] = run_step(step, [values[slot] for slot in step.inputs])
     return values
+
+
+def run_step(step: Step, arrays: list[np.ndarray]) -> np.ndarray:
+    """One step in float64."""
+    with np.errstate(all="ignore"):  # far tails of an activation may underflow
+        if type(step.layer) in JOINS:
+            return JOINS[type(step.layer)].forward(step.layer, arrays)
+        return rule_for(step.layer).forward(step.layer, arrays[0])
 
 
 def probe_images(input_shape: tuple[int, ...]) -> np.ndarray:

@@ -19,10 +19,11 @@ from dynzoo.certificates.errors import ReferenceMismatchError
 from dynzoo.certificates.graph import Program, Step
 from dynzoo.certificates.joins import JOINS
 from dynzoo.certificates.operations import TensorCall
+from dynzoo.certificates.rounding import factor_unit, run_step
 from dynzoo.certificates.rules import rule_for
 from dynzoo.certificates.settings import Settings
 
-__all__ = ["call_step", "check_twin", "matmul_error", "probes", "run_step"]
+__all__ = ["call_step", "check_twin", "probes"]
 
 # Float32 stays within about 1e-6 of the largest logit; what differs more is looked at step by step.
 _CLOSE = 1e-4
@@ -32,8 +33,6 @@ _ONE_STEP = 1e-3
 _CANCELLED = 1e-2
 # Two runs of the same steps in float32 are about equally far from float64.
 _SIMILAR = 100.0
-# Rounding of float32 leaves products of matrices within about 1e-6, TF32 and bfloat16 above 1e-4.
-_REDUCED = 3e-5
 _SCALES = (4.0, 1e3)
 
 
@@ -140,14 +139,6 @@ def call_step(step: Step, inputs: list[Any]) -> Any:
     return layer(given)
 
 
-def run_step(step: Step, arrays: list[np.ndarray]) -> np.ndarray:
-    """One step in float64."""
-    with np.errstate(all="ignore"):
-        if type(step.layer) in JOINS:
-            return JOINS[type(step.layer)].forward(step.layer, arrays)
-        return rule_for(step.layer).forward(step.layer, arrays[0])
-
-
 def _gap(computed: np.ndarray, exact: np.ndarray) -> float:
     if computed.shape != exact.shape:
         return float("inf")
@@ -168,11 +159,11 @@ def _step_message(step: Step, computed: np.ndarray, exact: np.ndarray) -> str:
         f"{name} differs from its float64 reference by {_gap(computed, exact):.3g} where its "
         f"output is up to {size:.3g}: more than float32 rounding. "
     )
-    error = matmul_error()
-    if error > _REDUCED:
+    unit = factor_unit("float32")
+    if unit > 0:
         return (
-            f"{what}Products of matrices on this backend are off by {error:.1g}, relatively: it "
-            "runs in TF32 or bfloat16. Switch it off, and certify again."
+            f"{what}Factors of a product are rounded by {unit:.1g}, relatively, on this backend: "
+            "it runs in TF32 or bfloat16. Switch it off, and certify again."
         )
     wide = getattr(step.layer, "compute_dtype", None) == "float64"
     if wide and keras.backend.result_type("float64") != "float64":
@@ -186,15 +177,3 @@ def _step_message(step: Step, computed: np.ndarray, exact: np.ndarray) -> str:
         f"{what}Products of matrices are exact to float32 here, so it is the layer: its "
         "`call_float64` is not what its `call` computes at inference."
     )
-
-
-def matmul_error(size: int = 256) -> float:
-    """Error of a plain float32 product of matrices on the backend, as a share of its largest entry.
-
-    About 1e-7 in float32, 3e-4 in TF32, 3e-3 in bfloat16.
-    """
-    a, b = np.random.default_rng(0).standard_normal((2, size, size)).astype(np.float32)
-    product = keras.ops.matmul(keras.ops.convert_to_tensor(a), keras.ops.convert_to_tensor(b))
-    exact = a.astype(np.float64) @ b.astype(np.float64)
-    gap = np.abs(backend.to_numpy(product).astype(np.float64) - exact)
-    return float(gap.max() / np.abs(exact).max())
