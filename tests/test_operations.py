@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from certificate_models import images, randomize
+from certificate_models import CLASSES, images, randomize
 from helpers import jacobian, norm
 from keras import layers as kl
 from keras import ops
@@ -360,3 +360,43 @@ def test_operands_by_name_in_any_order_keep_their_bounds():
     model = keras.Model(inputs, kl.Flatten()(add().symbolic_call(x2=inputs, x1=wide)))
     assert certify(model).lipschitz == pytest.approx(11 * np.sqrt(3))
     assert slope(model) == pytest.approx(11 * np.sqrt(3))
+
+
+# Shapes of two tensors, and whether Keras on TensorFlow adds the second as a bias along another
+# axis, in an image alone or in a batch of as many images as an axis is long.
+SUMS = {
+    "mean over the last axis": ((3, 3), (3, 1), True),
+    "mean over all": ((4, 3), (1, 1), True),
+    "outer sum": ((3, 1), (1, 3), True),
+    "mean over the first axis": ((4, 3), (1, 3), False),
+    "another length": ((4, 3), (4, 1), False),
+    "images": ((3, 5, 3), (3, 1, 1), True),
+    "equal": ((3, 3), (3, 3), False),
+    "equal with one long axis": ((3, 1), (3, 1), False),
+}
+
+
+@pytest.mark.parametrize("form", ["operation", "layer", "average"])
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_that_depend_on_the_batch_are_refused(name, form):
+    first, second, misread = SUMS[name]
+    inputs = keras.Input((int(np.prod(first)) + int(np.prod(second)),))
+    size = int(np.prod(first))
+    a = kl.Reshape(first)(inputs[:, :size])
+    b = kl.Reshape(second)(inputs[:, size:])
+    total = {
+        "operation": lambda: a + b,
+        "layer": lambda: kl.Add()([a, b]),
+        "average": lambda: kl.Average()([a, b]),
+    }[form]()
+    model = randomize(keras.Model(inputs, kl.Dense(CLASSES)(kl.Flatten()(total))))
+    if misread and keras.backend.backend() == "tensorflow":
+        with pytest.raises(UncertifiableLayerError, match="Subtract its negative"):
+            certify(model)
+        total = a - (-b)  # what the message says
+        model = randomize(keras.Model(inputs, kl.Dense(CLASSES)(kl.Flatten()(total))))
+    certificate = certify(model)
+    for batch in (1, 3, 4):
+        x = images(batch, inputs.shape[1:])
+        gap = to_numpy(model(x)).astype(np.float64) - forward_float64(model, x)
+        assert np.all(np.linalg.norm(gap, axis=1) <= certificate.logit_error(x, "worst-case"))

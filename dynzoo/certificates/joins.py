@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from dynzoo.certificates.bias_addition import misread_sum
 from dynzoo.certificates.linear_rules import Shape, refuse
 from dynzoo.certificates.operation_rules import known
 from dynzoo.certificates.operations import TensorCall
@@ -45,6 +46,12 @@ def _broadcast(layer: Any, bounds: list[float], shapes: list[Shape]) -> list[flo
 
 
 def _sum(layer: Any, bounds: list[float], shapes: list[Shape]) -> float:
+    total = shapes[0]
+    for shape in shapes[1:] if type(layer) is not kl.Subtract else ():
+        reason = misread_sum(total, shape)
+        if reason is not None:
+            raise refuse(layer, reason)
+        total = (None, *np.broadcast_shapes(total[1:], shape[1:]))
     return sum(_broadcast(layer, bounds, shapes))
 
 

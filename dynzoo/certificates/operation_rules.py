@@ -16,6 +16,7 @@ import numpy as np
 from scipy import special
 
 from dynzoo import spectral
+from dynzoo.certificates.bias_addition import misread_sum
 from dynzoo.certificates.contractions import contraction_gain
 from dynzoo.certificates.errors import UncertifiableLayerError
 from dynzoo.certificates.index_maps import INDEX_MAPS, index_gain, inner_axes
@@ -111,6 +112,18 @@ def _elementwise(combine: str, function: Callable[[np.ndarray, np.ndarray], np.n
         return Known(bound, forward)
 
     return rule
+
+
+def _add(call: TensorCall, shapes: list[Shape]) -> Known:
+    arguments = call.arguments()
+    summands = [
+        shapes[v.index] if isinstance(v, Slot) else call.constant(v).shape
+        for v in (arguments["x1"], arguments["x2"])
+    ]
+    reason = misread_sum(*summands)
+    if reason is not None:
+        raise call.refuse(reason)
+    return _elementwise("sum", np.add)(call, shapes)
 
 
 def _factor(call: TensorCall, shape: Shape, scale: np.ndarray) -> float:
@@ -309,7 +322,7 @@ def _at_most_one(count: int) -> float:
 # By the name of the operation's class. The gradient of log-sum-exp is a softmax, of norm <= 1.
 _RULES: dict[str, OperationRule] = {
     **{name: _entrywise(slope) for name, slope in OPERATIONS.items()},
-    "Add": _elementwise("sum", np.add),
+    "Add": _add,
     "Subtract": _elementwise("sum", np.subtract),
     "Maximum": _elementwise("largest", np.maximum),
     "Minimum": _elementwise("largest", np.minimum),

@@ -65,6 +65,8 @@ def check_twin(
     """
     try:
         logits = run_once(model, settings, x)
+        # An image alone may take another path; JAX would compile it for another second.
+        alone = None if backend.name() == "jax" else run_once(model, settings, x[-1:])
     except Exception as error:  # each backend has kinds of errors of its own
         text = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -75,8 +77,9 @@ def check_twin(
             f"The model computes its logits in {logits.dtype} on the {backend.name()} backend. "
             "A certificate needs float32 or float64."
         )
-    if _deviation(logits, reference) > _CLOSE:
-        backend.without_grad(_explain)(program, x, logits, reference)
+    for answer, rows in ((logits, slice(None)), (alone, slice(-1, None))):
+        if answer is not None and _deviation(answer, reference[rows]) > _CLOSE:
+            backend.without_grad(_explain)(program, x[rows], answer, reference[rows])
 
 
 def _deviation(computed: np.ndarray, exact: np.ndarray, scale: Any = 0.0) -> float:
