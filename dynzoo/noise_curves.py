@@ -207,6 +207,8 @@ def _levels(
     kinds: tuple[str, ...], levels: Iterable[float] | Mapping[str, Iterable[float]]
 ) -> dict[str, tuple[float, ...]]:
     """The sorted levels of each kind, checked."""
+    if np.ndim(levels) == 0 and not isinstance(levels, (Mapping, Iterable)):
+        levels = (levels,)
     if not kinds or any(kind not in KINDS for kind in kinds):
         raise ValueError(f"`kinds` must be some of {list(KINDS)}. Received: kinds={kinds}")
     if isinstance(levels, Mapping):
