@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import numbers
+from typing import Any
 
-__all__ = ["positive_integer"]
+__all__ = ["listed", "positive_integer"]
+
+
+def listed(values: Any) -> list[Any]:
+    """One value, or several, as a list; NumPy's numbers and arrays are fine."""
+    try:
+        return list(values)
+    except TypeError:
+        return [values]
 
 
 def positive_integer(name: str, value) -> int:

@@ -67,9 +67,7 @@ def survey(path: str | Path) -> FolderContents:
         others[split] = _classes(parts[split], left)
         unknown = sorted(set(others[split]) - set(names))
         if unknown:
-            raise ValueError(
-                f"{parts[split]} has classes that `train` lacks: {', '.join(unknown)}"
-            )
+            raise ValueError(f"{parts[split]} has classes that `train` lacks: {', '.join(unknown)}")
     train, joined = _labelled(trained, names), ""
     test = others.get("test")
     if test is None or not any(test.values()):

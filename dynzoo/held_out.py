@@ -39,7 +39,9 @@ def hold_out(recipe: dict, source=None) -> tuple[tuple, int]:
             f"`data.validation` must be below {len(x)}, the training images. "
             f"Received: {section['validation']}"
         )
-    return data.split_validation(x, y, section["validation"], seed=0), count_classes(y, "the training labels")
+    return data.split_validation(x, y, section["validation"], seed=0), count_classes(
+        y, "the training labels"
+    )
 
 
 def held_out_accuracy(model: keras.Model, held_out, eps: float) -> tuple[float, float | None]:

@@ -18,7 +18,9 @@ def _one_hot(y_true, logits):
     y_true, classes = ops.convert_to_tensor(y_true), logits.shape[-1]
     if _has_shares(y_true, logits):
         return ops.cast(y_true, logits.dtype)
-    return ops.one_hot(_column(y_true, logits), classes, dtype=logits.dtype)
+    # What is no class is made one here, for not every backend takes it, and NaN below.
+    column = ops.clip(ops.cast(_column(y_true, logits), "int32"), 0, classes - 1)
+    return ops.one_hot(column, classes, dtype=logits.dtype)
 
 
 def _has_shares(y_true, logits) -> bool:
@@ -29,7 +31,7 @@ def _has_shares(y_true, logits) -> bool:
 def _column(y_true, logits):
     if len(y_true.shape) == len(logits.shape):
         y_true = ops.squeeze(y_true, axis=-1)
-    return ops.cast(y_true, "int32")
+    return y_true
 
 
 def _valid(y_true, logits):
@@ -47,9 +49,9 @@ def _valid(y_true, logits):
         shares = ops.cast(y_true, "float32")
         one = ops.abs(ops.sum(shares, axis=-1) - 1.0) <= SHARE_TOLERANCE
         return ops.logical_and(one, ops.all(shares >= 0.0, axis=-1))
-    if len(shape) == len(logits.shape):
-        y_true = ops.squeeze(y_true, axis=-1)
-    number = ops.cast(y_true, "float32")  # NaN and fractions are told from whole numbers here
+    number = ops.cast(
+        _column(y_true, logits), "float32"
+    )  # NaN and fractions are told from whole numbers here
     inside = ops.logical_and(number >= 0.0, number < float(classes))
     return ops.logical_and(inside, number == ops.floor(number))
 
@@ -91,7 +93,8 @@ class OffsetCrossentropy(keras.losses.Loss):
         annealing: exponent $\beta$, 0 or at least 1.
 
     Labels: integers (batch,) or (batch, 1), or shares of the classes (batch, classes), one-hot or
-    soft, which then stand for $e_y$; NaN where a label is neither. Predictions: logits (batch, classes).
+    soft, which then stand for $e_y$; the loss is NaN where a label is neither.
+    Predictions: logits (batch, classes).
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -164,7 +167,8 @@ class EfficientMargin(keras.losses.Loss):
         temperature: T, positive.
 
     Labels: integers (batch,) or (batch, 1), or shares of the classes (batch, classes), one-hot or
-    soft, which then stand for $e_y$; NaN where a label is neither. Predictions: logits (batch, classes).
+    soft, which then stand for $e_y$; the loss is NaN where a label is neither.
+    Predictions: logits (batch, classes).
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -204,7 +208,8 @@ class MulticlassHinge(keras.losses.Loss):
         margin: m, positive, in logit units.
 
     Labels: integers (batch,) or (batch, 1), or shares of the classes (batch, classes), one-hot or
-    soft, which then stand for $e_y$; NaN where a label is neither. Predictions: logits (batch, classes).
+    soft, which then stand for $e_y$; the loss is NaN where a label is neither.
+    Predictions: logits (batch, classes).
 
     Raises:
         ValueError: if ``margin`` is not positive.

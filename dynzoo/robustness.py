@@ -259,8 +259,7 @@ def evaluate(
 
 
 def _radii_asked(eps: float | Iterable[float], norm: str, entries: int) -> list[float]:
-    given = eps if np.ndim(eps) == 0 or isinstance(eps, np.ndarray) else list(eps)
-    values = sorted(set(positive_floats("eps", given)))
+    values = sorted(set(positive_floats("eps", eps)))
     if not values:
         raise ValueError("`eps` must hold at least one radius. Received: an empty sequence")
     # The box of all images has this size: a larger radius is one in bytes.

@@ -9,6 +9,7 @@ from keras import ops
 import dynzoo
 from dynzoo import backend, evaluation
 from dynzoo.attacks import PGD
+from dynzoo.certificates.smoothing import smooth
 from dynzoo.finetuning import finetune
 from dynzoo.label_checks import check_labels, count_classes, training_labels
 from dynzoo.losses import EfficientMargin, MulticlassHinge, OffsetCrossentropy
@@ -154,7 +155,7 @@ def test_labels_as_a_column_are_counted_right_everywhere():
     y = np.concatenate([y, y])
     model = identity()
     for same in (y, y[:, None], np.eye(4, dtype="uint8")[y], y.astype("uint8")):
-        smoothed = dynzoo.smooth(model, 0.1, samples=50, selection=10).accuracy(x, same, eps=0.01)
+        smoothed = smooth(model, 0.1, samples=50, selection=10).accuracy(x, same, eps=0.01)
         assert smoothed["clean"] == 1.0 and list(smoothed["certified"]) == [0.01]
         assert evaluation.accuracy(model, x, same) == 1.0
         measured = evaluation.measure(model, x, same, eps=np.float32(0.125), attacks="none")
@@ -166,7 +167,7 @@ def test_labels_as_a_column_are_counted_right_everywhere():
         assert not places.any()
     for bad in (y + 1, y[:4], y / 1.0):
         with pytest.raises(ValueError, match="`y`"):
-            dynzoo.smooth(model, 0.1).accuracy(x, bad)
+            smooth(model, 0.1).accuracy(x, bad)
         with pytest.raises(ValueError, match="`y`"):
             evaluation.measure(model, x, bad, attacks="none")
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from dynzoo import label_checks
 from dynzoo.answers import answers
+from dynzoo.arguments import listed
 from dynzoo.attacks.geometry import NORMS, enclose
 from dynzoo.attacks.passes import compiled, mean_logits, noise, predict_logits
 from dynzoo.batching import batches, fastest
@@ -38,7 +39,7 @@ def positive_int(name: str, value: Any, least: int = 1) -> int:
 
 def positive_floats(name: str, values: Any) -> list[float]:
     """One number, or several, as a list of floats above 0; NumPy's numbers and arrays are fine."""
-    return [positive_float(name, value) for value in np.atleast_1d(values).tolist()]
+    return [positive_float(name, value) for value in listed(values)]
 
 
 def positive_float(name: str, value: Any) -> float:

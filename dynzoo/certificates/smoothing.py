@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from dynzoo.answers import NO_ANSWER, answers
-from dynzoo.attacks.base import positive_float, positive_floats, positive_int, predict_logits
+from dynzoo.arguments import listed
+from dynzoo.attacks.base import positive_float, positive_int, predict_logits
 from dynzoo.backend import to_numpy
 from dynzoo.batch_mixing import mixing_calls, training_calls
 from dynzoo.companions import SAME, differs, find_difference, rounding_of
@@ -228,14 +229,12 @@ class SmoothedClassifier:
             share of right answers whose radius is above each of ``eps``, and ``"settings"``.
         """
         y = check_labels(y, len(x), self.model.output_shape[-1])
-        if np.ndim(eps) == 0:
-            eps = positive_floats("eps", eps)
         labels, radii = self.radii(x, batch_size=batch_size)
         right = labels == y
         return {
             "clean": float(right.mean()),
             "abstained": float((labels == ABSTAIN).mean()),
-            "certified": {float(e): float((right & (radii > e)).mean()) for e in eps},
+            "certified": {float(e): float((right & (radii > e)).mean()) for e in listed(eps)},
             "settings": self.to_dict(),
         }
 
