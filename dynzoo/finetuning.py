@@ -38,8 +38,8 @@ def finetune(
 
     Args:
         model: classifier from images to logits, such as `from_preset` gives; changed in place.
-        x: images (n, height, width, channels) in [0, 1], or in the range that the model takes; uint8
-            images are divided by 255.
+        x: images (n, height, width, channels) in [0, 1], or in the range that the model takes;
+            uint8 images are divided by 255.
         y: integer labels (n,) or (n, 1), or one-hot or soft ones (n, classes).
         epochs: passes over the images, positive.
         learning_rate: peak of the schedule for kernels under an `Orthonormal` constraint, positive;

@@ -168,7 +168,8 @@ class Attack:
         Args:
             model: Built Keras model that maps a batch of images to logits.
             x: Array of shape (n, ...) with values in [0, 1].
-            y: Integer array of shape (n,) or (n, 1), or one-hot rows: true labels, or targets if `targeted`.
+            y: Integer array of shape (n,) or (n, 1), or one-hot rows: true labels, or targets if
+                `targeted`.
             indices: Integer array of shape (n,) that keys each image's random numbers; 0 to n-1
                 by default. A caller that attacks a part of a data set passes positions in it.
 
