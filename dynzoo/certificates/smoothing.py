@@ -228,7 +228,7 @@ class SmoothedClassifier:
             ``"clean"`` (abstentions count as wrong), ``"abstained"``, ``"certified"`` with the
             share of right answers whose radius is above each of ``eps``, and ``"settings"``.
         """
-        y = check_labels(y, len(x), self.model.output_shape[-1])
+        y = check_labels(y, len(x), getattr(self.model, "output_shape", (None,))[-1])
         labels, radii = self.radii(x, batch_size=batch_size)
         right = labels == y
         return {
