@@ -14,7 +14,7 @@ import numpy as np
 
 from dynzoo import plots
 from dynzoo.answers import answers
-from dynzoo.attacks.base import check_images, positive_floats
+from dynzoo.attacks.base import check_images, check_labels, positive_floats
 from dynzoo.cards import model_card
 from dynzoo.certificates import certify
 from dynzoo.checkpoints import write_atomically
@@ -196,6 +196,7 @@ def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, batch_size: int =
     """Share of the images that a model classifies right."""
     x, y = check_images(x, y)
     logits = model.predict(x, batch_size=batch_size, verbose=0)
+    check_labels(y, logits.shape[1])
     return float((answers(logits) == y).mean())
 
 

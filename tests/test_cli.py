@@ -224,7 +224,7 @@ def test_evaluate_writes_the_report(tiny, capsys):
 
 def test_evaluate_goes_on_audits_and_corrupts(tiny, capsys):
     arguments = (
-        "evaluate tiny --limit 8 --attacks apgd-ce,pgd --eps 1/50,2 --attack-certified none "
+        "evaluate tiny --limit 8 --attacks apgd-ce,pgd --eps 1/50,2.0 --attack-certified none "
         "--audit --corruptions --checkpoint state.npz --output"
     ).split()
     work = tiny.parents[1] / "work"
