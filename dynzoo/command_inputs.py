@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dynzoo import data
+from dynzoo.label_checks import count_classes
 from dynzoo.models import preset_files, presets
 
 
@@ -47,7 +48,7 @@ def check_fit(model: Any, x: np.ndarray, y: np.ndarray, source: str) -> None:
 def classes(text: str, *labels: np.ndarray) -> int:
     """The number of classes that was asked for, or that of the labels."""
     if text == "auto":
-        return max(2, *(int(y.max()) + 1 for y in labels))
+        return max(2, count_classes(np.concatenate(labels), "the data"))
     if not text.isdecimal() or int(text) < 2:
         raise ValueError(f"--num-classes must be 'auto' or an integer >= 2. Received: {text}")
     return int(text)

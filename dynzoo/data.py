@@ -19,6 +19,7 @@ _SOURCES = {
     "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
     "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/t10k-labels-idx1-ubyte.gz",
 }
+_RAW = "stored"  # for `load_exact`: as the file holds them
 _CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": DIGITS, "digits": DIGITS}
 
 
@@ -53,7 +54,7 @@ def load(
     >>> x_test.shape
     (360, 32, 32, 3)
     """
-    if dtype not in ("float32", "uint8"):
+    if dtype not in ("float32", "uint8", _RAW):
         raise ValueError(f"`dtype` must be 'float32' or 'uint8'. Received: dtype={dtype!r}")
     key = os.fspath(name)
     if key.endswith(".npz"):
@@ -67,7 +68,9 @@ def load(
     else:
         raise ValueError(_unknown(key))
     (x_train, y_train), (x_test, y_test) = splits
-    convert = _to_float if dtype == "float32" else _to_bytes
+    if dtype == _RAW:
+        return splits
+    convert = to_float if dtype == "float32" else _to_bytes
     return (convert(x_train), y_train), (convert(x_test), y_test)
 
 
@@ -130,7 +133,25 @@ def split_validation(
     return (x[~held], y[~held]), (x[held], y[held])
 
 
-def _to_float(x: np.ndarray) -> np.ndarray:
+def load_exact(name: str | os.PathLike) -> tuple[Split, Split]:
+    """What `load` gives: as bytes, or as float32 in [0, 1] where the images are no bytes / 255."""
+    splits = load(name, _RAW)
+    parts = [x if x.dtype == np.uint8 else _bytes_or_floats(x) for x, _ in splits]
+    if len({x.dtype for x in parts}) > 1:
+        parts = [to_float(x) for x in parts]
+    (_, y_train), (_, y_test) = splits
+    return (parts[0], y_train), (parts[1], y_test)
+
+
+def _bytes_or_floats(x: np.ndarray) -> np.ndarray:
+    try:
+        return _to_bytes(x)
+    except ValueError:
+        return to_float(x)
+
+
+def to_float(x: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] as float32; bytes are divided by 255."""
     if x.dtype == np.uint8:
         return np.divide(x, np.float32(255), dtype=np.float32)
     return x.astype(np.float32)

@@ -14,6 +14,7 @@ import numpy as np
 
 from dynzoo import plots
 from dynzoo.answers import answers
+from dynzoo.attacks.base import check_images, check_labels, positive_floats
 from dynzoo.cards import model_card
 from dynzoo.certificates import certify
 from dynzoo.checkpoints import write_atomically
@@ -125,6 +126,8 @@ def measure(
         CertificateViolation: if an attack refutes the certificate.
         AuditViolation: if the audit refutes the Lipschitz bound.
     """
+    x, y = check_images(x, y)
+    eps = positive_floats("eps", eps)
     certificate = certify(model)
     top = (1, 5) if len(certificate.pair_distances) >= _TOP5_CLASSES else (1,)
     parts = []
@@ -191,7 +194,9 @@ def _shares(radii: np.ndarray, eps: Sequence[float], factor: float) -> dict[floa
 
 def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, batch_size: int = 256) -> float:
     """Share of the images that a model classifies right."""
+    x, y = check_images(x, y)
     logits = model.predict(x, batch_size=batch_size, verbose=0)
+    check_labels(y, logits.shape[1])
     return float((answers(logits) == y).mean())
 
 

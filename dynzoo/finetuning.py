@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import keras
@@ -10,6 +11,9 @@ import numpy as np
 
 from dynzoo import augmentation, backend, constraints, losses, optimization
 from dynzoo.allocator import keep_freed_memory
+from dynzoo.image_checks import fitting_images
+from dynzoo.label_checks import training_labels
+from dynzoo.layers.arguments import positive_integer
 
 __all__ = ["finetune", "fit_arguments"]
 
@@ -34,8 +38,9 @@ def finetune(
 
     Args:
         model: classifier from images to logits, such as `from_preset` gives; changed in place.
-        x: images (n, height, width, channels) in [0, 1].
-        y: integer labels (n,).
+        x: images (n, height, width, channels) in [0, 1], or in the range that the model takes;
+            uint8 images are divided by 255.
+        y: integer labels (n,) or (n, 1), or one-hot or soft ones (n, classes).
         epochs: passes over the images, positive.
         learning_rate: peak of the schedule for kernels under an `Orthonormal` constraint, positive;
             other weights get a tenth of it.
@@ -51,7 +56,7 @@ def finetune(
         The history of `model.fit`.
 
     Raises:
-        ValueError: if an argument is out of its range, naming it.
+        ValueError: if an argument is out of its range, naming it; images and labels included.
 
     Example:
 
@@ -59,15 +64,16 @@ def finetune(
     >>> (x_train, y_train), _ = dynzoo.data.load("digits")
     >>> finetune(model, x_train, y_train, epochs=5)
     """
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
+    epochs = positive_integer("epochs", epochs)
+    batch_size = positive_integer("batch_size", batch_size)
     if not 0 < learning_rate < math.inf:
         raise ValueError(
             f"`learning_rate` must be positive. Received: learning_rate={learning_rate}"
         )
+    x = fitting_images(x, model)
+    y = training_labels(y, len(x), model.output_shape[-1])
     side = min(x.shape[1:3])
-    if not isinstance(crop_padding, int) or not 0 <= crop_padding < side:
+    if not isinstance(crop_padding, numbers.Integral) or not 0 <= crop_padding < side:
         raise ValueError(
             f"`crop_padding` must be an integer in [0, {side}), less than the image's height and "
             f"width. Received: crop_padding={crop_padding}"

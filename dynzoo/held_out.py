@@ -7,6 +7,7 @@ import numpy as np
 
 from dynzoo import data, recipes
 from dynzoo.answers import answers
+from dynzoo.label_checks import count_classes
 from dynzoo.random_layers import layers_with
 
 __all__ = ["held_out_accuracy", "hold_out", "labels_and_radii"]
@@ -22,7 +23,8 @@ def hold_out(recipe: dict, source=None) -> tuple[tuple, int]:
             gave of it as bytes.
 
     Returns:
-        `((x, y), (x_held_out, y_held_out))` as bytes, and the number of classes.
+        `((x, y), (x_held_out, y_held_out))` as bytes (floats in [0, 1] where
+        they are no bytes), and the number of classes.
 
     Raises:
         RecipeError: if the data have no more images than are to be held out.
@@ -31,13 +33,15 @@ def hold_out(recipe: dict, source=None) -> tuple[tuple, int]:
     if isinstance(source, tuple):
         (x, y), _ = source
     else:
-        (x, y), _ = data.load(str(source) if source else section["name"], dtype="uint8")
+        (x, y), _ = data.load_exact(str(source) if source else section["name"])
     if section["validation"] >= len(x):
         raise recipes.RecipeError(
             f"`data.validation` must be below {len(x)}, the training images. "
             f"Received: {section['validation']}"
         )
-    return data.split_validation(x, y, section["validation"], seed=0), int(y.max()) + 1
+    return data.split_validation(x, y, section["validation"], seed=0), count_classes(
+        y, "the training labels"
+    )
 
 
 def held_out_accuracy(model: keras.Model, held_out, eps: float) -> tuple[float, float | None]:
@@ -45,14 +49,14 @@ def held_out_accuracy(model: keras.Model, held_out, eps: float) -> tuple[float, 
 
     Args:
         model: model in float32.
-        held_out: images (n, h, w, c) as bytes, and labels (n,).
+        held_out: images (n, h, w, c) as bytes or in [0, 1], and labels (n,).
         eps: L2 radius, in units of the pixel range [0, 1].
 
     Returns:
         Both shares in [0, 1]; `None` for the second where the model has no certificate.
     """
     x, y = held_out
-    labels, radii = labels_and_radii(model, x.astype("float32") / np.float32(255))
+    labels, radii = labels_and_radii(model, data.to_float(x))
     correct = labels == y
     certified = None if radii is None else float((correct & (radii > eps)).mean())
     return float(correct.mean()), certified

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dynzoo.folder_contents import FolderContents, survey
+from dynzoo.image_files import MODES, read_image, told_apart
 
 __all__ = ["class_folders", "load_image_folder"]
 
 Split = tuple[np.ndarray, np.ndarray]
-_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_MODES = {1: "L", 3: "RGB"}
+Files = list[tuple[Path, int]]
 _TEST_SHARE = 0.2
 
 
@@ -27,90 +28,80 @@ def class_folders(path: str | Path) -> list[str]:
     >>> class_folders("photos")
     ['cat', 'dog']
     """
-    root = Path(path)
-    names = _subfolders(root / "train" if _is_split(root) else root)
-    if len(names) < 2:
-        raise ValueError(
-            f"{root} must hold a folder of images for each of at least two classes, or two "
-            f"folders `train` and `test` that do. Received: {', '.join(names) or 'no folders'}"
-        )
-    return names
+    return survey(path).classes
 
 
 def load_image_folder(
-    path: str | Path, image_shape: tuple[int, ...] | None = None, seed: int = 0
+    path: str | Path,
+    image_shape: tuple[int, ...] | None = None,
+    seed: int = 0,
+    log: Callable[[str], object] | None = print,
 ) -> tuple[Split, Split]:
     """Load `(x_train, y_train), (x_test, y_test)` from `train/CLASS/*` and `test/CLASS/*`.
 
-    Without these two folders, a fifth of the images of each class in `CLASS/*` is held out as the
-    test set, the same ones every time. The order is mixed. Images are turned as their camera held
-    them, scaled with antialiasing and cut in the middle, so that nothing is stretched. What a
-    certificate says of such an image it says of the scaled one.
+    Without a test folder, a fifth of the images of each class in `CLASS/*` is held out as the test
+    set, the same ones every time. `val` (or `valid`, `validation`, in any capitals) is the test set
+    where there is no other, and else belongs to the training images. The order is mixed. Images are
+    turned as their camera held them, scaled with antialiasing and cut in the middle, so that
+    nothing is stretched; 16 bits of gray become 8. What a certificate says of such an image it says
+    of the scaled one. Hidden folders and those of file systems (`__MACOSX`, `@eaDir`), empty
+    folders and files of other kinds are left out, and a line says how many.
 
     Args:
         path: the folder; class names in alphabetical order are the labels 0, 1, ...
         image_shape: (height, width, channels) to bring the images to, 1 or 3 channels; `None`
             takes them as they are, in colour, if all have one size.
         seed: seed of the order, and of the choice of held-out images.
+        log: called with the line that says what was read and left out; `None` for silence.
 
     Returns:
         uint8 images (n, height, width, channels) and int64 labels (n,), each twice.
 
     Raises:
-        ValueError: naming the folder or file that is missing, unreadable or of another size.
+        ValueError: naming the folder or file that is missing, unreadable, of another size, or
+            without a range of gray values that its type tells.
 
     Example:
 
     >>> (x_train, y_train), (x_test, y_test) = load_image_folder("photos", (32, 32, 3))
     """
-    root, names = Path(path), class_folders(path)
-    if image_shape is not None and (len(image_shape) != 3 or image_shape[2] not in _MODES):
+    contents = survey(path)
+    if image_shape is not None and (len(image_shape) != 3 or image_shape[2] not in MODES):
         raise ValueError(
             "`image_shape` must be (height, width, channels) with 1 or 3 channels. "
             f"Received: image_shape={image_shape}"
         )
-    if _is_split(root):
-        unknown = sorted(set(_subfolders(root / "test")) - set(names))
-        if unknown:
-            raise ValueError(
-                f"{root / 'test'} has classes that `train` lacks: {', '.join(unknown)}"
-            )
-        train, test = (_files(root / part, names) for part in ("train", "test"))
-    else:
-        train, test = _held_out(_files(root, names), seed)
+    train, test = contents.train, contents.test
+    if test is None:
+        train, test = _held_out(train, seed)
     for part, files in (("training", train), ("test", test)):
         if not files:
-            raise ValueError(f"{root} holds no {part} images (endings: {', '.join(_ENDINGS)})")
+            raise ValueError(f"{contents.root} holds no {part} images")
     rng = np.random.default_rng(seed)
     train, test = ([part[i] for i in rng.permutation(len(part))] for part in (train, test))
-    return _read(train, image_shape), _read(test, image_shape)
+    with told_apart():
+        splits = _read(train, image_shape), _read(test, image_shape)
+    if log is not None:
+        log(_summary(contents, len(train), len(test)))
+    return splits
 
 
-def _is_split(root: Path) -> bool:
-    return (root / "train").is_dir() and (root / "test").is_dir()
+def _summary(contents: FolderContents, train: int, test: int) -> str:
+    text = (
+        f"{contents.root}: {train + test} images of {len(contents.classes)} classes read, "
+        f"{train} for training, {test} for the test"
+    )
+    if contents.joined:
+        text += f" ({contents.joined} counts as training images)"
+    left = ", ".join(f"{n} {why}" for why, n in sorted(contents.left_out.items()))
+    return text + (f"; left out: {left}" if left else "")
 
 
-def _subfolders(root: Path) -> list[str]:
-    if not root.is_dir():
-        raise ValueError(f"{root} is not a folder")
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _files(root: Path, names: Iterable[str]) -> list[tuple[Path, int]]:
-    """All image files with their labels, in alphabetical order within each class."""
-    return [
-        (file, label)
-        for label, name in enumerate(names)
-        for file in sorted((root / name).rglob("*"))
-        if file.suffix.lower() in _ENDINGS and not file.name.startswith(".")
-    ]
-
-
-def _held_out(files: list[tuple[Path, int]], seed: int):
+def _held_out(files: Files, seed: int) -> tuple[Files, Files]:
     """A fifth of each class, at least one image where there are two."""
     rng = np.random.default_rng(seed)
-    train: list[tuple[Path, int]] = []
-    test: list[tuple[Path, int]] = []
+    train: Files = []
+    test: Files = []
     for label in sorted({label for _, label in files}):
         own = [item for item in files if item[1] == label]
         held = max(1, round(_TEST_SHARE * len(own))) if len(own) > 1 else 0
@@ -120,11 +111,11 @@ def _held_out(files: list[tuple[Path, int]], seed: int):
     return train, test
 
 
-def _read(files: list[tuple[Path, int]], image_shape: tuple[int, ...] | None) -> Split:
-    first = _image(files[0][0], image_shape)
+def _read(files: Files, image_shape: tuple[int, ...] | None) -> Split:
+    first = read_image(files[0][0], image_shape)
     x = np.empty((len(files), *first.shape), np.uint8)
     for row, (file, _) in enumerate(files):
-        image = _image(file, image_shape)
+        image = read_image(file, image_shape)
         if image.shape != first.shape:
             raise ValueError(
                 f"images must be of one size, or `image_shape` given to bring them to one. "
@@ -132,15 +123,3 @@ def _read(files: list[tuple[Path, int]], image_shape: tuple[int, ...] | None) ->
             )
         x[row] = image
     return x, np.array([label for _, label in files], np.int64)
-
-
-def _image(file: Path, image_shape: tuple[int, ...] | None) -> np.ndarray:
-    height, width, channels = image_shape or (0, 0, 3)
-    try:
-        with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened).convert(_MODES[channels])
-            if image_shape is not None and image.size != (width, height):
-                image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{file} is not a readable image ({error})") from None
-    return np.asarray(image).reshape(image.height, image.width, channels)

@@ -2,19 +2,73 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 from keras import ops
 
+from dynzoo.label_checks import SHARE_TOLERANCE
 from dynzoo.layers.arguments import number
 
 __all__ = ["EfficientMargin", "MulticlassHinge", "OffsetCrossentropy"]
 
 
 def _one_hot(y_true, logits):
-    y_true = ops.cast(y_true, "int32")
+    """Shares of the classes (batch, classes): one-hot rows of integers, or what was given."""
+    y_true, classes = ops.convert_to_tensor(y_true), logits.shape[-1]
+    if _has_shares(y_true, logits):
+        return ops.cast(y_true, logits.dtype)
+    # What is no class is made one here, for not every backend takes it, and NaN below.
+    column = ops.clip(ops.cast(_column(y_true, logits), "int32"), 0, classes - 1)
+    return ops.one_hot(column, classes, dtype=logits.dtype)
+
+
+def _has_shares(y_true, logits) -> bool:
+    """Whether labels are rows with a column a class; told by the shape alone, when compiling."""
+    return len(y_true.shape) == len(logits.shape) and y_true.shape[-1] not in (None, 1)
+
+
+def _column(y_true, logits):
     if len(y_true.shape) == len(logits.shape):
         y_true = ops.squeeze(y_true, axis=-1)
-    return ops.one_hot(y_true, logits.shape[-1], dtype=logits.dtype)
+    return y_true
+
+
+def _valid(y_true, logits):
+    """Which rows of labels are a class, or shares of classes. (batch,), bool."""
+    y_true, classes = ops.convert_to_tensor(y_true), logits.shape[-1]
+    shape = tuple(y_true.shape)
+    whole = len(shape) == len(logits.shape) - 1 or (len(shape) == 2 and shape[-1] in (None, 1))
+    if not whole and (len(shape) != len(logits.shape) or shape[-1] != classes):
+        raise ValueError(
+            "Labels must be integers of shape (batch,) or (batch, 1), or one-hot or soft labels of "
+            f"shape (batch, {classes}) for logits of shape {tuple(logits.shape)}. "
+            f"Received: labels of shape {shape}"
+        )
+    if not whole:
+        shares = ops.cast(y_true, "float32")
+        one = ops.abs(ops.sum(shares, axis=-1) - 1.0) <= SHARE_TOLERANCE
+        return ops.logical_and(one, ops.all(shares >= 0.0, axis=-1))
+    number = ops.cast(
+        _column(y_true, logits), "float32"
+    )  # NaN and fractions are told from whole numbers here
+    inside = ops.logical_and(number >= 0.0, number < float(classes))
+    return ops.logical_and(inside, number == ops.floor(number))
+
+
+def _nan_without_label(call):
+    """The loss is NaN where a label is none, so that no training goes on as if nothing were wrong.
+
+    No gradient comes from there: the weights are as good as before when the NaN is seen.
+    """
+
+    @functools.wraps(call)
+    def checked(self, y_true, y_pred, *args, **kwargs):
+        valid = _valid(y_true, y_pred)
+        loss = call(self, y_true, y_pred, *args, **kwargs)
+        return ops.where(valid, loss, ops.full_like(loss, float("nan")))
+
+    return checked
 
 
 def _log_softmax_of(target, logits):
@@ -38,7 +92,9 @@ class OffsetCrossentropy(keras.losses.Loss):
         temperature: T, positive.
         annealing: exponent $\beta$, 0 or at least 1.
 
-    Labels: integers (batch,). Predictions: logits (batch, classes).
+    Labels: integers (batch,) or (batch, 1), or shares of the classes (batch, classes), one-hot or
+    soft, which then stand for $e_y$; the loss is NaN where a label is neither.
+    Predictions: logits (batch, classes).
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -72,6 +128,7 @@ class OffsetCrossentropy(keras.losses.Loss):
         self.temperature = number("temperature", temperature)
         self.annealing = float(annealing)
 
+    @_nan_without_label
     def call(self, y_true, y_pred):
         logits = ops.cast(y_pred, "float32")
         target = _one_hot(y_true, logits)
@@ -109,7 +166,9 @@ class EfficientMargin(keras.losses.Loss):
         offset: largest margin u in logit units, positive.
         temperature: T, positive.
 
-    Labels: integers (batch,). Predictions: logits (batch, classes).
+    Labels: integers (batch,) or (batch, 1), or shares of the classes (batch, classes), one-hot or
+    soft, which then stand for $e_y$; the loss is NaN where a label is neither.
+    Predictions: logits (batch, classes).
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -129,6 +188,7 @@ class EfficientMargin(keras.losses.Loss):
         self.offset = number("offset", offset)
         self.temperature = number("temperature", temperature)
 
+    @_nan_without_label
     def call(self, y_true, y_pred):
         logits = ops.cast(y_pred, "float32")
         target = _one_hot(y_true, logits)
@@ -147,7 +207,9 @@ class MulticlassHinge(keras.losses.Loss):
     Args:
         margin: m, positive, in logit units.
 
-    Labels: integers (batch,). Predictions: logits (batch, classes).
+    Labels: integers (batch,) or (batch, 1), or shares of the classes (batch, classes), one-hot or
+    soft, which then stand for $e_y$; the loss is NaN where a label is neither.
+    Predictions: logits (batch, classes).
 
     Raises:
         ValueError: if ``margin`` is not positive.
@@ -164,6 +226,7 @@ class MulticlassHinge(keras.losses.Loss):
         super().__init__(reduction=reduction, name=name or "multiclass_hinge", **kwargs)
         self.margin = number("margin", margin)
 
+    @_nan_without_label
     def call(self, y_true, y_pred):
         logits = ops.cast(y_pred, "float32")
         target = _one_hot(y_true, logits)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dynzoo import plots
+from dynzoo.arguments import listed
 from dynzoo.attacks.base import check_images, positive_int
 from dynzoo.attacks.checks import check_examples
 from dynzoo.corruption_evaluation import hits
@@ -213,8 +214,8 @@ def _levels(
         if missing := [kind for kind in kinds if kind not in levels]:
             raise ValueError(f"`levels` must have levels of each kind. Received: none of {missing}")
     else:
-        levels = dict.fromkeys(kinds, tuple(levels))
-    result = {kind: tuple(sorted({float(v) for v in levels[kind]})) for kind in kinds}
+        levels = dict.fromkeys(kinds, tuple(listed(levels)))
+    result = {kind: tuple(sorted({float(v) for v in listed(levels[kind])})) for kind in kinds}
     for kind, values in result.items():
         high = 1.0 if kind == "salt_and_pepper" else np.inf
         if not values or not all(0.0 < v <= high and np.isfinite(v) for v in values):

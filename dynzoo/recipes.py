@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 
 from dynzoo import by_epoch
@@ -265,6 +266,8 @@ def _checked(schema: Schema, path: str, value: Any, default: Any) -> Any:
     if path in schema.by_epoch and isinstance(value, dict):
         values = _by_epoch(path, value)
         return {epoch: _checked(schema, path, v, default) for epoch, v in values.items()}
+    if isinstance(value, np.generic):
+        value = value.item()
     kind = schema.required.get(path, type(default))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

@@ -14,7 +14,7 @@ import numpy as np
 
 from dynzoo.answers import NO_ANSWER, answers
 from dynzoo.attacks.active_test import check_active
-from dynzoo.attacks.base import Attack, check_images, check_labels, positive_float
+from dynzoo.attacks.base import Attack, check_images, check_labels, positive_floats
 from dynzoo.attacks.campaign import Campaign
 from dynzoo.attacks.checks import (
     check_convergence,
@@ -30,6 +30,7 @@ from dynzoo.attacks.progress import Progress
 from dynzoo.attacks.warnings import SAMPLE, EvaluationWarning
 from dynzoo.certificates.smoothing import SmoothedClassifier
 from dynzoo.claims import certificate_dict, claims_of, smoothed_numbers
+from dynzoo.image_checks import check_shape
 from dynzoo.provenance import fingerprint, runs, threat_model, versions
 from dynzoo.random_layers import Draws
 from dynzoo.refutation import CertificateViolation, refute
@@ -123,8 +124,8 @@ def evaluate(
     began = time.perf_counter()
     given, y = check_images(x, y)
     x = given.astype(np.float32, copy=False)
-    _check_shape(model, x)
-    radii_asked = _radii_asked(eps)
+    check_shape(x, model)
+    radii_asked = _radii_asked(eps, norm, x[0].size)
     if attack_certified not in ("first", "all", "none"):
         raise ValueError(
             f"`attack_certified` must be 'first', 'all' or 'none'. Received: {attack_certified!r}"
@@ -257,27 +258,18 @@ def evaluate(
     )
 
 
-def _radii_asked(eps: float | Iterable[float]) -> list[float]:
-    values = [eps] if isinstance(eps, (int, float)) else list(eps)
-    values = sorted({positive_float("eps", e) for e in values})
+def _radii_asked(eps: float | Iterable[float], norm: str, entries: int) -> list[float]:
+    values = sorted(set(positive_floats("eps", eps)))
     if not values:
         raise ValueError("`eps` must hold at least one radius. Received: an empty sequence")
-    return values
-
-
-def _check_shape(model: Any, x: np.ndarray) -> None:
-    """A ValueError where the images do not fit the model, before a backend says so in its way."""
-    shape = getattr(model, "input_shape", None)
-    if not isinstance(shape, tuple) or any(isinstance(part, (tuple, list)) for part in shape):
-        return
-    fits = len(shape) == x.ndim and all(
-        want in (None, have) for want, have in zip(shape[1:], x.shape[1:], strict=True)
-    )
-    if not fits:
+    # The box of all images has this size: a larger radius is one in bytes.
+    largest = 1.0 if norm == "linf" else float(np.sqrt(entries))
+    if values[-1] > largest and values[-1] >= 1.0:
         raise ValueError(
-            "`x` must have the shape of the model's input, "
-            f"{('n', *shape[1:])}. Received: shape {x.shape}"
+            f"`eps` must be at most {largest:g}, the size of all images with pixels in [0, 1]: "
+            f"divide radii in bytes by 255. Received: eps={values[-1]:g}"
         )
+    return values
 
 
 def _labels(model: Any, x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> np.ndarray:

@@ -352,9 +352,9 @@ def test_wrong_arguments(arguments, message):
         (lambda x, y: (x, y[:-1]), "must have the same length"),
         (lambda x, y: (x[:0], y[:0]), "at least one image"),
         (lambda x, y: (x, y + 10), "labels from 0 to 9"),
-        (lambda x, y: (x, y - 5), "labels from 0 to 9"),
+        (lambda x, y: (x, y - 5), "labels that are not negative"),
         (lambda x, y: (x, y.astype("float32")), "integer labels"),
-        (lambda x, y: (x, y[:, None]), "integer labels"),
+        (lambda x, y: (x, np.stack([y, y], 1)), "integer labels"),
     ],
 )
 def test_wrong_inputs(linear, change, message):

@@ -224,7 +224,7 @@ def test_evaluate_writes_the_report(tiny, capsys):
 
 def test_evaluate_goes_on_audits_and_corrupts(tiny, capsys):
     arguments = (
-        "evaluate tiny --limit 8 --attacks apgd-ce,pgd --eps 1/50,2 --attack-certified none "
+        "evaluate tiny --limit 8 --attacks apgd-ce,pgd --eps 1/50,2.0 --attack-certified none "
         "--audit --corruptions --checkpoint state.npz --output"
     ).split()
     work = tiny.parents[1] / "work"
@@ -434,6 +434,21 @@ def test_train_then_evaluate(tiny, recipe, file, capsys, fails):
     assert "epoch 1/1" in out and "preset written to" in out
     assert cli.main(["evaluate", "run/preset", "--data", file, "--attacks", "none"]) == 0
     assert "pass --resume" in fails(*arguments)
+
+
+def test_train_takes_the_float_images_that_evaluate_takes(tiny, recipe, tmp_path, fails):
+    rng = np.random.default_rng(0)
+    shape = dynzoo.from_preset("tiny").input_shape[1:]
+    x, y = rng.random((40, *shape), dtype=np.float32), np.arange(40) % 4
+    file, shifted = tmp_path / "floats.npz", tmp_path / "shifted.npz"
+    np.savez(file, x_train=x, y_train=y, x_test=x[:8], y_test=y[:8])
+    arguments = ["train", str(recipe()), "--data", str(file), "--output", "run", "--quiet"]
+    assert cli.main(arguments) == 0
+    assert cli.main(["evaluate", "run/preset", "--data", str(file), "--attacks", "none"]) == 0
+    np.savez(shifted, x_train=x, y_train=y + 1, x_test=x[:8], y_test=y[:8] + 1)
+    said = "labels from 1 to 4. Subtract 1"
+    assert said in fails("train", recipe(), "--data", shifted, "--output", "other")
+    assert said in fails("finetune", "tiny", "--data", shifted)
 
 
 def test_train_with_another_seed_is_a_run_of_its_own(tiny, recipe, file, capsys, fails):

@@ -92,6 +92,9 @@ def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(ValueError, match="Received: red"):
         data.class_names(tmp_path)
     (tmp_path / "blue").mkdir()
+    with pytest.raises(ValueError, match="Received: red"):  # an empty folder is no class
+        load_image_folder(tmp_path)
+    write(tmp_path, {"blue": 1})
     (tmp_path / "red" / "1.png").unlink()
     with pytest.raises(ValueError, match="holds no test images"):
         load_image_folder(tmp_path)

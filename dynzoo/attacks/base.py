@@ -8,49 +8,26 @@ from typing import Any
 
 import numpy as np
 
+from dynzoo import label_checks
 from dynzoo.answers import answers
+from dynzoo.arguments import listed
 from dynzoo.attacks.geometry import NORMS, enclose
 from dynzoo.attacks.passes import compiled, mean_logits, noise, predict_logits
 from dynzoo.batching import batches, fastest
+from dynzoo.image_checks import unit_images
 
 __all__ = ["Attack", "batches", "compiled", "predict_logits"]
 
 
 def check_images(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     """`x` and `y` as arrays, or a ValueError that says what is wrong with them."""
-    x, y = np.asarray(x), np.asarray(y)
-    if x.ndim < 2 or not (np.issubdtype(x.dtype, np.floating) or x.dtype.kind in "iub"):
-        raise ValueError(
-            "`x` must be a numeric array of shape (n, ...) with values in [0, 1]. "
-            f"Received: shape {x.shape}, dtype {x.dtype}"
-        )
-    if x.dtype != np.float64:
-        x = x.astype(np.float32, copy=False)
-    if not len(x):
-        raise ValueError("`x` must hold at least one image. Received: an empty array")
-    low, high = float(x.min()), float(x.max())
-    if not np.isfinite(low) or not np.isfinite(high):
-        raise ValueError("`x` must be finite. Received: an array with NaN or infinity")
-    if low < 0.0 or high > 1.0:
-        raise ValueError(f"`x` must lie in [0, 1]. Received: values from {low} to {high}")
-    if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise ValueError(
-            f"`y` must be integer labels of shape (n,). Received: shape {y.shape}, dtype {y.dtype}"
-        )
-    if len(x) != len(y):
-        raise ValueError(
-            f"`x` and `y` must have the same length. Received: {len(x)} images, {len(y)} labels"
-        )
-    return x, y.astype(np.int64)
+    x = unit_images(x)
+    return x, label_checks.check_labels(y, len(x))
 
 
 def check_labels(y: np.ndarray, classes: int) -> None:
     """Raise a ValueError if a label is not below the number of logits."""
-    if y.min() < 0 or y.max() >= classes:
-        raise ValueError(
-            f"`y` must hold labels from 0 to {classes - 1}, one for each of the {classes} logits. "
-            f"Received: labels from {y.min()} to {y.max()}"
-        )
+    label_checks.check_labels(y, classes=classes)
 
 
 def positive_int(name: str, value: Any, least: int = 1) -> int:
@@ -58,6 +35,11 @@ def positive_int(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {value!r}")
     return int(value)
+
+
+def positive_floats(name: str, values: Any) -> list[float]:
+    """One number, or several, as a list of floats above 0; NumPy's numbers and arrays are fine."""
+    return [positive_float(name, value) for value in listed(values)]
 
 
 def positive_float(name: str, value: Any) -> float:
@@ -186,7 +168,8 @@ class Attack:
         Args:
             model: Built Keras model that maps a batch of images to logits.
             x: Array of shape (n, ...) with values in [0, 1].
-            y: Integer array of shape (n,): true labels, or targets if `targeted`.
+            y: Integer array of shape (n,) or (n, 1), or one-hot rows: true labels, or targets if
+                `targeted`.
             indices: Integer array of shape (n,) that keys each image's random numbers; 0 to n-1
                 by default. A caller that attacks a part of a data set passes positions in it.
 

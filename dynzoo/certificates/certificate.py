@@ -36,6 +36,7 @@ from dynzoo.certificates.rounding import (
 )
 from dynzoo.certificates.rounding_bound import RoundingBound, rounding_bound, rounding_kinds
 from dynzoo.certificates.settings import Settings, difference, freeze_settings, sublayers
+from dynzoo.image_checks import check_range
 from dynzoo.layers.arguments import positive_integer
 
 __all__ = ["Certificate", "certify"]
@@ -397,6 +398,7 @@ class Certificate:
                 f"`x` must have shape (n, {', '.join(map(str, self._program.input_shape))}). "
                 f"Received: x.shape={x.shape}"
             )
+        check_range(x, self._model)
         return x
 
     def _check_current(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dynzoo import label_checks
 from dynzoo.certificates.rounding_bound import KINDS, RoundingBound
 
 __all__ = [
@@ -191,14 +192,4 @@ def check_labels(y: Any, images: int, classes: int) -> np.ndarray:
     Raises:
         ValueError: if they are anything else.
     """
-    labels = np.asarray(y)
-    if labels.dtype.kind not in "iu" or labels.shape != (images,):
-        raise ValueError(
-            f"`y` must be integer labels of shape ({images},), one an image. "
-            f"Received: shape {labels.shape}, dtype {labels.dtype}"
-        )
-    if images and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(
-            f"`y` must be in [0, {classes - 1}]. Received: {labels.min()} to {labels.max()}"
-        )
-    return labels
+    return label_checks.check_labels(y, images, classes)

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 
 from dynzoo.answers import NO_ANSWER, answers
+from dynzoo.arguments import listed
 from dynzoo.attacks.base import positive_float, positive_int, predict_logits
 from dynzoo.backend import to_numpy
 from dynzoo.batch_mixing import mixing_calls, training_calls
 from dynzoo.companions import SAME, differs, find_difference, rounding_of
+from dynzoo.image_checks import check_range
+from dynzoo.label_checks import check_labels
 from dynzoo.random_layers import layers_with
 
 __all__ = ["ABSTAIN", "SmoothedClassifier", "lower_confidence_bound", "smooth"]
@@ -211,13 +214,13 @@ class SmoothedClassifier:
         return labels, radii
 
     def accuracy(
-        self, x: Any, y: Any, eps: Iterable[float] = (), batch_size: int | None = None
+        self, x: Any, y: Any, eps: float | Iterable[float] = (), batch_size: int | None = None
     ) -> dict[str, Any]:
         """How often the smoothed answer is right, and how often proved right; of g, not the model.
 
         Args:
             x: array (n, ...) of inputs, in the scale the model takes.
-            y: integer labels (n,).
+            y: integer labels (n,) or (n, 1), or one-hot rows.
             eps: L2 radii in the units of x.
             batch_size: noisy images per forward pass; the object's own by default.
 
@@ -225,12 +228,13 @@ class SmoothedClassifier:
             ``"clean"`` (abstentions count as wrong), ``"abstained"``, ``"certified"`` with the
             share of right answers whose radius is above each of ``eps``, and ``"settings"``.
         """
+        y = check_labels(y, len(x), getattr(self.model, "output_shape", (None,))[-1])
         labels, radii = self.radii(x, batch_size=batch_size)
-        right = labels == np.asarray(y)
+        right = labels == y
         return {
             "clean": float(right.mean()),
             "abstained": float((labels == ABSTAIN).mean()),
-            "certified": {float(e): float((right & (radii > e)).mean()) for e in eps},
+            "certified": {float(e): float((right & (radii > e)).mean()) for e in listed(eps)},
             "settings": self.to_dict(),
         }
 
@@ -280,6 +284,7 @@ class SmoothedClassifier:
                 f"`x` and `sigma` must be at most {_LARGEST:g}, so that noisy images are finite in "
                 f"float32. Received: values up to {np.abs(x).max():g}, sigma={self.sigma:g}"
             )
+        check_range(x, self.model)
         _check_layers(self.model)
         rows = np.arange(len(x)) if indices is None else np.asarray(indices)
         if rows.shape != (len(x),) or (

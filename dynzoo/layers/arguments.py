@@ -9,13 +9,9 @@ from collections.abc import Iterable
 import numpy as np
 from keras import ops
 
+from dynzoo.arguments import positive_integer as positive_integer
+
 __all__ = ["float64", "number", "one_of", "positive_integer"]
-
-
-def positive_integer(name: str, value) -> int:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-    return int(value)
 
 
 def number(name: str, value, low: float = 0.0, high: float = math.inf, closed: str = "high"):

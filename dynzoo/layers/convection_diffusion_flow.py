@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 import keras
 from keras import ops
@@ -300,7 +301,7 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
 
 
 def _checked_seed(seed):
-    integer = isinstance(seed, int) and not isinstance(seed, bool)
+    integer = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
     if seed is not None and not (integer and seed >= 0):
         raise ValueError(f"`seed` must be a non-negative integer or None. Received: seed={seed!r}")
-    return seed
+    return seed if seed is None else int(seed)

@@ -8,6 +8,7 @@ README.md          the model card, written from the metadata
 
 import copy
 import json
+import numbers
 import os
 import shutil
 import uuid
@@ -25,6 +26,7 @@ import dynzoo.layers
 import dynzoo.operators
 from dynzoo import losses
 from dynzoo.cards import model_card
+from dynzoo.image_checks import declare_range
 from dynzoo.models import preset_files as files
 from dynzoo.models import weights_file
 from dynzoo.models.declared_sizes import Declared, check_numbers, check_tensors, planned
@@ -79,10 +81,11 @@ def from_preset(
     model, config = _load(folder, metadata, load_weights)
     if num_classes is not None:
         model = _with_classes(model, config, num_classes, folder)
+    declare_range(model, metadata)
     model.compile(
         optimizer="adam",
         loss=losses.OffsetCrossentropy(),
-        metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+        metrics=["accuracy"],  # Keras takes the one for whole or one-hot labels, by their shape
     )
     return model
 
@@ -244,8 +247,9 @@ def _deserialize(config: dict, folder: Path) -> keras.Model:
 
 def _with_classes(model: keras.Model, config: dict, num_classes: int, folder: Path) -> keras.Model:
     head = model.layers[-1]
-    if not isinstance(num_classes, int) or num_classes < 2:
+    if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
         raise ValueError(f"`num_classes` must be an integer >= 2. Received: {num_classes!r}")
+    num_classes = int(num_classes)
     if getattr(head, "units", None) == num_classes:
         return model
     layers = config["config"].get("layers", [])

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from dynzoo import constraints, spectral
+from dynzoo.arguments import positive_integer
 
 __all__ = ["Operator", "get"]
 
@@ -78,9 +79,7 @@ class MatrixOperator(Operator):
     """Shared by the operators whose kernel is one matrix (inputs, outputs) on the last axis."""
 
     def __init__(self, units):
-        if not isinstance(units, int) or isinstance(units, bool) or units < 1:
-            raise ValueError(f"`units` must be a positive integer. Received: units={units!r}")
-        self.units = units
+        self.units = positive_integer("units", units)
 
     def kernel_shape(self, input_shape):
         return (int(input_shape[-1]), self.units)

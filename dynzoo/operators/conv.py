@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo import constraints, spectral
+from dynzoo.arguments import positive_integer
 from dynzoo.operators.base import Operator
 from dynzoo.operators.shift import check_padding
 
@@ -37,11 +38,8 @@ class Conv(Operator):
     """
 
     def __init__(self, filters, kernel_size=3, padding="zero"):
-        for name, value in (("filters", filters), ("kernel_size", kernel_size)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-        self.filters = filters
-        self.kernel_size = kernel_size
+        self.filters = positive_integer("filters", filters)
+        self.kernel_size = positive_integer("kernel_size", kernel_size)
         self.padding = check_padding(padding)
 
     @property

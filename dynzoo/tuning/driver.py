@@ -128,7 +128,7 @@ def search(
 
 def _load(plan: SearchConfig, data_file: Any) -> Any:
     try:
-        splits = data.load(data_file or plan.recipe["data"]["name"], dtype="uint8")
+        splits = data.load_exact(data_file or plan.recipe["data"]["name"])
     except RuntimeError as error:  # neither here nor to be had: the message says what to do
         raise ValueError(str(error)) from error
     hold_out(plan.recipe, splits)  # a held-out part that the data do not have

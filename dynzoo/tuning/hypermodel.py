@@ -13,7 +13,7 @@ import keras_tuner
 import numpy as np
 from keras_tuner.errors import FailedTrialError
 
-from dynzoo import robustness, training
+from dynzoo import data, robustness, training
 from dynzoo.held_out import hold_out, labels_and_radii
 from dynzoo.tuning.config import SearchConfig
 
@@ -30,7 +30,7 @@ class RecipeModel(keras_tuner.HyperModel):
 
     Args:
         config: the search.
-        splits: the data as `dynzoo.data.load(..., dtype="uint8")` gives them.
+        splits: the data as `dynzoo.data.load_exact` gives them.
 
     Example:
 
@@ -116,7 +116,7 @@ class RecipeModel(keras_tuner.HyperModel):
 
 def measure(model: keras.Model, held_out: Any, recipe: dict, settings: dict) -> dict[str, Any]:
     """Shares of the held-out images that are right, proved, and still right under attack."""
-    x, y = held_out[0].astype("float32") / np.float32(255), held_out[1]
+    x, y = data.to_float(held_out[0]), held_out[1]
     norm, eps = recipe["evaluation"]["norm"], recipe["evaluation"]["eps"][0]
     labels, radii = labels_and_radii(model, x)
     correct = labels == y
