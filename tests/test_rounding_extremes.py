@@ -165,3 +165,12 @@ def test_a_few_roundings_that_line_up_are_counted_in_full(steps, share):
     found = np.linalg.norm(to_numpy(model(x)) - forward_float64(model, x), axis=1)
     assert found.max() > steps * share * 2.0**-26  # they do line up
     assert np.all(found <= certify(model).logit_error(x))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_that_a_zero_kernel_takes_away_are_read_all_the_same(dtype):
+    """An image too large for float32 is infinite there, and infinity times zero is no number."""
+    model = functional(lambda x: kl.Dense(2, dtype=dtype)(x), dtype=dtype)
+    model.set_weights([np.zeros((2, 2)), np.array([0.0, 1.0])])
+    _, radii = certify(model).radii(np.ones((1, 2), dtype))
+    assert 1e17 < radii[0] < (1e20 if dtype == "float32" or not has_float64() else np.inf)

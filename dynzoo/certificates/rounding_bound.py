@@ -200,7 +200,8 @@ def rounding_bound(
         if own.measured:
             measured.append(step.name)
         in_head = head.linear and (step.inputs[0] == head.body_slot or step.inputs[0] == head_slot)
-        peak = np.maximum(peak, own.peak)
+        # What a layer reads counts although it may be multiplied by zero.
+        peak = np.maximum.reduce([peak, own.peak, *(b.computed for b in inputs)])
         if in_head:
             # What the head adds is kept apart: the body's error moves logits by pair distances.
             head_slot = step.output
