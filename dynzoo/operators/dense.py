@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from dynzoo import bfloat16_products
 from dynzoo.operators.base import MatrixOperator
 
 __all__ = ["Dense", "Pointwise", "matmul_channels"]
@@ -14,9 +15,15 @@ __all__ = ["Dense", "Pointwise", "matmul_channels"]
 def matmul_channels(x, matrix):
     """``x @ matrix`` over the last axis, as one plain matrix product on every backend."""
     if len(x.shape) == 2:
-        return ops.matmul(x, matrix)
-    flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), matrix)
+        return _matmul(x, matrix)
+    flat = _matmul(ops.reshape(x, (-1, x.shape[-1])), matrix)
     return ops.reshape(flat, (-1, *x.shape[1:-1], matrix.shape[-1]))
+
+
+def _matmul(x, matrix):
+    if bfloat16_products.suits(x, matrix):
+        return bfloat16_products.product(x, matrix)
+    return ops.matmul(x, matrix)
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
