@@ -15,6 +15,7 @@ from dynzoo.by_epoch import at_epoch, values
 from dynzoo.distorted_model import distorted_model
 from dynzoo.distribution import OneDevice, Replicas
 from dynzoo.held_out import held_out_accuracy, hold_out
+from dynzoo.loss_of_epoch import LossOfEpoch
 from dynzoo.runs import Run, message, session
 from dynzoo.watching import Watch
 
@@ -133,7 +134,8 @@ def train(
         optimizer = optimization.make_optimizer(
             settings["optimizer"], settings["epochs"] * batches, settings["schedule"], batches
         )
-        _compile(model, optimizer, at_epoch(settings["loss"], 0))
+        loss = LossOfEpoch(settings["loss"])
+        loss.compile(model, optimizer)
         optimizer.build(model.trainable_variables)
     twin = _Twin(recipe, model, network, replicas)
     if run.checkpoint.exists():
@@ -152,7 +154,8 @@ def train(
     run.state["sessions"].append(session(max_seconds, replicas.count))
 
     deadline = None if max_seconds is None else started + max_seconds
-    finished = _loop(run, twin, (x, y), validation, batches, deadline, started, verbose, log)
+    data = ((x, y), validation)
+    finished = _loop(run, twin, loss, data, batches, deadline, started, verbose, log)
     if not finished:
         log(f"stopped at the time limit; {run.checkpoint} goes on with --resume")
         return twin.updated()
@@ -165,15 +168,6 @@ def train(
     measured = _held_out(run, final, validation) if settings["average"] else None
     log(f"preset written to {run.save_preset(final, measured)}")
     return final
-
-
-def _compile(model, optimizer, loss: dict) -> None:
-    model.compile(
-        optimizer=optimizer,
-        loss=optimization.make_loss(loss),
-        metrics=["accuracy"],
-        jit_compile=backend.fit_with_jit(),
-    )
 
 
 def _with_distortions(model: keras.Model, section: dict) -> keras.Model:
@@ -204,15 +198,13 @@ class _Twin:
                 variable.assign(value)
 
 
-def _loop(run, twin, train_data, validation, batches, deadline, started, verbose, log) -> bool:
+def _loop(run, twin, loss, data, batches, deadline, started, verbose, log) -> bool:
     """Epoch after epoch; returns whether the last one was reached."""
     recipe, state, settings = run.recipe, run.state, run.recipe["training"]
     model, replicas = twin.model, twin.replicas
-    x, y = train_data
+    (x, y), validation = data
     seconds_before = state["seconds"]
-    loss = None
     while state["epoch"] < settings["epochs"]:
-        due = at_epoch(settings["loss"], state["epoch"])
         section = at_epoch(recipe["data"], state["epoch"])
         dataset = augmentation.Augmented(
             x,
@@ -227,9 +219,8 @@ def _loop(run, twin, train_data, validation, batches, deadline, started, verbose
         )
         watch = Watch(deadline)
         with replicas.scope():
-            if due != loss:
-                loss = due
-                _compile(model, model.optimizer, due)
+            if loss.start(state["epoch"]):
+                loss.compile(model, model.optimizer)
             history = model.fit(
                 dataset,
                 initial_epoch=state["epoch"],
