@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from numpy.lib.stride_tricks import sliding_window_view
 
 from dynzoo.distorted_model import DRAWS
 from dynzoo.distortions import color_jitter, rotate_and_zoom
@@ -259,16 +260,19 @@ class Augmented(keras.utils.PyDataset):
         return order
 
     def _cut(self, x: np.ndarray, dy, dx, mirror) -> np.ndarray:
-        # The same map as `random_crop_flip`. On a CPU, slices of memory beat gathering by index.
-        height, width = x.shape[1:3]
-        out = np.empty(x.shape, dtype=np.float32)
+        # The same map as `random_crop_flip`. On a CPU, slices of memory beat gathering by index:
+        # all windows of all images are a view, from which those that were drawn are copied.
+        n, height, width, channels = x.shape
         pad = (self.padding, self.padding)
         padded = np.pad(x, ((0, 0), pad, pad, (0, 0)), mode="reflect") if self.padding else x
-        for i in range(len(x)):
-            window = padded[i, dy[i] : dy[i] + height, dx[i] : dx[i] + width]
-            out[i] = window[:, ::-1] if mirror[i] else window
+        lines = padded.reshape(n, padded.shape[1], -1)
+        windows = sliding_window_view(lines, (height, width * channels), axis=(1, 2))
+        out = windows[np.arange(n), dy, dx * channels]
+        backwards = np.arange(width * channels).reshape(width, channels)[::-1].ravel()
+        out[mirror] = out[mirror].take(backwards, axis=2)
+        out = out.reshape(x.shape)
         if x.dtype == np.uint8:
-            out /= np.float32(255)
+            return np.divide(out, np.float32(255), dtype=np.float32)
         return out
 
     def _draws(self, count: int, rng: np.random.Generator) -> np.ndarray:

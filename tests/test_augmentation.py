@@ -174,6 +174,43 @@ def test_augmented_without_augmentation_is_the_data():
         np.testing.assert_array_equal(plain[1][1], np.arange(5, 10))
 
 
+def _cut_one_by_one(x, dy, dx, mirror, padding):
+    """How batches were cut before: image by image."""
+    out = np.empty(x.shape, np.float32)
+    pad = (padding, padding)
+    padded = np.pad(x, ((0, 0), pad, pad, (0, 0)), mode="reflect")
+    for i in range(len(x)):
+        window = padded[i, dy[i] : dy[i] + x.shape[1], dx[i] : dx[i] + x.shape[2]]
+        out[i] = window[:, ::-1] if mirror[i] else window
+    if x.dtype == np.uint8:
+        out /= np.float32(255)
+    return out
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 3), (5, 9, 1), (4, 4, 2)])
+@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_all_images_at_once_are_the_bits_of_one_by_one(shape, padding, flip, dtype):
+    rng = np.random.default_rng(5)
+    x = rng.integers(0, 256, (64, *shape), dtype=np.uint8)
+    x = x if dtype == "uint8" else rng.random(x.shape, dtype="float32")
+    kept = x.copy()
+    batches = Augmented(x, np.arange(64), 16, seed=2, epoch=7, padding=padding, flip=flip)
+    order = np.random.default_rng([2, 7]).permutation(64)
+    for i in range(4):
+        draws = np.random.default_rng([2, 7, i + 1])
+        dy, dx = draws.integers(0, 2 * padding + 1, size=(2, 16))
+        mirror = draws.integers(0, 2, size=16).astype(bool) & flip
+        chosen = order[16 * i : 16 * i + 16]
+        found, labels = batches[i]
+        expected = _cut_one_by_one(x[chosen], dy, dx, mirror, padding)
+        assert found.dtype == np.float32 and found.flags.c_contiguous
+        np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+        np.testing.assert_array_equal(labels, chosen)
+    np.testing.assert_array_equal(x, kept)
+
+
 DISTORTED = {"rotation": 20.0, "zoom": 0.2, "color_jitter": 0.3}
 
 
