@@ -75,9 +75,7 @@ def _works() -> bool:
             return False
     a, b, g = (np.asarray(t, "float64") for t in (x, matrix, gradient))
     exact = (a @ b, g @ b.T, a.T @ g)
-    return all(
-        np.allclose(f, e, rtol=2.0**-7, atol=0.0) for f, e in zip(found, exact, strict=True)
-    )
+    return all(np.allclose(f, e, rtol=2.0**-7, atol=0.0) for f, e in zip(found, exact, strict=True))
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""A loss whose numbers change from epoch to epoch while the compiled training step stays the same."""
+"""A loss whose numbers change from epoch to epoch while the compiled step stays the same."""
 
 from __future__ import annotations
 

@@ -46,13 +46,14 @@ def _broadcast(layer: Any, bounds: list[float], shapes: list[Shape]) -> list[flo
 
 
 def _sum(layer: Any, bounds: list[float], shapes: list[Shape]) -> float:
-    total = shapes[0]
-    for shape in shapes[1:] if type(layer) is not kl.Subtract else ():
-        reason = misread_sum(total, shape)
+    moved = _broadcast(layer, bounds, shapes)
+    total, *others = [tuple(int(n or 1) for n in shape[1:]) for shape in shapes]
+    for inner in others if type(layer) is not kl.Subtract else ():
+        reason = misread_sum((None, *total), (None, *inner))
         if reason is not None:
             raise refuse(layer, reason)
-        total = (None, *np.broadcast_shapes(total[1:], shape[1:]))
-    return sum(_broadcast(layer, bounds, shapes))
+        total = np.broadcast_shapes(total, inner)
+    return sum(moved)
 
 
 def _root_of_squares(layer: Any, bounds: list[float], shapes: list[Shape]) -> float:
