@@ -10,10 +10,10 @@ __all__ = ["check_classes", "check_image", "check_stages"]
 
 
 def check_classes(num_classes) -> None:
-    if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
-        raise ValueError(
-            f"`num_classes` must be an integer of at least 2. Received: num_classes={num_classes}"
-        )
+    if not isinstance(num_classes, numbers.Integral):
+        raise ValueError(f"`num_classes` must be an integer. Received: num_classes={num_classes!r}")
+    if num_classes < 2:
+        raise ValueError(f"`num_classes` must be at least 2. Received: num_classes={num_classes}")
 
 
 def check_image(input_shape, factor: int) -> None:
