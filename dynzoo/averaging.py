@@ -25,6 +25,9 @@ def take_mean(
     to Wider Optima and Better Generalization", UAI 2018). What is not trained, such as moving
     statistics, is that of the last checkpoint.
 
+    Which checkpoints are averaged is a choice of a model: make it by held-out images, or before any
+    are seen, and never by test numbers, which would be too good afterwards.
+
     Condition: the mean of orthonormal matrices is not orthonormal. Project the model onto its
     constraints afterwards, with `dynzoo.constraints.project`, as `dynzoo.training.train` does.
 
