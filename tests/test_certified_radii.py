@@ -87,7 +87,8 @@ def test_classes_with_the_same_weights_set_no_limit():
     # In real numbers it is infinite; in float32 the same logits are lost in large ones.
     assert 1e4 < certify(constant).radii(x)[1][0] < np.inf
     zero = linear(np.zeros((2, 3)), [1.0, 0.0, 0.0])
-    assert certify(zero).radii(x)[1][0] > 1e30
+    # Beyond this squares of what a layer reads are no float32.
+    assert certify(zero).radii(x)[1][0] > 1e17
 
 
 def test_logits_that_are_not_finite_have_radius_zero():
