@@ -19,7 +19,6 @@ _SOURCES = {
     "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
     "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/t10k-labels-idx1-ubyte.gz",
 }
-_RAW = "stored"  # for `load_exact`: as the file holds them
 _CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": DIGITS, "digits": DIGITS}
 
 
@@ -54,24 +53,27 @@ def load(
     >>> x_test.shape
     (360, 32, 32, 3)
     """
-    if dtype not in ("float32", "uint8", _RAW):
+    if dtype not in ("float32", "uint8"):
         raise ValueError(f"`dtype` must be 'float32' or 'uint8'. Received: dtype={dtype!r}")
-    key = os.fspath(name)
-    if key.endswith(".npz"):
-        splits = _load_npz(Path(key))
-    elif key == "digits":
-        splits = _load_digits()
-    elif key in _SOURCES:
-        splits = _load_tfds(key)
-    elif Path(key).is_dir():
-        splits = load_image_folder(key, image_shape)
-    else:
-        raise ValueError(_unknown(key))
-    (x_train, y_train), (x_test, y_test) = splits
-    if dtype == _RAW:
-        return splits
+    (x_train, y_train), (x_test, y_test) = _stored(name, image_shape)
     convert = to_float if dtype == "float32" else _to_bytes
     return (convert(x_train), y_train), (convert(x_test), y_test)
+
+
+def _stored(
+    name: str | os.PathLike, image_shape: tuple[int, ...] | None = None
+) -> tuple[Split, Split]:
+    """The data as they are kept: bytes, or the floats of an `.npz` file."""
+    key = os.fspath(name)
+    if key.endswith(".npz"):
+        return _load_npz(Path(key))
+    if key == "digits":
+        return _load_digits()
+    if key in _SOURCES:
+        return _load_tfds(key)
+    if Path(key).is_dir():
+        return load_image_folder(key, image_shape)
+    raise ValueError(_unknown(key))
 
 
 def class_names(name: str | os.PathLike) -> list[str]:
@@ -135,7 +137,7 @@ def split_validation(
 
 def load_exact(name: str | os.PathLike) -> tuple[Split, Split]:
     """What `load` gives: as bytes, or as float32 in [0, 1] where the images are no bytes / 255."""
-    splits = load(name, _RAW)
+    splits = _stored(name)
     parts = [x if x.dtype == np.uint8 else _bytes_or_floats(x) for x, _ in splits]
     if len({x.dtype for x in parts}) > 1:
         parts = [to_float(x) for x in parts]
