@@ -37,21 +37,20 @@ def _column(y_true, logits):
 def _valid(y_true, logits):
     """Which rows of labels are a class, or shares of classes. (batch,), bool."""
     y_true, classes = ops.convert_to_tensor(y_true), logits.shape[-1]
-    shape = tuple(y_true.shape)
-    whole = len(shape) == len(logits.shape) - 1 or (len(shape) == 2 and shape[-1] in (None, 1))
-    if not whole and (len(shape) != len(logits.shape) or shape[-1] != classes):
+    shape, rank = tuple(y_true.shape), len(logits.shape)
+    shared = _has_shares(y_true, logits)
+    if not (shape[-1] == classes if shared else len(shape) in (rank - 1, rank)):
         raise ValueError(
             "Labels must be integers of shape (batch,) or (batch, 1), or one-hot or soft labels of "
             f"shape (batch, {classes}) for logits of shape {tuple(logits.shape)}. "
             f"Received: labels of shape {shape}"
         )
-    if not whole:
+    if shared:
         shares = ops.cast(y_true, "float32")
         one = ops.abs(ops.sum(shares, axis=-1) - 1.0) <= SHARE_TOLERANCE
         return ops.logical_and(one, ops.all(shares >= 0.0, axis=-1))
-    number = ops.cast(
-        _column(y_true, logits), "float32"
-    )  # NaN and fractions are told from whole numbers here
+    # As floats, so that NaN and fractions are told from whole numbers.
+    number = ops.cast(_column(y_true, logits), "float32")
     inside = ops.logical_and(number >= 0.0, number < float(classes))
     return ops.logical_and(inside, number == ops.floor(number))
 
