@@ -37,6 +37,7 @@ from dynzoo.certificates.rounding import (
 from dynzoo.certificates.rounding_bound import RoundingBound, rounding_bound, rounding_kinds
 from dynzoo.certificates.settings import Settings, difference, freeze_settings, sublayers
 from dynzoo.image_checks import check_range
+from dynzoo.label_checks import check_labels
 from dynzoo.layers.arguments import positive_integer
 
 __all__ = ["Certificate", "certify"]
@@ -263,7 +264,7 @@ class Certificate:
         ks: list[int] = np.atleast_1d(k).tolist()
         if not ks or not all(isinstance(i, int) and 1 <= i < classes for i in ks):
             raise ValueError(f"`k` must be integers in [1, {classes - 1}]. Received: k={k}")
-        labels = margins.check_labels(y, len(x), classes)
+        labels = check_labels(y, len(x), classes)
         kinds = rounding_kinds(rounding or self.assumed)
         raw, images, moved = self._logits(x, batch_size)
         places, radii = np.zeros(len(raw), np.int64), np.zeros((len(raw), len(ks)))

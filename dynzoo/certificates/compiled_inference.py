@@ -34,12 +34,9 @@ _COMPILED: weakref.WeakKeyDictionary[Any, _Compiled] = weakref.WeakKeyDictionary
 
 
 def run_once(model: keras.Model, settings: Settings, x: np.ndarray) -> np.ndarray:
-    """Outputs for a few inputs, always of the same number, without the cost of optimised code."""
-    compiled, weights, inputs = (
-        _compiled(model, settings),
-        backend.weights_of(model),
-        _pack(model, x),
-    )
+    """Outputs for a few inputs without the cost of optimised code; on JAX always as many."""
+    compiled, weights = _compiled(model, settings), backend.weights_of(model)
+    inputs = _pack(model, x)
     if compiled.once is None:
         compiled.once = backend.jit_once(compiled.inference, weights, inputs)
     return backend.to_numpy(compiled.once(weights, inputs))

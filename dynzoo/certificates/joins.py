@@ -46,14 +46,19 @@ def _broadcast(layer: Any, bounds: list[float], shapes: list[Shape]) -> list[flo
 
 
 def _sum(layer: Any, bounds: list[float], shapes: list[Shape]) -> float:
-    moved = _broadcast(layer, bounds, shapes)
+    return sum(_broadcast(layer, bounds, shapes))
+
+
+def _checked_sum(layer: Any, bounds: list[float], shapes: list[Shape]) -> float:
+    """`_sum`, where Keras adds one tensor after the other as `bias_addition` says."""
+    bound = _sum(layer, bounds, shapes)
     total, *others = [tuple(int(n or 1) for n in shape[1:]) for shape in shapes]
-    for inner in others if type(layer) is not kl.Subtract else ():
+    for inner in others:
         reason = misread_sum((None, *total), (None, *inner))
         if reason is not None:
             raise refuse(layer, reason)
         total = np.broadcast_shapes(total, inner)
-    return sum(moved)
+    return bound
 
 
 def _root_of_squares(layer: Any, bounds: list[float], shapes: list[Shape]) -> float:
@@ -80,10 +85,10 @@ JOINS: dict[type, Join] = {
         lambda call, bounds, shapes: known(call, shapes).bound(bounds),
         lambda call, arrays: known(call, _shapes(arrays)).forward(arrays),
     ),
-    kl.Add: Join(_sum, _folded(np.add)),
+    kl.Add: Join(_checked_sum, _folded(np.add)),
     kl.Subtract: Join(_sum, _folded(np.subtract)),
     kl.Average: Join(
-        lambda layer, bounds, shapes: _sum(layer, bounds, shapes) / len(bounds),
+        lambda layer, bounds, shapes: _checked_sum(layer, bounds, shapes) / len(bounds),
         lambda layer, arrays: functools.reduce(np.add, arrays) / len(arrays),
     ),
     kl.Maximum: Join(_root_of_squares, _folded(np.maximum)),

@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo import label_checks
 from dynzoo.certificates.rounding_bound import KINDS, RoundingBound
 
 __all__ = [
     "SMALLEST",
-    "check_labels",
     "lengths",
     "limits",
     "pair_errors",
@@ -184,12 +182,3 @@ def reach(bound: RoundingBound, s: np.ndarray, anchor: int) -> np.ndarray:
         room = bound.arithmetic.largest - bound.peak[0, anchor] - bound.peak[1, anchor] * s
         far = np.nan_to_num(room / bound.peak[1, anchor], nan=np.inf, posinf=np.inf)
     return np.where(room > 0, far, 0.0)
-
-
-def check_labels(y: Any, images: int, classes: int) -> np.ndarray:
-    """Integer labels (images,) in [0, classes).
-
-    Raises:
-        ValueError: if they are anything else.
-    """
-    return label_checks.check_labels(y, images, classes)
