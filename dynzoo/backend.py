@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -185,6 +185,71 @@ def has_float64() -> bool:
     import jax
 
     return str(jax.dtypes.canonicalize_dtype("float64")) == "float64"
+
+
+def full_precision() -> contextlib.AbstractContextManager[Any]:
+    """A scope in which float32 products are made of float32, whatever the process is set to.
+
+    Accelerators may round the factors of a product to fewer digits (TF32: 11 bits, some 5e-4 of
+    each), which is more than a small step of training changes. On JAX whatever is traced in the
+    scope keeps full precision. On TensorFlow and PyTorch whatever runs in it does: they have one
+    setting for the process, which is set back at the end.
+
+    Example:
+
+    >>> with full_precision():
+    ...     kernel = constraint(kernel)
+    """
+    if name() == "jax":
+        import jax
+
+        return jax.default_matmul_precision("highest")
+    return _process_at_full_precision()
+
+
+def fit_at_full_precision() -> contextlib.AbstractContextManager[Any]:
+    """A scope for `fit` in which constraints, which ask for `full_precision`, get it.
+
+    On TensorFlow that is the setting of the process while compiled functions run, for all float32
+    products; elsewhere the constraints' own scopes are enough.
+    """
+    return full_precision() if name() == "tensorflow" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _process_at_full_precision() -> Iterator[None]:
+    get, set_to, full = _precision_settings()
+    before = get()
+    if before == full:
+        yield
+        return
+    set_to(full)
+    try:
+        yield
+    finally:
+        set_to(before)
+
+
+def _precision_settings() -> tuple[Callable[[], Any], Callable[[Any], None], Any]:
+    """How the process' precision of float32 products is read and set, and its full value."""
+    if name() == "torch":
+        import torch
+
+        cudnn = torch.backends.cudnn
+
+        def set_to(value: Any) -> None:
+            torch.set_float32_matmul_precision(value[0])
+            cudnn.allow_tf32 = value[1]
+
+        return (
+            lambda: (torch.get_float32_matmul_precision(), cudnn.allow_tf32),
+            set_to,
+            ("highest", cudnn.allow_tf32 and not torch.cuda.is_available()),
+        )
+    import tensorflow as tf
+
+    tf32 = tf.config.experimental
+    return tf32.tensor_float_32_execution_enabled, tf32.enable_tensor_float_32_execution, False
 
 
 def weights_of(model: Any) -> list[Any]:

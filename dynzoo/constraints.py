@@ -46,10 +46,11 @@ class SpectralNorm(keras.constraints.Constraint):
     $$K \leftarrow K \cdot \min(1, \text{max\_norm} / \overline{\sigma}(K))$$
 
     Guarantee: the true operator norm is at most ``max_norm * (1 + 1e-5)`` afterwards, from any
-    finite kernel, for float32 kernels and matrix products in full float32 (no TF32); a kernel of
-    another type is then rounded to it (bfloat16: entries move by up to 1/256). For a 2-D kernel
-    it is that of the matrix; for a 4-D convolution kernel (stride 1) it is that of the convolution
-    itself, not of the reshaped kernel, whose norm can be k times smaller.
+    finite kernel, for float32 kernels (products are made in full float32, never in TF32; inside a
+    compiled function on TensorFlow the process' setting counts, which `dynzoo train` sets); a
+    kernel of another type is then rounded to it (bfloat16: entries move by up to 1/256). For a 2-D
+    kernel it is that of the matrix; for a 4-D convolution kernel (stride 1) it is that of the
+    convolution itself, not of the reshaped kernel, whose norm can be k times smaller.
     $\overline{\sigma}$ is an upper bound by Gram iteration. A feasible kernel is left untouched;
     a small kernel is never scaled up.
 
@@ -92,7 +93,8 @@ class SpectralNorm(keras.constraints.Constraint):
         w = ops.convert_to_tensor(w)
         self._check(w.shape)
         kernel = ops.cast(w, "float32")
-        bound = self._bound(kernel)
+        with backend.full_precision():
+            bound = self._bound(kernel)
         limit = self.max_norm
         # A huge bound in two factors, for limit / bound would leave the normal numbers.
         huge = ops.where(bound > _HUGE, 1.0 / _HUGE, ops.ones_like(bound))
@@ -158,9 +160,10 @@ class Orthonormal(keras.constraints.Constraint):
     smallest singular value is at least 1 - 1e-5 if before the call it was at least 1e-6 of the
     largest, whatever their size. A smaller one is multiplied by up to 3.1 a round, and may end
     anywhere below 1; an exact 0 stays 0. `project` uses the exact polar factor, which mends that
-    as well. This is for float32 kernels and matrix products in full float32 (no TF32). A kernel of
-    another type is then rounded to it: in bfloat16, entries move by up to 1/256 of themselves, and
-    singular values by some 2e-3.
+    as well. This is for float32 kernels; products are made in full float32, never in TF32 (inside
+    a compiled function on TensorFlow the process' setting counts, which `dynzoo train` sets). A
+    kernel of another type is then rounded to it: in bfloat16, entries move by up to 1/256 of
+    themselves, and singular values by some 2e-3.
 
     Args:
         steps: least effort of a call, at least 1: one round for every two.
@@ -185,7 +188,9 @@ class Orthonormal(keras.constraints.Constraint):
         w = ops.convert_to_tensor(w)
         self._check(w.shape)
         matrix = _as_matrix(ops.cast(w, "float32"))
-        return ops.cast(ops.reshape(spectral.orthonormalize(matrix, self.steps), w.shape), w.dtype)
+        with backend.full_precision():
+            matrix = spectral.orthonormalize(matrix, self.steps)
+        return ops.cast(ops.reshape(matrix, w.shape), w.dtype)
 
     def nearest(self, kernel: np.ndarray) -> np.ndarray:
         """The exact polar factor, in float64."""
