@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynzoo import strict_json
+from dynzoo.models.weight_parts import is_parts_file
 from dynzoo.strict_json import short
 
 FORMAT = 1
+FORMAT_IN_PARTS = 2  # weights as `weight_parts` writes them
 _AGAIN = "Restore the folder from where it came, or write it again with save_to_preset."
 
 
@@ -20,6 +22,7 @@ class PresetFiles(NamedTuple):
 
     weights: Path
     arrays: tuple[Path, ...]
+    in_parts: bool = False
 
 
 def parse_json(path: Path) -> Any:
@@ -51,9 +54,11 @@ def read_metadata(folder: Path) -> dict:
     files = metadata.get("files") if isinstance(metadata, dict) else None
     if not isinstance(files, dict) or not all(isinstance(h, str) for h in files.values()):
         raise ValueError(f"{path} is damaged: it has no table 'files' of SHA-256 sums. {_AGAIN}")
-    if metadata.get("format", FORMAT) != FORMAT:
+    version = metadata.get("format", FORMAT)
+    if version not in (FORMAT, FORMAT_IN_PARTS) or isinstance(version, bool):
         raise ValueError(
-            f"{path} has format {metadata['format']}, this dynzoo reads {FORMAT}: update dynzoo."
+            f"{path} has format {short(repr(version), 40)}, this dynzoo reads {FORMAT} and "
+            f"{FORMAT_IN_PARTS}: update dynzoo."
         )
     return metadata
 
@@ -84,6 +89,11 @@ def verify(folder: Path, metadata: dict) -> PresetFiles:
             )
     if "config.json" not in listed:
         raise ValueError(f"{folder} is not a whole preset: it lacks config.json. {_AGAIN}")
+    if metadata.get("format", FORMAT) == FORMAT_IN_PARTS:
+        parts = tuple(folder / name for name in sorted(listed) if is_parts_file(name))
+        if not parts:
+            raise ValueError(f"{folder} is not a whole preset: it lacks weights_00.h5. {_AGAIN}")
+        return PresetFiles(parts[0], parts, in_parts=True)
     if "model.weights.json" in listed:
         weights = folder / "model.weights.json"
         shards = sorted(_shards(weights))

@@ -1,7 +1,8 @@
 """Presets: a model, its weights and what is known of them, in a folder that any backend loads.
 
 config.json        the model, serialised by Keras
-model.weights.h5   its weights; above 15 MiB model.weights.json and shards model_<n>.weights.h5
+model.weights.h5   its weights; above 15 MiB model.weights.json and shards model_<n>.weights.h5;
+                   with an array larger than that, or float16, weights_<n>.h5 with parts of arrays
 metadata.json      data set, numbers, versions, and the SHA-256 of the files above
 README.md          the model card, written from the metadata
 """
@@ -24,11 +25,11 @@ import dynzoo.augmentation
 import dynzoo.constraints
 import dynzoo.layers
 import dynzoo.operators
-from dynzoo import losses
+from dynzoo import constraints, losses
 from dynzoo.cards import model_card
 from dynzoo.image_checks import declare_range
 from dynzoo.models import preset_files as files
-from dynzoo.models import weights_file
+from dynzoo.models import weight_parts, weights_file
 from dynzoo.models.declared_sizes import Declared, check_numbers, check_tensors, planned
 from dynzoo.models.metadata_check import check_metadata
 from dynzoo.models.safe_config import check_config, without_compile_config
@@ -96,6 +97,7 @@ def save_to_preset(
     metadata: Mapping[str, Any] | None = None,
     *,
     overwrite: bool = False,
+    weights_dtype: str = "float32",
 ) -> None:
     """Write a model as a preset folder, whole or not at all.
 
@@ -108,10 +110,15 @@ def save_to_preset(
         path: the folder to write.
         metadata: what is known of the model; values that JSON has.
         overwrite: replace a preset that stands there already.
+        weights_dtype: `"float16"` stores arrays of more than 100,000 entries in half the size.
+            Their rounding, up to 2^-11 of each entry, is in the weights that `from_preset` gives;
+            it imposes the model's constraints on them (`dynzoo.project`), and what it gives is what
+            is to be certified.
 
     Raises:
         FileExistsError: the folder exists and is not empty, or is not a preset.
-        ValueError: a layer that a preset may not hold, or metadata that JSON cannot hold.
+        ValueError: a layer that a preset may not hold, metadata that JSON cannot hold, or weights
+            that `weights_dtype` cannot.
 
     Example:
 
@@ -120,6 +127,10 @@ def save_to_preset(
     """
     target = Path(path).absolute()
     files.check_target(target, overwrite)
+    if weights_dtype not in ("float32", "float16"):
+        raise ValueError(
+            f"`weights_dtype` must be 'float32' or 'float16'. Received: {weights_dtype!r}"
+        )
     if not model.built:
         raise ValueError("`model` must be built before it is saved. Call it on an input first.")
     config = without_compile_config(keras.saving.serialize_keras_object(model))
@@ -134,11 +145,11 @@ def save_to_preset(
     work.mkdir()
     try:
         (work / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        _save_weights(bare, work)
+        version = _save_weights(bare, work, weights_dtype)
         about = {
             "name": target.name,
             **(metadata or {}),
-            "format": files.FORMAT,
+            "format": version,
             "input_shape": list(bare.input_shape[1:]),
             "num_classes": bare.output_shape[-1],
             "parameters": bare.count_params(),
@@ -187,7 +198,8 @@ def _load(folder: Path, metadata: dict, load_weights: bool) -> tuple[keras.Model
     check_config(config, str(where))
     check_numbers(config, str(where))
     stored = weights_file.headers(found.arrays)
-    declared = Declared(sum(s.entries for s in stored), len(stored))
+    arrays = {s.path.partition("_")[0] for s in stored} if found.in_parts else stored
+    declared = Declared(sum(s.entries for s in stored), len(arrays))
     with planned(declared) as fill:
         try:
             model = _deserialize(config, folder)
@@ -197,17 +209,33 @@ def _load(folder: Path, metadata: dict, load_weights: bool) -> tuple[keras.Model
             raise ValueError(f"{found.weights} does not fit {where}: {declared.refusal}.") from None
     _check_network(model, where)
     check_tensors(model, str(where))
-    weights_file.check_fit(stored, model.variables, found.weights, where)
+    _check_fit(found, stored, model, where)
     check_metadata(metadata, model, folder / "metadata.json")
     if load_weights:
         weights_file.check_values(stored)
     fill(model)
     if load_weights:
         try:
-            model.load_weights(str(found.weights))
+            _load_weights(model, found, stored)
         except Exception as error:  # HDF5, shape and key errors alike: the user needs the file
             raise ValueError(f"{found.weights} does not fit {where}: {short(error)}") from error
     return model, config
+
+
+def _check_fit(found: files.PresetFiles, stored, model: keras.Model, where: Path) -> None:
+    if found.in_parts:
+        weight_parts.check_fit(stored, model, found.weights, where)
+    else:
+        weights_file.check_fit(stored, model.variables, found.weights, where)
+
+
+def _load_weights(model: keras.Model, found: files.PresetFiles, stored) -> None:
+    if not found.in_parts:
+        model.load_weights(str(found.weights))
+        return
+    weight_parts.read(model, found.arrays)
+    if any(s.dtype == "float16" for s in stored):
+        constraints.project(model)
 
 
 def _check_network(model: keras.Model, where: Path) -> None:
@@ -224,7 +252,7 @@ def _check_readable(model: keras.Model, work: Path, target: Path) -> None:
         check_numbers(config, "config.json")
         stored = weights_file.headers(found.arrays)
         check_tensors(model, "config.json")
-        weights_file.check_fit(stored, model.variables, found.weights, work / "config.json")
+        _check_fit(found, stored, model, work / "config.json")
         check_metadata(metadata, model, work / "metadata.json")
         weights_file.check_values(stored)
     except ValueError as error:
@@ -266,13 +294,18 @@ def _with_classes(model: keras.Model, config: dict, num_classes: int, folder: Pa
     return resized
 
 
-def _save_weights(model: keras.Model, folder: Path) -> None:
+def _save_weights(model: keras.Model, folder: Path, dtype: str) -> int:
+    """Writes the weights in files of at most 15 MiB; returns the format that this is."""
     sizes = [array.nbytes for array in model.get_weights()]
+    if dtype == "float16" or max(sizes, default=0) > _SHARD_BYTES:
+        weight_parts.write(model, folder, _SHARD_BYTES, dtype)
+        return files.FORMAT_IN_PARTS
     if sum(sizes) <= _SHARD_BYTES:
         model.save_weights(str(folder / "model.weights.h5"))
-        return
-    limit = max(_SHARD_BYTES, *sizes)  # Keras does not cut an array in two
-    model.save_weights(str(folder / "model.weights.json"), max_shard_size=limit / 2**30)
+    else:
+        path = str(folder / "model.weights.json")
+        model.save_weights(path, max_shard_size=_SHARD_BYTES / 2**30)
+    return files.FORMAT
 
 
 def _versions() -> dict[str, str]:
