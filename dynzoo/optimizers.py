@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
+from typing import Any
+
 import keras
 from keras import ops
 
-from dynzoo import constraints, spectral
+from dynzoo import backend, constraints, spectral
 
 __all__ = ["RiemannianMuon", "tangent"]
 
@@ -36,12 +40,24 @@ class RiemannianMuon(keras.optimizers.Muon):
     constraint takes back. Other variables: as in `keras.optimizers.Muon`, whose arguments these
     are.
 
+    Args:
+        learning_rate: as in Keras' Muon.
+        stacked: update kernels of one shape and constraint together, as one stack: fewer and larger
+            operations, for accelerators, and a third of the compilation. On JAX, for optimizers
+            without clipping, averages or accumulation; otherwise, and elsewhere, each by itself.
+            The same step up to rounding.
+        **kwargs: those of Keras' Muon.
+
     Example:
 
     >>> model.compile(RiemannianMuon(0.05, rms_rate=None, weight_decay=None), "mse")
 
     Reference: K. Jordan et al., "Muon" (2024); retraction by Newton-Schulz as in `Orthonormal`.
     """
+
+    def __init__(self, learning_rate=0.001, stacked=False, **kwargs):
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self.stacked = bool(stacked)
 
     def build(self, var_list):
         super().build(var_list)
@@ -60,3 +76,66 @@ class RiemannianMuon(keras.optimizers.Muon):
         """Keras' iteration, run on the Gram matrix: for long matrices many times cheaper."""
         x = x / (ops.norm(x) + 1e-7)
         return spectral.polar_iteration(x, [(self.muon_a, self.muon_b, self.muon_c)] * steps)
+
+    def stateless_apply(self, optimizer_variables, grads, trainable_variables):
+        """As in Keras, with kernels of one shape in a stack if ``stacked``."""
+        stacks = self._stacks(grads)
+        if not stacks:
+            return super().stateless_apply(optimizer_variables, grads, trainable_variables)
+        together = {k for stack in stacks for k in stack}
+        variables = self._trainable_variables
+        rest = [k for k in range(len(variables)) if k not in together]
+        mapping = list(zip(variables, trainable_variables, strict=True))
+        mapping += list(zip(self.variables, optimizer_variables, strict=True))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            rate = self.learning_rate
+            if self.weight_decay is not None:
+                self._apply_weight_decay([variables[k] for k in sorted(together)])
+            for stack in stacks:
+                self._update_stack(stack, grads, rate)
+            if rest:
+                self.apply([grads[k] for k in rest], [variables[k] for k in rest])
+            else:
+                self.iterations.assign_add(1)
+        return (
+            [scope.get_current_value(v) for v in variables],
+            [scope.get_current_value(v) for v in self.variables],
+        )
+
+    def _stacks(self, grads) -> list[list[int]]:
+        """Places of the kernels that are updated together, a list for each kind of kernel."""
+        plain = (self.clipnorm, self.clipvalue, self.global_clipnorm, self.loss_scale_factor)
+        special = self.use_ema or self.gradient_accumulation_steps or any(plain)
+        if not self.stacked or backend.name() != "jax" or special:
+            return []
+        kinds: dict[Any, list[int]] = defaultdict(list)
+        pairs = zip(self._trainable_variables, grads, strict=True)
+        for k, (variable, gradient) in enumerate(pairs):
+            if gradient is None or self.adam_velocities[k] is not None:
+                continue
+            constraint = keras.saving.serialize_keras_object(variable.constraint)
+            kinds[tuple(variable.shape), str(variable.dtype), json.dumps(constraint)].append(k)
+        return [stack for stack in kinds.values() if len(stack) > 1]
+
+    def _update_stack(self, stack: list[int], grads, rate) -> None:
+        variables = [self._trainable_variables[k] for k in stack]
+        momenta = [self.momentums[k] for k in stack]
+        constraint, on_manifold = variables[0].constraint, self._on_manifold[stack[0]]
+
+        def step(kernel_momentum_gradient):
+            x, m, g = kernel_momentum_gradient
+            g = tangent(x, g) if on_manifold else g
+            m = self.momentum * m + g
+            update = g + self.momentum * m if self.nesterov else m
+            update = self.zeropower_via_newtonschulz5(update, self.ns_steps)
+            x = x - ops.cast(self.lr_adjust(rate * update), x.dtype)
+            return x if constraint is None else constraint(x), m
+
+        arrays = (variables, momenta, [grads[k] for k in stack])
+        x, m = ops.vectorized_map(step, tuple(ops.stack(list(a)) for a in arrays))
+        for place, (variable, momentum) in enumerate(zip(variables, momenta, strict=True)):
+            variable.assign(x[place])
+            momentum.assign(m[place])
+
+    def get_config(self):
+        return {**super().get_config(), "stacked": self.stacked}
