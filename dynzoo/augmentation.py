@@ -223,17 +223,31 @@ class Augmented(keras.utils.PyDataset):
         return len(self.x) // self.batch_size - self.start_batch
 
     def __getitem__(self, index: int) -> tuple[Any, np.ndarray]:
+        chosen, dy, dx, mirror, draws = self.numbers(index)
+        x = self._cut(self.x[chosen], dy, dx, mirror)
+        if self.distort:
+            return self._distorted(x, draws), self.y[chosen]
+        return (x, draws.astype("float32")), self.y[chosen]
+
+    def numbers(self, index: int) -> tuple[np.ndarray, ...]:
+        """What is drawn for a batch, without making it.
+
+        Returns:
+            For each image of the batch: its place in `x`; the shifts down and to the right, in
+            [0, 2 padding]; whether it is mirrored; and the numbers (n, 5) of its distortions, whose
+            columns `dynzoo.distorted_model.DRAWS` names.
+
+        Example:
+
+        >>> chosen, dy, dx, mirror, draws = batches.numbers(0)
+        """
         batch = index + self.start_batch
         chosen = self._permutation()[batch * self.batch_size : (batch + 1) * self.batch_size]
         # the batch counts from 1: NumPy reads [seed, epoch] and [seed, epoch, 0] as one seed
         rng = np.random.default_rng([self.seed, self.epoch, batch + 1])
         dy, dx = rng.integers(0, 2 * self.padding + 1, size=(2, len(chosen)))
         mirror = rng.integers(0, 2, size=len(chosen)).astype(bool) & self.flip
-        x = self._cut(self.x[chosen], dy, dx, mirror)
-        draws = self._draws(len(x), rng)
-        if self.distort:
-            return self._distorted(x, draws), self.y[chosen]
-        return (x, draws.astype("float32")), self.y[chosen]
+        return chosen, dy, dx, mirror, self._draws(len(chosen), rng)
 
     def follow_epochs(self) -> keras.callbacks.Callback:
         """A callback that sets `epoch` to the number of each epoch that `fit` begins.

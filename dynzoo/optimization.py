@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -10,6 +14,7 @@ from dynzoo import losses, optimizers
 __all__ = [
     "LOSSES",
     "OPTIMIZERS",
+    "GivenRate",
     "PiecewiseLinear",
     "Trapezoid",
     "make_loss",
@@ -77,6 +82,44 @@ class Trapezoid(keras.optimizers.schedules.LearningRateSchedule):
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
+class GivenRate(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule in whose place a rate can be given: by a clock, or by a loop over many steps.
+
+    Args:
+        schedule: what holds where nothing is given.
+
+    Example:
+
+    >>> rate = GivenRate(Trapezoid(0.1, total_steps=1000))
+    >>> with rate.given(0.05):
+    ...     state = step(state)  # traced here, with a rate that may be an argument
+    """
+
+    def __init__(self, schedule):
+        self.schedule = schedule
+        self._given: Any = None
+
+    @contextlib.contextmanager
+    def given(self, rate: Any) -> Iterator[None]:
+        """A scope in which the rate is this one."""
+        self._given = rate
+        try:
+            yield
+        finally:
+            self._given = None
+
+    def __call__(self, step):
+        return self.schedule(step) if self._given is None else self._given
+
+    def get_config(self):
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]))
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
 class PiecewiseLinear(keras.optimizers.schedules.LearningRateSchedule):
     """Straight lines between given points: plateaus, decays and restarts.
 
@@ -132,7 +175,7 @@ def _muon(learning_rate, adam_learning_rate=0.002, momentum=0.95, **arguments):
             weight_decay=None,
             rms_rate=None,
             exclude_layers=["head"],
-            **{"adam_beta_2": 0.99, **arguments},
+            **{"adam_beta_2": 0.99, "stacked": True, **arguments},
         )
 
     return build

@@ -45,6 +45,8 @@ DEFAULTS: dict[str, Any] = {
         "batch_size": 256,
         "dtype": "float32",
         "keep": "last",
+        "resident": False,  # images, batches and steps on the device: see dynzoo.resident_epochs
+        "clock": False,  # the schedule is stretched over --max-seconds
         "validate_every": 1,  # epochs between looks at the held-out images, and checkpoints
         "average": [],  # epochs whose weights' mean, projected, is kept in place of the last
         "loss": {},
@@ -187,6 +189,7 @@ def validate(recipe: dict) -> dict:
             f"Received: {rate!r}"
         )
     _check_average(training)
+    _check_resident(training)
     schedule = training["schedule"]
     if not schedule["warmup"] + schedule["decay"] <= 1:
         raise RecipeError(
@@ -208,6 +211,21 @@ def _check_average(training: dict) -> None:
     if given and training["keep"] != "last":
         raise RecipeError(
             "`training.average` and `training.keep: best` are two choices of weights: give one"
+        )
+
+
+def _check_resident(training: dict) -> None:
+    if training["resident"] and training["dtype"] == "mixed_float16":
+        raise RecipeError(
+            "`training.dtype` must be float32 or mixed_bfloat16 with `training.resident`. "
+            "Received: mixed_float16"
+        )
+    if training["clock"] and not training["resident"]:
+        raise RecipeError("`training.clock` needs `training.resident: true`. Received: false")
+    if training["clock"] and (training["average"] or training["keep"] != "last"):
+        raise RecipeError(
+            "`training.clock` keeps the last weights: leave out `training.average` and "
+            "`training.keep`"
         )
 
 

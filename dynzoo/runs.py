@@ -105,12 +105,15 @@ class Run:
         text = csv_text(_COLUMNS, self.state["history"])
         checkpoints.write_atomically(self.output / "log.csv", text.encode())
 
-    def save_preset(self, model, measured: dict | None = None) -> Path:
-        """Writes the finished preset, with what is known of the run; returns its folder.
+    def save_preset(
+        self, model, measured: dict | None = None, weights_dtype: str = "float32"
+    ) -> Path:
+        """Writes the preset, with what is known of the run so far; returns its folder.
 
         Args:
             model: the finished model.
-            measured: its held-out accuracies where it is not the network of the log's last row.
+            measured: its held-out accuracies where it is not the network of a row of the log.
+            weights_dtype: as in `dynzoo.save_to_preset`.
         """
         from dynzoo.models import presets
 
@@ -125,6 +128,9 @@ class Run:
         if recipe["training"]["keep"] == "best" and best:
             kind = "accuracy" if best["val_certified"] is None else "certified accuracy"
             chosen = f"epoch {best['epoch']}, best held-out {kind}"
+            held_out = measured or best
+        if state.get("share", 1.0) < 1.0:
+            chosen = f"epoch {state['epoch']}, at {100 * state['share']:.0f} % of the run"
         metadata = {
             "name": recipe["name"],
             "description": recipe["description"],
@@ -136,7 +142,7 @@ class Run:
                 "seconds": round(state["seconds"]),
                 "epochs": state["epoch"],
                 "seed": seed,
-                "command": f"dynzoo train {recipe['name']}" + (f" --seed {seed}" if seed else ""),
+                "command": self._command(),
                 "chosen": chosen,
                 "held_out": {k: v for k, v in held_out.items() if v is not None},
             },
@@ -144,8 +150,17 @@ class Run:
         if state.get("start"):
             metadata["training"]["start"] = state["start"]
         folder = self.output / "preset"
-        presets.save_to_preset(model, folder, metadata, overwrite=True)
+        presets.save_to_preset(model, folder, metadata, overwrite=True, weights_dtype=weights_dtype)
         return folder
+
+    def _command(self) -> str:
+        """The command that makes the run again."""
+        training, last = self.recipe["training"], self.state["sessions"][-1]
+        command = f"dynzoo train {self.recipe['name']}"
+        command += f" --seed {training['seed']}" if training["seed"] else ""
+        if training["clock"]:  # by which the epochs are counted
+            command += f" --max-seconds {last['max_seconds']:g}"
+        return command
 
 
 def session(max_seconds, devices: int = 1) -> dict:

@@ -38,6 +38,18 @@ def add_train_arguments(parser: ArgumentParser) -> None:
         metavar="N",
         help="with --distribute: N of them; a CPU is divided into N virtual ones, for a trial",
     )
+    parser.add_argument(
+        "--pilot",
+        type=float,
+        metavar="N",
+        help="train nothing: time steps for N seconds, and print images/s and when it would end",
+    )
+    parser.add_argument(
+        "--weights-dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of large arrays in the preset; float16 is half the size, projected when loaded",
+    )
 
 
 def train(arguments: Namespace) -> None:
@@ -57,4 +69,6 @@ def train(arguments: Namespace) -> None:
         log=log_line,
         distribute=arguments.distribute,
         devices=arguments.devices,
+        pilot=arguments.pilot,
+        weights_dtype=arguments.weights_dtype,
     )

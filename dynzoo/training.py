@@ -6,24 +6,25 @@ import time
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from dynzoo import augmentation, backend, checkpoints, constraints, optimization, recipes
 from dynzoo.allocator import keep_freed_memory
 from dynzoo.averaging import take_mean
-from dynzoo.by_epoch import at_epoch, values
+from dynzoo.by_epoch import values
 from dynzoo.distorted_model import distorted_model
 from dynzoo.distribution import OneDevice, Replicas
-from dynzoo.held_out import held_out_accuracy, hold_out
+from dynzoo.fitted_epochs import FittedEpochs
+from dynzoo.held_out import hold_out
 from dynzoo.loss_of_epoch import LossOfEpoch
-from dynzoo.runs import Run, message, session
-from dynzoo.watching import Watch
+from dynzoo.optimization import GivenRate
+from dynzoo.resident_epochs import ResidentEpochs, resident_needs_jax
+from dynzoo.runs import Run, session
+from dynzoo.training_loop import TrainingDivergedError, TrainingLoop, held_out_row
 
 __all__ = ["TrainingDivergedError", "build_model", "train"]
 
 
-class TrainingDivergedError(RuntimeError):
-    """The loss was no longer finite; the last good checkpoint is kept."""
+_RESERVE = 10.0  # seconds of a run by the clock that are kept for its last look and its weights
 
 
 def build_model(recipe: dict, num_classes: int, input_shape, dtype=None) -> keras.Model:
@@ -55,6 +56,8 @@ def train(
     log=print,
     distribute=False,
     devices=None,
+    pilot=None,
+    weights_dtype="float32",
 ) -> keras.Model:
     """Trains the model of a recipe and returns it, in float32.
 
@@ -69,6 +72,13 @@ def train(
     With ``training.average`` the preset's weights are the projected mean of those that
     ``output/epoch_<n>.npz`` keep; see `dynzoo.averaging.take_mean`.
 
+    With ``training.resident`` images, batches and steps stay on the device (JAX only; see
+    `dynzoo.resident_epochs.ResidentEpochs`), and what log.csv says of held-out images is a quick
+    look (`dynzoo.quick_look.QuickLook`); the finished model is measured exactly. With
+    ``training.clock`` as well, the schedule is stretched over ``max_seconds``: its epochs become
+    shares of the time, the rate reaches 0 when the time is up, and the weights are written then
+    and at 60 and 80 % of it.
+
     Args:
         config: a recipe: mapping, YAML file, or the name of one that ships.
         data_file: ``.npz`` file to use in place of the recipe's data set, or what `data.load` gave
@@ -82,6 +92,11 @@ def train(
             batch; see `dynzoo.distribution.Replicas`. The result is that of one device up to
             rounding, and a checkpoint goes on with any number of devices.
         devices: how many, with ``distribute``; default all.
+        pilot: train nothing, but time steps for so many seconds and log what the training would
+            cost.
+        weights_dtype: of the preset's large arrays, ``"float32"`` or ``"float16"``: see
+            `dynzoo.save_to_preset`. With ``"float16"`` the held-out accuracies of a resident
+            training are those of its last quick look.
 
     Returns:
         The trained (or so far trained) model, on one device.
@@ -107,10 +122,17 @@ def train(
         raise ValueError(f"`max_seconds` must be positive. Received: max_seconds={max_seconds}")
     if devices is not None and not distribute:
         raise ValueError(f"`devices` needs `distribute=True`. Received: devices={devices}")
+    if pilot is not None and not 0 < pilot < float("inf"):
+        raise ValueError(f"`pilot` must be a positive number of seconds. Received: pilot={pilot}")
+    if weights_dtype not in ("float32", "float16"):
+        raise ValueError(
+            f"`weights_dtype` must be 'float32' or 'float16'. Received: {weights_dtype!r}"
+        )
     recipe = recipes.load(config)
     settings = recipe["training"]
+    _check_engine(settings, max_seconds, distribute, pilot)
     run = Run(recipe, Path(output) if output else Path("runs") / recipe["name"])
-    if run.checkpoint.exists() and not resume:
+    if run.checkpoint.exists() and not resume and pilot is None:
         raise checkpoints.CheckpointError(
             f"{run.checkpoint} exists: pass --resume to go on, or choose another output folder"
         )
@@ -134,11 +156,13 @@ def train(
         optimizer = optimization.make_optimizer(
             settings["optimizer"], settings["epochs"] * batches, settings["schedule"], batches
         )
+        if settings["resident"]:
+            optimizer.learning_rate = GivenRate(optimizer._learning_rate)
         loss = LossOfEpoch(settings["loss"])
         loss.compile(model, optimizer)
         optimizer.build(model.trainable_variables)
     twin = _Twin(recipe, model, network, replicas)
-    if run.checkpoint.exists():
+    if run.checkpoint.exists() and pilot is None:
         run.state = checkpoints.read(run.checkpoint, model, run.check)
         run.check_kept()
         log(f"resumed at epoch {run.state['epoch']}, batch {run.state['batch']}")
@@ -154,20 +178,65 @@ def train(
     run.state["sessions"].append(session(max_seconds, replicas.count))
 
     deadline = None if max_seconds is None else started + max_seconds
-    data = ((x, y), validation)
-    finished = _loop(run, twin, loss, data, batches, deadline, started, verbose, log)
-    if not finished:
+    arguments = (model, x, y, settings["batch_size"], settings["seed"])
+    engine: FittedEpochs | ResidentEpochs
+    if settings["resident"]:
+        engine = ResidentEpochs(*arguments)
+    else:
+        engine = FittedEpochs(*arguments, replicas, verbose)
+
+    def save(measured=None) -> Path:
+        final = twin.updated()
+        constraints.project(final)
+        return run.save_preset(final, measured, weights_dtype)
+
+    loop = TrainingLoop(
+        run,
+        twin,
+        engine,
+        loss,
+        validation,
+        deadline,
+        started,
+        log,
+        lambda: log(f"weights of the unfinished run written to {save()}"),
+    )
+    if pilot is not None:
+        log(loop.pilot(pilot, max_seconds))
+        return twin.updated()
+    if settings["clock"]:
+        loop.by_clock(deadline - min(_RESERVE, 0.05 * max_seconds))
+        log(f"preset written to {save()}")
+    elif not loop.by_epochs():
         log(f"stopped at the time limit; {run.checkpoint} goes on with --resume")
         return twin.updated()
     if settings["average"]:
         take_mean(model, [run.kept(epoch) for epoch in settings["average"]], run.check)
     elif settings["keep"] == "best" and run.best.exists():
         checkpoints.read(run.best, model, run.check)
-    final = twin.updated()
-    constraints.project(final)
-    measured = _held_out(run, final, validation) if settings["average"] else None
-    log(f"preset written to {run.save_preset(final, measured)}")
-    return final
+    measured = None
+    if settings["average"] or (settings["resident"] and weights_dtype == "float32"):
+        constraints.project(twin.updated())
+        measured = held_out_row(run, twin.plain, validation)
+    if not settings["clock"] or measured:
+        log(f"preset written to {save(measured)}")
+    return twin.plain
+
+
+def _check_engine(settings: dict, max_seconds, distribute: bool, pilot) -> None:
+    """What resident training and the clock need; said before any image is read."""
+    if settings["clock"] and max_seconds is None and pilot is None:
+        raise ValueError(
+            "`training.clock` stretches the schedule over `max_seconds` (--max-seconds), which "
+            "must be given. Received: max_seconds=None"
+        )
+    if settings["resident"] and backend.name() != "jax":
+        raise ValueError(resident_needs_jax())
+    if settings["resident"] and distribute:
+        raise ValueError(
+            "`distribute` (--distribute) and `training.resident` are two ways to use devices: give "
+            "one. Received: distribute=True"
+        )
 
 
 def _with_distortions(model: keras.Model, section: dict) -> keras.Model:
@@ -196,92 +265,3 @@ class _Twin:
         if self.plain is not self.network:
             for variable, value in zip(self.model.weights, self.plain.get_weights(), strict=True):
                 variable.assign(value)
-
-
-def _loop(run, twin, loss, data, batches, deadline, started, verbose, log) -> bool:
-    """Epoch after epoch; returns whether the last one was reached."""
-    recipe, state, settings = run.recipe, run.state, run.recipe["training"]
-    model, replicas = twin.model, twin.replicas
-    (x, y), validation = data
-    seconds_before = state["seconds"]
-    while state["epoch"] < settings["epochs"]:
-        section = at_epoch(recipe["data"], state["epoch"])
-        dataset = augmentation.Augmented(
-            x,
-            y,
-            batch_size=settings["batch_size"],
-            seed=settings["seed"],
-            epoch=state["epoch"],
-            start_batch=state["batch"],
-            padding=section["crop_padding"],
-            distort=model is twin.network,
-            **{key: section[key] for key in ("flip", *augmentation.DISTORTIONS)},
-        )
-        watch = Watch(deadline)
-        with replicas.scope():
-            if loss.start(state["epoch"]):
-                loss.compile(model, model.optimizer)
-            history = model.fit(
-                dataset,
-                initial_epoch=state["epoch"],
-                epochs=state["epoch"] + 1,
-                callbacks=[watch],
-                shuffle=False,
-                verbose=verbose,
-            )
-        # The last update before a stop is one whose loss nobody has seen yet.
-        finite = all(np.isfinite(backend.value_of(v)).all() for v in model.weights)
-        if watch.diverged or not finite:
-            raise TrainingDivergedError(
-                f"the loss or a weight was not finite in epoch {state['epoch'] + 1}. "
-                f"{_last_good(run.checkpoint)}. Try a lower `training.optimizer.learning_rate`."
-            )
-        replicas.check_equal(model)
-        state["batch"] += watch.batches
-        state["seconds"] = seconds_before + time.monotonic() - started
-        look = False
-        if state["batch"] >= batches:
-            epoch = state["epoch"] + 1
-            state.update(epoch=epoch, batch=0)
-            look = epoch == settings["epochs"] or epoch % settings["validate_every"] == 0
-            row = _epoch_row(run, twin, history, validation if look else None)
-            state["history"].append(row)
-            if epoch in settings["average"]:
-                checkpoints.write(run.kept(epoch), model, state)
-            if look and run.best_row() is row:
-                checkpoints.write(run.best, model, state)
-            log(message(row, settings["epochs"]))
-        out_of_time = watch.out_of_time or (deadline is not None and time.monotonic() > deadline)
-        if look or out_of_time:
-            checkpoints.write(run.checkpoint, model, state)
-        run.log()
-        if out_of_time and state["epoch"] < settings["epochs"]:
-            return False
-    return True
-
-
-def _last_good(checkpoint: Path) -> str:
-    kept = f"The last good checkpoint is kept: {checkpoint}"
-    return kept if checkpoint.exists() else "There is no checkpoint yet"
-
-
-def _held_out(run, model, validation) -> dict:
-    accuracy, certified = held_out_accuracy(model, validation, run.recipe["evaluation"]["eps"][0])
-    return {
-        "val_accuracy": round(100 * accuracy, 3),
-        "val_certified": None if certified is None else round(100 * certified, 3),
-    }
-
-
-def _epoch_row(run, twin, history, validation) -> dict:
-    rate = twin.model.optimizer.learning_rate
-    row = {
-        "epoch": run.state["epoch"],
-        "seconds": round(run.state["seconds"], 1),
-        "learning_rate": round(float(backend.to_numpy(rate)), 8),
-        "loss": round(float(history.history["loss"][-1]), 6),
-        "accuracy": round(100 * float(history.history["accuracy"][-1]), 3),
-        "val_accuracy": None,
-        "val_certified": None,
-    }
-    return row | _held_out(run, twin.updated(), validation) if validation else row

@@ -16,7 +16,17 @@ from helpers import norm
 from keras import ops
 from training_fixtures import RECIPE, killed_after
 
-from dynzoo import augmentation, backend, optimization, recipes, runs, training, watching
+from dynzoo import (
+    augmentation,
+    backend,
+    fitted_epochs,
+    optimization,
+    recipes,
+    runs,
+    training,
+    training_loop,
+    watching,
+)
 from dynzoo.checkpoints import CheckpointError
 from dynzoo.models import presets
 
@@ -84,7 +94,7 @@ def stopped_run(tmp_path_factory, data):
     output = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
         clock = ticking()
-        for module in (training, watching):
+        for module in (training, training_loop, watching):
             patch.setattr(module, "time", clock)
         _, messages = run(output, data, max_seconds=BATCHES + 4)
     assert "stopped at the time limit" in messages[-1]
@@ -183,7 +193,7 @@ def test_of_equally_good_epochs_the_last_is_kept_and_named(tmp_path):
 def test_a_run_made_shorter_before_its_first_look_keeps_its_last_epoch(data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         clock = ticking()
-        for module in (training, watching):
+        for module in (training, training_loop, watching):
             patch.setattr(module, "time", clock)
         config = recipe(validate_every=3, keep="best")
         run(tmp_path / "run", data, config, max_seconds=BATCHES + 4)
@@ -347,7 +357,7 @@ def test_distortions_may_change_from_epoch_to_epoch(data, tmp_path, monkeypatch)
             super().__init__(*arguments, **settings)
             given.append((self.rotation, self.zoom, self.color_jitter))
 
-    monkeypatch.setattr(augmentation, "Augmented", Recording)
+    monkeypatch.setattr(fitted_epochs, "Augmented", Recording)
     config = recipe(epochs=2)
     config["data"] |= {"rotation": {0: 5, 2: 15}, "color_jitter": {0: 0, 1: 0.2}}
     run(tmp_path, data, config)

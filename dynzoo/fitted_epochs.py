@@ -1,0 +1,111 @@
+"""Epochs by `model.fit`: a batch at a time from the host, on every backend and several devices."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from dynzoo import backend
+from dynzoo.augmentation import DISTORTIONS, Augmented
+from dynzoo.distribution import OneDevice, Replicas
+from dynzoo.watching import Watch
+
+__all__ = ["FittedEpochs", "Stretch"]
+
+
+class Stretch(NamedTuple):
+    """Steps that were taken at a stretch, and what came of them.
+
+    Attributes:
+        steps: how many.
+        finite: whether the loss and all weights still are.
+        out_of_time: whether the deadline ended it.
+        loss, accuracy: means over the stretch, the accuracy in [0, 1].
+    """
+
+    steps: int
+    finite: bool
+    out_of_time: bool
+    loss: float
+    accuracy: float
+
+
+class FittedEpochs:
+    """Training steps of a compiled model on images that the host hands over, batch by batch.
+
+    Args:
+        model: the compiled model.
+        images: (n, h, w, c), bytes or float32 in [0, 1].
+        labels: (n,) integers.
+        batch_size: images a step.
+        seed: that of `Augmented`.
+        replicas: the devices.
+        verbose: as in `model.fit`.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        images: np.ndarray,
+        labels: np.ndarray,
+        batch_size: int,
+        seed: int,
+        replicas: OneDevice | Replicas,
+        verbose: Any = "auto",
+    ):
+        self.model, self.replicas, self.verbose = model, replicas, verbose
+        self.images, self.labels = images, labels
+        self.batch_size, self.seed = batch_size, seed
+
+    def prepare(self, epoch: int, section: dict[str, Any]) -> None:
+        """Nothing: `model.fit` reads ahead by itself."""
+
+    def run(
+        self,
+        epoch: int,
+        section: dict[str, Any],
+        first: int,
+        rates: np.ndarray,
+        deadline: float | None = None,
+    ) -> Stretch:
+        """Takes the steps of an epoch from a batch on, to its end; weights stay in the model.
+
+        Args:
+            epoch: its number, from 0.
+            section: `data` of the recipe in this epoch.
+            first: number of the first batch.
+            rates: learning rates of the steps; the optimizer's schedule has them too.
+            deadline: when to stop, in the seconds of `time.monotonic`; `None` for never.
+        """
+        batches = Augmented(
+            self.images,
+            self.labels,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            start_batch=first,
+            padding=section["crop_padding"],
+            distort=len(self.model.inputs) == 1,
+            **{key: section[key] for key in ("flip", *DISTORTIONS)},
+        )
+        watch = Watch(deadline)
+        with self.replicas.scope(), backend.fit_at_full_precision():
+            history = self.model.fit(
+                batches,
+                initial_epoch=epoch,
+                epochs=epoch + 1,
+                callbacks=[watch],
+                shuffle=False,
+                verbose=self.verbose,
+            ).history
+        # The last update before a stop is one whose loss nobody has seen yet.
+        finite = all(np.isfinite(backend.value_of(v)).all() for v in self.model.weights)
+        return Stretch(
+            watch.batches,
+            finite and not watch.diverged,
+            watch.out_of_time,
+            float(history["loss"][-1]),
+            float(history["accuracy"][-1]),
+        )
