@@ -188,3 +188,44 @@ def test_points_of_a_recipe_are_epochs_and_shares_of_the_peak():
 def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.skipif("keras.backend.backend() != 'jax'", reason="stacks on JAX only")
+@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1}, {"nesterov": False}])
+def test_a_stack_of_kernels_takes_the_same_steps(settings):
+    def weights(stacked):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((6,))
+        x = inputs
+        for _ in range(3):
+            x = keras.layers.Dense(
+                6, kernel_initializer="orthogonal", kernel_constraint=constraints.Orthonormal()
+            )(x)
+        for limit in (0.5, 0.5, 2.0):  # of these only two are alike
+            x = keras.layers.Dense(6, kernel_constraint=constraints.SpectralNorm(limit))(x)
+        model = keras.Model(inputs, keras.layers.Dense(6, name="head")(x))
+        optimizer = RiemannianMuon(
+            0.05,
+            stacked=stacked,
+            rms_rate=0.2,
+            exclude_layers=["head"],
+            **{"weight_decay": None, **settings},
+        )
+        model.compile(optimizer, "mse")
+        for seed in range(3):
+            model.train_on_batch(normal((8, 6), seed), normal((8, 6), seed + 9))
+        stacks = optimizer._stacks([1.0] * len(model.trainable_variables))
+        assert sorted(map(len, stacks)) == ([2, 3] if stacked else [])
+        assert int(backend.value_of(optimizer.iterations)) == 3
+        return model.get_weights() + [backend.value_of(v) for v in optimizer.variables]
+
+    for one, other in zip(weights(True), weights(False), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)  # of steps of 0.05
+
+
+def test_stacked_is_part_of_the_config():
+    again = RiemannianMuon.from_config(RiemannianMuon(0.05, stacked=True).get_config())
+    assert again.stacked and not RiemannianMuon(0.05).stacked
+    clipped = RiemannianMuon(0.05, stacked=True, global_clipnorm=1.0)
+    clipped.build([keras.Variable(np.eye(3)), keras.Variable(np.eye(3))])
+    assert clipped._stacks([1.0, 1.0]) == []  # the norm is that of all gradients together
