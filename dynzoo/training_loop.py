@@ -104,6 +104,10 @@ class TrainingLoop:
         section = self._section(self._virtual_epoch(clock.share))
         engine.measure(state["epoch"], section)
         seconds, steps, factor, attempts = engine.seconds_a_step, 0, 1.0, 0
+        self.log(
+            f"{engine.batch_size / seconds:,.0f} images/s after {engine.seconds_to_compile:.0f} s "
+            f"to compile: about {(end - time.monotonic()) / seconds / self.batches:.0f} epochs"
+        )
         began, good = time.monotonic(), engine.state()
         marks = [m for m in _MARKS if m > clock.share]
         while clock.share < 1.0:
