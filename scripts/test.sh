@@ -18,6 +18,12 @@ if [ "$workers" -gt 1 ]; then
   export TF_NUM_INTEROP_THREADS=${TF_NUM_INTEROP_THREADS:-1}
 fi
 
+# What one test has compiled on JAX the others need not compile again, in whatever process they run.
+cache=$(mktemp -d)
+trap 'rm -rf "$cache"' EXIT
+export JAX_COMPILATION_CACHE_DIR=$cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
+
 status=0
 summary=()
 for backend in ${BACKENDS:-tensorflow jax torch}; do

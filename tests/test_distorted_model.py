@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import hypothesis.strategies as st
 import keras
@@ -12,7 +13,17 @@ from keras import ops
 from training_fixtures import RECIPE
 from tuning_fixtures import write_images
 
-from dynzoo import augmentation, backend, constraints, held_out, optimization, recipes, training
+from dynzoo import (
+    augmentation,
+    backend,
+    constraints,
+    fitted_epochs,
+    held_out,
+    optimization,
+    recipes,
+    training,
+    watching,
+)
 from dynzoo.augmentation import Augmented
 from dynzoo.distorted_model import DRAWS, Distortion, distorted_model
 from dynzoo.distortions import color_jitter, rotate_and_zoom
@@ -175,15 +186,20 @@ def test_a_stopped_training_goes_on_with_the_same_distortions(images, tmp_path, 
         return training.train(config, images, output, verbose=0, log=lambda s: None, **arguments)
 
     whole = train(tmp_path / "whole")
-    stop = training.Watch.on_train_batch_end
+    begun = []
 
-    def at_the_sixth_batch(self, batch, logs=None):
-        stop(self, batch, logs)
-        if self.batches == 2 and self.model.optimizer.iterations == 6:
-            self.out_of_time = self.model.stop_training = True
+    class StoppedInTheSecondEpoch(watching.Watch):
+        def __init__(self, deadline):
+            super().__init__(deadline)
+            begun.append(self)
+
+        def on_train_batch_end(self, batch, logs=None):
+            if begun.index(self) == 1:
+                self.deadline = -math.inf
+            super().on_train_batch_end(batch, logs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Watch, "on_train_batch_end", at_the_sixth_batch)
+        patch.setattr(fitted_epochs, "Watch", StoppedInTheSecondEpoch)
         train(tmp_path / "stopped", max_seconds=1e6)
     assert not (tmp_path / "stopped" / "preset").exists()
     resumed = train(tmp_path / "stopped", resume=True)
@@ -199,7 +215,7 @@ def test_only_a_recipe_with_distortions_gets_a_distorted_model(images, tmp_path,
             super().__init__(*arguments, **settings)
             seen.append(self.distort)
 
-    monkeypatch.setattr(augmentation, "Augmented", Recording)
+    monkeypatch.setattr(fitted_epochs, "Augmented", Recording)
     for name, config in {"plain": RECIPE, "distorted": _recipe()}.items():
         training.train(config, images, tmp_path / name, verbose=0, log=lambda line: None)
     assert seen == [True] * 3 + [False] * 3

@@ -11,6 +11,7 @@ from tuning_fixtures import SEARCH, changed, write_images
 from dynzoo import cli, data, training, tuning
 from dynzoo.held_out import hold_out
 from dynzoo.models import presets
+from dynzoo.training_loop import TrainingLoop
 from dynzoo.tuning import driver
 
 pytestmark = [
@@ -137,15 +138,15 @@ def test_hyperband_goes_on_where_the_short_training_ended(run, monkeypatch):
     config = changed(tuner="hyperband", max_trials=4)
     config["recipe"]["training"]["epochs"] = 3
     lengths = []
-    loop = training._loop
+    by_epochs = TrainingLoop.by_epochs
 
-    def watched(run, *arguments):
-        began = run.state["epoch"]
-        finished = loop(run, *arguments)
-        lengths.append((began, run.state["epoch"]))
+    def watched(self):
+        began = self.run.state["epoch"]
+        finished = by_epochs(self)
+        lengths.append((began, self.run.state["epoch"]))
         return finished
 
-    monkeypatch.setattr(training, "_loop", watched)
+    monkeypatch.setattr(TrainingLoop, "by_epochs", watched)
     result = run(config)
     assert lengths == [(0, 1), (0, 1), (0, 1), (1, 3)]
     rows = log_of(result.folder / "trials" / result.trials[3]["trial"])
