@@ -45,6 +45,8 @@ class FittedEpochs:
         verbose: as in `model.fit`.
     """
 
+    rate = None  # the optimizer has its own
+
     def __init__(
         self,
         model: keras.Model,
@@ -76,7 +78,7 @@ class FittedEpochs:
             epoch: its number, from 0.
             section: `data` of the recipe in this epoch.
             first: number of the first batch.
-            rates: learning rates of the steps; the optimizer's schedule has them too.
+            rates: of no use here, where the optimizer has a schedule of its own.
             deadline: when to stop, in the seconds of `time.monotonic`; `None` for never.
         """
         batches = Augmented(

@@ -131,14 +131,16 @@ class TrainingLoop:
             good, clock.share = engine.state(), share
             state.update(batch=0, share=share)
             last = share == 1.0
-            row = self._row(done, self._is_due(last), quick=True, rate=float(rates[-1]))
+            look = self._is_due(last)
+            row = self._row(done, look, quick=True, rate=float(rates[-1]))
             self.log(message(row, state["epoch"] + epochs_left))
-            if marks and share >= marks[0] and not last:
+            marked = bool(marks) and share >= marks[0] and not last
+            if marked:
                 marks = [m for m in marks if m > share]
                 self.write()
+            if look or marked:
                 checkpoints.write(run.checkpoint, self.twin.model, state)
             run.log()
-        checkpoints.write(run.checkpoint, self.twin.model, state)
         return True
 
     def pilot(self, seconds: float, max_seconds: float | None) -> str:
@@ -184,12 +186,10 @@ class TrainingLoop:
 
     def _rates(self, count: int) -> np.ndarray:
         """Learning rates of the next steps, by the optimizer's own count."""
-        optimizer = self.twin.model.optimizer
-        schedule = optimizer._learning_rate
-        if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-            return np.zeros(count, "float32")  # not asked for: `fit` has the optimizer's own
-        steps = int(backend.value_of(optimizer.iterations)) + np.arange(count)
-        return backend.to_numpy(schedule(keras.ops.convert_to_tensor(steps.astype("float32"))))
+        if self.engine.rate is None:  # `fit` asks the optimizer
+            return np.zeros(count, "float32")
+        steps = int(backend.value_of(self.twin.model.optimizer.iterations)) + np.arange(count)
+        return backend.to_numpy(self.engine.rate.schedule(steps.astype("float32")))
 
     def _stretch(
         self, epoch: int, first: int, rates: np.ndarray, then: int, number: int | None = None

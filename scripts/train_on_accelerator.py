@@ -57,6 +57,8 @@ def recipe_of(arguments: argparse.Namespace) -> dict:
             raise SystemExit(f"--set must be SECTION.KEY=VALUE. Received: {entry}")
         recipe[section][option] = yaml.safe_load(value)
     recipe["training"] |= {"resident": True, "clock": True, "keep": "last", "average": []}
+    # with a look comes a checkpoint, which is larger than all that goes back
+    recipe["training"]["validate_every"] = max(10, recipe["training"]["validate_every"])
     if arguments.start:
         recipe["training"]["start"] = arguments.start
     return recipes.validate(recipe)

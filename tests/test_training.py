@@ -310,6 +310,11 @@ def test_mixed_precision_returns_a_float32_model_of_the_best_epoch(data, tmp_pat
     assert metadata["training"]["chosen"].startswith("epoch 1, best held-out")
 
 
+def test_half_precision_trains_with_a_scaled_loss(data, tmp_path):
+    _, messages = run(tmp_path / "run", data, recipe(dtype="mixed_float16", epochs=1))
+    assert messages[-1].startswith("preset written")
+
+
 @pytest.mark.parametrize(
     ("config", "arguments", "message"),
     [
