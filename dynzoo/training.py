@@ -149,8 +149,54 @@ def train(
             f"`training.batch_size` must be at most {len(x)}, the training images. "
             f"Received: {settings['batch_size']}"
         )
+    twin, loss = _compiled(recipe, num_classes, x.shape[1:], batches, replicas)
+    if pilot is None:
+        _restore(run, twin, log)
+    if distribute:
+        share = settings["batch_size"] // replicas.count
+        log(f"{share} of {settings['batch_size']} images a batch on each of {replicas}")
+    run.state["sessions"].append(session(max_seconds, replicas.count))
+
+    deadline = None if max_seconds is None else started + max_seconds
+    arguments = (twin.model, x, y, settings["batch_size"], settings["seed"])
+    engine: FittedEpochs | ResidentEpochs
+    if settings["resident"]:
+        engine = ResidentEpochs(*arguments)
+    else:
+        engine = FittedEpochs(*arguments, replicas, verbose)
+
+    def save(measured=None) -> Path:
+        constraints.project(twin.updated())
+        return run.save_preset(twin.plain, measured, weights_dtype)
+
+    def write():
+        log(f"weights of the unfinished run written to {save()}")
+
+    loop = TrainingLoop(run, twin, engine, loss, validation, deadline, started, log, write)
+    if pilot is not None:
+        log(loop.pilot(pilot, max_seconds))
+        return twin.updated()
+    if settings["clock"]:
+        loop.by_clock(deadline - min(_RESERVE, 0.05 * max_seconds))
+        log(f"preset written to {save()}")
+    elif not loop.by_epochs():
+        log(f"stopped at the time limit; {run.checkpoint} goes on with --resume")
+        return twin.updated()
+    _choose_weights(run, twin.model)
+    measured = None
+    if settings["average"] or (settings["resident"] and weights_dtype == "float32"):
+        constraints.project(twin.updated())
+        measured = held_out_row(run, twin.plain, validation)
+    if not settings["clock"] or measured:
+        log(f"preset written to {save(measured)}")
+    return twin.plain
+
+
+def _compiled(recipe, num_classes, shape, batches, replicas) -> tuple[_Twin, LossOfEpoch]:
+    """The model of a recipe with its optimizer and its loss."""
+    settings = recipe["training"]
     with replicas.scope():
-        network = build_model(recipe, num_classes, x.shape[1:])
+        network = build_model(recipe, num_classes, shape)
         replicas.synchronise(network)
         model = _with_distortions(network, recipe["data"])
         optimizer = optimization.make_optimizer(
@@ -161,66 +207,31 @@ def train(
         loss = LossOfEpoch(settings["loss"])
         loss.compile(model, optimizer)
         optimizer.build(model.trainable_variables)
-    twin = _Twin(recipe, model, network, replicas)
-    if run.checkpoint.exists() and pilot is None:
-        run.state = checkpoints.read(run.checkpoint, model, run.check)
+    return _Twin(recipe, model, network, replicas), loss
+
+
+def _restore(run: Run, twin: _Twin, log) -> None:
+    """Where a run stood, or the weights that it starts from."""
+    start = run.recipe["training"]["start"]
+    if run.checkpoint.exists():
+        run.state = checkpoints.read(run.checkpoint, twin.model, run.check)
         run.check_kept()
         log(f"resumed at epoch {run.state['epoch']}, batch {run.state['batch']}")
-    elif settings["start"]:
+    elif start:
         from dynzoo.warm_start import warm_start
 
-        run.state["start"] = warm_start(twin.plain, settings["start"])
+        run.state["start"] = warm_start(twin.plain, start)
         twin.adopt()
         log(f"started from the weights of {run.state['start']['preset']}")
-    if distribute:
-        share = settings["batch_size"] // replicas.count
-        log(f"{share} of {settings['batch_size']} images a batch on each of {replicas}")
-    run.state["sessions"].append(session(max_seconds, replicas.count))
 
-    deadline = None if max_seconds is None else started + max_seconds
-    arguments = (model, x, y, settings["batch_size"], settings["seed"])
-    engine: FittedEpochs | ResidentEpochs
-    if settings["resident"]:
-        engine = ResidentEpochs(*arguments)
-    else:
-        engine = FittedEpochs(*arguments, replicas, verbose)
 
-    def save(measured=None) -> Path:
-        final = twin.updated()
-        constraints.project(final)
-        return run.save_preset(final, measured, weights_dtype)
-
-    loop = TrainingLoop(
-        run,
-        twin,
-        engine,
-        loss,
-        validation,
-        deadline,
-        started,
-        log,
-        lambda: log(f"weights of the unfinished run written to {save()}"),
-    )
-    if pilot is not None:
-        log(loop.pilot(pilot, max_seconds))
-        return twin.updated()
-    if settings["clock"]:
-        loop.by_clock(deadline - min(_RESERVE, 0.05 * max_seconds))
-        log(f"preset written to {save()}")
-    elif not loop.by_epochs():
-        log(f"stopped at the time limit; {run.checkpoint} goes on with --resume")
-        return twin.updated()
+def _choose_weights(run: Run, model: keras.Model) -> None:
+    """Gives the model those of its weights that the recipe keeps, where they are not the last."""
+    settings = run.recipe["training"]
     if settings["average"]:
         take_mean(model, [run.kept(epoch) for epoch in settings["average"]], run.check)
     elif settings["keep"] == "best" and run.best.exists():
         checkpoints.read(run.best, model, run.check)
-    measured = None
-    if settings["average"] or (settings["resident"] and weights_dtype == "float32"):
-        constraints.project(twin.updated())
-        measured = held_out_row(run, twin.plain, validation)
-    if not settings["clock"] or measured:
-        log(f"preset written to {save(measured)}")
-    return twin.plain
 
 
 def _check_engine(settings: dict, max_seconds, distribute: bool, pilot) -> None:
