@@ -470,7 +470,7 @@ def test_train_passes_its_options_on(monkeypatch, recipe):
     seen = {}
     monkeypatch.setattr(dynzoo.training, "train", lambda *a, **k: seen.update(k, config=a))
     options = "--data d.npz --output o --max-seconds 90.5 --resume --quiet --distribute"
-    options += " --devices 2"
+    options += " --devices 2 --pilot 60 --weights-dtype float16"
     path = recipe()
     assert cli.main(["train", str(path), *options.split()]) == 0
     assert seen.pop("log") is not None
@@ -483,6 +483,8 @@ def test_train_passes_its_options_on(monkeypatch, recipe):
         verbose=0,
         distribute=True,
         devices=2,
+        pilot=60,
+        weights_dtype="float16",
     )
 
 

@@ -17,7 +17,8 @@ __all__ = ["UnitRowDense"]
 def _unit_columns(kernel, xp):
     """The kernel, with columns outside this range divided by their largest entry, for squares."""
     size = xp.max(xp.abs(kernel), axis=0)
-    usual = ((size > 1e-12) & (size < 1e15)) | (size == 0)
+    wide = size if xp is np else ops.cast(size, "float32")  # float16 has neither number
+    usual = ((wide > 1e-12) & (wide < 1e15)) | (wide == 0)
     return kernel / xp.where(usual, xp.ones_like(size), size)
 
 
