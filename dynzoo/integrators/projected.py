@@ -36,6 +36,7 @@ _GAMMA = (-1.0, 2.0)
 # Sphere steps: updates are cut off at this many times x, where squares and two roundings still fit.
 _LONGEST = 2.0**20
 _OVERFLOW = 1e37
+_UNDERFLOW = 1e-30  # what a step may change of it is still a normal number of float32
 _NO_DIRECTION = 1e-4 - 1.0
 # Newton steps after relaxation: they take out rounding and what a limited gamma leaves.
 _POLISH = 2
@@ -181,7 +182,7 @@ def projected_on_integral(x, d, integral: Integral, iterations):
 
     The defect is taken as $\bar\nabla I(x, y)^T(y - x)$, without the cancellation of I(y) - I(x).
     Where the iterations leave more of it than rounding may, x stays: the integral is kept in any
-    case.
+    case. So it does where the terms of I are too small for float32 to tell.
     """
     xp = integral.xp
     for _ in range(iterations):
@@ -193,7 +194,8 @@ def projected_on_integral(x, d, integral: Integral, iterations):
     size = xp.maximum(integral.magnitude(x), integral.magnitude(y))
     size = xp.expand_dims(size, -1)
     # both are false for NaN
-    closed = (size < _OVERFLOW) & (xp.abs(defect) <= 0.5 * INTEGRAL_TOLERANCE * size)
+    known = (size > _UNDERFLOW) & (size < _OVERFLOW)
+    closed = known & (xp.abs(defect) <= 0.5 * INTEGRAL_TOLERANCE * size)
     return xp.where(closed, y, x)
 
 

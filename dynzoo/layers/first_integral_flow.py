@@ -200,6 +200,7 @@ class FirstIntegralFlow(SkewFlow):
         exact = self.integral == "quadratic" and self.integrator == "discrete_gradient"
         condition = "by construction, for any finite weights and step size; x stays where "
         condition += "a step overflows" if exact else f"{self.iterations} iterations leave more"
+        condition += " or the terms of I are below 1e-30"
         return [
             Guarantee(
                 "first integral kept",
