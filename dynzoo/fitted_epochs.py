@@ -12,7 +12,7 @@ from dynzoo.augmentation import DISTORTIONS, Augmented
 from dynzoo.distribution import OneDevice, Replicas
 from dynzoo.watching import Watch
 
-__all__ = ["FittedEpochs", "Stretch"]
+__all__ = ["Epochs", "FittedEpochs", "Stretch"]
 
 
 class Stretch(NamedTuple):
@@ -32,8 +32,8 @@ class Stretch(NamedTuple):
     accuracy: float
 
 
-class FittedEpochs:
-    """Training steps of a compiled model on images that the host hands over, batch by batch.
+class Epochs:
+    """What takes the steps of a training: its model, its images, and the batches of an epoch.
 
     Args:
         model: the compiled model.
@@ -41,11 +41,7 @@ class FittedEpochs:
         labels: (n,) integers.
         batch_size: images a step.
         seed: that of `Augmented`.
-        replicas: the devices.
-        verbose: as in `model.fit`.
     """
-
-    rate = None  # the optimizer has its own
 
     def __init__(
         self,
@@ -54,12 +50,47 @@ class FittedEpochs:
         labels: np.ndarray,
         batch_size: int,
         seed: int,
-        replicas: OneDevice | Replicas,
-        verbose: Any = "auto",
     ):
-        self.model, self.replicas, self.verbose = model, replicas, verbose
+        self.model = model
         self.images, self.labels = images, labels
         self.batch_size, self.seed = batch_size, seed
+        self.steps_an_epoch = len(images) // batch_size
+
+    def batches(self, epoch: int, section: dict[str, Any], first: int = 0) -> Augmented:
+        """The batches of an epoch; the model distorts their images if it has a second input.
+
+        Args:
+            epoch: its number, from 0.
+            section: `data` of the recipe in this epoch.
+            first: number of the first batch.
+        """
+        return Augmented(
+            self.images,
+            self.labels,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            start_batch=first,
+            padding=section["crop_padding"],
+            distort=len(self.model.inputs) == 1,
+            **{key: section[key] for key in ("flip", *DISTORTIONS)},
+        )
+
+
+class FittedEpochs(Epochs):
+    """Training steps of a compiled model on images that the host hands over, batch by batch.
+
+    Args:
+        *arguments: those of `Epochs`.
+        replicas: the devices.
+        verbose: as in `model.fit`.
+    """
+
+    rate = None  # the optimizer has its own
+
+    def __init__(self, *arguments: Any, replicas: OneDevice | Replicas, verbose: Any = "auto"):
+        super().__init__(*arguments)
+        self.replicas, self.verbose = replicas, verbose
 
     def prepare(self, epoch: int, section: dict[str, Any]) -> None:
         """Nothing: `model.fit` reads ahead by itself."""
@@ -81,21 +112,10 @@ class FittedEpochs:
             rates: of no use here, where the optimizer has a schedule of its own.
             deadline: when to stop, in the seconds of `time.monotonic`; `None` for never.
         """
-        batches = Augmented(
-            self.images,
-            self.labels,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            epoch=epoch,
-            start_batch=first,
-            padding=section["crop_padding"],
-            distort=len(self.model.inputs) == 1,
-            **{key: section[key] for key in ("flip", *DISTORTIONS)},
-        )
         watch = Watch(deadline)
         with self.replicas.scope(), backend.fit_at_full_precision():
             history = self.model.fit(
-                batches,
+                self.batches(epoch, section, first),
                 initial_epoch=epoch,
                 epochs=epoch + 1,
                 callbacks=[watch],

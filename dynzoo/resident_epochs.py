@@ -18,7 +18,7 @@ from keras import ops
 
 from dynzoo import backend, data
 from dynzoo.augmentation import DISTORTIONS, Augmented, random_crop_flip
-from dynzoo.fitted_epochs import Stretch
+from dynzoo.fitted_epochs import Epochs, Stretch
 from dynzoo.optimization import GivenRate
 
 __all__ = ["ResidentEpochs", "epoch_numbers", "resident_needs_jax"]
@@ -40,7 +40,7 @@ def epoch_numbers(batches: Augmented) -> tuple[np.ndarray, ...]:
     return (*whole, np.stack(mirror), np.stack(draws).astype("float32"))
 
 
-class ResidentEpochs:
+class ResidentEpochs(Epochs):
     r"""Training steps of a compiled model on images that lie on the device; JAX only.
 
     A step is that of Keras, $s \leftarrow \mathrm{train\_step}(s, (x_b, y_b))$, with the batches of
@@ -48,34 +48,21 @@ class ResidentEpochs:
     an argument, so that a run compiles once.
 
     Args:
-        model: the compiled model, with a `GivenRate` for its learning rate.
-        images: (n, h, w, c), bytes or float32 in [0, 1].
-        labels: (n,) integers.
-        batch_size: images a step.
-        seed: that of `Augmented`.
+        *arguments: those of `dynzoo.fitted_epochs.Epochs`, the model with a `GivenRate` for its
+            learning rate.
 
     Raises:
         ValueError: on another backend.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        images: np.ndarray,
-        labels: np.ndarray,
-        batch_size: int,
-        seed: int,
-    ):
+    def __init__(self, *arguments: Any):
         if backend.name() != "jax":
             raise ValueError(resident_needs_jax())
         import jax
 
-        self.model = model
-        self.rate: GivenRate = model.optimizer._learning_rate
-        self.host = images, labels
-        self.batch_size, self.seed = batch_size, seed
-        self.steps_an_epoch = len(images) // batch_size
-        self.images, self.labels = jax.device_put(images), jax.device_put(labels.astype("int32"))
+        super().__init__(*arguments)
+        self.rate: GivenRate = self.model.optimizer._learning_rate
+        self._data = jax.device_put((self.images, self.labels.astype("int32")))
         self.seconds_a_step = 0.0
         self.seconds_to_compile = 0.0
         self._padding: int | None = None
@@ -83,7 +70,7 @@ class ResidentEpochs:
         self._pool = ThreadPoolExecutor(1)
         self._ahead: dict[Any, Future] = {}
         self._numbers: tuple[Any, Any] = (None, None)
-        _build_metrics(model)
+        _build_metrics(self.model)
 
     def prepare(self, epoch: int, section: dict[str, Any]) -> None:
         """Begins to draw the numbers of an epoch, in a thread.
@@ -173,19 +160,7 @@ class ResidentEpochs:
     def _draw(self, epoch: int, section: dict[str, Any]) -> Any:
         import jax
 
-        x, y = self.host
-        kinds = {k: section[k] for k in ("flip", *DISTORTIONS)}
-        batches = Augmented(
-            x,
-            y,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            epoch=epoch,
-            padding=section["crop_padding"],
-            distort=False,
-            **kinds,
-        )
-        return jax.device_put(epoch_numbers(batches))
+        return jax.device_put(epoch_numbers(self.batches(epoch, section)))
 
     def _numbers_of(self, epoch: int, section: dict[str, Any]) -> Any:
         key = self._key(epoch, section)
@@ -196,30 +171,28 @@ class ResidentEpochs:
 
     def state(self) -> tuple[list, list, list, list]:
         """The present arrays: weights, states, optimizer, metrics; nothing is copied."""
-        model = self.model
-        return (
-            [v.value for v in model.trainable_variables],
-            [v.value for v in model.non_trainable_variables],
-            [v.value for v in model.optimizer.variables],
-            [v.value for v in model.metrics_variables],
-        )
+        lists = [[v.value for v in variables] for variables in self._variables()]
+        return lists[0], lists[1], lists[2], lists[3]
 
     def restore(self, state: tuple[list, list, list, list]) -> None:
         """Gives the model the arrays of a step."""
+        for variables, values in zip(self._variables(), state, strict=True):
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+
+    def _variables(self) -> tuple[list, list, list, list]:
+        """In the order of Keras' `train_step`."""
         model = self.model
-        groups = (
+        return (
             model.trainable_variables,
             model.non_trainable_variables,
             model.optimizer.variables,
             model.metrics_variables,
         )
-        for variables, values in zip(groups, state, strict=True):
-            for variable, value in zip(variables, values, strict=True):
-                variable.assign(value)
 
     def _call(self, numbers, rates, first: int, end: int) -> tuple[bool, Any]:
         assert self._compiled is not None
-        arguments = (self.state(), self.images, self.labels, numbers, rates)
+        arguments = (self.state(), *self._data, numbers, rates)
         state, finite = self._compiled(*arguments, np.int32(first), np.int32(end))
         return bool(finite), state  # reading the one waits for the other
 
@@ -230,7 +203,7 @@ class ResidentEpochs:
 
         self._padding = padding
         began = time.monotonic()
-        arguments = (self.state(), self.images, self.labels, numbers, rates)
+        arguments = (self.state(), *self._data, numbers, rates)
         whole = jax.jit(self._steps).lower(*arguments, np.int32(0), np.int32(0))
         self._compiled = whole.compile()
         self.seconds_to_compile = time.monotonic() - began

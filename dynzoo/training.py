@@ -163,7 +163,7 @@ def train(
     if settings["resident"]:
         engine = ResidentEpochs(*arguments)
     else:
-        engine = FittedEpochs(*arguments, replicas, verbose)
+        engine = FittedEpochs(*arguments, replicas=replicas, verbose=verbose)
 
     def save(measured=None) -> Path:
         constraints.project(twin.updated())

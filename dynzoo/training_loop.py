@@ -60,7 +60,7 @@ class TrainingLoop:
         self.run, self.twin, self.engine, self.loss = run, twin, engine, loss
         self.validation, self.deadline, self.log, self.write = validation, deadline, log, write
         self.settings = run.recipe["training"]
-        self.batches = len(engine.images) // engine.batch_size
+        self.batches = engine.steps_an_epoch
         self.began = started - run.state["seconds"]
         self._quick: QuickLook | None = None
 

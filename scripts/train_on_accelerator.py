@@ -11,6 +11,7 @@ file above 16 MiB, and run.json; scripts/finish_preset.py makes the finished pre
 """
 
 import argparse
+import copy
 import json
 import os
 import sys
@@ -69,11 +70,10 @@ def smoke_test(recipe: dict, x, y, seconds: float) -> None:
     from dynzoo import recipes, training
     from dynzoo.models import presets
 
-    tiny = json.loads(json.dumps(recipe))
+    tiny = copy.deepcopy(recipe)
     tiny["architecture"] = {**tiny["architecture"], **_SMOKE}
     tiny["training"] |= {"start": "", "batch_size": 64}
     tiny["data"]["validation"] = 128
-    tiny["evaluation"]["eps"] = [str(eps) for eps in tiny["evaluation"]["eps"]]
     with tempfile.TemporaryDirectory() as folder:
         training.train(
             recipes.validate(tiny),
