@@ -8,8 +8,11 @@ with biases far from the rest; inputs in scales of 1e-20 to 1e15, with zeros and
 import numpy as np
 import pytest
 from helpers import normal
+from keras import ops
 
 from dynzoo import backend, layers, operators
+from dynzoo.fields.first_integral import Integral
+from dynzoo.fields.skew import PlanesSkew, euclidean_gram, implicit_update
 from dynzoo.layers.spherical_flow import SPHERE_INTEGRATORS
 
 SCALES = [1e-8, 1e-3, 0.1, 1.0, 1.0, 1.0, 10.0, 1e3, 1e8]
@@ -110,18 +113,34 @@ def sum_defect(layer, x, y):
     return relative((y - x) @ c, sizes)
 
 
+@pytest.mark.parametrize("planes", [None, 2])
 @pytest.mark.parametrize("integrator", ["euler", "heun", "ssp3", "rk4"])
-def test_weighted_sum(integrator):
+def test_weighted_sum(integrator, planes):
     def make(step):
-        return layers.MassPreservingFlow(operators.Dense(5), integrator=integrator, step_size=step)
+        return layers.MassPreservingFlow(
+            operators.Dense(5), integrator=integrator, planes=planes, step_size=step
+        )
 
     worst, where = search(make, sum_defect, 2)
     assert worst <= make(1.0).guarantees()[0].value, where
 
 
+def test_a_step_of_nothing_but_rounding_keeps_the_sum():
+    # p = q in every plane: S = 0 in exact arithmetic, and what is left of it along c
+    layer = layers.MassPreservingFlow(operators.Dense(5), planes=2, step_size=1e-6)
+    layer.build((None, 3))
+    for weight in layer.weights:
+        weight.assign(0.1 * np.ones(weight.shape))
+    x = np.zeros((1, 3))
+    for speeds in normal((50, 2), 8):
+        layer.weights[3].assign(0.1 * speeds)
+        y = backend.to_numpy(layer(x.astype("float32"))).astype(np.float64)
+        assert sum_defect(layer, x, y) <= 1e-6
+
+
 def test_weighted_sum_with_weights_of_huge_ratio():
     rng = np.random.default_rng(4)
-    for weights in ([1e-6, 1e6, -1.0, 0.0], [1.0, 1.0, 1e-8, -1e-8]):
+    for weights in ([1e-6, 1e6, -1.0, 0.0], [1.0, 1.0, 1e-8, -1e-8], [1e25, 1.0, 2e25, 0.0]):
         layer = layers.MassPreservingFlow(operators.Dense(5), weights=weights, step_size=10.0)
         layer.build((None, 4))
         spoil(layer, rng, 10.0)
@@ -136,18 +155,46 @@ def integral_defect(layer, x, y):
     return relative(integral.value(y) - integral.value(x), sizes)
 
 
+@pytest.mark.parametrize("planes", [None, 2])
 @pytest.mark.parametrize("kind", ["quadratic", "convex"])
 @pytest.mark.parametrize(
     "integrator", ["discrete_gradient", "relaxed_heun", "projected_heun", "projected_rk4"]
 )
-def test_first_integral(integrator, kind):
+def test_first_integral(integrator, kind, planes):
     def make(step):
         return layers.FirstIntegralFlow(
-            operators.Dense(5), integrator=integrator, integral=kind, step_size=step
+            operators.Dense(5), integrator=integrator, integral=kind, planes=planes, step_size=step
         )
 
     worst, where = search(make, integral_defect, 3)
     assert worst <= make(1.0).guarantees()[0].value, where
+
+
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e8, 1e12, 1e25])
+def test_bent_terms_of_any_size(size):
+    # the root of 1 + u^2 where the square overflows, and its slope there, which is one
+    for dtype in (np.float32, np.float64):
+        one = np.ones((1, 1), dtype)
+        integral = Integral(0 * one, 0 * one[0], np, ridges=one, offsets=0 * one[0], heights=one[0])
+        x = np.array([[size], [-size]], dtype)
+        np.testing.assert_allclose(integral.value(x), np.hypot(1.0, x[:, 0]), rtol=1e-6)
+        slope = x / np.hypot(1.0, x)
+        np.testing.assert_allclose(integral.gradient(x), slope, rtol=1e-6)
+
+
+def test_systems_of_planes_with_common_directions_can_be_solved():
+    # cores whose square is all but zero: the inverse of the system is as large as the system
+    rng = np.random.default_rng(6)
+    for _ in range(100):
+        scale = 10.0 ** rng.integers(-3, 9)
+        directions = scale * np.sign(rng.normal(size=(3, 4)))
+        speeds, slope = scale * rng.normal(size=(8, 2)), rng.normal(size=(8, 3))
+        directions, speeds, slope = (
+            ops.convert_to_tensor(a, "float32") for a in (directions, speeds, slope)
+        )
+        skew = PlanesSkew(speeds, directions, ops)
+        d = backend.to_numpy(implicit_update(skew, 1e4, slope, euclidean_gram(ops)))
+        assert np.isfinite(d).all()
 
 
 def test_magnitude_is_the_sum_of_the_sizes_of_the_terms():

@@ -19,6 +19,9 @@ from typing import Any
 
 __all__ = ["Integral", "integral_field"]
 
+# From here on the root of 1 + u^2 is |u| in float64 too.
+_SQUARED = 2.0**30
+
 
 @dataclass(frozen=True)
 class Integral:
@@ -41,8 +44,11 @@ class Integral:
     heights: Any = None
 
     def _ridge(self, x):
-        u = self.xp.matmul(x, self.ridges) + self.offsets
-        return u, self.xp.sqrt(1.0 + u * u)
+        xp = self.xp
+        u = xp.matmul(x, self.ridges) + self.offsets
+        size = xp.abs(u)
+        small = xp.minimum(size, _SQUARED)  # the square of a larger number may overflow
+        return u, xp.where(size < _SQUARED, xp.sqrt(1.0 + small * small), size)
 
     def value(self, x):
         """I(x), without the last axis."""

@@ -2,13 +2,37 @@ r"""Fields with a linear invariant, $f(x) = S(x)c$, hence $c^Tf(x) = 0$; and sum
 
 from __future__ import annotations
 
-__all__ = ["mass_field", "sum_lift", "sum_projection", "tangent_part"]
+__all__ = [
+    "SUM_TOLERANCE",
+    "mass_field",
+    "sum_lift",
+    "sum_projection",
+    "tangent_part",
+    "tangent_step",
+]
+
+# What a step may change of c^T x, in parts of the terms of that sum.
+SUM_TOLERANCE = 1e-6
 
 
 def tangent_part(d, weights, xp):
     r"""d less its part along c: $c^Td = 0$ up to rounding relative to $\sum_i|c_id_i|$."""
+    weights = weights / xp.max(xp.abs(weights))  # their squares exist
     unit = weights / xp.sum(weights * weights)
     return d - xp.sum(weights * d, axis=-1, keepdims=True) * unit
+
+
+def tangent_step(x, d, weights, xp):
+    """x + d less the part of d along c; x where rounding is all that there is of d.
+
+    Rounding is known by what it does: it would change c^T x by more than `SUM_TOLERANCE` of its
+    terms.
+    """
+    d = tangent_part(d, weights, xp)
+    y = x + d
+    sizes = (xp.sum(xp.abs(weights * v), axis=-1, keepdims=True) for v in (x, y))
+    change = xp.abs(xp.sum(weights * d, axis=-1, keepdims=True))
+    return xp.where(change <= 0.5 * SUM_TOLERANCE * xp.maximum(*sizes), y, x)
 
 
 def mass_field(network, weights, xp):

@@ -130,14 +130,24 @@ class SkewNetwork:
         return FullSkew(matrix - xp.swapaxes(matrix, -1, -2), xp)
 
 
-# Largest entry of a system, for its pivots may be as small as one over that: float32, float64.
-_LARGEST = 2.0**12, 2.0**26
+# Largest size (Frobenius norm) of a core: a system and its inverse may both be as large as that,
+# and their product has to stay well below one over the rounding unit. Float32, float64.
+_LARGEST = 2.0**10, 2.0**24
 _OVERFLOW = 1e37
 
 
 def euclidean_gram(xp) -> Callable:
     """The Gram matrix W^T W of a frame: that of the integral |x|^2 / 2."""
     return lambda frame: xp.matmul(xp.transpose(frame), frame)
+
+
+def _frobenius(matrix, xp):
+    """Norm of matrices in the last two axes, which are kept; without squares that overflow."""
+    unit = xp.max(xp.abs(matrix), axis=(-2, -1), keepdims=True)
+    # NaN where an entry is, for no comparison with NaN is true
+    scale = xp.where(unit < _OVERFLOW, xp.maximum(unit, 1e-30), xp.ones_like(unit))
+    share = matrix / scale
+    return scale * xp.sqrt(xp.sum(share * share, axis=(-2, -1), keepdims=True))
 
 
 def implicit_update(skew, step_size, slope, gram):
@@ -158,7 +168,7 @@ def implicit_update(skew, step_size, slope, gram):
     """
     xp = skew.xp
     core = 0.5 * step_size * skew.times_core(gram(skew.frame()))
-    size = xp.max(xp.abs(core), axis=(-2, -1), keepdims=True)
+    size = _frobenius(core, xp)
     # of infinity and NaN, which is no number, nothing may go into the solver, or it raises
     finite = size < _OVERFLOW
     largest = _LARGEST[str(core.dtype).endswith("float64")]

@@ -9,7 +9,13 @@ import numpy as np
 from keras import ops
 
 from dynzoo import integrators
-from dynzoo.fields.mass import mass_field, sum_lift, sum_projection, tangent_part
+from dynzoo.fields.mass import (
+    SUM_TOLERANCE,
+    mass_field,
+    sum_lift,
+    sum_projection,
+    tangent_step,
+)
 from dynzoo.guarantees import Guarantee
 from dynzoo.layers.arguments import number, one_of, positive_integer
 from dynzoo.layers.skew_flow import SkewFlow
@@ -49,7 +55,8 @@ class MassPreservingFlow(SkewFlow):
     **Guarantee**: $c^Tx$ along the last axis is kept, for any weights and step size, because
     $c^TSc = 0$ and every Runge-Kutta method keeps linear invariants; up to rounding, which in
     float32 is below 1e-6 a step, relative to $\sum_i|c_ix_i|$ before or after the step, whichever
-    is larger (a step far beyond x loses digits of x). Signs of the features are not kept.
+    is larger (a step far beyond x loses digits of x, one of nothing but rounding is not
+    taken). Signs of the features are not kept.
 
     Args:
         operator: linear operator A of the hidden layer of M, $V\sigma(Ax + b) + v$, for example
@@ -94,7 +101,7 @@ class MassPreservingFlow(SkewFlow):
         field = mass_field(self._network(i, xp), c, xp)
         # the increment alone, free of the rounding of (x + d) - x, and once more made tangent
         d = integrators.get(self.integrator).step(lambda d: field(x + d), 0.0 * x, step_size)
-        return x + tangent_part(d, c, xp)
+        return tangent_step(x, d, c, xp)
 
     def guarantees(self) -> list[Guarantee]:
         """What holds for this flow as it is configured."""
@@ -105,7 +112,7 @@ class MassPreservingFlow(SkewFlow):
                 f"every step keeps {what} along the last axis (of every pixel, hence of the "
                 "whole image); the value is the rounding of a float32 step, relative to "
                 "sum |c_i x_i| before or after the step, whichever is larger",
-                value=1e-6,
+                value=SUM_TOLERANCE,
                 condition="by construction, for any weights and step size that do not overflow",
                 source=_SOURCE,
             )
