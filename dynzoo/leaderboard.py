@@ -10,6 +10,7 @@ from typing import Any
 
 from dynzoo.checkpoints import write_atomically
 from dynzoo.csv_text import csv_text
+from dynzoo.durations import duration
 
 __all__ = ["COLUMNS", "leaderboard", "published", "save", "summary", "to_csv", "to_markdown"]
 
@@ -194,14 +195,6 @@ def _text(number: Any) -> str:
     if number is None:
         return ""
     return f"{number:.5g}" if isinstance(number, float) else str(number)
-
-
-def duration(seconds: Any) -> str:
-    """Seconds as hours and minutes, or "" where they are not known."""
-    if seconds is None:
-        return ""
-    minutes = round(float(seconds) / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _is_number(key: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from dynzoo import data, strict_json
 from dynzoo.checkpoints import CheckpointError, write_atomically
+from dynzoo.durations import duration
 from dynzoo.held_out import hold_out
 from dynzoo.recipes import RecipeError
 from dynzoo.tuning import cluster
@@ -23,7 +24,6 @@ from dynzoo.tuning.records import (
     UNSEEN,
     SearchResult,
     collect,
-    duration,
     number,
     outcome,
     write_table,

@@ -13,6 +13,7 @@ import yaml
 from dynzoo import strict_json
 from dynzoo.checkpoints import write_atomically
 from dynzoo.csv_text import csv_text
+from dynzoo.durations import duration
 from dynzoo.plots import eps_text
 from dynzoo.strict_json import short
 from dynzoo.tuning.config import SearchConfig
@@ -24,7 +25,6 @@ __all__ = [
     "SearchResult",
     "blank",
     "collect",
-    "duration",
     "number",
     "outcome",
     "read_record",
@@ -194,10 +194,3 @@ def outcome(record: dict[str, Any], objective: str) -> str:
     ]
     parts += [f"{record['parameters']:,} parameters", duration(record["seconds"])]
     return ", ".join(parts) + (f" ({record['reason']})" if record["reason"] else "")
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
