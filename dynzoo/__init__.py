@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from dynzoo.models.presets import presets as presets
     from dynzoo.models.presets import save_to_preset as save_to_preset
     from dynzoo.noise_curves import noise_curve as noise_curve
+    from dynzoo.prediction import predict as predict
     from dynzoo.robustness import evaluate as evaluate
 
 # name -> (module, attribute), or (module, None) for the module itself
@@ -64,6 +65,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "evaluate_corruptions": ("dynzoo.corruption_evaluation", "evaluate_corruptions"),
     "from_preset": ("dynzoo.models.presets", "from_preset"),
     "noise_curve": ("dynzoo.noise_curves", "noise_curve"),
+    "predict": ("dynzoo.prediction", "predict"),
     "presets": ("dynzoo.models.presets", "presets"),
     "save_to_preset": ("dynzoo.models.presets", "save_to_preset"),
 }

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dynzoo.durations import duration
+
 _CERTIFICATE = (
     "The certificate is a proof about one input at a time: no perturbation whose L2 norm is below "
-    "the certified radius changes the prediction. Inputs are images in [0, 1]; the radius is "
-    "counted in that scale over all pixels and channels together. It says nothing of other "
-    "changes (rotation, blur, new cameras), of L-infinity perturbations beyond what their L2 norm "
-    "implies, or of whether the prediction is right in the first place."
+    "the certified radius changes the prediction. Inputs are images in [{low}, {high}]; the "
+    "radius is counted in that scale over all pixels and channels together. It says nothing of "
+    "other changes (rotation, blur, new cameras), of L-infinity perturbations beyond what their "
+    "L2 norm implies, or of whether the prediction is right in the first place."
 )
 _TOP5 = (
     "Certified top-5 accuracy is the share of images whose label stays among the five largest "
@@ -21,6 +23,16 @@ _ATTACKED = (
 )
 
 
+_WARNINGS = {
+    "crossentropy-only-gap": (
+        "The warning `crossentropy-only-gap` says that attacks on the cross-entropy alone would "
+        "have left more images right than all attacks together did: do not compare with numbers "
+        "of such attacks."
+    )
+}
+_NAMES_SHOWN = 30
+
+
 def model_card(metadata: Mapping[str, Any]) -> str:
     """Write the model card of a preset in Markdown.
 
@@ -30,8 +42,10 @@ def model_card(metadata: Mapping[str, Any]) -> str:
         metadata: the content of `metadata.json`. Known keys, all optional:
             `name`, `description`, `dataset`, `system` (what is discretised, for the leaderboard),
             `license`, `limits`, `references` (list): text;
-            `parameters`, `num_classes`, `input_shape`, `lipschitz`: numbers; `audited_slope`: the
-            largest slope of the logits that an audit found, at most `lipschitz`;
+            `resizing` (of pictures of another size); `class_names`: a list of texts;
+            `parameters`, `num_classes`, `input_shape`, `input_range`, `lipschitz`: numbers;
+            `body_lipschitz`: the bound without the last layer; `audited_slope`: the largest slope
+            of the logits that an audit found, at most `lipschitz`;
             `accuracy`: share in [0, 1]; `certified_accuracy`, `attacked_accuracy`: share for each
             L2 radius, such as `{"36/255": 0.61, "0.5": 0.4}`; `top5_accuracy` and
             `certified_top5_accuracy`, the same for the label among the five largest logits;
@@ -126,16 +140,29 @@ def _percent(value: Any) -> str:
 
 def _model(metadata: Mapping[str, Any]) -> dict[str, Any]:
     shape = metadata.get("input_shape")
+    low, high = metadata.get("input_range") or (0, 1)
+    body = metadata.get("body_lipschitz")
     return {
         "data set": metadata.get("dataset"),
-        "input": " x ".join(str(n) for n in shape) + " in [0, 1]" if shape else None,
+        "input": f"{' x '.join(map(str, shape))} in [{low:g}, {high:g}]" if shape else None,
+        "pictures of another size": metadata.get("resizing"),
         "classes": metadata.get("num_classes"),
+        "class names": _class_names(metadata.get("class_names")),
         "parameters": metadata.get("parameters"),
         "Lipschitz bound (input to logits, L2)": metadata.get("lipschitz"),
+        "Lipschitz bound of all before the last layer": None if body is None else f"{body:.8g}",
         "largest slope that an audit found": metadata.get("audited_slope"),
         "saved": metadata.get("saved"),
         "versions": metadata.get("versions"),
     }
+
+
+def _class_names(names: Any) -> str | None:
+    if not names or list(names) == [str(i) for i in range(len(names))]:
+        return None
+    if len(names) <= _NAMES_SHOWN:
+        return ", ".join(names)
+    return f"{', '.join(names[:3])}, ... {names[-1]}; all of them in metadata.json"
 
 
 def _pairs(values: Any) -> str:
@@ -145,18 +172,12 @@ def _pairs(values: Any) -> str:
     lines = []
     for key, value in values.items():
         if key == "seconds" and isinstance(value, (int, float)):
-            key, value = "duration", _duration(value)
+            key, value = "duration", duration(value)
         if value is None or value in ("", []):
             continue
         code = "`" if key == "command" else ""
         lines.append(f"* {str(key).replace('_', ' ')}: {code}{_text(value)}{code}")
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _text(value: Any) -> str:
@@ -185,14 +206,31 @@ The model comes compiled: `model.fit` and `model.predict` work at once.'''
 
 
 def _limits(metadata: Mapping[str, Any]) -> str:
+    low, high = (f"{v:g}" for v in metadata.get("input_range") or (0, 1))
+    warnings = (metadata.get("evaluation") or {}).get("warnings", [])
     certified = metadata.get("certified_accuracy") or metadata.get("lipschitz") is not None
     parts = [
-        _CERTIFICATE if certified else "",
+        _CERTIFICATE.format(low=low, high=high) if certified else "",
+        _head(metadata) if certified else "",
         _TOP5 if metadata.get("certified_top5_accuracy") else "",
         _ATTACKED if metadata.get("attacked_accuracy") else "",
+        *(_WARNINGS[name] for name in warnings if name in _WARNINGS),
         _text(metadata.get("limits")),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _head(metadata: Mapping[str, Any]) -> str:
+    """Why the bound may exceed that of the body, where both are known."""
+    whole, body = metadata.get("lipschitz"), metadata.get("body_lipschitz")
+    if whole is None or body is None or not whole > body * (1 + 1e-9):
+        return ""
+    return (
+        f"All before the last layer is {body:.8g}-Lipschitz. The bound from input to logits, "
+        f"{whole:.6g}, is that times the norm of the last layer's matrix, all of whose rows "
+        "together stretch more than one of them. Radii do not use it: they take, for each pair of "
+        "classes, the length of the difference of their two rows."
+    )
 
 
 def _files(metadata: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ import dynzoo
 from dynzoo._startup import BACKENDS
 from dynzoo.export_command import add_export_arguments
 from dynzoo.option_types import positive, radii
+from dynzoo.predict_command import add_predict_arguments
 from dynzoo.search_command import add_search_arguments
 from dynzoo.train_command import add_train_arguments
 
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     _list(commands)
     _info(commands)
     _demo(commands)
+    _predict(commands)
     _evaluate(commands)
     _compare(commands)
     _finetune(commands)
@@ -150,6 +152,13 @@ def _demo(commands: Any) -> None:
     parser = _command(commands, "demo", "demo", text)
     parser.add_argument("--output", default=".", metavar="DIR", help="where report.html goes")
     parser.add_argument("--seed", type=int, default=0)
+
+
+def _predict(commands: Any) -> None:
+    text = "say what is on pictures, by how much, and how far that is proved to hold"
+    parser = _command(commands, "predict", "predict", text)
+    parser.add_argument("preset", metavar="PRESET", help=_PRESET)
+    add_predict_arguments(parser)
 
 
 def _evaluate(commands: Any) -> None:

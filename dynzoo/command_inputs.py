@@ -52,3 +52,10 @@ def classes(text: str, *labels: np.ndarray) -> int:
     if not text.isdecimal() or int(text) < 2:
         raise ValueError(f"--num-classes must be 'auto' or an integer >= 2. Received: {text}")
     return int(text)
+
+
+def names_of_data(source: str, count: int) -> dict[str, list[str]]:
+    """`class_names` for a preset's metadata, where the data have names of that many classes."""
+    names = data.class_names(source)
+    numbers = [str(i) for i in range(len(names))]
+    return {} if len(names) != count or names == numbers else {"class_names": names}

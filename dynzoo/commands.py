@@ -10,13 +10,14 @@ from dynzoo import backend, leaderboard, runs
 from dynzoo import demo as demonstration
 from dynzoo import evaluation as measuring
 from dynzoo import finetuning as tuning
-from dynzoo.command_inputs import check_fit, classes, find_preset, load_data
+from dynzoo.command_inputs import check_fit, classes, find_preset, load_data, names_of_data
 from dynzoo.comparison_command import compare_reports as compare_reports
 from dynzoo.console import pairs, percent, say, table
 from dynzoo.evaluation_command import evaluate as evaluate
 from dynzoo.evaluation_command import show
 from dynzoo.export_command import export as export
 from dynzoo.models import presets
+from dynzoo.predict_command import predict as predict
 from dynzoo.search_command import search as search
 from dynzoo.train_command import train as train
 
@@ -121,6 +122,7 @@ def finetune(arguments: Namespace) -> None:
         {
             "description": f"{parent}, fine-tuned on {label}.",
             "dataset": label,
+            **names_of_data(source, model.output_shape[-1]),
             "accuracy": measured.clean,
             "certified_accuracy": {
                 measuring.radius_text(e): share for e, share in measured.certified.items()

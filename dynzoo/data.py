@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dynzoo.image_folder import class_folders, load_image_folder
-from dynzoo.labels import CIFAR10, CIFAR100, DIGITS
+from dynzoo.labels import CLASSES
 
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -19,7 +19,6 @@ _SOURCES = {
     "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
     "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/t10k-labels-idx1-ubyte.gz",
 }
-_CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": DIGITS, "digits": DIGITS}
 
 
 def load(
@@ -88,8 +87,8 @@ def class_names(name: str | os.PathLike) -> list[str]:
     ['airplane', 'automobile', 'bird']
     """
     key = os.fspath(name)
-    if key in _CLASSES:
-        return list(_CLASSES[key])
+    if key in CLASSES:
+        return list(CLASSES[key])
     if not key.endswith(".npz"):
         if Path(key).is_dir():
             return class_folders(key)
@@ -103,7 +102,7 @@ def class_names(name: str | os.PathLike) -> list[str]:
 
 def _unknown(key: str) -> str:
     return (
-        f"`name` must be one of {sorted(_CLASSES)}, the path of an '.npz' file or a folder of "
+        f"`name` must be one of {sorted(CLASSES)}, the path of an '.npz' file or a folder of "
         f"images. Received: name={key!r}"
     )
 

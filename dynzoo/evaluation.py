@@ -37,6 +37,7 @@ _MEASURED = (
     "certified_top5_accuracy",
     "attacked_accuracy",
     "lipschitz",
+    "body_lipschitz",
     "audited_slope",
     "evaluation",
 )
@@ -58,6 +59,7 @@ class Measurement:
     attacked_images: int
     report: RobustnessReport | None
     audited_slope: float | None = None
+    body_lipschitz: float | None = None
     top5: float | None = None
     certified_top5: dict[float, float] = field(default_factory=dict)
 
@@ -182,6 +184,7 @@ def measure(
         attacked_images=0 if report is None else report.images,
         report=report,
         audited_slope=slope,
+        body_lipschitz=float(certificate.body_lipschitz),
         top5=float((places < 5).mean()) if 5 in top else None,
         certified_top5=_shares(radii[:, 1], eps, factor) if 5 in top else {},
     )
@@ -251,6 +254,8 @@ def update_card(
             radius_text(e): v for e, v in measured.certified_top5.items()
         }
     metadata["lipschitz"] = measured.lipschitz
+    if measured.body_lipschitz is not None:
+        metadata["body_lipschitz"] = measured.body_lipschitz
     if measured.audited_slope is not None:
         metadata["audited_slope"] = measured.audited_slope
     evaluation: dict[str, Any] = {"images": measured.images}

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from dynzoo import augmentation, backend, constraints, losses, optimization
+from dynzoo import augmentation, backend, constraints, labels, losses, optimization
 from dynzoo.allocator import keep_freed_memory
 from dynzoo.image_checks import fitting_images
 from dynzoo.label_checks import training_labels
@@ -78,6 +78,7 @@ def finetune(
             f"`crop_padding` must be an integer in [0, {side}), less than the image's height and "
             f"width. Received: crop_padding={crop_padding}"
         )
+    labels.declare_names(model, None)  # those of the data are not known here
     keep_freed_memory()
     keras.utils.set_random_seed(seed)
     images, steps = fit_arguments(x, y, batch_size, seed, crop_padding, flip)

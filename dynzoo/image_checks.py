@@ -119,7 +119,7 @@ def unit_images(x: Any) -> np.ndarray:
 
 
 def fitting_images(x: Any, model: Any) -> np.ndarray:
-    """Images to train a model on, in the range that it takes; uint8 ones are divided by 255.
+    """Images for a model, in the range that it takes; uint8 ones are divided by 255.
 
     Args:
         x: array (n, ...) of the shape of the model's input.
@@ -139,7 +139,8 @@ def fitting_images(x: Any, model: Any) -> np.ndarray:
             f"Received: shape {x.shape}, dtype {x.dtype}"
         )
     check_shape(x, model)
-    if x.dtype == np.uint8 and not _rescales(model):
+    known = input_range(model)
+    if x.dtype == np.uint8 and (known == (0.0, 1.0) or (known is None and not _rescales(model))):
         x = np.divide(x, np.float32(255), dtype=np.float32)
     x = x.astype(np.float32, copy=False)
     if not np.isfinite(x).all():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-__all__ = ["MODES", "endings", "read_image", "told_apart"]
+__all__ = ["MODES", "endings", "image_size", "read_image", "told_apart"]
 
 MODES = {1: "L", 3: "RGB"}
 # What Pillow lists and cannot decode by itself, or only with another program.
@@ -65,6 +65,16 @@ def read_image(file: Path, image_shape: tuple[int, ...] | None = None) -> np.nda
             f"{file} is not a readable image ({type(error).__name__}: {error})"
         ) from None
     return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def image_size(file: Path) -> tuple[int, int]:
+    """(height, width) of an image, turned as its camera held it.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    height, width, _ = read_image(file).shape
+    return height, width
 
 
 class _RangeError(Exception):

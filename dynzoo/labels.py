@@ -1,5 +1,7 @@
 """What the labels of the known data sets mean, and the superclasses of CIFAR-100."""
 
+import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -67,3 +69,40 @@ def superclasses(y: Any) -> np.ndarray:
     ):
         raise ValueError(f"`y` must be integer labels from 0 to 99. Received: {y!r}")
     return _SUPERCLASS[labels]
+
+
+CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": DIGITS, "digits": DIGITS}
+_NAMES: weakref.WeakKeyDictionary[Any, list[str]] = weakref.WeakKeyDictionary()
+
+
+def names_in(metadata: Mapping[str, Any], classes: int) -> list[str] | None:
+    """Names of a preset's classes: those in its metadata, else those of its known data set.
+
+    Args:
+        metadata: what is known of the preset; keys ``class_names`` and ``dataset``.
+        classes: number of its classes; names of another number are not its own.
+    """
+    names = metadata.get("class_names") or CLASSES.get(str(metadata.get("dataset")))
+    return [str(name) for name in names] if names and len(names) == classes else None
+
+
+def declare_names(model: Any, names: list[str] | None) -> None:
+    """Note the names of a model's classes; ``None`` where they are not known (any more)."""
+    if names:
+        _NAMES[model] = list(names)
+    else:
+        _NAMES.pop(model, None)
+
+
+def names_of(model: Any) -> list[str] | None:
+    """Names of a model's classes, or ``None`` where nobody said.
+
+    Example:
+
+    >>> names_of(dynzoo.from_preset("isometric_small_cifar10"))[:2]
+    ['airplane', 'automobile']
+    """
+    try:
+        return _NAMES.get(model)
+    except TypeError:  # not a thing that can be remembered, so nobody did
+        return None

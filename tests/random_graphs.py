@@ -463,6 +463,10 @@ DYNZOO = {
     dl.ScaledAveragePooling2D: (IMAGE, lambda g, x: dl.ScaledAveragePooling2D(2)(x)),
     dl.SpatialShift: (IMAGE, lambda g, x: dl.SpatialShift(padding=g.pick(["circular", "zero"]))(x)),
     dl.MaxMinShift: (IMAGE, _even(lambda g, x: dl.MaxMinShift(reverse=g.coin())(x))),
+    dl.Resize: (
+        IMAGE,
+        lambda g, x: dl.Resize(g.integer(1, 6), g.integer(1, 6), g.pick([None, (-0.5, 0.5)]))(x),
+    ),
     dl.SumLift: (ANY, lambda g, x: dl.SumLift(channels(x) + g.integer(0, 2))(x)),
     dl.SumProjection: (
         ANY,

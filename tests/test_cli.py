@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import dynzoo
 from dynzoo import cli, recipes
@@ -195,6 +196,48 @@ def _rows(out):
         if len(cells) > 1 and cells[-1].endswith("%"):
             rows[cells[0]] = cells[1:]
     return rows
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(3)
+    (tmp_path / "photos").mkdir()
+    for name, size in (("a.png", (12, 9)), ("b.png", (12, 9))):
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / name)
+    return tmp_path / "photos"
+
+
+def test_predict_in_words_and_as_tables(tiny, photos, capsys):
+    assert cli.main(["predict", "tiny", str(photos), "--output", "table.csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[2] == "table: table.csv"
+    assert lines[0].startswith(f"{photos / 'a.png'}: ") and "under every change" in lines[0]
+    assert cli.main(["predict", "tiny", str(photos), "--format", "csv"]) == 0
+    printed = capsys.readouterr().out
+    assert printed == (tiny.parents[1] / "work/table.csv").read_text()
+    assert cli.main(["predict", "tiny", str(photos / "b.png"), "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["unit"] == "L2, pixels in [0, 1]" and row["certified_radius"] > 0
+
+
+def test_predict_certifies_the_pixels_of_the_file(tiny, photos, capsys, fails):
+    command = ["predict", "tiny", str(photos), "--certify-pixels", "--format", "json"]
+    assert cli.main(command) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["unit"] for row in rows] == ["L2, pixels in [0, 255]"] * 2
+    Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(photos / "c.png")
+    error = fails(*command)
+    assert "--certify-pixels needs pictures of one size" in error and "5 x 5" in error
+
+
+def test_predict_refuses(tiny, photos, fails):
+    assert "There is no file gone.png" in fails("predict", "tiny", "gone.png")
+    assert "must end in .csv or .json" in fails(
+        "predict", "tiny", str(photos), "--output", "table.txt"
+    )
+    (photos / "d.png").write_bytes(b"no picture")
+    assert "d.png is not a readable image" in fails("predict", "tiny", str(photos))
 
 
 def test_evaluate_certifies_all_and_attacks_the_first(tiny, capsys):

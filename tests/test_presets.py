@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from dynzoo import backend, cards
+from dynzoo import backend, cards, labels
 from dynzoo import layers as dl
 from dynzoo.augmentation import RandomCropFlip
+from dynzoo.finetuning import finetune
 from dynzoo.models import preset_files, presets, safe_config
 
 
@@ -160,6 +161,52 @@ def test_unknown_name_lists_the_presets(monkeypatch, tmp_path):
         presets.from_preset("three")
     with pytest.raises(ValueError, match="lacks metadata.json"):
         presets.from_preset(tmp_path)
+
+
+def test_names_of_classes_are_kept_for_the_same_classes_only(saved, tmp_path):
+    _, folder = saved
+    plain = presets.from_preset(folder)
+    count = plain.output_shape[-1]
+    names = [f"class {i}" for i in range(count)]
+
+    def stored(model, about):
+        shutil.rmtree(tmp_path / "again", ignore_errors=True)
+        presets.save_to_preset(model, tmp_path / "again", about)
+        return json.loads((tmp_path / "again" / "metadata.json").read_text()).get("class_names")
+
+    assert stored(plain, {"class_names": names}) == names
+    named = presets.from_preset(tmp_path / "again")
+    assert labels.names_of(named) == names
+    asked = presets.from_preset(tmp_path / "again", num_classes=count)  # for other data
+    assert labels.names_of(asked) is None
+    assert stored(named, {}) == names
+    assert stored(named, {"dataset": "photos"}) is None
+    finetune(named, *_tiny_data(named), epochs=1, verbose=0)
+    assert labels.names_of(named) is None and stored(named, {}) is None
+
+
+def _tiny_data(model):
+    x = np.random.default_rng(0).random((4, *model.input_shape[1:]), "float32")
+    return x, np.arange(4) % model.output_shape[-1]
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"class_names": ["a"]}, "class_names must be a list"),
+        ({"class_names": "abc"}, "class_names must be a list"),
+        ({"input_range": [1, 0]}, "input_range must be two finite numbers"),
+        ({"input_range": [0, 1, 2]}, "input_range must be two finite numbers"),
+        ({"resizing": 3}, "resizing must be text"),
+    ],
+)
+def test_what_metadata_say_of_the_input_is_checked(saved, about, message):
+    _, folder = saved
+    path = folder / "metadata.json"
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps({**metadata, **about}))
+    with pytest.raises(ValueError, match=f"metadata.json is refused: {message}"):
+        presets.from_preset(folder)
 
 
 def test_shipped_presets_are_whole():
@@ -496,6 +543,21 @@ def test_card_says_what_is_known():
     for part in ("1,234,567", "1 h 1 min", "`dynzoo train x`", "ab" * 32, 'from_preset("tiny")'):
         assert part in text
     assert "proof" in text and "upper bound" in text
+
+
+def test_card_explains_the_head_and_its_warnings():
+    about = {"lipschitz": 1.21, "body_lipschitz": 1.0000017, "input_range": [0, 255]}
+    about |= {"class_names": ["ant", "bee"], "input_shape": [8, 8, 3]}
+    about |= {"certified_accuracy": {"1.0": 0.5}, "attacked_accuracy": {"1.0": 0.6}}
+    about["evaluation"] = {"warnings": ["crossentropy-only-gap"]}
+    text = cards.model_card(about)
+    assert "All before the last layer is 1.0000017-Lipschitz." in text
+    assert "8 x 8 x 3 in [0, 255]" in text and "images in [0, 255]" in text
+    assert "class names: ant, bee" in text
+    assert "`crossentropy-only-gap` says that" in text
+    assert "All before" not in cards.model_card({**about, "body_lipschitz": 1.21})
+    many = cards.model_card({"class_names": [f"class {i}" for i in range(100)]})
+    assert "class 0, class 1, class 2, ... class 99; all of them in metadata.json" in many
 
 
 def test_card_invents_nothing():

@@ -79,6 +79,7 @@ BODIES = {
     "isometric": lambda: [
         dl.MeanShift([0.4, 0.5]),
         dl.SpaceToDepth(2),
+        dl.Resize(6, 4),
         dl.OrthonormalPointwise(8),
         dl.PositionOffset(),
         dl.SpatialShift(),

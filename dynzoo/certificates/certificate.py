@@ -36,7 +36,7 @@ from dynzoo.certificates.rounding import (
 )
 from dynzoo.certificates.rounding_bound import RoundingBound, rounding_bound, rounding_kinds
 from dynzoo.certificates.settings import Settings, difference, freeze_settings, sublayers
-from dynzoo.image_checks import check_range
+from dynzoo.image_checks import check_range, input_range
 from dynzoo.label_checks import check_labels
 from dynzoo.layers.arguments import positive_integer
 
@@ -389,6 +389,8 @@ class Certificate:
 
     def _check_images(self, x: Any) -> np.ndarray:
         x = x if isinstance(x, np.ndarray) else to_numpy(x)
+        if x.dtype == np.uint8 and input_range(self._model) == (0.0, 255.0):
+            x = x.astype(np.float32)
         if x.dtype.kind != "f":
             raise ValueError(
                 "`x` must be float images in the scale the model takes (dynzoo models: [0, 1]; "

@@ -53,6 +53,13 @@ def _mean_shift(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     return b.mapped(1.0, offset).rounded()
 
 
+def _resize(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    rows, columns = layer.matrices()
+    _, width, channels = shape
+    y = product(b, rows.T, width * channels)
+    return product(y, columns.T, layer.height * channels)
+
+
 def _position_offset(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     return b.mapped(1.0, float(np.linalg.norm(float64(layer.offset)))).rounded()
 
@@ -227,6 +234,7 @@ ROUNDING.update(
         dl.UnitRowDense: _unit_rows,
         dl.MeanShift: _mean_shift,
         dl.PositionOffset: _position_offset,
+        dl.Resize: _resize,
         dl.MaxMin: _max_min,
         dl.MaxMinShift: _max_min,
         dl.BetaAbs: exact,

@@ -26,6 +26,7 @@ from dynzoo.layers.mass_preserving_flow import MassPreservingFlow as MassPreserv
 from dynzoo.layers.mass_preserving_flow import SumLift as SumLift
 from dynzoo.layers.mass_preserving_flow import SumProjection as SumProjection
 from dynzoo.layers.presnov_flow import PresnovFlow as PresnovFlow
+from dynzoo.layers.resize import Resize as Resize
 from dynzoo.layers.shifts import MaxMinShift as MaxMinShift
 from dynzoo.layers.shifts import SpatialShift as SpatialShift
 from dynzoo.layers.spherical_flow import SphericalFlow as SphericalFlow

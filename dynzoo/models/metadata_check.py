@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def check_metadata(metadata: Mapping[str, Any], model: keras.Model, path: Path) 
                 f"{path} is refused: it says {key} {short(repr(said), 60)}, the model of "
                 f"config.json has {short(repr(true), 60)}."
             )
-    for key in ("name", "dataset", "description"):
+    _check_input(metadata, model, path)
+    for key in ("name", "dataset", "description", "resizing"):
         if not isinstance(metadata.get(key, ""), str | None):
             raise ValueError(
                 f"{path} is refused: {key} must be text. It says {short(repr(metadata[key]), 60)}."
@@ -64,6 +66,25 @@ def check_metadata(metadata: Mapping[str, Any], model: keras.Model, path: Path) 
             )
         for radius, value in table.items():
             _check_share(value, f"{key} at {short(str(radius), 30)}", path)
+
+
+def _check_input(metadata: Mapping[str, Any], model: keras.Model, path: Path) -> None:
+    names, extent = metadata.get("class_names"), metadata.get("input_range")
+    if names is not None:
+        good = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not good or len(names) != model.output_shape[-1]:
+            raise ValueError(
+                f"{path} is refused: class_names must be a list of {model.output_shape[-1]} texts, "
+                f"one a class. It says {short(repr(names), 60)}."
+            )
+    if extent is not None:
+        good = isinstance(extent, list) and len(extent) == 2
+        real = good and all(type(v) in (int, float) and math.isfinite(v) for v in extent)
+        if not real or not extent[0] < extent[1]:
+            raise ValueError(
+                f"{path} is refused: input_range must be two finite numbers, the lower one first. "
+                f"It says {short(repr(extent), 60)}."
+            )
 
 
 def _check_share(value: Any, what: str, path: Path) -> None:

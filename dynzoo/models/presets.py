@@ -25,9 +25,9 @@ import dynzoo.augmentation
 import dynzoo.constraints
 import dynzoo.layers
 import dynzoo.operators
-from dynzoo import constraints, losses
+from dynzoo import constraints, labels, losses
 from dynzoo.cards import model_card
-from dynzoo.image_checks import declare_range
+from dynzoo.image_checks import declare_range, input_range
 from dynzoo.models import preset_files as files
 from dynzoo.models import weight_parts, weights_file
 from dynzoo.models.declared_sizes import Declared, check_numbers, check_tensors, planned
@@ -35,6 +35,8 @@ from dynzoo.models.metadata_check import check_metadata
 from dynzoo.models.safe_config import check_config, without_compile_config
 from dynzoo.strict_json import short
 
+# How pictures of another size are brought to that of a preset, by `load` and by `Resize`.
+RESIZING = "cut in the middle to the input's proportions, then bicubic with antialiasing"
 _SHARD_BYTES = 15 * 2**20  # git hosts and reviewers dislike larger files
 
 
@@ -50,7 +52,11 @@ def presets() -> dict[str, dict]:
 
 
 def from_preset(
-    name_or_path: str | os.PathLike, num_classes: int | None = None, load_weights: bool = True
+    name_or_path: str | os.PathLike,
+    num_classes: int | None = None,
+    load_weights: bool = True,
+    preprocess: bool = False,
+    image_size: tuple[int, int] | None = None,
 ) -> keras.Model:
     """Load a model from the name of a preset or from a folder that `save_to_preset` wrote.
 
@@ -65,9 +71,13 @@ def from_preset(
         num_classes: number of classes, if another than the preset's: the body and its weights stay
             as they are, bit by bit, and the last layer is a fresh one.
         load_weights: False for the architecture alone, with newly initialised weights.
+        preprocess: True puts resizing and the division by 255 inside the model: it takes bytes, or
+            floats in [0, 255], and its certified radii are in these units, for images as they come.
+        image_size: with ``preprocess``, (height, width) of the images in pixels, which are cut in
+            the middle and scaled to what the preset takes; ``None`` for its own size.
 
     Returns:
-        A `keras.Model` from images in [0, 1] to logits.
+        A `keras.Model` from images in [0, 1] (in [0, 255] with ``preprocess``) to logits.
 
     Raises:
         ValueError: unknown name, or a damaged or refused file (which the message names).
@@ -77,12 +87,23 @@ def from_preset(
     >>> model = dynzoo.from_preset(next(iter(dynzoo.presets())), num_classes=3)
     >>> model.fit(x_train, y_train)
     """
+    if image_size is not None and not preprocess:
+        raise ValueError(
+            f"`image_size` needs `preprocess=True`. Received: image_size={image_size}, "
+            f"preprocess={preprocess}"
+        )
     folder = _resolve(os.fspath(name_or_path))
     metadata = files.read_metadata(folder)
     model, config = _load(folder, metadata, load_weights)
     if num_classes is not None:
         model = _with_classes(model, config, num_classes, folder)
+    # who names a number has classes of his own, even where it is that of the preset
+    names = labels.names_in(metadata, model.output_shape[-1]) if num_classes is None else None
+    if preprocess:
+        model = _with_preprocessing(model, metadata, image_size, folder)
+        metadata = {**metadata, "input_range": [0, 255]}
     declare_range(model, metadata)
+    labels.declare_names(model, names)
     model.compile(
         optimizer="adam",
         loss=losses.OffsetCrossentropy(),
@@ -153,6 +174,7 @@ def save_to_preset(
             "input_shape": list(bare.input_shape[1:]),
             "num_classes": bare.output_shape[-1],
             "parameters": bare.count_params(),
+            **_known(model, metadata or {}),
             "versions": _versions(),
             "saved": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
             "files": {file.name: files.sha256(file) for file in sorted(work.iterdir())},
@@ -164,6 +186,22 @@ def save_to_preset(
         files.move_into_place(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _known(model: keras.Model, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Class names and range of pixels, from the metadata or as they are known of the model."""
+    classes = model.output_shape[-1]
+    names = metadata.get("class_names") or labels.names_in(metadata, classes)
+    if names is None and "dataset" not in metadata:
+        names = labels.names_of(model)
+    extent = metadata.get("input_range") or input_range(model)
+    known: dict[str, Any] = {"input_range": None if extent is None else list(extent)}
+    # what the caller names is checked as it stands; what the model had may be of other classes
+    if names and (metadata.get("class_names") or len(names) == classes):
+        known["class_names"] = list(names)
+    if len(model.input_shape) == 4:
+        known["resizing"] = RESIZING
+    return {key: value for key, value in known.items() if value is not None}
 
 
 def _root() -> Path:
@@ -292,6 +330,54 @@ def _with_classes(model: keras.Model, config: dict, num_classes: int, folder: Pa
     for old, new in zip(model.layers[:-1], resized.layers[:-1], strict=True):
         new.set_weights(old.get_weights())
     return resized
+
+
+def _with_preprocessing(
+    model: keras.Model, metadata: dict, image_size: tuple[int, int] | None, folder: Path
+) -> keras.Model:
+    """The model behind a `Resize` and a `Rescaling`, which stands where its input did."""
+    low, high = metadata.get("input_range") or (0.0, 1.0)
+    if len(model.input_shape) != 4 or None in model.input_shape[1:]:
+        raise ValueError(
+            "`preprocess` needs a preset of images of one size. "
+            f"{folder} takes inputs of shape {model.input_shape}"
+        )
+    height, width, channels = model.input_shape[1:]
+    if (low, high) != (0.0, 1.0):
+        raise ValueError(
+            f"`preprocess` needs a preset of images in [0, 1]. {folder} takes [{low:g}, {high:g}]"
+        )
+    size = (height, width) if image_size is None else _checked_size(image_size)
+    graph = keras.Model(model.inputs, model.outputs, name=model.name)  # of a Sequential, too
+    config = without_compile_config(keras.saving.serialize_keras_object(graph))
+    network = config["config"]
+    entrance = next(la.name for la in graph.layers if isinstance(la, keras.layers.InputLayer))
+    place = next(i for i, e in enumerate(network["layers"]) if e["name"] == entrance)
+    names = {layer.name for layer in model.layers}
+    pixels, resize = (_free_name(name, names) for name in ("pixels", "resize"))
+    x = keras.Input((*size, channels), name=pixels)
+    y = dynzoo.layers.Resize(height, width, value_range=(0.0, 255.0), name=resize)(x)
+    y = keras.layers.Rescaling(1 / 255, name=entrance)(y)
+    before = keras.saving.serialize_keras_object(keras.Model(x, y))["config"]["layers"]
+    network["layers"][place : place + 1] = before
+    network["input_layers"] = [pixels, 0, 0]
+    longer = _deserialize(config, folder)
+    longer.set_weights(model.get_weights())
+    return longer
+
+
+def _checked_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else ()
+    if len(size) != 2 or not all(isinstance(n, numbers.Integral) and n > 0 for n in size):
+        raise ValueError(
+            "`image_size` must be (height, width), positive integers, or None. "
+            f"Received: image_size={image_size!r}"
+        )
+    return int(size[0]), int(size[1])
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    return name if name not in taken else _free_name(f"{name}_", taken)
 
 
 def _save_weights(model: keras.Model, folder: Path, dtype: str) -> int:
