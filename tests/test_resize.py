@@ -118,7 +118,7 @@ def test_preset_with_preprocessing_takes_bytes(size, tmp_path):
     answers, radii = certificate.radii(x)
     expected, inner = before.radii(inside)
     np.testing.assert_array_equal(answers, expected)
-    np.testing.assert_allclose(radii, inner / gain, rtol=0.02)
+    np.testing.assert_allclose(radii, inner / gain, rtol=0.01, atol=0.05)  # less for rounding
     assert certificate.rounding_bound.measured == ()
     with pytest.raises(ValueError, match=r"must lie in \[0, 255\]"):
         certificate.radii(x.astype("float32") * 2)
