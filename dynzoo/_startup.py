@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dynzoo import interruption
+
 BACKENDS = ("tensorflow", "jax", "torch")
 
 
@@ -68,6 +70,7 @@ def prepare() -> None:
     if name is not None:
         os.environ["KERAS_BACKEND"] = name
     if is_command(sys.argv, sys.orig_argv):
+        interruption.install()
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         _import_keras_quietly()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dynzoo import backend, strict_json
+from dynzoo import backend, interruption, strict_json
 from dynzoo.strict_json import short
 
 __all__ = ["CheckpointError", "read", "write", "write_atomically"]
@@ -28,14 +28,15 @@ def write_atomically(path, content: bytes) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with interruption.writing():
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write(path, model, state: dict) -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import keras
 
-from dynzoo import augmentation, backend, checkpoints, constraints, optimization, recipes
+from dynzoo import (
+    augmentation,
+    backend,
+    checkpoints,
+    constraints,
+    interruption,
+    optimization,
+    recipes,
+)
 from dynzoo.allocator import keep_freed_memory
 from dynzoo.averaging import take_mean
 from dynzoo.by_epoch import values
@@ -136,6 +144,7 @@ def train(
         raise checkpoints.CheckpointError(
             f"{run.checkpoint} exists: pass --resume to go on, or choose another output folder"
         )
+    interruption.keeps(run.kept_so_far)
     # Before anything is computed: a CPU that computes can no longer be divided.
     replicas = Replicas(devices) if distribute else OneDevice()
     replicas.check_batch_size(settings["batch_size"])
@@ -174,6 +183,7 @@ def train(
 
     loop = TrainingLoop(run, twin, engine, loss, validation, deadline, started, log, write)
     if pilot is not None:
+        interruption.release()
         log(loop.pilot(pilot, max_seconds))
         return twin.updated()
     if settings["clock"]:
@@ -216,6 +226,7 @@ def _restore(run: Run, twin: _Twin, log) -> None:
     if run.checkpoint.exists():
         run.state = checkpoints.read(run.checkpoint, twin.model, run.check)
         run.check_kept()
+        run.note_kept()
         log(f"resumed at epoch {run.state['epoch']}, batch {run.state['batch']}")
     elif start:
         from dynzoo.warm_start import warm_start

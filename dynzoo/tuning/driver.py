@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dynzoo import data, strict_json
+from dynzoo import data, interruption, strict_json
 from dynzoo.checkpoints import CheckpointError, write_atomically
 from dynzoo.held_out import hold_out
 from dynzoo.recipes import RecipeError
@@ -116,6 +116,7 @@ def search(
     if Path(oracle._get_oracle_fname()).exists():
         oracle.reload()
         log(f"resumed: {len(oracle.end_order)} of {oracle.max_trials} trials are done")
+    interruption.keeps(lambda: _kept(folder, oracle))
     oracle.on_end = _Progress(plan, oracle, folder, log)
     if len(oracle.end_order) < oracle.max_trials:
         if member.role == "chief":
@@ -198,6 +199,7 @@ def _work(
     timeout: float,
     log: Callable[[str], None],
 ) -> SearchResult:
+    interruption.keeps(lambda: _worker_gone(member))
     with cluster.join(member, timeout), member.environment():
         _check(folder / "search.json", identity)
         log(f"worker {member.id}: joined the chief at {member.address}")
@@ -205,6 +207,16 @@ def _work(
         tuner.search()
     log(f"worker {member.id}: {len(tuner.records)} trials run, no more to do")
     return SearchResult(folder, hypermodel.config.objective, tuner.records)
+
+
+def _kept(folder: Path, oracle: Any) -> str:
+    done = f"{len(oracle.end_order)} of {oracle.max_trials} trials"
+    return f"{folder} has {done}, go on: {interruption.command('--resume')}"
+
+
+def _worker_gone(member: cluster.Member) -> str:
+    again = f"start again: {interruption.command()}"
+    return f"the chief gives the trial of worker {member.id} to another one, {again}"
 
 
 class _Progress:
