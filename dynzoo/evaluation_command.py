@@ -42,11 +42,14 @@ def evaluate(arguments: Namespace) -> None:
     if arguments.update_card and norm != "l2":
         raise ValueError("--update-card needs --norm l2, the norm of a model card")
     interruption.keeps(lambda: _kept(arguments.checkpoint))
+    name = about.get("name", folder.name)
+    say(f"{name}: reading {source}")
     model = presets.from_preset(folder)
     _, (x, y) = load_data(source, about)
     x, y = x[: arguments.limit], y[: arguments.limit]
     check_fit(model, x, y, source)
-    name = about.get("name", folder.name)
+    parameters = f"{model.count_params():,} parameters"
+    say(f"{len(x):,} test images; {parameters}; compiling for {backend.name()}")
     with progress(f"certifying {len(x)} images", len(x)) as tick:
         measured = measuring.measure(
             model,

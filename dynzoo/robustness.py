@@ -87,8 +87,9 @@ def evaluate(
         certificate: `None` to certify the model, `False` for no certificate, or an object whose
             `radii(x, batch_size)` gives (labels, L2 radii), or `smooth(model, sigma)`.
         seed: Seed of the random starts, and of a model that is random at inference.
-        verbose: 1 prints which check runs, or where the attacks stand and the time that is left,
-            every few seconds.
+        verbose: 1 says which check runs, or where the attacks stand, the share that is done and the
+            time that is left: one line that is updated on a terminal, elsewhere a line every few
+            seconds.
         class_names: Names of the classes, for the report.
         title: Heading of the report.
         checkpoint: File (`.npz`) that is written after each batch of each attack. If it exists, the
@@ -139,7 +140,7 @@ def evaluate(
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
 
     progress = Progress(quiet=not verbose)
-    with Draws(model, seed) as draws:
+    with progress, Draws(model, seed) as draws:
         with progress.watching("clean accuracy"):
             warnings = check_layers(model, x)
             clean_labels = _labels(model, x, y, batch_size, seed)

@@ -148,6 +148,8 @@ def train(
     # Before anything is computed: a CPU that computes can no longer be divided.
     replicas = Replicas(devices) if distribute else OneDevice()
     replicas.check_batch_size(settings["batch_size"])
+    if not isinstance(data_file, tuple):  # one that is in memory already
+        log(f"{recipe['name']}: reading {data_file or recipe['data']['name']}")
     ((x, y), validation), num_classes = hold_out(recipe, data_file)
 
     keep_freed_memory()
@@ -159,6 +161,12 @@ def train(
             f"Received: {settings['batch_size']}"
         )
     twin, loss = _compiled(recipe, num_classes, x.shape[1:], batches, replicas)
+    size = " x ".join(map(str, x.shape[1:]))
+    log(
+        f"{len(x):,} images of {size} to train on, {len(validation[0]):,} held out; "
+        f"{twin.network.count_params():,} parameters; {settings['epochs']} epochs of {batches:,} "
+        f"batches; compiling for {backend.name()} with the first batch"
+    )
     if pilot is None:
         _restore(run, twin, log)
     if distribute:
@@ -172,7 +180,9 @@ def train(
     if settings["resident"]:
         engine = ResidentEpochs(*arguments)
     else:
-        engine = FittedEpochs(*arguments, replicas=replicas, verbose=verbose)
+        engine = FittedEpochs(
+            *arguments, replicas=replicas, verbose=verbose, total=settings["epochs"]
+        )
 
     def save(measured=None) -> Path:
         constraints.project(twin.updated())

@@ -102,7 +102,9 @@ def search(
     plan = SearchConfig.load(config).with_settings(max_trials=max_trials)
     member = cluster.Member.of(role, chief, worker_id)
     folder = Path(output) if output else Path("runs") / f"{plan.recipe['name']}_search"
-    splits = _load(plan, data_file)
+    source = data_file or plan.recipe["data"]["name"]
+    log(f"search around {plan.recipe['name']}: reading {source}")
+    splits = _load(plan, source)
     identity = _identity(plan, splits)
     hypermodel = RecipeModel(plan, splits)
     if member.role == "worker":
@@ -127,9 +129,9 @@ def search(
     return _finish(plan, oracle, folder, log)
 
 
-def _load(plan: SearchConfig, data_file: Any) -> Any:
+def _load(plan: SearchConfig, source: Any) -> Any:
     try:
-        splits = data.load_exact(data_file or plan.recipe["data"]["name"])
+        splits = data.load_exact(source)
     except RuntimeError as error:  # neither here nor to be had: the message says what to do
         raise ValueError(str(error)) from error
     hold_out(plan.recipe, splits)  # a held-out part that the data do not have

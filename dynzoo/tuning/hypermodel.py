@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class RecipeModel(keras_tuner.HyperModel):
         super().__init__(name=config.recipe["name"])
         self.config = config
         self.splits = splits
+        self.log: Callable[[str], None] = lambda line: None
 
     def declare_hyperparameters(self, hp: Any) -> None:
         for dimension in self.config.space:
@@ -93,7 +95,7 @@ class RecipeModel(keras_tuner.HyperModel):
             max_seconds=self._seconds_left(folder),
             resume=True,
             verbose=0,
-            log=lambda line: None,
+            log=self.log,
         )
         (_, held_out), _ = hold_out(recipe, self.splits)
         done, planned = len(_epochs_done(folder)), recipe["training"]["epochs"]
