@@ -163,7 +163,8 @@ def test_a_killed_search_goes_on_within_its_trial(run, images, tmp_path, monkeyp
     arguments = ["search", str(file), "--data", str(images), "--output", str(output)]
     batches = 4  # of 24 in an epoch of 96 images
     process = killed_after(2 * batches + batches + 2, f"cli.main({arguments!r})")
-    assert process.stdout.startswith("trial 1 of 2, no. 0: certified ")
+    assert "trial 1 of 2, no. 0: certified " in process.stdout
+    assert "begins trial 2 of 2, no. 1\n" in process.stdout  # and the one that is killed is seen
     first = output / "trials" / "0" / "result.json"
     before = first.stat().st_mtime_ns
     assert not (output / "trials" / "1" / "result.json").exists()
@@ -174,7 +175,7 @@ def test_a_killed_search_goes_on_within_its_trial(run, images, tmp_path, monkeyp
     def watched(recipe, *a, **k):
         lines = []
         model = train(recipe, *a, **{**k, "log": lines.append})
-        trained.append(lines[0].split(":")[0])
+        trained.append(lines[1].split(":")[0])
         return model
 
     monkeypatch.setattr(training, "train", watched)
@@ -195,6 +196,10 @@ def test_the_command_searches_and_its_best_recipe_trains(images, tmp_path, monke
     common = ["--data", str(images)]
     assert cli.main(["search", "search.yaml", *common, "--max-trials", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"search around tiny: reading {images}"
+    assert lines[1] == "begins trial 1 of 2, no. 0, the recipe itself"
+    assert "96 images of 8 x 8 x 3" in lines[2] and "compiling" in lines[2]
+    lines = [line for line in lines if line.startswith(("trial", "best", "table", "train it"))]
     assert lines[0].startswith("trial 1 of 2, no. 0: certified ") and lines[0].endswith(" s left")
     assert lines[2].startswith("best: no. ")
     folder = Path("runs/tiny_search")
