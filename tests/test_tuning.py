@@ -226,7 +226,9 @@ def test_the_best_trial_becomes_a_recipe(run, trials):
     assert best["architecture"]["widths"] == result.best["values"]["architecture.widths"]
     assert yaml.safe_load(text)["evaluation"]["eps"] == ["36/255", "72/255", "108/255"]
     assert f"certified {100 * max(values):.2f} %" in text.splitlines()[1]
-    assert f"best so far {100 * max(values):.2f} % (no. {int(result.best['trial'])})" in messages[12]
+    assert (
+        f"best so far {100 * max(values):.2f} % (no. {int(result.best['trial'])})" in messages[12]
+    )
 
 
 @pytest.mark.parametrize("tuner", TUNERS)

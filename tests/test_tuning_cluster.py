@@ -195,7 +195,11 @@ class Chief(threading.Thread):
         )  # fmt: skip
         self.start()
         waited = time.monotonic()
-        while not any("waiting" in line for line in self.lines) and self.is_alive() and time.monotonic() < waited + 30:
+        while (
+            not any("waiting" in line for line in self.lines)
+            and self.is_alive()
+            and time.monotonic() < waited + 30
+        ):
             time.sleep(0.05)
 
     def run(self):
