@@ -13,11 +13,15 @@ import numpy as np
 from dynzoo import backend, interruption, strict_json
 from dynzoo.strict_json import short
 
-__all__ = ["CheckpointError", "read", "write", "write_atomically"]
+__all__ = ["CheckpointError", "NotFiniteError", "read", "write", "write_atomically"]
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file and the reason."""
+
+
+class NotFiniteError(CheckpointError):
+    """Weights that are not finite, which no checkpoint is written of."""
 
 
 def write_atomically(path, content: bytes) -> None:
@@ -43,14 +47,14 @@ def write(path, model, state: dict) -> None:
     """Saves weights, optimizer variables and a JSON state.
 
     Raises:
-        CheckpointError: if a weight is not finite; the file on disk is left as it was.
+        NotFiniteError: if a weight is not finite; the file on disk is left as it was.
     """
     arrays = {}
     for prefix, variables in _groups(model).items():
         for i, variable in enumerate(variables):
             value = backend.value_of(variable)
             if prefix == "weight" and not np.isfinite(value).all():
-                raise CheckpointError(f"{variable.path} is not finite: {path} was not written")
+                raise NotFiniteError(f"{variable.path} is not finite: {path} was not written")
             arrays[f"{prefix}_{i:04d}"] = value
     arrays["state"] = np.frombuffer(json.dumps(state).encode(), dtype=np.uint8)
     buffer = io.BytesIO()

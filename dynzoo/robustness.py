@@ -31,6 +31,7 @@ from dynzoo.attacks.warnings import SAMPLE, EvaluationWarning
 from dynzoo.certificates.smoothing import SmoothedClassifier
 from dynzoo.claims import certificate_dict, claims_of, smoothed_numbers
 from dynzoo.image_checks import check_shape
+from dynzoo.model_identity import identity_of
 from dynzoo.provenance import fingerprint, runs, threat_model, versions
 from dynzoo.random_layers import Draws
 from dynzoo.refutation import CertificateViolation, refute
@@ -135,6 +136,7 @@ def evaluate(
         raise ValueError(f"`checks` must be 'auto', 'full' or 'quick'. Received: {checks!r}")
     if checks == "auto":
         checks = "quick" if attacks == "fast" else "full"
+    surrogates, given_certificate = list(surrogates), certificate
     make_attacks = makers(attacks, norm, seed, batch_size)
     make_attacks += [transfer_from(source, norm, seed, batch_size) for source in surrogates]
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
@@ -196,7 +198,9 @@ def evaluate(
                     "seed": seed,
                     "batch_size": batch_size,
                     "attack_certified": attack_certified,
-                    "attacks": [[attack.get_config() for attack in row] for row in planned],
+                    "attacks": [[_config(attack) for attack in row] for row in planned],
+                    "surrogates": [identity_of(source) for source in surrogates],
+                    "certificate": _certificate_given(given_certificate),
                 },
                 checkpoint=checkpoint,
                 tick=progress,
@@ -257,6 +261,20 @@ def evaluate(
             "versions": versions(),
         },
     )
+
+
+def _config(attack: Attack) -> dict[str, Any]:
+    """Without the name of another model, which it does not keep when it is built anew."""
+    return {key: value for key, value in attack.get_config().items() if key != "source_model"}
+
+
+def _certificate_given(certificate: Any) -> Any:
+    """What was given for a certificate, as far as it can be told; of the model's own nothing."""
+    if certificate is None or certificate is False:
+        return certificate
+    numbers = getattr(certificate, "__dict__", {}).items()
+    plain = {k: v for k, v in numbers if isinstance(v, (bool, int, float, str))}
+    return {"class": type(certificate).__name__, **plain}
 
 
 def _radii_asked(eps: float | Iterable[float], norm: str, entries: int) -> list[float]:

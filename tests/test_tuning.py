@@ -338,6 +338,34 @@ def test_a_folder_is_kept_as_it_is_unless_the_same_search_goes_on(run, trials, t
     assert trials.ran == ["6", "7"] and numbers(more) == numbers(whole)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\x00", b"null", None])
+@pytest.mark.parametrize("name", ["oracle.json", "trial_1/trial.json"])
+def test_a_damaged_file_of_the_oracle_is_named(run, trials, name, content):
+    first, _ = run("out", changed(max_trials=2))
+    path = first.folder / "oracle" / name
+    path.write_bytes(path.read_bytes()[:-20] if content is None else content)
+    before = {p: p.read_bytes() for p in first.folder.rglob("*.json")}
+    with pytest.raises(CheckpointError) as error:
+        run("out", changed(max_trials=3), resume=True)
+    message = str(error.value)
+    assert message.startswith(f"{path} is damaged (") and "another output folder" in message
+    assert "\n" not in message
+    assert before == {p: p.read_bytes() for p in first.folder.rglob("*.json")}
+    path.unlink()
+    if name != "oracle.json":
+        with pytest.raises(CheckpointError, match=r"trial_1/trial.json is missing: put its copy"):
+            run("out", changed(max_trials=3), resume=True)
+
+
+def test_files_of_a_tuner_are_not_read(run, trials):
+    """keras-tuner has one, which says nothing that the oracle does not know."""
+    first, _ = run("out", changed(max_trials=2))
+    for name in ("tuner0.json", "main.json"):
+        (first.folder / "oracle" / name).write_text("{")
+    more, _ = run("out", changed(max_trials=3), resume=True)
+    assert [t["trial"] for t in more.trials] == list("012")
+
+
 def test_a_search_from_before_a_key_of_recipes_existed_goes_on(run, trials, tmp_path):
     first, _ = run("out")
     path = first.folder / "search.json"

@@ -9,6 +9,7 @@ from training_fixtures import killed_after
 from tuning_fixtures import SEARCH, changed, write_images
 
 from dynzoo import cli, data, training, tuning
+from dynzoo.checkpoints import CheckpointError
 from dynzoo.held_out import hold_out
 from dynzoo.models import presets
 from dynzoo.training_loop import TrainingLoop
@@ -185,6 +186,21 @@ def test_a_killed_search_goes_on_within_its_trial(run, images, tmp_path, monkeyp
     result = json.loads((output / "trials" / "1" / "result.json").read_text(encoding="utf-8"))
     assert result["certified"] == whole.trials[1]["certified"]
     assert result["clean"] == whole.trials[1]["clean"]
+
+
+@pytest.mark.parametrize("name", ["checkpoint.npz", "log.csv"])
+def test_a_damaged_run_of_a_trial_is_named_and_not_the_networks_fault(run, tmp_path, name):
+    config = changed(tuner="grid", max_trials=1, space=OFFSETS, seconds_per_trial=60)
+    run(config, "out")
+    folder = tmp_path / "out"
+    (folder / "trials/0/result.json").unlink()
+    state = json.loads((folder / "oracle/oracle.json").read_text())
+    state |= {"end_order": [], "retry_queue": ["0"], "start_order": ["0"]}
+    (folder / "oracle/oracle.json").write_text(json.dumps(state))
+    (path := folder / "trials/0/main" / name).write_text("epoch,seconds\n1,x\n")
+    with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+        run(config, "out", resume=True)
+    assert path.exists() and not (folder / "trials/0/result.json").exists()
 
 
 # The command
