@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dynzoo import interruption
+
 BACKENDS = ("tensorflow", "jax", "torch")
 
 
@@ -68,6 +70,7 @@ def prepare() -> None:
     if name is not None:
         os.environ["KERAS_BACKEND"] = name
     if is_command(sys.argv, sys.orig_argv):
+        interruption.install()
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         _import_keras_quietly()
 
@@ -85,12 +88,17 @@ def _import_keras_quietly() -> None:
         except (AttributeError, OSError):  # no standard error: nothing to keep clean
             return
         os.dup2(said.fileno(), 2)
+        waiting = os.isatty(own)  # who waits there for seconds; the line is gone afterwards
+        if waiting:
+            os.write(own, b"starting Keras ...\r")
         failed = True
         try:
             importlib.import_module("keras")
             failed = False
         finally:
             sys.stderr.flush()
+            if waiting:
+                os.write(own, b"\x1b[K")
             os.dup2(own, 2)
             os.close(own)
             if failed:

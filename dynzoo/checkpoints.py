@@ -10,14 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from dynzoo import backend, strict_json
+from dynzoo import backend, interruption, strict_json
 from dynzoo.strict_json import short
 
-__all__ = ["CheckpointError", "read", "write", "write_atomically"]
+__all__ = ["CheckpointError", "NotFiniteError", "read", "write", "write_atomically"]
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file and the reason."""
+
+
+class NotFiniteError(CheckpointError):
+    """Weights that are not finite, which no checkpoint is written of."""
 
 
 def write_atomically(path, content: bytes) -> None:
@@ -28,28 +32,29 @@ def write_atomically(path, content: bytes) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with interruption.writing():
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write(path, model, state: dict) -> None:
     """Saves weights, optimizer variables and a JSON state.
 
     Raises:
-        CheckpointError: if a weight is not finite; the file on disk is left as it was.
+        NotFiniteError: if a weight is not finite; the file on disk is left as it was.
     """
     arrays = {}
     for prefix, variables in _groups(model).items():
         for i, variable in enumerate(variables):
             value = backend.value_of(variable)
             if prefix == "weight" and not np.isfinite(value).all():
-                raise CheckpointError(f"{variable.path} is not finite: {path} was not written")
+                raise NotFiniteError(f"{variable.path} is not finite: {path} was not written")
             arrays[f"{prefix}_{i:04d}"] = value
     arrays["state"] = np.frombuffer(json.dumps(state).encode(), dtype=np.uint8)
     buffer = io.BytesIO()

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import keras
 
 import dynzoo
+from dynzoo import interruption
 from dynzoo._startup import BACKENDS
 from dynzoo.export_command import add_export_arguments
 from dynzoo.option_types import positive, radii
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["list"])
     0
     """
+    interruption.begin(sys.argv[1:] if argv is None else argv)
     try:
         arguments = _parser().parse_args(argv)
     except SystemExit as stop:  # --help, --version, or wrong arguments: all is said
@@ -47,14 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_backend(arguments.backend)
         arguments.run(arguments)
     except KeyboardInterrupt:
-        print("dynzoo: interrupted", file=sys.stderr)
-        return 130
+        interruption.end()
+        return interruption.EXIT_CODE
     except Exception as error:
         code = _code(error)
         if arguments.traceback or code is None:
             raise
         print(f"dynzoo: error: {_one_line(error)}", file=sys.stderr)
         return code
+    finally:
+        interruption.over()
     return 0
 
 

@@ -95,11 +95,16 @@ def finetune(arguments: Namespace) -> None:
     output = Path(arguments.output or Path("runs") / f"{parent}_{label}")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists already: choose another folder with --output")
+    say(f"{parent}: reading {source}")
     (x, y), (x_test, y_test) = load_data(source, about)
     x, y = x[: arguments.limit], y[: arguments.limit]
     x_test, y_test = x_test[: arguments.limit], y_test[: arguments.limit]
     model = presets.from_preset(folder, num_classes=classes(arguments.num_classes, y, y_test))
     check_fit(model, x, y, source)
+    say(
+        f"{len(x):,} images to train on, {len(x_test):,} to test with; {model.count_params():,} "
+        f"parameters; compiling for {backend.name()}"
+    )
     before = measuring.accuracy(model, x_test, y_test)
     say(f"accuracy on {len(x_test)} test images before: {percent(before)}")
     tuning.finetune(

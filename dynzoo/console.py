@@ -72,4 +72,10 @@ def progress(text: str, total: int) -> Iterator[Any]:
     )
     with bar:
         task = bar.add_task(text, total=total)
-        yield lambda count: bar.advance(task, count)
+
+        def tick(count: int) -> None:
+            bar.advance(task, count)
+            if bar.finished:
+                bar.stop()  # what follows within the block has the line for itself
+
+        yield tick

@@ -250,8 +250,9 @@ def _data_dir() -> str:
 def _load_tfds(name: str) -> tuple[Split, Split]:
     data_dir = _data_dir()
     # The folder is looked at before the slow import of TensorFlow. Cloud addresses are left to it.
-    prepared = "://" in data_dir or any(Path(data_dir, name).glob("*/dataset_info.json"))
-    problem = None if prepared else _unreachable(_SOURCES[name])
+    cloud = "://" in data_dir
+    there = [] if cloud else sorted(Path(data_dir, name).glob("*/dataset_info.json"))
+    problem = None if cloud or there else _unreachable(_SOURCES[name])
     if problem:
         raise RuntimeError(_remedies(name, data_dir, problem))
     try:
@@ -259,6 +260,17 @@ def _load_tfds(name: str) -> tuple[Split, Split]:
     except ImportError as error:
         hint = f"tensorflow_datasets cannot be imported ({error}): pip install 'dynzoo[data]'"
         raise RuntimeError(_remedies(name, data_dir, hint)) from error
+    versions = [file.parent.name for file in there]
+    wanted = str(tfds.builder_cls(name).VERSION)
+    # Asked of the class: a builder would ask the network for minutes.
+    if versions and wanted not in versions and (problem := _unreachable(_SOURCES[name])):
+        raise RuntimeError(
+            f"The data set {name!r} is in {data_dir} in version {', '.join(versions)}, but the "
+            f"installed tensorflow-datasets reads version {wanted}, which could not be fetched "
+            f"({problem}). Do one of these: install the tensorflow-datasets that prepared it; run "
+            "once with network access; or pass the path of an '.npz' file with the keys x_train, "
+            "y_train, x_test, y_test."
+        )
     _keep_tensorflow_off_the_gpu()
     builder = tfds.builder(name, data_dir=data_dir)
     try:

@@ -41,10 +41,10 @@ def run(output: Path, seed: int = 0) -> Path:
     """
     started = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
+    say(f"1. {PRESET}, pretrained, on {keras.backend.backend()}", style="bold")
     model = presets.from_preset(PRESET, num_classes=10)
     (x_train, y_train), (x_test, y_test) = data.load("digits")
-    say(f"1. {PRESET}, pretrained, {model.count_params():,} parameters", style="bold")
-    say(f"   backend {keras.backend.backend()}")
+    say(f"   {model.count_params():,} parameters; compiling for {len(x_test)} test digits")
     before = accuracy(model, x_test, y_test, batch_size=ATTACKED)
 
     say(f"2. Fine-tuning on {len(x_train)} handwritten digits with model.fit", style="bold")

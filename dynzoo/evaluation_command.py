@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from dynzoo import backend, data, plots
+from dynzoo import backend, data, interruption, plots
 from dynzoo import evaluation as measuring
 from dynzoo.attacks.ensembles import makers
 from dynzoo.command_inputs import check_fit, find_preset, load_data
@@ -41,11 +41,15 @@ def evaluate(arguments: Namespace) -> None:
         raise ValueError("--keep-attacks needs --update-card and --attacks none")
     if arguments.update_card and norm != "l2":
         raise ValueError("--update-card needs --norm l2, the norm of a model card")
+    interruption.keeps(lambda: _kept(arguments.checkpoint))
+    name = about.get("name", folder.name)
+    say(f"{name}: reading {source}")
     model = presets.from_preset(folder)
     _, (x, y) = load_data(source, about)
     x, y = x[: arguments.limit], y[: arguments.limit]
     check_fit(model, x, y, source)
-    name = about.get("name", folder.name)
+    parameters = f"{model.count_params():,} parameters"
+    say(f"{len(x):,} test images; {parameters}; compiling for {backend.name()}")
     with progress(f"certifying {len(x)} images", len(x)) as tick:
         measured = measuring.measure(
             model,
@@ -73,6 +77,13 @@ def evaluate(arguments: Namespace) -> None:
         how = _how(arguments, name, source, about)
         measuring.update_card(folder, measured, how, arguments.keep_attacks)
         say(f"card: {folder / 'README.md'}")
+
+
+def _kept(checkpoint: str | None) -> str:
+    if checkpoint and Path(checkpoint).exists():
+        return f"{checkpoint} has what was attacked so far, go on: {interruption.command()}"
+    again = f"nothing new was kept, start again: {interruption.command()}"
+    return again if checkpoint else f"{again} (with --checkpoint FILE it would go on)"
 
 
 def show(measured: measuring.Measurement, title: str) -> None:

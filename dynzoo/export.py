@@ -8,7 +8,6 @@ NumPy alone. Before the folder appears, the graph is run by its own runtime and 
 from __future__ import annotations
 
 import os
-import shutil
 import uuid
 import warnings
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from dynzoo import backend, provenance
+from dynzoo import backend, interruption, provenance
 from dynzoo.certificates.certificate import Certificate
 from dynzoo.certificates.errors import ReferenceMismatchError
 from dynzoo.certificates.graph import trace
@@ -89,8 +88,7 @@ def export_model(
     images = _images(model, x)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
-    work.mkdir()
-    try:
+    with interruption.scratch(work):
         file = work / FORMATS[format].file
         _write(_graph(model), file, format)
         checked = None
@@ -119,8 +117,6 @@ def export_model(
         }
         (work / CERTIFICATE).write_text(preset_files.to_json(about), encoding="utf-8")
         preset_files.move_into_place(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return about
 
 

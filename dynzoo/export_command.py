@@ -36,6 +36,7 @@ def export(arguments: Namespace) -> None:
     name = about.get("name", folder.name)
     output = Path(arguments.output or Path("runs") / f"{name}_{arguments.format}")
     check_target(output, arguments.format, check=not arguments.no_check)
+    say(f"{name}: writing {arguments.format} to {output}")
     images = load_data(arguments.data, about)[1][0] if arguments.data else None
     model = presets.from_preset(folder)
     written = export_model(

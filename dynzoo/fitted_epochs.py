@@ -84,13 +84,20 @@ class FittedEpochs(Epochs):
         *arguments: those of `Epochs`.
         replicas: the devices.
         verbose: as in `model.fit`.
+        total: epochs of the whole run, for what `fit` says of each.
     """
 
     rate = None  # the optimizer has its own
 
-    def __init__(self, *arguments: Any, replicas: OneDevice | Replicas, verbose: Any = "auto"):
+    def __init__(
+        self,
+        *arguments: Any,
+        replicas: OneDevice | Replicas,
+        verbose: Any = "auto",
+        total: int = 1,
+    ):
         super().__init__(*arguments)
-        self.replicas, self.verbose = replicas, verbose
+        self.replicas, self.verbose, self.total = replicas, verbose, total
 
     def prepare(self, epoch: int, section: dict[str, Any]) -> None:
         """Nothing: `model.fit` reads ahead by itself."""
@@ -113,12 +120,13 @@ class FittedEpochs(Epochs):
             deadline: when to stop, in the seconds of `time.monotonic`; `None` for never.
         """
         watch = Watch(deadline)
+        bar = [_BarOfRun(self.total)] if self.verbose else []
         with self.replicas.scope(), backend.fit_at_full_precision():
             history = self.model.fit(
                 self.batches(epoch, section, first),
                 initial_epoch=epoch,
                 epochs=epoch + 1,
-                callbacks=[watch],
+                callbacks=[watch, *bar],
                 shuffle=False,
                 verbose=self.verbose,
             ).history
@@ -131,3 +139,17 @@ class FittedEpochs(Epochs):
             float(history["loss"][-1]),
             float(history["accuracy"][-1]),
         )
+
+
+class _BarOfRun(keras.callbacks.ProgbarLogger):
+    """Keras' bar, which knows of one epoch alone: `fit` is called for each."""
+
+    async_safe = True  # as Keras takes its own to be
+
+    def __init__(self, total: int):
+        super().__init__()
+        self.total = total
+
+    def set_params(self, params):
+        super().set_params(params)
+        self.epochs = self.total

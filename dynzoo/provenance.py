@@ -14,25 +14,19 @@ import dynzoo
 from dynzoo import backend
 from dynzoo.attacks.base import Attack
 from dynzoo.attacks.outcomes import Outcomes
-from dynzoo.random_layers import seed_states
+from dynzoo.model_identity import identity_of
 
 __all__ = ["fingerprint", "runs", "threat_model", "versions"]
 
 
 def fingerprint(model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, str]:
     """Hashes of what is evaluated, so that a checkpoint goes on with nothing else."""
-    images, weights = hashlib.sha256(), hashlib.sha256()
+    images = hashlib.sha256()
     for array in (x, y):
         images.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
-    moving = {id(state) for state in seed_states(model)}
-    for variable in getattr(model, "variables", []):
-        if id(variable) not in moving:
-            value = backend.to_numpy(variable.value)
-            weights.update(f"{value.shape} {value.dtype}".encode() + value.tobytes())
     return {
         "images": images.hexdigest(),
-        "weights": weights.hexdigest(),
-        "model": getattr(model, "name", ""),
+        **identity_of(model),
         "backend": backend.name(),
         "dynzoo": versions()["dynzoo"],
     }

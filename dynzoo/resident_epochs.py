@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from dynzoo import backend, data
+from dynzoo import backend, data, interruption
 from dynzoo.augmentation import DISTORTIONS, Augmented, random_crop_flip
 from dynzoo.fitted_epochs import Epochs, Stretch
 from dynzoo.optimization import GivenRate
@@ -113,7 +113,9 @@ class ResidentEpochs(Epochs):
             self.restore(state)
             self.seconds_a_step = max(1e-9, (time.monotonic() - began) / (until - done))
             done = until
+            interruption.hold()
             late = deadline is not None and time.monotonic() > deadline
+            late = late or interruption.asked()
         figures = {k: float(v) for k, v in self.model.get_metrics_result().items()}
         return Stretch(done - first, finite, late, figures["loss"], figures["accuracy"])
 

@@ -31,6 +31,7 @@ from dynzoo.attacks.warnings import SAMPLE, EvaluationWarning
 from dynzoo.certificates.smoothing import SmoothedClassifier
 from dynzoo.claims import certificate_dict, claims_of, smoothed_numbers
 from dynzoo.image_checks import check_shape
+from dynzoo.model_identity import identity_of
 from dynzoo.provenance import fingerprint, runs, threat_model, versions
 from dynzoo.random_layers import Draws
 from dynzoo.refutation import CertificateViolation, refute
@@ -87,8 +88,9 @@ def evaluate(
         certificate: `None` to certify the model, `False` for no certificate, or an object whose
             `radii(x, batch_size)` gives (labels, L2 radii), or `smooth(model, sigma)`.
         seed: Seed of the random starts, and of a model that is random at inference.
-        verbose: 1 prints which check runs, or where the attacks stand and the time that is left,
-            every few seconds.
+        verbose: 1 says which check runs, or where the attacks stand, the share that is done and the
+            time that is left: one line that is updated on a terminal, elsewhere a line every few
+            seconds.
         class_names: Names of the classes, for the report.
         title: Heading of the report.
         checkpoint: File (`.npz`) that is written after each batch of each attack. If it exists, the
@@ -134,12 +136,13 @@ def evaluate(
         raise ValueError(f"`checks` must be 'auto', 'full' or 'quick'. Received: {checks!r}")
     if checks == "auto":
         checks = "quick" if attacks == "fast" else "full"
+    surrogates, given_certificate = list(surrogates), certificate
     make_attacks = makers(attacks, norm, seed, batch_size)
     make_attacks += [transfer_from(source, norm, seed, batch_size) for source in surrogates]
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
 
     progress = Progress(quiet=not verbose)
-    with Draws(model, seed) as draws:
+    with progress, Draws(model, seed) as draws:
         with progress.watching("clean accuracy"):
             warnings = check_layers(model, x)
             clean_labels = _labels(model, x, y, batch_size, seed)
@@ -195,7 +198,9 @@ def evaluate(
                     "seed": seed,
                     "batch_size": batch_size,
                     "attack_certified": attack_certified,
-                    "attacks": [[attack.get_config() for attack in row] for row in planned],
+                    "attacks": [[_config(attack) for attack in row] for row in planned],
+                    "surrogates": [identity_of(source) for source in surrogates],
+                    "certificate": _certificate_given(given_certificate),
                 },
                 checkpoint=checkpoint,
                 tick=progress,
@@ -256,6 +261,20 @@ def evaluate(
             "versions": versions(),
         },
     )
+
+
+def _config(attack: Attack) -> dict[str, Any]:
+    """Without the name of another model, which it does not keep when it is built anew."""
+    return {key: value for key, value in attack.get_config().items() if key != "source_model"}
+
+
+def _certificate_given(certificate: Any) -> Any:
+    """What was given for a certificate, as far as it can be told; of the model's own nothing."""
+    if certificate is None or certificate is False:
+        return certificate
+    numbers = getattr(certificate, "__dict__", {}).items()
+    plain = {k: v for k, v in numbers if isinstance(v, (bool, int, float, str))}
+    return {"class": type(certificate).__name__, **plain}
 
 
 def _radii_asked(eps: float | Iterable[float], norm: str, entries: int) -> list[float]:

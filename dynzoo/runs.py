@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from dynzoo import backend, checkpoints
+from dynzoo import backend, checkpoints, interruption
 from dynzoo.augmentation import DISTORTIONS
 from dynzoo.csv_text import csv_text
 
@@ -60,6 +60,7 @@ class Run:
             "sessions": [],
             "identity": self.identity(),
         }
+        self._kept = ""
 
     def identity(self) -> str:
         """What a resumed run must share: everything but the length and what is done with it."""
@@ -92,6 +93,18 @@ class Run:
                     f"`training.average` has epoch {epoch}, but {self.kept(epoch)} is missing: "
                     "leave that epoch out, or use another output folder"
                 )
+
+    def note_kept(self) -> None:
+        """The checkpoint holds the present state: what an interruption says of the run."""
+        state, epochs = self.state, self.recipe["training"]["epochs"]
+        where = f"after epoch {state['epoch']} of {epochs}"
+        if state["batch"]:
+            where = f"after batch {state['batch']} of epoch {state['epoch'] + 1} of {epochs}"
+        self._kept = f"{self.checkpoint} stands {where}"
+
+    def kept_so_far(self) -> str:
+        """The last such state, and the command that goes on; empty if there is none."""
+        return f"{self._kept}, go on: {interruption.command('--resume')}" if self._kept else ""
 
     def best_row(self) -> dict | None:
         """That of the best epoch among those that were validated, of equal ones the last.

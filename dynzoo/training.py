@@ -7,7 +7,15 @@ from pathlib import Path
 
 import keras
 
-from dynzoo import augmentation, backend, checkpoints, constraints, optimization, recipes
+from dynzoo import (
+    augmentation,
+    backend,
+    checkpoints,
+    constraints,
+    interruption,
+    optimization,
+    recipes,
+)
 from dynzoo.allocator import keep_freed_memory
 from dynzoo.averaging import take_mean
 from dynzoo.by_epoch import values
@@ -136,9 +144,12 @@ def train(
         raise checkpoints.CheckpointError(
             f"{run.checkpoint} exists: pass --resume to go on, or choose another output folder"
         )
+    interruption.keeps(run.kept_so_far)
     # Before anything is computed: a CPU that computes can no longer be divided.
     replicas = Replicas(devices) if distribute else OneDevice()
     replicas.check_batch_size(settings["batch_size"])
+    if not isinstance(data_file, tuple):  # one that is in memory already
+        log(f"{recipe['name']}: reading {data_file or recipe['data']['name']}")
     ((x, y), validation), num_classes = hold_out(recipe, data_file)
 
     keep_freed_memory()
@@ -150,6 +161,12 @@ def train(
             f"Received: {settings['batch_size']}"
         )
     twin, loss = _compiled(recipe, num_classes, x.shape[1:], batches, replicas)
+    size = " x ".join(map(str, x.shape[1:]))
+    log(
+        f"{len(x):,} images of {size} to train on, {len(validation[0]):,} held out; "
+        f"{twin.network.count_params():,} parameters; {settings['epochs']} epochs of {batches:,} "
+        f"batches; compiling for {backend.name()} with the first batch"
+    )
     if pilot is None:
         _restore(run, twin, log)
     if distribute:
@@ -163,7 +180,9 @@ def train(
     if settings["resident"]:
         engine = ResidentEpochs(*arguments)
     else:
-        engine = FittedEpochs(*arguments, replicas=replicas, verbose=verbose)
+        engine = FittedEpochs(
+            *arguments, replicas=replicas, verbose=verbose, total=settings["epochs"]
+        )
 
     def save(measured=None) -> Path:
         constraints.project(twin.updated())
@@ -174,6 +193,7 @@ def train(
 
     loop = TrainingLoop(run, twin, engine, loss, validation, deadline, started, log, write)
     if pilot is not None:
+        interruption.release()
         log(loop.pilot(pilot, max_seconds))
         return twin.updated()
     if settings["clock"]:
@@ -216,6 +236,7 @@ def _restore(run: Run, twin: _Twin, log) -> None:
     if run.checkpoint.exists():
         run.state = checkpoints.read(run.checkpoint, twin.model, run.check)
         run.check_kept()
+        run.note_kept()
         log(f"resumed at epoch {run.state['epoch']}, batch {run.state['batch']}")
     elif start:
         from dynzoo.warm_start import warm_start

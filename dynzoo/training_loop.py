@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from dynzoo import backend, checkpoints
+from dynzoo import backend, checkpoints, interruption
 from dynzoo.by_epoch import at_epoch
 from dynzoo.fitted_epochs import FittedEpochs, Stretch
 from dynzoo.held_out import held_out_accuracy
@@ -86,8 +86,9 @@ class TrainingLoop:
                 self.log(message(row, settings["epochs"]))
             late = done.out_of_time or self._is_late()
             if look or late:
-                checkpoints.write(run.checkpoint, self.twin.model, state)
+                self._keep()
             run.log()
+            self._end_if_asked()
             if late and state["epoch"] < settings["epochs"]:
                 return False
         return True
@@ -127,6 +128,8 @@ class TrainingLoop:
                 factor /= 2
                 self.log(f"epoch {state['epoch']}: not finite; back one epoch, rate halved")
                 continue
+            if interruption.asked():  # the epoch ended early, and so does the share of it
+                share = clock.share + (share - clock.share) * done.steps / count
             epochs_left = 0 if share == 1.0 else round((1 - share) / (share - clock.share))
             good, clock.share = engine.state(), share
             state.update(batch=0, share=share)
@@ -138,9 +141,10 @@ class TrainingLoop:
             if marked:
                 marks = [m for m in marks if m > share]
                 self.write()
-            if look or marked:
-                checkpoints.write(run.checkpoint, self.twin.model, state)
+            if look or marked or interruption.asked():
+                self._keep()
             run.log()
+            self._end_if_asked()
         return True
 
     def pilot(self, seconds: float, max_seconds: float | None) -> str:
@@ -209,7 +213,19 @@ class TrainingLoop:
         return last or self.run.state["epoch"] % self.settings["validate_every"] == 0
 
     def _is_late(self) -> bool:
-        return self.deadline is not None and time.monotonic() > self.deadline
+        late = self.deadline is not None and time.monotonic() > self.deadline
+        return late or interruption.asked()
+
+    def _keep(self) -> None:
+        """Writes the checkpoint, from which the run goes on."""
+        checkpoints.write(self.run.checkpoint, self.twin.model, self.run.state)
+        self.run.note_kept()
+        interruption.release()
+
+    def _end_if_asked(self) -> None:
+        # Raised here and not by Python, which would do so amid native code.
+        if interruption.asked():
+            raise KeyboardInterrupt
 
     def _row(self, done: Stretch, look: bool, quick: bool, rate: float | None = None) -> dict:
         if rate is None:

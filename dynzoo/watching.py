@@ -9,6 +9,8 @@ from typing import Any
 
 import keras
 
+from dynzoo import interruption
+
 __all__ = ["Watch"]
 
 # Batches that may have begun and not ended: one that the device computes and one that waits for it.
@@ -20,7 +22,7 @@ _PATIENCE = 10.0
 
 
 class Watch(keras.callbacks.Callback):
-    """Stops `fit` at the time limit and at a loss that is not finite; counts the batches done.
+    """Stops `fit` at the time limit, at Ctrl-C and at a loss that is not finite; counts batches.
 
     It is `async_safe`: where Keras can (JAX, PyTorch), it reports the end of a batch from a thread,
     which waits for the loss while the next batch is made and begun, one batch ahead at most.
@@ -59,16 +61,20 @@ class Watch(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         with self._ended:
             self.batches += 1
+            interruption.hold()
             loss, self._loss = self._loss, (logs or {}).get("loss", 0.0)
             self._look(loss)
             if self.diverged:
                 self._fitted.stop_training = True
-            elif self.deadline is not None and time.monotonic() > self.deadline:
+            elif interruption.asked() or self._is_late():
                 self.out_of_time = self._fitted.stop_training = True
             self._ended.notify_all()
 
     def on_epoch_end(self, epoch, logs=None):
         self._look(self._loss)
+
+    def _is_late(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
 
     def _look(self, loss: Any) -> None:
         self.diverged = self.diverged or not math.isfinite(float(loss))

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from robustness_fixtures import held_out, ridge
+from robustness_fixtures import MarginCertificate, centroids, held_out, ridge
+from training_fixtures import in_new_process
 
-from dynzoo.attacks import PGD, Attack
+from dynzoo.attacks import PGD, Attack, Transfer
 from dynzoo.attacks.campaign import Campaign
 from dynzoo.attacks.outcomes import Outcomes
 from dynzoo.attacks.progress import Progress, duration, seconds_left
+from dynzoo.model_identity import identity_of
 from dynzoo.robustness import evaluate
 
 EPS = [0.1, 0.2, 0.3]
@@ -182,8 +184,10 @@ def test_the_time_left_falls_within_a_batch(monkeypatch):
 SCRIPT = """
 import sys, time
 sys.path.insert(0, {tests!r})
-from robustness_fixtures import held_out, ridge
+from robustness_fixtures import MarginCertificate, centroids, held_out, ridge
+from training_fixtures import in_new_process
 from dynzoo.attacks import PGD
+from dynzoo.model_identity import identity_of
 from dynzoo.robustness import evaluate
 
 class Slow(PGD):
@@ -260,3 +264,75 @@ def test_evaluate_refuses_the_checkpoint_of_another_model(tmp_path):
         evaluate(model, x, y, checkpoint=path, **settings)
     with pytest.raises(ValueError, match="has other images, weights"):
         evaluate(model, x[:10], y[:10], checkpoint=path, **settings)
+
+
+def _named(model, name, scale=1.0):
+    """The same model under a name, its weights scaled."""
+    copy = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)], name=name)
+    copy.set_weights([scale * w for w in model.get_weights()])
+    return copy
+
+
+def test_evaluate_refuses_the_checkpoint_of_another_surrogate(tmp_path):
+    """By what it computes: the name may be the same, or another one."""
+    x, y = held_out(20)
+    path = tmp_path / "s.npz"
+    settings = dict(eps=0.1, attacks="fast", certificate=False, checks="quick", checkpoint=path)
+    first = evaluate(ridge(), x, y, surrogates=[_named(ridge(), "other")], **settings)
+    with pytest.raises(ValueError, match="has other attacks, surrogates: choose another file"):
+        evaluate(ridge(), x, y, surrogates=[_named(ridge(), "other", -1.0)], **settings)
+    with pytest.raises(ValueError, match="has other surrogates|has other attacks, surrogates"):
+        evaluate(ridge(), x, y, **settings)
+    wide = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10, activation="tanh")])
+    wide.set_weights(ridge().get_weights())
+    wide.name = "other"
+    with pytest.raises(ValueError, match="has other attacks, surrogates"):
+        evaluate(ridge(), x, y, surrogates=[wide], **settings)
+    again = evaluate(ridge(), x, y, surrogates=[_named(ridge(), "renamed")], **settings)
+    assert again.robust == first.robust
+    # so does an attack that the caller made, and the model that is evaluated
+    transfer = [Transfer(PGD(steps=3), _named(ridge(), "other"))]
+    settings |= {"checkpoint": tmp_path / "t.npz", "attacks": transfer}
+    evaluate(_named(ridge(), "one"), x, y, **settings)
+    evaluate(_named(ridge(), "two"), x, y, **settings)
+    settings["attacks"] = [Transfer(PGD(steps=3), _named(ridge(), "other", 0.5))]
+    with pytest.raises(ValueError, match="has other attacks: choose"):
+        evaluate(_named(ridge(), "one"), x, y, **settings)
+
+
+def test_evaluate_refuses_the_checkpoint_of_another_certificate(tmp_path):
+    x, y = held_out(20)
+    model = centroids()
+    settings = dict(eps=0.1, attacks="fast", checks="quick", checkpoint=tmp_path / "s.npz")
+    evaluate(model, x, y, certificate=MarginCertificate(model), **settings)
+    with pytest.raises(ValueError, match="has other certificate"):
+        evaluate(model, x, y, certificate=MarginCertificate(model, 0.5), **settings)
+
+
+def test_a_model_is_known_by_weights_and_config():
+    def functional(activation="relu", name=None):
+        inputs = keras.Input((6,))
+        hidden = keras.layers.Dense(6, activation=activation)(inputs)
+        return keras.Model(inputs, keras.layers.Dense(3)(hidden + inputs), name=name)
+
+    one, other, linear = functional(), functional(name="other"), functional("linear")
+    other.set_weights(one.get_weights())
+    linear.set_weights(one.get_weights())
+    identity = identity_of(one)
+    assert identity_of(other) == identity
+    assert identity_of(linear)["weights"] == identity["weights"] != identity_of(functional())
+    assert identity_of(linear)["architecture"] != identity["architecture"]
+    one.predict(np.zeros((2, 6), "float32"), verbose=0)
+    one.compile("adam", "mse")
+    assert identity_of(one) == identity
+    code = """
+import keras, numpy as np
+from dynzoo.model_identity import identity_of
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+model.set_weights([np.ones((4, 3)), np.zeros(3)])
+print(identity_of(model))
+"""
+    keras.layers.Dense(3)  # so that names count on
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.set_weights([np.ones((4, 3)), np.zeros(3)])
+    assert in_new_process(code).stdout.strip() == str(identity_of(model))

@@ -122,7 +122,8 @@ def test_interrupt(monkeypatch, fails):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(presets, "presets", interrupted)
-    assert fails("list", code=130) == "dynzoo: interrupted\n"
+    said = "dynzoo: interrupted; nothing new was kept, start again: dynzoo list\n"
+    assert fails("list", code=130) == said
 
 
 def test_own_mistakes_are_not_hidden(monkeypatch):

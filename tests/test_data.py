@@ -1,6 +1,8 @@
 import hashlib
 import os
+import sys
 import time
+import types
 import urllib.request
 
 import numpy as np
@@ -179,6 +181,24 @@ def test_no_data_and_no_network_fails_soon_and_names_the_remedies(tmp_path, monk
     assert time.monotonic() - start < 10
     assert str(tmp_path) in str(error.value)
     assert ("no answer" if hangs else "no route to host") in str(error.value)
+
+
+def test_another_prepared_version_without_network_is_named_at_once(tmp_path, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("it would ask the network for minutes")
+
+    class Builder:
+        VERSION = "3.0.2"
+
+    fake = types.SimpleNamespace(builder_cls=lambda name: Builder, builder=never)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake)
+    monkeypatch.setattr(data, "_unreachable", lambda url: "no route to host")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    (tmp_path / "cifar10" / "3.0.1").mkdir(parents=True)
+    (tmp_path / "cifar10" / "3.0.1" / "dataset_info.json").write_text("{}")
+    with pytest.raises(RuntimeError, match="in version 3.0.1, but .* reads version 3.0.2") as error:
+        data.load("cifar10")
+    assert str(tmp_path) in str(error.value) and "no route to host" in str(error.value)
 
 
 @pytest.mark.slow

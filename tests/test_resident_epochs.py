@@ -244,7 +244,7 @@ def test_a_pilot_tells_the_cost_and_writes_nothing(data_file, tmp_path, resident
         log=messages.append,
     )
     assert not (tmp_path / "run").exists()
-    (line,) = messages
+    *_, line = messages
     assert "images/s" in line and ("for the update" in line) == resident
     assert ("epochs in 30 s" in line) if resident else ("3.0 epochs in" in line)
 

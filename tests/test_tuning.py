@@ -203,7 +203,12 @@ def test_first_the_recipe_itself_and_every_trial_in_the_table(tuner, run, trials
         assert row["status"] == trial["status"] and row["reason"] == trial["reason"]
         assert row["certified"] == ("" if trial["certified"] is None else str(trial["certified"]))
         assert float(row["training.loss.offset"]) == trial["values"]["training.loss.offset"]
-    assert len([m for m in messages if m.startswith("trial ")]) == 6
+    # told at once what is read, and of every trial when it begins and when it ends
+    assert messages[0].startswith("search around tiny: reading ")
+    assert messages[1] == "begins trial 1 of 6, no. 0, the recipe itself"
+    assert len([m for m in messages if m.startswith("begins trial ")]) == 6
+    messages = [m for m in messages if m.startswith("trial ")]
+    assert len(messages) == 6
     assert (
         "trial 6 of 6, no. 5: " in messages[5]
         and " left" in messages[4]
@@ -221,7 +226,9 @@ def test_the_best_trial_becomes_a_recipe(run, trials):
     assert best["architecture"]["widths"] == result.best["values"]["architecture.widths"]
     assert yaml.safe_load(text)["evaluation"]["eps"] == ["36/255", "72/255", "108/255"]
     assert f"certified {100 * max(values):.2f} %" in text.splitlines()[1]
-    assert f"best so far {100 * max(values):.2f} % (no. {int(result.best['trial'])})" in messages[5]
+    assert (
+        f"best so far {100 * max(values):.2f} % (no. {int(result.best['trial'])})" in messages[12]
+    )
 
 
 @pytest.mark.parametrize("tuner", TUNERS)
@@ -327,8 +334,36 @@ def test_a_folder_is_kept_as_it_is_unless_the_same_search_goes_on(run, trials, t
         run("full", resume=True)
     del trials.ran[:]
     more, messages = run("out", resume=True, max_trials=8)
-    assert messages[0] == "resumed: 6 of 8 trials are done"
+    assert messages[1] == "resumed: 6 of 8 trials are done"
     assert trials.ran == ["6", "7"] and numbers(more) == numbers(whole)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\x00", b"null", None])
+@pytest.mark.parametrize("name", ["oracle.json", "trial_1/trial.json"])
+def test_a_damaged_file_of_the_oracle_is_named(run, trials, name, content):
+    first, _ = run("out", changed(max_trials=2))
+    path = first.folder / "oracle" / name
+    path.write_bytes(path.read_bytes()[:-20] if content is None else content)
+    before = {p: p.read_bytes() for p in first.folder.rglob("*.json")}
+    with pytest.raises(CheckpointError) as error:
+        run("out", changed(max_trials=3), resume=True)
+    message = str(error.value)
+    assert message.startswith(f"{path} is damaged (") and "another output folder" in message
+    assert "\n" not in message
+    assert before == {p: p.read_bytes() for p in first.folder.rglob("*.json")}
+    path.unlink()
+    if name != "oracle.json":
+        with pytest.raises(CheckpointError, match=r"trial_1/trial.json is missing: put its copy"):
+            run("out", changed(max_trials=3), resume=True)
+
+
+def test_files_of_a_tuner_are_not_read(run, trials):
+    """keras-tuner has one, which says nothing that the oracle does not know."""
+    first, _ = run("out", changed(max_trials=2))
+    for name in ("tuner0.json", "main.json"):
+        (first.folder / "oracle" / name).write_text("{")
+    more, _ = run("out", changed(max_trials=3), resume=True)
+    assert [t["trial"] for t in more.trials] == list("012")
 
 
 def test_a_search_from_before_a_key_of_recipes_existed_goes_on(run, trials, tmp_path):
@@ -340,7 +375,7 @@ def test_a_search_from_before_a_key_of_recipes_existed_goes_on(run, trials, tmp_
     del known["search"]["attacks"]
     path.write_text(json.dumps(known))
     _, messages = run("out", resume=True, max_trials=8)
-    assert messages[0] == "resumed: 6 of 8 trials are done"
+    assert messages[1] == "resumed: 6 of 8 trials are done"
     known["recipe"]["data"]["zoom"] = 0.1
     for other, message in ((known, "recipe differ"), ({}, "recipe, space"), ([], "is damaged")):
         path.write_text(json.dumps(other))

@@ -9,6 +9,7 @@ from training_fixtures import killed_after
 from tuning_fixtures import SEARCH, changed, write_images
 
 from dynzoo import cli, data, training, tuning
+from dynzoo.checkpoints import CheckpointError
 from dynzoo.held_out import hold_out
 from dynzoo.models import presets
 from dynzoo.training_loop import TrainingLoop
@@ -163,7 +164,8 @@ def test_a_killed_search_goes_on_within_its_trial(run, images, tmp_path, monkeyp
     arguments = ["search", str(file), "--data", str(images), "--output", str(output)]
     batches = 4  # of 24 in an epoch of 96 images
     process = killed_after(2 * batches + batches + 2, f"cli.main({arguments!r})")
-    assert process.stdout.startswith("trial 1 of 2, no. 0: certified ")
+    assert "trial 1 of 2, no. 0: certified " in process.stdout
+    assert "begins trial 2 of 2, no. 1\n" in process.stdout  # and the one that is killed is seen
     first = output / "trials" / "0" / "result.json"
     before = first.stat().st_mtime_ns
     assert not (output / "trials" / "1" / "result.json").exists()
@@ -174,7 +176,7 @@ def test_a_killed_search_goes_on_within_its_trial(run, images, tmp_path, monkeyp
     def watched(recipe, *a, **k):
         lines = []
         model = train(recipe, *a, **{**k, "log": lines.append})
-        trained.append(lines[0].split(":")[0])
+        trained.append(lines[1].split(":")[0])
         return model
 
     monkeypatch.setattr(training, "train", watched)
@@ -186,6 +188,21 @@ def test_a_killed_search_goes_on_within_its_trial(run, images, tmp_path, monkeyp
     assert result["clean"] == whole.trials[1]["clean"]
 
 
+@pytest.mark.parametrize("name", ["checkpoint.npz", "log.csv"])
+def test_a_damaged_run_of_a_trial_is_named_and_not_the_networks_fault(run, tmp_path, name):
+    config = changed(tuner="grid", max_trials=1, space=OFFSETS, seconds_per_trial=60)
+    run(config, "out")
+    folder = tmp_path / "out"
+    (folder / "trials/0/result.json").unlink()
+    state = json.loads((folder / "oracle/oracle.json").read_text())
+    state |= {"end_order": [], "retry_queue": ["0"], "start_order": ["0"]}
+    (folder / "oracle/oracle.json").write_text(json.dumps(state))
+    (path := folder / "trials/0/main" / name).write_text("epoch,seconds\n1,x\n")
+    with pytest.raises(CheckpointError, match=f"{name} is damaged"):
+        run(config, "out", resume=True)
+    assert path.exists() and not (folder / "trials/0/result.json").exists()
+
+
 # The command
 
 
@@ -195,6 +212,10 @@ def test_the_command_searches_and_its_best_recipe_trains(images, tmp_path, monke
     common = ["--data", str(images)]
     assert cli.main(["search", "search.yaml", *common, "--max-trials", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"search around tiny: reading {images}"
+    assert lines[1] == "begins trial 1 of 2, no. 0, the recipe itself"
+    assert "96 images of 8 x 8 x 3" in lines[2] and "compiling" in lines[2]
+    lines = [line for line in lines if line.startswith(("trial", "best", "table", "train it"))]
     assert lines[0].startswith("trial 1 of 2, no. 0: certified ") and lines[0].endswith(" s left")
     assert lines[2].startswith("best: no. ")
     folder = Path("runs/tiny_search")

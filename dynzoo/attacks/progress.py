@@ -1,8 +1,9 @@
-"""How far an evaluation is, and how long its attacks will still take."""
+"""How far an evaluation is, and how long its attacks will still take: a line that is updated."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from dynzoo import plots
 from dynzoo.attacks.campaign import Campaign
 from dynzoo.attacks.passes import listening
 
@@ -17,6 +19,7 @@ __all__ = ["Progress", "seconds_left"]
 
 # A gradient step costs a forward and a backward pass, about three times a forward pass.
 _GRADIENT_STEP = 3.0
+_TERMINAL = 0.5  # seconds between two updates of a line on a terminal
 
 
 def cost(attack: Any) -> float:
@@ -48,7 +51,10 @@ def seconds_left(campaign: Campaign) -> float | None:
 
 
 class Progress:
-    """Prints what runs, what fell and the time left: at most a line in a while, and at each end.
+    """Says what runs, what fell, the share done and the time left, in the units of the report.
+
+    On a terminal that is one line, which is updated. Elsewhere (a file, a pipe) it is at most a
+    line in a while, and one at the end of each attack.
 
     Args:
         file: Where to; standard output by default.
@@ -69,6 +75,15 @@ class Progress:
         self._last, self._shown = -float("inf"), ""
         # The batch of an attack that runs, and when it was first seen.
         self._batch, self._since = (-1, -1, -1), 0.0
+        self._share, self._open = 0.0, False
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._open:  # what comes next begins a line of its own
+            self._open = False
+            print(file=self.file or sys.stdout, flush=True)
 
     @contextlib.contextmanager
     def watching(self, what: str) -> Iterator[None]:
@@ -76,7 +91,7 @@ class Progress:
         text = f"checking: {what}"
 
         def tick(*_: Any) -> None:
-            if not self.quiet and self.clock() - self._last >= self.seconds:
+            if not self.quiet and self.clock() - self._last >= self._least:
                 self._say(text)
 
         if not self.quiet:
@@ -89,7 +104,7 @@ class Progress:
         outcomes, number, radius = campaign.outcomes, campaign.attack, campaign.radius
         if self.quiet:
             return
-        due = self.clock() - self._last >= self.seconds
+        due = self.clock() - self._last >= self._least
         # Asked at each pass: the rest of this function is work.
         if not due and not campaign.finished_attack:
             return
@@ -99,26 +114,43 @@ class Progress:
             self._batch, self._since = (radius, number, tried), self.clock()
         left = seconds_left(campaign)
         if left is not None:  # which knows of whole batches only, and one may take half an hour
-            left = max(left - (self.clock() - self._since), 0.0)
+            batch = self.clock() - self._since
+            left = max(left - batch, 0.0)
+            spent = float(outcomes.seconds.sum()) + batch
+            # Never less than before, though an attack may turn out to be slower than thought.
+            self._share = max(self._share, spent / (spent + left) if spent else 0.0)
+        radius_text = plots.eps_text(outcomes.eps[radius])
         text = (
-            f"eps {outcomes.eps[radius]:.4f}  {outcomes.attacks[number]:<16} broke "
+            f"{radius_text}  {outcomes.attacks[number]:<16} broke "
             f"{int(outcomes.broken[rows, number, radius].sum())} of {tried}/{len(rows)}  "
-            f"robust {outcomes.waiting(number + 1, radius).mean():.4f}"
+            f"robust {100 * outcomes.waiting(number + 1, radius).mean():.2f} %"
         )
         if campaign.repeating:
-            text = (
-                f"eps {outcomes.eps[radius]:.4f}  again: {campaign.repeating} images that fell in "
-                "a smaller ball"
-            )
+            text = f"{radius_text}  again: {campaign.repeating} images that fell in a smaller ball"
         if due or text != self._shown:
             self._say(text, left)
 
+    @property
+    def _least(self) -> float:
+        """Least time between two lines; less where the next one replaces the last."""
+        return min(self.seconds, _TERMINAL) if _is_terminal(self.file) else self.seconds
+
     def _say(self, text: str, left: float | None = None) -> None:
-        now = self.clock()
+        now, file = self.clock(), self.file or sys.stdout
         times = f"  after {duration(now - self._start)}"
-        times += "" if left is None else f", left {duration(left)}"
-        print(text + times, file=self.file or sys.stdout, flush=True)
+        if left is not None:
+            times = f"  {100 * self._share:.0f} % done{times}, left {duration(left)}"
+        if _is_terminal(self.file):
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{(text + times)[:width]}", end="", file=file, flush=True)
+            self._open = True
+        else:
+            print(text + times, file=file, flush=True)
         self._last, self._shown = now, text
+
+
+def _is_terminal(file: TextIO | None) -> bool:
+    return (file or sys.stdout).isatty()
 
 
 def duration(seconds: float) -> str:

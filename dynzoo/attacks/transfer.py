@@ -10,6 +10,7 @@ from dynzoo.attacks.base import Attack
 from dynzoo.attacks.geometry import INSIDE, distances
 from dynzoo.attacks.losses import margins
 from dynzoo.attacks.passes import mean_logits
+from dynzoo.model_identity import identity_of
 
 
 class Transfer(Attack):
@@ -52,11 +53,12 @@ class Transfer(Attack):
         self.source_model = source_model
 
     def get_config(self) -> dict[str, Any]:
-        """What was run, JSON-able. It names the source model, and so does not make a copy."""
+        """What was run, JSON-able. It tells which source model it was, and so makes no copy."""
         return {
             "attack": type(self.attack).__name__,
             "config": self.attack.get_config(),
             "source_model": str(getattr(self.source_model, "name", "model")),
+            "source": identity_of(self.source_model),
         }
 
     def at(self, eps: float) -> Transfer:

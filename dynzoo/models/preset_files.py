@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynzoo import strict_json
+from dynzoo import interruption, strict_json
 from dynzoo.models.weight_parts import is_parts_file
 from dynzoo.strict_json import short
 
@@ -162,12 +162,13 @@ def check_target(target: Path, overwrite: bool) -> None:
 def move_into_place(work: Path, target: Path) -> None:
     """Renames only: at every moment the target is the old preset, or the new one, or absent."""
     old = work.with_suffix(".old")
-    if target.exists():
-        target.rename(old)
-    try:
-        work.rename(target)
-    except BaseException:
-        if old.exists():
-            old.rename(target)
-        raise
+    with interruption.writing():
+        if target.exists():
+            target.rename(old)
+        try:
+            work.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
     shutil.rmtree(old, ignore_errors=True)

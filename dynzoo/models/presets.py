@@ -11,7 +11,6 @@ import copy
 import json
 import numbers
 import os
-import shutil
 import uuid
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -25,7 +24,7 @@ import dynzoo.augmentation
 import dynzoo.constraints
 import dynzoo.layers
 import dynzoo.operators
-from dynzoo import constraints, labels, losses
+from dynzoo import constraints, interruption, labels, losses
 from dynzoo.cards import model_card
 from dynzoo.image_checks import declare_range, input_range
 from dynzoo.models import preset_files as files
@@ -163,8 +162,7 @@ def save_to_preset(
     bare.set_weights(model.get_weights())
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
-    work.mkdir()
-    try:
+    with interruption.scratch(work):
         (work / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         version = _save_weights(bare, work, weights_dtype)
         about = {
@@ -184,8 +182,6 @@ def save_to_preset(
         (work / "README.md").write_text(model_card(json.loads(text)), encoding="utf-8")
         _check_readable(bare, work, target)
         files.move_into_place(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _known(model: keras.Model, metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dynzoo import data, strict_json
+from dynzoo import data, interruption, strict_json
 from dynzoo.checkpoints import CheckpointError, write_atomically
 from dynzoo.durations import duration
 from dynzoo.held_out import hold_out
@@ -102,7 +102,9 @@ def search(
     plan = SearchConfig.load(config).with_settings(max_trials=max_trials)
     member = cluster.Member.of(role, chief, worker_id)
     folder = Path(output) if output else Path("runs") / f"{plan.recipe['name']}_search"
-    splits = _load(plan, data_file)
+    source = data_file or plan.recipe["data"]["name"]
+    log(f"search around {plan.recipe['name']}: reading {source}")
+    splits = _load(plan, source)
     identity = _identity(plan, splits)
     hypermodel = RecipeModel(plan, splits)
     if member.role == "worker":
@@ -116,6 +118,7 @@ def search(
     if Path(oracle._get_oracle_fname()).exists():
         oracle.reload()
         log(f"resumed: {len(oracle.end_order)} of {oracle.max_trials} trials are done")
+    interruption.keeps(lambda: _kept(folder, oracle))
     oracle.on_end = _Progress(plan, oracle, folder, log)
     if len(oracle.end_order) < oracle.max_trials:
         if member.role == "chief":
@@ -126,9 +129,9 @@ def search(
     return _finish(plan, oracle, folder, log)
 
 
-def _load(plan: SearchConfig, data_file: Any) -> Any:
+def _load(plan: SearchConfig, source: Any) -> Any:
     try:
-        splits = data.load_exact(data_file or plan.recipe["data"]["name"])
+        splits = data.load_exact(source)
     except RuntimeError as error:  # neither here nor to be had: the message says what to do
         raise ValueError(str(error)) from error
     hold_out(plan.recipe, splits)  # a held-out part that the data do not have
@@ -198,6 +201,7 @@ def _work(
     timeout: float,
     log: Callable[[str], None],
 ) -> SearchResult:
+    interruption.keeps(lambda: _worker_gone(member))
     with cluster.join(member, timeout), member.environment():
         _check(folder / "search.json", identity)
         log(f"worker {member.id}: joined the chief at {member.address}")
@@ -205,6 +209,16 @@ def _work(
         tuner.search()
     log(f"worker {member.id}: {len(tuner.records)} trials run, no more to do")
     return SearchResult(folder, hypermodel.config.objective, tuner.records)
+
+
+def _kept(folder: Path, oracle: Any) -> str:
+    done = f"{len(oracle.end_order)} of {oracle.max_trials} trials"
+    return f"{folder} has {done}, go on: {interruption.command('--resume')}"
+
+
+def _worker_gone(member: cluster.Member) -> str:
+    again = f"start again: {interruption.command()}"
+    return f"the chief gives the trial of worker {member.id} to another one, {again}"
 
 
 class _Progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import numpy as np
 from keras_tuner.errors import FailedTrialError
 
 from dynzoo import data, robustness, training
+from dynzoo.checkpoints import CheckpointError, NotFiniteError
 from dynzoo.held_out import hold_out, labels_and_radii
+from dynzoo.strict_json import short
 from dynzoo.tuning.config import SearchConfig
 
 __all__ = ["RecipeModel", "epochs_of"]
@@ -44,6 +47,7 @@ class RecipeModel(keras_tuner.HyperModel):
         super().__init__(name=config.recipe["name"])
         self.config = config
         self.splits = splits
+        self.log: Callable[[str], None] = lambda line: None
 
     def declare_hyperparameters(self, hp: Any) -> None:
         for dimension in self.config.space:
@@ -93,7 +97,7 @@ class RecipeModel(keras_tuner.HyperModel):
             max_seconds=self._seconds_left(folder),
             resume=True,
             verbose=0,
-            log=lambda line: None,
+            log=self.log,
         )
         (_, held_out), _ = hold_out(recipe, self.splits)
         done, planned = len(_epochs_done(folder)), recipe["training"]["epochs"]
@@ -151,6 +155,7 @@ def attempt(hypermodel: RecipeModel, hp: Any, folder: Path, worker: str, past: P
 
     Raises:
         OSError: if the folder cannot be written to: no other trial could be either.
+        CheckpointError: if a file of the trial is damaged, naming it: the network is not to blame.
     """
     began = time.monotonic()
     keras.backend.clear_session()  # of the networks before
@@ -161,7 +166,9 @@ def attempt(hypermodel: RecipeModel, hp: Any, folder: Path, worker: str, past: P
         start = _latest_run(folder) or (_latest_run(past) if past else None)
         result |= hypermodel.fit(hp, model, folder=folder / worker, start=start)
         result["status"] = "completed"
-    except OSError:
+    except NotFiniteError as error:
+        result["reason"] = _one_line(error)
+    except (OSError, CheckpointError):
         raise
     except (ValueError, FailedTrialError, training.TrainingDivergedError) as error:
         result["reason"] = _one_line(error)
@@ -196,8 +203,16 @@ def _copy_run(source: Path, target: Path) -> None:
 
 
 def _epochs_done(folder: Path) -> list[dict[str, str]]:
+    path = folder / "log.csv"
     try:
-        with open(folder / "log.csv", encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        if not all(float(row["seconds"]) >= 0 for row in rows):
+            raise ValueError("its seconds are no numbers >= 0")
     except FileNotFoundError:
         return []
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({short(repr(error))}): delete it, and it is written again"
+        ) from None
+    return rows

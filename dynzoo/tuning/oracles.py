@@ -15,22 +15,25 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras_tuner
 import numpy as np
-from keras_tuner.engine.trial import TrialStatus
+from keras_tuner.engine.trial import Trial, TrialStatus
 from sklearn.exceptions import ConvergenceWarning
 
-from dynzoo.checkpoints import write_atomically
+from dynzoo.checkpoints import CheckpointError, write_atomically
+from dynzoo.strict_json import short
 from dynzoo.tuning.config import SearchConfig
 
 __all__ = ["make_oracle"]
 
 # A trial that took so many workers down with it is not tried again.
 _MAX_LOST = 3
+_REMEDY = "put its copy back, or search in another output folder"
 
 
 class _Steady(keras_tuner.Oracle):
@@ -131,12 +134,42 @@ class _Steady(keras_tuner.Oracle):
         _write(Path(self._get_trial_dir(trial.trial_id)) / "trial.json", trial.get_state())
 
     def reload(self):
-        super().reload()
+        """Goes on from the files of the folder.
+
+        Raises:
+            CheckpointError: naming the file that is damaged or missing.
+        """
+        for path in sorted(Path(self._project_dir).glob("trial_*/trial.json")):
+            with _named(path):
+                values = Trial.load(str(path)).hyperparameters.values
+                if lacking := sorted({hp.name for hp in self.hyperparameters.space} - set(values)):
+                    raise ValueError(f"it lacks {', '.join(lacking)}")
+        with _named(Path(self._get_oracle_fname())):
+            super().reload()
+            unknown = set(self.end_order) - set(self.start_order)
+            if unknown:
+                raise ValueError(f"trials that ended without a beginning: {sorted(unknown)}")
+        for name in self.start_order:
+            path = Path(self._get_trial_dir(name)) / "trial.json"
+            if name not in self.trials:
+                raise CheckpointError(f"{path} is missing: {_REMEDY}")
         # A kill between the two files leaves a trial that the oracle does not know of: it is made
         # again, with the same number.
         self.trials = {name: self.trials[name] for name in self.start_order}
         # keras-tuner counts a trial among the running ones until after its end is saved.
         self._retry_queue = [name for name in self._retry_queue if name not in self.end_order]
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What goes wrong within this block is due to a damaged file."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # keras-tuner reads it without a check: any kind may come of it
+        why = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path} is damaged ({short(why)}): {_REMEDY}") from None
 
 
 class _Random(_Steady, keras_tuner.oracles.RandomSearchOracle):

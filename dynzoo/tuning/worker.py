@@ -20,6 +20,7 @@ __all__ = ["RecipeTuner"]
 
 _SECONDS_IDLE = 1.0  # between two requests for a trial
 _SECONDS_BEAT = 5.0  # between two signs of life in a trial
+_SECONDS_SAID = 10.0  # between two lines on the epochs of a trial
 
 
 class RecipeTuner(BaseTuner):
@@ -55,6 +56,9 @@ class RecipeTuner(BaseTuner):
     def save(self):
         """Nothing: all there is to save is the oracle's state."""
 
+    def reload(self):
+        """Nothing, as nothing was saved: a file of keras-tuner's that stands there is not read."""
+
     def pre_create_trial(self):
         if self._asked_in_vain:
             time.sleep(_SECONDS_IDLE)
@@ -62,6 +66,14 @@ class RecipeTuner(BaseTuner):
 
     def on_trial_begin(self, trial):
         self._asked_in_vain = False
+        number = f"no. {int(trial.trial_id)}"
+        if self._is_worker:
+            self.log(f"worker {self.tuner_id}: begins trial {number}")
+        else:
+            count = len(self.oracle.end_order) + 1
+            what = ", the recipe itself" if int(trial.trial_id) == 0 else ""
+            self.log(f"begins trial {count} of {self.oracle.max_trials}, {number}{what}")
+        self.hypermodel.log = _Seldom(self.log)
 
     def _try_run_and_update_trial(self, trial, *args, **kwargs):
         """Runs a trial unless it is recorded already, and reports to the oracle.
@@ -106,6 +118,20 @@ class RecipeTuner(BaseTuner):
         if epochs_of(tuned) is None:  # no later trial goes on from this one
             forget_checkpoints(folder)
         return record
+
+
+class _Seldom:
+    """Of what a training says, the first lines, and then one in a while."""
+
+    def __init__(self, log: Callable[[str], None]):
+        self.log = log
+        self._last = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        now = time.monotonic()
+        if not line.startswith("epoch ") or now - self._last >= _SECONDS_SAID:
+            self._last = now
+            self.log(f"  {line}")
 
 
 @contextmanager
