@@ -61,17 +61,23 @@ class Comparison:
     def differences(self, first: str, second: str, eps: float) -> tuple[int, int]:
         """Images that one model has robust at a radius and the other has not: (first, second).
 
+        Robust is what survived the attacks; where one of the two was not attacked, what is proved.
         Pairs tell more than two shares do: the sign of a small difference of shares is chance
         unless one of these counts is much larger than the other (McNemar's test).
+
+        Raises:
+            ValueError: If a name is none of these, or neither attacks nor certificates are there
+                for both.
         """
-        a, b = (self._robust(name, eps) for name in (first, second))
+        one, other = (self._report(name) for name in (first, second))
+        attacked = one.attacked and other.attacked
+        a, b = (_robust(report, eps, attacked) for report in (one, other))
         return int((a & ~b).sum()), int((b & ~a).sum())
 
-    def _robust(self, name: str, eps: float) -> np.ndarray:
+    def _report(self, name: str) -> RobustnessReport | SavedReport:
         if name not in self.names:
             raise ValueError(f"`name` must be one of {self.names}. Received: {name!r}")
-        report = self.reports[self.names.index(name)]
-        return report.per_image["robust"][sorted(report.robust).index(eps)]
+        return self.reports[self.names.index(name)]
 
     def to_dict(self) -> dict[str, Any]:
         """Rows, notes and the settings of each report, JSON-able."""
@@ -162,6 +168,17 @@ def compare(
         if any(value != values[0] for value in values):
             notes.append(f"The reports differ in their {key}: {_short(names, values)}.")
     return Comparison(list(names), read, notes)
+
+
+def _robust(report: RobustnessReport | SavedReport, eps: float, attacked: bool) -> np.ndarray:
+    """Which images are robust at a radius: by the attacks, or else by the certificate."""
+    if attacked:
+        return report.per_image["robust"][sorted(report.robust).index(eps)]
+    radii = report.per_image["radii"]
+    if radii is None:
+        raise ValueError("A model that was neither attacked nor certified has no robust images.")
+    entries = np.prod(report.details["image_shape"]) if report.norm == "linf" else 1.0
+    return radii > eps * np.sqrt(entries)
 
 
 def _setting(report: RobustnessReport | SavedReport, key: str) -> Any:

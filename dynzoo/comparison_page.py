@@ -51,12 +51,16 @@ def _pairs(comparison: Comparison) -> str:
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
             for e in sorted(comparison.reports[0].robust):
-                only_a, only_b = comparison.differences(a, b, e)
+                try:
+                    only_a, only_b = comparison.differences(a, b, e)
+                except ValueError:  # one of them neither attacked nor certified
+                    continue
                 cells = [f"{a} / {b}", plots.eps_text(e), only_a, only_b]
                 rows.append([text(cell) for cell in cells])
     note = (
-        '<p class="note">Images that stay right under attack with one model only. A difference of '
-        "shares means little unless one count is much larger than the other.</p>"
+        '<p class="note">Images that stay right under attack with one model only; of two models '
+        "that were not both attacked, those proved with one only. A difference of shares means "
+        "little unless one count is much larger than the other.</p>"
     )
     header = ["models", "radius", "first only", "second only"]
     return f"<section><h2>Image by image</h2>{table(header, rows)}{note}</section>"

@@ -15,6 +15,7 @@ from dynzoo.attacks.base import check_images, check_labels, positive_int, predic
 from dynzoo.attacks.checks import check_examples
 from dynzoo.corruptions import CORRUPTIONS, PROVENANCE, SEVERITIES, check_pictures, corrupt
 from dynzoo.corruptions.official import OfficialFiles
+from dynzoo.image_checks import check_unit_range
 from dynzoo.random_layers import Draws
 
 __all__ = ["CorruptionResult", "evaluate_corruptions", "hits"]
@@ -193,6 +194,7 @@ def evaluate_corruptions(
     datasets and benchmarks).
     """
     x, y = check_images(x, y)
+    check_unit_range(model)
     chosen = tuple(CORRUPTIONS) if isinstance(names, str) and names == "all" else _names(names)
     levels = tuple(severities)
     if not levels or any(isinstance(s, bool) or s not in SEVERITIES for s in levels):

@@ -18,6 +18,7 @@ from dynzoo.attacks.base import check_images, check_labels, positive_floats
 from dynzoo.cards import model_card
 from dynzoo.certificates import certify
 from dynzoo.checkpoints import write_atomically
+from dynzoo.image_checks import check_unit_range
 from dynzoo.models import preset_files
 from dynzoo.report import RobustnessReport
 from dynzoo.robustness import evaluate
@@ -66,7 +67,7 @@ class Measurement:
     def rows(self) -> list[list[float | None]]:
         """(radius, certified on all, certified on the attacked ones, attacked); radius 0 first."""
         first = self.report
-        if first is None:
+        if first is None or not first.attacked:
             return [
                 [0.0, self.clean, None, None],
                 *([eps, share, None, None] for eps, share in self.certified.items()),
@@ -95,6 +96,7 @@ def measure(
     attack_certified: str = "first",
     audit: bool = False,
     corruptions: bool = False,
+    report: bool = False,
 ) -> Measurement:
     """Clean and certified accuracy on all images, attacked accuracy on the first few.
 
@@ -118,9 +120,10 @@ def measure(
         audit: search for the steepest slope, which refutes the Lipschitz bound or says how tight
             it is; a section of the report.
         corruptions: measure the attacked images under fifteen corruptions; a section of the report.
+        report: make a report without attacks too, of all images; with them there is one anyway.
 
     Returns:
-        A `Measurement`; its `report` is `None` where nothing is attacked, its `audited_slope`
+        A `Measurement`; its `report` is `None` where none was asked for, its `audited_slope`
         where nothing is audited.
 
     Raises:
@@ -129,6 +132,7 @@ def measure(
         AuditViolation: if the audit refutes the Lipschitz bound.
     """
     x, y = check_images(x, y)
+    check_unit_range(model)
     eps = positive_floats("eps", eps)
     certificate = certify(model)
     top = (1, 5) if len(certificate.pair_distances) >= _TOP5_CLASSES else (1,)
@@ -142,12 +146,13 @@ def measure(
     radii = np.concatenate([part[1] for part in parts])
     correct, proved = places == 0, radii[:, 0]
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
-    report, slope = None, None
-    if attacks != "none":
-        report = evaluate(
+    made, slope = None, None
+    first = slice(len(x) if attacks == "none" else attack_limit)
+    if attacks != "none" or report or audit or corruptions:
+        made = evaluate(
             model,
-            x[:attack_limit],
-            y[:attack_limit],
+            x[first],
+            y[first],
             norm=norm,
             eps=eps,
             attacks=attacks,
@@ -164,7 +169,7 @@ def measure(
             from dynzoo.certificates.audit import audit as search
 
             found = search(model, x[:attack_limit], certificate=certificate, seed=seed, **_AUDIT)
-            report.sections.append(found.section())
+            made.sections.append(found.section())
             slope = found.slope
         if corruptions:
             from dynzoo.corruption_evaluation import evaluate_corruptions
@@ -172,17 +177,17 @@ def measure(
             measured = evaluate_corruptions(
                 model, x[:attack_limit], y[:attack_limit], batch_size=batch_size, seed=seed
             )
-            report.sections.append(measured.section())
-        if report.images < len(x):
-            report.sections.append(_all_images(correct, proved, eps, factor))
+            made.sections.append(measured.section())
+        if made.images < len(x):
+            made.sections.append(_all_images(correct, proved, eps, factor))
     return Measurement(
         norm=norm,
         images=len(x),
         clean=float(correct.mean()),
         certified=_shares(proved, eps, factor),
         lipschitz=float(certificate.lipschitz),
-        attacked_images=0 if report is None else report.images,
-        report=report,
+        attacked_images=made.images if made is not None and made.attacked else 0,
+        report=made,
         audited_slope=slope,
         body_lipschitz=float(certificate.body_lipschitz),
         top5=float((places < 5).mean()) if 5 in top else None,
@@ -198,6 +203,7 @@ def _shares(radii: np.ndarray, eps: Sequence[float], factor: float) -> dict[floa
 def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, batch_size: int = 256) -> float:
     """Share of the images that a model classifies right."""
     x, y = check_images(x, y)
+    check_unit_range(model)
     logits = model.predict(x, batch_size=batch_size, verbose=0)
     check_labels(y, logits.shape[1])
     return float((answers(logits) == y).mean())
@@ -259,14 +265,14 @@ def update_card(
     if measured.audited_slope is not None:
         metadata["audited_slope"] = measured.audited_slope
     evaluation: dict[str, Any] = {"images": measured.images}
-    if measured.report is not None:
+    if measured.report is not None and measured.attacked_images:
         metadata["attacked_accuracy"] = {
             radius_text(e): v for e, v in measured.report.robust.items()
         }
         evaluation["attacked_images"] = measured.attacked_images
         evaluation["warnings"] = [warning.name for warning in measured.report.warnings]
     metadata["evaluation"] = {**evaluation, **about}
-    if keep_attacks and measured.report is None:
+    if keep_attacks and not measured.attacked_images:
         kept = {k: before[k] for k in ("attacked_accuracy", "audited_slope") if k in before}
         metadata.update(kept)
         command = about.get("command")

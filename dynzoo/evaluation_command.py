@@ -26,11 +26,8 @@ def evaluate(arguments: Namespace) -> None:
     planned = recipe.get("evaluation", {}) if recipe else {}
     norm = arguments.norm or planned.get("norm", "l2")
     if arguments.attacks == ["none"]:
-        for flag in ("output", "audit", "corruptions", "checkpoint"):
-            if getattr(arguments, flag):
-                raise ValueError(
-                    f"--{flag} needs attacks: a report compares proved and attacked accuracy"
-                )
+        if arguments.checkpoint:
+            raise ValueError("--checkpoint needs attacks: it is they that go on from it")
     else:
         makers(arguments.attacks, norm, 0, 1)  # an unknown name, before hours of work
     if arguments.output and Path(arguments.output).suffix not in REPORTS:
@@ -69,6 +66,7 @@ def evaluate(arguments: Namespace) -> None:
             attack_certified=arguments.attack_certified,
             audit=arguments.audit,
             corruptions=arguments.corruptions,
+            report=bool(arguments.output),
         )
     show(measured, name)
     if arguments.output and measured.report is not None:

@@ -14,6 +14,7 @@ from dynzoo.backend import to_numpy
 __all__ = [
     "InputRangeWarning",
     "check_range",
+    "check_unit_range",
     "declare_range",
     "fitting_images",
     "input_range",
@@ -83,6 +84,12 @@ def check_range(x: np.ndarray, model: Any, refuse_bytes: bool = False) -> None:
                 f"`x` must lie in [{known[0]:g}, {known[1]:g}], the range of pixels of this "
                 f"preset. Received: values from {low:g} to {high:g}{hint}"
             )
+        if known == (0.0, 255.0) and high <= 1.0 and np.any(x != np.rint(x)):
+            raise ValueError(
+                "`x` must lie in [0, 255], the range of pixels of this preset. "
+                f"Received: values from {low:g} to {high:g}. They look like [0, 1]: multiply them "
+                "by 255."
+            )
     elif x.ndim >= 4 and _like_bytes(x, low, high) and not _rescales(model):
         text = (
             f"`x` has values from {low:g} to {high:g}. Models of dynzoo take images in [0, 1], and "
@@ -91,6 +98,20 @@ def check_range(x: np.ndarray, model: Any, refuse_bytes: bool = False) -> None:
         if refuse_bytes:
             raise ValueError(text)
         warnings.warn(text, InputRangeWarning, stacklevel=4)
+
+
+def check_unit_range(model: Any) -> None:
+    """Refuse a model of other pixels than [0, 1], for which attacks and radii are meant.
+
+    Raises:
+        ValueError: naming the range that the model takes.
+    """
+    known = input_range(model)
+    if known is not None and known != (0.0, 1.0):
+        raise ValueError(
+            "`model` must take images in [0, 1]: load it without `preprocess=True`. "
+            f"Received: a model of images in [{known[0]:g}, {known[1]:g}]"
+        )
 
 
 def unit_images(x: Any) -> np.ndarray:

@@ -16,6 +16,7 @@ from dynzoo.attacks.checks import check_examples
 from dynzoo.corruption_evaluation import hits
 from dynzoo.corruptions import Streams, add_noise
 from dynzoo.corruptions.noise import KINDS
+from dynzoo.image_checks import check_unit_range
 from dynzoo.random_layers import Draws
 
 __all__ = ["LEVELS", "NoiseCurve", "noise_curve"]
@@ -169,6 +170,7 @@ def noise_curve(
     corruptions and perturbations* (ICLR 2019), for the kinds of noise.
     """
     x, y = check_images(x, y)
+    check_unit_range(model)
     chosen = _levels((kinds,) if isinstance(kinds, str) else tuple(kinds), levels)
     draws, seed = positive_int("draws", draws), positive_int("seed", seed, least=0)
     batch_size = positive_int("batch_size", batch_size)

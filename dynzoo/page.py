@@ -29,12 +29,20 @@ def render(report: RobustnessReport) -> str:
     """The report as one HTML page without any reference to another file."""
     versions = report.details.get("versions", {})
     radii = ", ".join(plots.eps_text(e) for e in sorted(report.robust))
-    intro = (
-        f"{report.images} images. Attacker: knows the model and its gradients, moves each image "
-        f"by at most {radii} in {plots.norm_text(report.norm)} norm, inside the pixel range "
-        "[0, 1], to any wrong answer. "
-        "An image counts as broken if any attack fools it at this or a smaller radius."
-    )
+    norm = plots.norm_text(report.norm)
+    if report.attacked:
+        intro = (
+            f"{report.images} images. Attacker: knows the model and its gradients, moves each "
+            f"image by at most {radii} in {norm} norm, inside the pixel range "
+            "[0, 1], to any wrong answer. "
+            "An image counts as broken if any attack fools it at this or a smaller radius."
+        )
+    else:
+        intro = (
+            f"{report.images} images, certified and not attacked: what is proved at {radii} in "
+            f"{norm} norm is a lower bound of the robust accuracy, and its only one above is the "
+            "clean accuracy."
+        )
     tried = report.details.get("threat_model", {}).get("attacks_on_certified_images", "all")
     if report.radii() is not None and tried != "all" and len(report.details.get("runs", [])) > 1:
         only = "by the first attack only" if tried == "first" else "by none"
@@ -45,17 +53,18 @@ def render(report: RobustnessReport) -> str:
         _warnings(report.warnings),
         f'<section><h2>Accuracy versus radius</h2><div class="curve">{figure}</div>'
         "<p class=note>Certified: proved, no perturbation of that size changes a correct answer. "
-        "Under attack: what survived the attacks below; the true robust accuracy lies between "
-        f"the two.{_conversion(report)}</p></section>",
+        f"{_between(report)}{_conversion(report)}</p></section>",
         f"<section><h2>Numbers</h2>{_numbers(report)}</section>",
-        f"<section><h2>Attacked images</h2>{_gallery(report)}</section>",
-        f"<section><h2>Hardest images</h2>{_hardest(report)}</section>",
     ]
+    if report.attacked:
+        parts.append(f"<section><h2>Attacked images</h2>{_gallery(report)}</section>")
+    parts.append(f"<section><h2>Hardest images</h2>{_hardest(report)}</section>")
     if report.smoothed is not None:
         parts.append(f"<section><h2>Randomised smoothing</h2>{_smoothing(report)}</section>")
     for heading, content in report.sections:
         parts.append(f"<section><h2>{text(heading)}</h2>{_content(content)}</section>")
-    parts.append(f"<section><h2>Attacks</h2>{_runs(report.details.get('runs', []))}</section>")
+    if report.attacked:
+        parts.append(f"<section><h2>Attacks</h2>{_runs(report.details.get('runs', []))}</section>")
     facts = [
         *((k, report.details[k]) for k in ("model", "seed", "created") if k in report.details),
         *(("time, seconds", report.details[k]) for k in ("seconds",) if k in report.details),
@@ -71,6 +80,15 @@ def render(report: RobustnessReport) -> str:
     return document(report.title, parts)
 
 
+def _between(report: RobustnessReport) -> str:
+    if report.attacked:
+        return (
+            "Under attack: what survived the attacks below; the true robust accuracy lies between "
+            "the two."
+        )
+    return "The true robust accuracy lies between it and the clean one."
+
+
 def _tiles(report: RobustnessReport) -> str:
     first = min(report.robust)
     at = f"at {plots.eps_text(first)}"
@@ -79,6 +97,8 @@ def _tiles(report: RobustnessReport) -> str:
         ("attacked", f"under attack {at}", report.robust[first]),
         ("certified", f"certified {at}", report.certified[first]),
     ]
+    if not report.attacked:
+        del tiles[1]
     cells = "".join(
         f'<div class="tile {kind}"><b>{percent(value)}</b><span>{text(name)}</span></div>'
         for kind, name, value in tiles
@@ -129,8 +149,12 @@ def _numbers(report: RobustnessReport) -> str:
     rows = [["0 (clean)", cell(None), cell(report.clean)]]
     for e in sorted(report.robust):
         rows.append([text(plots.eps_text(e)), cell(report.certified[e]), cell(report.robust[e])])
+    header = ["radius", "certified", "under attack"]
+    if not report.attacked:
+        rows[0][1] = rows[0][2]
+        header, rows = header[:2], [row[:2] for row in rows]
     note = '<p class="note">Small print: 95 % interval of a measurement on this many images.</p>'
-    return table(["radius", "certified", "under attack"], rows) + note
+    return table(header, rows) + note
 
 
 def _gallery(report: RobustnessReport) -> str:
@@ -175,7 +199,8 @@ def _hardest(report: RobustnessReport) -> str:
         left = report.undecided(e)
         shown = ", ".join(str(i) for i in left[:_LISTED]) + (" ..." if len(left) > _LISTED else "")
         rows.append([text(plots.eps_text(e)), str(len(left)), shown or "&ndash;"])
-    parts = "<p>Neither proved nor broken:</p>"
+    kind = "Neither proved nor broken" if report.attacked else "Right and not proved"
+    parts = f"<p>{kind}:</p>"
     parts += table(["radius", "images", "numbers"], rows, numeric=False)
     outcomes = report.outcomes
     if outcomes is None or len(outcomes.attacks) < 2:

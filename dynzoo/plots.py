@@ -60,7 +60,7 @@ def certified_curve(radii: np.ndarray, stop: float) -> tuple[np.ndarray, np.ndar
 
 def robustness_figure(
     clean: float,
-    robust: Mapping[float, float],
+    robust: Mapping[float, float | None],
     radii: np.ndarray | None,
     norm: str,
     members: Mapping[str, Mapping[float, float]] | None = None,
@@ -69,7 +69,7 @@ def robustness_figure(
 
     Args:
         clean: Clean accuracy.
-        robust: Attacked accuracy at each radius.
+        robust: Attacked accuracy at each radius; `None` values if nothing was attacked.
         radii: Certified radius of each image in the same norm, 0 for a wrong one, or `None`.
         norm: `"l2"` or `"linf"`, for the label.
         members: Accuracy at each radius after each attack of an ensemble, in its order.
@@ -80,7 +80,9 @@ def robustness_figure(
     figure = new_figure(7.6, 4.2)
     axes = figure.add_subplot()
     points = [0.0, *sorted(robust)]
-    values = [clean, *(robust[e] for e in sorted(robust))]
+    known = [share for e in sorted(robust) if (share := robust[e]) is not None]
+    attacked = len(known) == len(robust)
+    values = [clean, *(known if attacked else [clean] * len(robust))]
     stop = 1.12 * points[-1]
     if radii is not None:
         grid, curve = certified_curve(radii, stop)
@@ -91,7 +93,7 @@ def robustness_figure(
         upper = np.interp(dense, points, values)
         axes.fill_between(
             dense, lower, upper, where=upper >= lower, color=ATTACKED, alpha=0.12, linewidth=0,
-            label="undecided: no proof, no attack",
+            label="undecided: no proof, no attack" if attacked else "not proved",
         )  # fmt: skip
     # The last of them is the whole ensemble, which gets the thick line.
     earlier = list((members or {}).items())[:-1]
@@ -101,9 +103,10 @@ def robustness_figure(
             points, line, linestyle=_DASHES[number % len(_DASHES)], color=ATTACKED, linewidth=0.9,
             alpha=0.7, label=("after " if not number else "and after ") + name,
         )  # fmt: skip
-    axes.plot(
-        points, values, "o-", color=ATTACKED, linewidth=1.6, markersize=6, label="under attack"
-    )
+    if attacked:
+        axes.plot(
+            points, values, "o-", color=ATTACKED, linewidth=1.6, markersize=6, label="under attack"
+        )
     axes.axhline(clean, color=CLEAN, linewidth=1.2, linestyle=(0, (4, 3)), label="clean")
     axes.set_xlim(0.0, stop)
     _radius_axis(axes, points, norm)
@@ -116,7 +119,7 @@ def robustness_figure(
 
 
 def comparison_figure(
-    models: Mapping[str, tuple[float, Mapping[float, float], Mapping[float, float | None]]],
+    models: Mapping[str, tuple[float, Mapping[float, float | None], Mapping[float, float | None]]],
     norm: str,
 ) -> Any:
     """Attacked and certified accuracy of several models by radius, a colour a model.
@@ -136,8 +139,12 @@ def comparison_figure(
     ):
         radii = [0.0, *sorted(robust)]
         ticks |= set(radii)
-        values = [clean, *(robust[e] for e in radii[1:])]
-        axes.plot(radii, values, "o-", color=color, linewidth=1.8, label=f"{name}, under attack")
+        known = [v for e in radii[1:] if (v := robust[e]) is not None]
+        if len(known) == len(radii) - 1:
+            label = f"{name}, under attack"
+            axes.plot(radii, [clean, *known], "o-", color=color, linewidth=1.8, label=label)
+        else:
+            axes.plot([0.0], [clean], "o", color=color, label=f"{name}, clean")
         proved = [v for e in radii[1:] if (v := certified.get(e)) is not None]
         if len(proved) == len(radii) - 1:
             axes.plot(

@@ -76,11 +76,11 @@ class RobustnessReport:
     Args:
         norm: `"l2"` or `"linf"`.
         clean: Accuracy without an attack.
-        robust: Accuracy under attack at each radius.
+        robust: Accuracy under attack at each radius; `None` values if nothing was attacked.
         certified: Certified accuracy at each radius; `None` values if there is no certificate.
         warnings: Named reasons to doubt the numbers.
-        per_image: `"correct"` (n,), `"robust"` (radii, n), both bool, `"labels"` (n,), and
-            `"radii"`: certified L2 radii (n,), 0 for wrong images, or `None`.
+        per_image: `"correct"` (n,), `"robust"` (radii, n) or `None`, both bool, `"labels"` (n,),
+            and `"radii"`: certified L2 radii (n,), 0 for wrong images, or `None`.
         outcomes: What each attack did to each image at each radius.
         examples: A few attacked images.
         details: Attacks with every parameter, certificate, seed, versions, time.
@@ -94,7 +94,7 @@ class RobustnessReport:
 
     norm: str
     clean: float
-    robust: dict[float, float]
+    robust: dict[float, float | None]
     certified: dict[float, float | None]
     warnings: list[EvaluationWarning] = field(default_factory=list)
     per_image: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -111,6 +111,11 @@ class RobustnessReport:
         """Number of evaluated images."""
         return len(self.per_image["correct"])
 
+    @property
+    def attacked(self) -> bool:
+        """Whether attacks ran; without them only what is proved is known."""
+        return self.per_image["robust"] is not None
+
     def radii(self) -> np.ndarray | None:
         """Certified radius of each image in the report's norm, or `None`."""
         radii = self.per_image.get("radii")
@@ -120,7 +125,7 @@ class RobustnessReport:
 
     def after_each_attack(self) -> dict[str, dict[float, float]]:
         """Accuracy at each radius after the attacks of the list up to each one."""
-        if self.outcomes is None:
+        if self.outcomes is None or not self.attacked:
             return {}
         shares = self.outcomes.cumulative()
         return {
@@ -133,7 +138,8 @@ class RobustnessReport:
         at = sorted(self.robust).index(eps)
         radii = self.radii()
         proved = np.zeros(self.images, bool) if radii is None else radii > eps
-        return np.flatnonzero(self.per_image["robust"][at] & ~proved)
+        left = self.per_image["robust"][at] if self.attacked else self.per_image["correct"]
+        return np.flatnonzero(left & ~proved)
 
     def to_dict(self, per_image: bool = False) -> dict[str, Any]:
         """The report as JSON-able data; `per_image=True` adds one entry for every image."""
@@ -160,7 +166,7 @@ class RobustnessReport:
             radii = self.per_image["radii"]
             result["per_image"] = {
                 "correct": self.per_image["correct"].tolist(),
-                "robust": self.per_image["robust"].tolist(),
+                "robust": self.per_image["robust"].tolist() if self.attacked else None,
                 "labels": self.per_image["labels"].tolist(),
                 "radii": None if radii is None else radii.tolist(),
             }

@@ -30,7 +30,8 @@ from dynzoo.attacks.progress import Progress
 from dynzoo.attacks.warnings import SAMPLE, EvaluationWarning
 from dynzoo.certificates.smoothing import SmoothedClassifier
 from dynzoo.claims import certificate_dict, claims_of, smoothed_numbers
-from dynzoo.image_checks import check_shape
+from dynzoo.image_checks import check_shape, check_unit_range
+from dynzoo.labels import names_of
 from dynzoo.model_identity import identity_of
 from dynzoo.provenance import fingerprint, runs, threat_model, versions
 from dynzoo.random_layers import Draws
@@ -64,8 +65,8 @@ def evaluate(
     The true robust accuracy lies between the two numbers:
     $\text{certified}(\varepsilon) \le \text{robust}(\varepsilon) \le \text{attacked}(\varepsilon)
     \le \text{clean}$, image by image. An image counts as attacked if **any** attack fools it at
-    this or a smaller radius. For Linf the certificate is the L2 one of radius
-    $\varepsilon\sqrt{d}$, which holds the Linf ball.
+    this or a smaller radius. Without attacks (`"none"`) the third is left open. For Linf the
+    certificate is the L2 one of radius $\varepsilon\sqrt{d}$, which holds the Linf ball.
 
     An image for which a logit is NaN has no answer: clean, it is wrong; attacked, it has fallen.
 
@@ -83,7 +84,7 @@ def evaluate(
         eps: Radius or radii, in units of the pixel range, > 0.
         attacks: `"standard"`, `"fast"`, another name of `dynzoo.attacks.ensembles.makers`, or a
             list of names, attack objects (templates: their radius is replaced by each of `eps`) or
-            factories called with `norm`, `eps` and `seed`.
+            factories called with `norm`, `eps` and `seed`; `"none"` for what is certified alone.
         batch_size: Images processed at once.
         certificate: `None` to certify the model, `False` for no certificate, or an object whose
             `radii(x, batch_size)` gives (labels, L2 radii), or `smooth(model, sigma)`.
@@ -91,7 +92,7 @@ def evaluate(
         verbose: 1 says which check runs, or where the attacks stand, the share that is done and the
             time that is left: one line that is updated on a terminal, elsewhere a line every few
             seconds.
-        class_names: Names of the classes, for the report.
+        class_names: Names of the classes, for the report; `None` for a preset's own.
         title: Heading of the report.
         checkpoint: File (`.npz`) that is written after each batch of each attack. If it exists, the
             evaluation goes on from it and ends with the same outcomes.
@@ -127,6 +128,7 @@ def evaluate(
     given, y = check_images(x, y)
     x = given.astype(np.float32, copy=False)
     check_shape(x, model)
+    check_unit_range(model)
     radii_asked = _radii_asked(eps, norm, x[0].size)
     if attack_certified not in ("first", "all", "none"):
         raise ValueError(
@@ -134,10 +136,14 @@ def evaluate(
         )
     if checks not in ("auto", "full", "quick"):
         raise ValueError(f"`checks` must be 'auto', 'full' or 'quick'. Received: {checks!r}")
-    if checks == "auto":
-        checks = "quick" if attacks == "fast" else "full"
     surrogates, given_certificate = list(surrogates), certificate
-    make_attacks = makers(attacks, norm, seed, batch_size)
+    attacked = not isinstance(attacks, str) or attacks != "none"
+    if not attacked and (surrogates or checkpoint is not None):
+        name = "surrogates" if surrogates else "checkpoint"
+        raise ValueError(f"`{name}` needs attacks. Received: attacks='none'")
+    if checks == "auto":
+        checks = "quick" if attacks in ("fast", "none") else "full"
+    make_attacks = makers(attacks, norm, seed, batch_size) if attacked else []
     make_attacks += [transfer_from(source, norm, seed, batch_size) for source in surrogates]
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
 
@@ -177,6 +183,7 @@ def evaluate(
                 with progress.watching("outputs of two passes"):
                     found = check_outputs(model, x[sample], draws)
                 warnings += [w for w in found if w.name not in known]
+            if sample.size and attacked:
                 with progress.watching("gradients against differences"):
                     warnings += check_gradients(model, x[sample], y[sample])
                 with progress.watching("attack without a limit"):
@@ -210,8 +217,9 @@ def evaluate(
             folder = Path(checkpoint).parent if checkpoint else Path(tempfile.gettempdir())
             violation.save(folder / f"counterexample_{violation.index}.npz")
             raise
-        warnings += check_outcomes(outcomes, planned[0], campaign.repeated)
-        if checks == "full" and sample.size:
+        if attacked:
+            warnings += check_outcomes(outcomes, planned[0], campaign.repeated)
+        if checks == "full" and sample.size and attacked:
             middle = (len(radii_asked) - 1) // 2
             survivors = np.flatnonzero(outcomes.robust()[middle])
             steps = max([getattr(attack, "steps", 1) for attack in planned[0]])
@@ -238,15 +246,22 @@ def evaluate(
     return RobustnessReport(
         norm=norm,
         clean=float(correct.mean()),
-        robust=dict(zip(radii_asked, robust.mean(axis=1).tolist(), strict=True)),
+        robust=dict(zip(radii_asked, robust.mean(axis=1).tolist(), strict=True))
+        if attacked
+        else dict.fromkeys(radii_asked),
         certified=certified,
         smoothed=smoothed,
         warnings=warnings,
-        per_image={"correct": correct, "robust": robust, "radii": counted, "labels": y},
+        per_image={
+            "correct": correct,
+            "robust": robust if attacked else None,
+            "radii": counted,
+            "labels": y,
+        },
         outcomes=outcomes,
         examples=spread(examples),
         title=title or f"Robustness of {getattr(model, 'name', 'the model')}",
-        class_names=class_names,
+        class_names=class_names or names_of(model),
         details={
             "model": getattr(model, "name", None),
             "image_shape": list(x.shape[1:]),

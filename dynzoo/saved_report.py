@@ -24,21 +24,26 @@ class SavedReport:
     Args:
         norm: `"l2"` or `"linf"`.
         clean: Accuracy without an attack.
-        robust: Accuracy under attack at each radius.
+        robust: Accuracy under attack at each radius; `None` values if nothing was attacked.
         certified: Certified accuracy at each radius; `None` values if there is no certificate.
         warnings: Named reasons to doubt the numbers.
-        per_image: `"correct"` (n,), `"robust"` (radii, n), both bool, `"labels"` (n,), and
-            `"radii"` (n,) or `None`.
+        per_image: `"correct"` (n,), `"robust"` (radii, n) or `None`, both bool, `"labels"` (n,),
+            and `"radii"` (n,) or `None`.
         details: All that the file holds, but for `per_image`.
     """
 
     norm: str
     clean: float
-    robust: dict[float, float]
+    robust: dict[float, float | None]
     certified: dict[float, float | None]
     warnings: list[EvaluationWarning]
     per_image: dict[str, Any] = field(repr=False)
     details: dict[str, Any] = field(repr=False)
+
+    @property
+    def attacked(self) -> bool:
+        """Whether attacks ran; without them only what is proved is known."""
+        return self.per_image["robust"] is not None
 
     @property
     def images(self) -> int:
@@ -88,10 +93,10 @@ def read_report(path: str | os.PathLike[str]) -> SavedReport:
 
 
 def _arrays(lists: dict[str, Any]) -> dict[str, Any]:
-    radii = lists["radii"]
+    radii, robust = lists["radii"], lists["robust"]
     return {
         "correct": np.array(lists["correct"], dtype=bool),
-        "robust": np.array(lists["robust"], dtype=bool),
+        "robust": None if robust is None else np.array(robust, dtype=bool),
         "labels": np.array(lists["labels"], dtype=np.int64),
         "radii": None if radii is None else np.array(radii, dtype=np.float64),
     }
@@ -102,11 +107,22 @@ def _check(report: SavedReport) -> None:
     correct, robust = report.per_image["correct"], report.per_image["robust"]
     if report.norm not in ("l2", "linf"):
         raise ValueError("its norm is neither l2 nor linf")
-    shapes = [report.per_image["labels"].shape, robust.shape]
-    if shapes != [(report.images,), (len(report.robust), report.images)]:
+    shapes = [report.per_image["labels"].shape]
+    expected: list[tuple[int, ...]] = [(report.images,)]
+    shares, found = [report.robust[e] for e in sorted(report.robust)], []
+    if robust is not None:
+        shapes.append(robust.shape)
+        expected.append((len(report.robust), report.images))
+    if shapes != expected:
         raise ValueError(f"it has arrays of shapes {shapes} for {report.images} images")
-    shares = [report.robust[e] for e in sorted(report.robust)]
-    if not np.allclose([report.clean, *shares], [correct.mean(), *robust.mean(axis=1)]):
+    if robust is not None:
+        found = robust.mean(axis=1).tolist()
+    elif any(share is not None for share in shares):
+        raise ValueError("it has accuracies under attack, and does not say of which images")
+    known = [share for share in shares if share is not None]
+    if len(known) != len(found) or not np.allclose(
+        [report.clean, *known], [correct.mean(), *found]
+    ):
         raise ValueError("its accuracies are not those of its images")
     if set(report.certified) != set(report.robust):
         raise ValueError("its certified and attacked radii differ")
@@ -115,6 +131,6 @@ def _check(report: SavedReport) -> None:
     radii = report.per_image["radii"]
     if radii is not None and (radii.shape != correct.shape or not (radii >= 0).all()):
         raise ValueError("its certified radii are not one number >= 0 an image")
-    shares = [share for share in report.certified.values() if share is not None]
-    if not all(0 <= share <= 1 for share in shares):
+    certified = [share for share in report.certified.values() if share is not None]
+    if not all(0 <= share <= 1 for share in certified):
         raise ValueError("a certified accuracy is no share in [0, 1]")

@@ -266,6 +266,27 @@ def test_evaluate_writes_the_report(tiny, capsys):
     assert "sub/report.json" in capsys.readouterr().out
 
 
+def test_evaluate_reports_what_is_certified_alone(tiny, capsys):
+    work = tiny.parents[1] / "work"
+    for name in ("r.json", "r.html", "r.csv"):
+        command = ["evaluate", "tiny", "--attacks", "none", "--audit", "--output", name]
+        assert cli.main(command) == 0
+        assert "under attack" not in capsys.readouterr().out
+    report = json.loads((work / "r.json").read_text())
+    assert report["images"] == 72 and set(report["robust"].values()) == {None}
+    assert "tightness" in (work / "r.html").read_text(encoding="utf-8")
+    labels, radii = dynzoo.certify(dynzoo.from_preset(tiny)).radii(_pixels(tiny))
+    assert len((work / "r.csv").read_text().splitlines()) == 73
+    proved = np.array(report["per_image"]["radii"])
+    np.testing.assert_array_equal(proved, np.where(report["per_image"]["correct"], radii, 0.0))
+    assert cli.main(["compare", "r.json", "r.json", "--output", "both.html"]) == 0
+
+
+def _pixels(preset):
+    with np.load(json.loads((preset / "metadata.json").read_text())["dataset"]) as arrays:
+        return arrays["x_test"] / np.float32(255)
+
+
 def test_evaluate_goes_on_audits_and_corrupts(tiny, capsys):
     arguments = (
         "evaluate tiny --limit 8 --attacks apgd-ce,pgd --eps 1/50,2.0 --attack-certified none "
@@ -365,10 +386,11 @@ def test_evaluate_refuses(tiny, file, fails, tmp_path):
     assert "There is no data file gone.npz" in fails("evaluate", "tiny", "--data", "gone.npz")
     assert "must be one of" in fails("evaluate", "tiny", "--dataset", "imagenet")
     assert "images of shape (32, 32, 3)" in fails("evaluate", "tiny", "--dataset", "digits")
-    assert "needs attacks" in fails("evaluate", "tiny", "--attacks", "none", "--output", "r.html")
+    assert "needs attacks" in fails(
+        "evaluate", "tiny", "--attacks", "none", "--checkpoint", "c.npz"
+    )
     assert "one of .html, .json" in fails("evaluate", "tiny", "--output", "r.pdf")
     assert "must name one of" in fails("evaluate", "tiny", "--attacks", "fast,strong")
-    assert "needs attacks" in fails("evaluate", "tiny", "--attacks", "none", "--audit")
     assert "--norm l2" in fails("evaluate", "tiny", "--norm", "linf", "--update-card")
     (_, _), (x, y) = dynzoo.data.load(file)
     np.savez(tmp_path / "more.npz", x_train=x, y_train=y + 2, x_test=x, y_test=y + 2)

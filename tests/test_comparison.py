@@ -55,6 +55,44 @@ def test_differences_count_the_images_that_tell_two_models_apart(reports, both):
         both.differences("linear", "means", 0.1)
 
 
+def test_certified_reports_side_by_side(reports, tmp_path):
+    x, y = held_out(80)
+    settings = dict(eps=EPS, attacks="none")
+    linear, nearest = ridge(), centroids()
+    proved = [
+        evaluate(linear, x, y, **settings),
+        evaluate(nearest, x, y, certificate=MarginCertificate(nearest), **settings),
+    ]
+    files = [r.save(tmp_path / f"{i}.json") for i, r in enumerate(proved)]
+    together = compare(files, ["linear", "means"])
+    assert together.notes == []
+    for row, report in zip(together.rows()[::2], proved, strict=True):
+        assert row["attacked"] is None and row["certified"] == report.certified[0.1]
+    one, other = (r.per_image["radii"] > 0.1 for r in proved)
+    expected = ((one & ~other).sum(), (other & ~one).sum())
+    assert together.differences("linear", "means", 0.1) == expected
+    page = together.save(tmp_path / "both.html").read_text(encoding="utf-8")
+    assert "Image by image" in page
+    # with one that was attacked: what is proved is compared, and it is said
+    mixed = compare([files[0], reports[1]], ["linear", "means"])
+    assert "attacks" in mixed.notes[0]
+    assert mixed.differences("linear", "means", 0.1) == expected
+    mixed.save(tmp_path / "mixed.html")
+    command = ["compare", *map(str, files), "--output", str(tmp_path / "both.csv")]
+    assert cli.main(command) == 0
+
+
+@pytest.mark.parametrize(
+    "robust", [{"0.1": 0.5, "0.3": None}, {"0.1": 0.5, "0.3": 0.4}, {"0.1": None}]
+)
+def test_certified_report_with_shares_of_attacks_is_refused(robust, tmp_path):
+    x, y = held_out(10)
+    path = evaluate(ridge(), x, y, eps=EPS, attacks="none").save(tmp_path / "r.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "robust": robust}))
+    with pytest.raises(ValueError, match="r.json is damaged or something else"):
+        read_report(path)
+
+
 def test_files(both, tmp_path):
     page = both.save(tmp_path / "deep" / "both.html").read_text(encoding="utf-8")
     for text in ("&lt;linear&gt;", "means", "0.3", "Image by image"):

@@ -122,6 +122,18 @@ def test_preset_with_preprocessing_takes_bytes(size, tmp_path):
     assert certificate.rounding_bound.measured == ()
     with pytest.raises(ValueError, match=r"must lie in \[0, 255\]"):
         certificate.radii(x.astype("float32") * 2)
+    # attacks, radii and corruptions are for [0, 1], and are told apart from bytes
+    unit, y = x[:2] / np.float32(255), np.zeros(2, np.int64)
+    for use in (
+        lambda: dynzoo.evaluate(model, unit, y, eps=0.1, attacks="none"),
+        lambda: dynzoo.attacks.PGD(eps=0.1)(model, unit, y),
+        lambda: dynzoo.evaluate_corruptions(model, unit, y),
+        lambda: dynzoo.noise_curve(model, unit, y),
+    ):
+        with pytest.raises(ValueError, match=r"`model` must take images in \[0, 1\]"):
+            use()
+    with pytest.raises(ValueError, match="multiply them by 255"):
+        certificate.radii(unit)
     # it is a preset as any other
     dynzoo.save_to_preset(model, tmp_path / "bytes")
     again = dynzoo.from_preset(tmp_path / "bytes")

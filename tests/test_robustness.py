@@ -302,6 +302,37 @@ def test_page_is_complete_and_self_contained(report, tmp_path):
         assert base64.b64decode(data).startswith(b"\x89PNG")
 
 
+def test_report_of_what_is_certified_alone(nearest, tmp_path):
+    x, y = held_out(60)
+    certificate = MarginCertificate(nearest)
+    report = evaluate(nearest, x, y, eps=(0.1, 0.3), attacks="none", certificate=certificate)
+    whole = evaluate(nearest, x, y, eps=(0.1, 0.3), attacks="fast", certificate=certificate)
+    assert report.clean == whole.clean and report.certified == whole.certified
+    assert report.robust == {0.1: None, 0.3: None} and not report.attacked and whole.attacked
+    assert report.after_each_attack() == {} and report.examples == []
+    left = report.undecided(0.1)
+    proved = report.radii() > 0.1
+    np.testing.assert_array_equal(left, np.flatnonzero(report.per_image["correct"] & ~proved))
+    data = json.loads(report.save(tmp_path / "r.json").read_text())
+    assert data["robust"] == {"0.1": None, "0.3": None} and data["per_image"]["robust"] is None
+    page = report.save(tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "certified and not attacked" in page and "Right and not proved" in page
+    for absent in ("under attack", "Attacked images", "Attacker", "survived"):
+        assert absent not in page
+    (axes,) = report.plot().axes
+    labels = axes.get_legend_handles_labels()[1]
+    assert "certified" in labels and "under attack" not in labels
+    text = report.save(tmp_path / "r.csv").read_text()
+    assert text.splitlines()[0] == "image,label,correct,certified_l2_radius"
+
+
+def test_certified_alone_refuses_what_attacks_are_for(nearest, tmp_path):
+    x, y = held_out(4)
+    for name, value in (("checkpoint", tmp_path / "c.npz"), ("surrogates", [nearest])):
+        with pytest.raises(ValueError, match=f"`{name}` needs attacks"):
+            evaluate(nearest, x, y, eps=0.1, attacks="none", **{name: value})
+
+
 def test_page_shows_warnings_and_missing_numbers(report, tmp_path):
     from dataclasses import replace
 

@@ -14,7 +14,7 @@ from dynzoo.arguments import listed
 from dynzoo.attacks.geometry import NORMS, enclose
 from dynzoo.attacks.passes import compiled, mean_logits, noise, predict_logits
 from dynzoo.batching import batches, fastest
-from dynzoo.image_checks import unit_images
+from dynzoo.image_checks import check_unit_range, unit_images
 
 __all__ = ["Attack", "batches", "compiled", "predict_logits"]
 
@@ -180,6 +180,7 @@ class Attack:
             ValueError: If `x` is not finite or not in [0, 1], or `y` does not fit `x` or the model.
         """
         given, y = check_images(x, y)
+        check_unit_range(model)
         # The ball is around what the caller gave, float64 included; the model sees float32.
         x = given.astype(np.float32, copy=False)
         indices = np.arange(len(x)) if indices is None else np.asarray(indices)

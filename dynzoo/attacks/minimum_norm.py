@@ -13,6 +13,7 @@ from dynzoo.attacks.geometry import INSIDE, distances, per_image
 from dynzoo.attacks.losses import margin, margins
 from dynzoo.attacks.passes import judged, mean_logits, noise
 from dynzoo.batching import batches
+from dynzoo.image_checks import check_unit_range
 
 # Steps of the last line search, and how far beyond the estimated boundary it tries.
 _LINE_STEPS = 6
@@ -86,6 +87,7 @@ class MinimumNorm(Attack):
             ValueError: If `x` is not finite or not in [0, 1], or `y` does not fit `x` or the model.
         """
         given, y = check_images(x, y)
+        check_unit_range(model)
         x = given.astype(np.float32, copy=False)
         indices = np.arange(len(x)) if indices is None else np.asarray(indices)
         best, best_distance = x.copy(), np.full(len(x), np.inf)

@@ -134,7 +134,7 @@ def measure(model: keras.Model, held_out: Any, recipe: dict, settings: dict) -> 
         report = robustness.evaluate(
             model, x[:count], y[:count], norm, [eps], settings["attacks"], checks="quick"
         )
-        result["attacked"] = float(report.robust[eps])
+        result["attacked"] = report.robust[eps]
     if result[settings["objective"]] is None:
         raise FailedTrialError("the network has no certificate")
     return result
