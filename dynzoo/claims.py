@@ -8,6 +8,7 @@ import numpy as np
 
 from dynzoo.attacks.warnings import EvaluationWarning
 from dynzoo.certificates.smoothing import SmoothedClassifier
+from dynzoo.streamed_images import StreamedImages, chunks, read_whole
 
 __all__ = ["certificate_dict", "claims_of", "smoothed_numbers"]
 
@@ -24,7 +25,11 @@ def claims_of(model: Any, certificate: Any, x: np.ndarray, batch_size: int) -> t
         except (ValueError, TypeError, NotImplementedError) as error:
             note = f"The model has no certificate: {error}"
             return None, None, None, [EvaluationWarning("not-certified", note)]
-    labels, radii = certificate.radii(x, batch_size=batch_size)
+    if isinstance(x, StreamedImages):
+        found = [certificate.radii(x[part], batch_size=batch_size) for part in chunks(len(x))]
+        labels, radii = (np.concatenate(column) for column in zip(*found, strict=True))
+    else:
+        labels, radii = certificate.radii(x, batch_size=batch_size)
     return certificate, np.asarray(radii, dtype=np.float64), np.asarray(labels), []
 
 
@@ -39,7 +44,7 @@ def smoothed_numbers(
 ) -> dict[str, Any]:
     """Numbers of a smoothed classifier of the model at L2 radii, under other names for these."""
     _check_smooths(certificate, model)
-    result = certificate.accuracy(x, y, radii, batch_size)
+    result = certificate.accuracy(read_whole(x), y, radii, batch_size)
     result["certified"] = dict(zip(names, result["certified"].values(), strict=True))
     return result
 

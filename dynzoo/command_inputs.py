@@ -10,6 +10,7 @@ import numpy as np
 from dynzoo import data
 from dynzoo.label_checks import count_classes
 from dynzoo.models import preset_files, presets
+from dynzoo.streamed_images import StreamedImages
 
 
 def find_preset(name: str) -> tuple[Path, dict[str, Any]]:
@@ -27,7 +28,7 @@ def load_data(source: str, about: dict[str, Any]) -> tuple[data.Split, data.Spli
     """
     shape = about.get("input_shape")
     try:
-        return data.load(source, image_shape=tuple(shape) if shape else None)
+        return data.load(source, image_shape=tuple(shape) if shape else None, stream=None)
     except RuntimeError as error:  # neither here nor to be had: the message says what to do
         raise ValueError(str(error)) from error
 
@@ -59,3 +60,12 @@ def names_of_data(source: str, count: int) -> dict[str, list[str]]:
     names = data.class_names(source)
     numbers = [str(i) for i in range(len(names))]
     return {} if len(names) != count or names == numbers else {"class_names": names}
+
+
+def first(split: data.Split, limit: int | None) -> data.Split:
+    """The first images of a split; those that are streamed stay in their files."""
+    x, y = split
+    if isinstance(x, StreamedImages):
+        part: Any = x.part(0, limit)
+        return part, y[:limit]
+    return x[:limit], y[:limit]

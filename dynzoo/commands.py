@@ -10,7 +10,7 @@ from dynzoo import backend, leaderboard, runs
 from dynzoo import demo as demonstration
 from dynzoo import evaluation as measuring
 from dynzoo import finetuning as tuning
-from dynzoo.command_inputs import check_fit, classes, find_preset, load_data, names_of_data
+from dynzoo.command_inputs import check_fit, classes, find_preset, first, load_data, names_of_data
 from dynzoo.comparison_command import compare_reports as compare_reports
 from dynzoo.console import pairs, percent, say, table
 from dynzoo.evaluation_command import evaluate as evaluate
@@ -96,9 +96,8 @@ def finetune(arguments: Namespace) -> None:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists already: choose another folder with --output")
     say(f"{parent}: reading {source}")
-    (x, y), (x_test, y_test) = load_data(source, about)
-    x, y = x[: arguments.limit], y[: arguments.limit]
-    x_test, y_test = x_test[: arguments.limit], y_test[: arguments.limit]
+    splits = load_data(source, about)
+    (x, y), (x_test, y_test) = (first(split, arguments.limit) for split in splits)
     model = presets.from_preset(folder, num_classes=classes(arguments.num_classes, y, y_test))
     check_fit(model, x, y, source)
     say(

@@ -9,6 +9,7 @@ import numpy as np
 
 from dynzoo.image_folder import class_folders, load_image_folder
 from dynzoo.labels import CLASSES
+from dynzoo.streamed_images import StreamedImages
 
 Split = tuple[np.ndarray, np.ndarray]
 
@@ -22,7 +23,10 @@ _SOURCES = {
 
 
 def load(
-    name: str | os.PathLike, dtype: str = "float32", image_shape: tuple[int, ...] | None = None
+    name: str | os.PathLike,
+    dtype: str = "float32",
+    image_shape: tuple[int, ...] | None = None,
+    stream: bool | None = False,
 ) -> tuple[Split, Split]:
     """Load `(x_train, y_train), (x_test, y_test)`: NHWC images and integer labels.
 
@@ -37,9 +41,13 @@ def load(
             or a folder of images, see `dynzoo.image_folder.load_image_folder`.
         dtype: `"float32"` for images in [0, 1], or `"uint8"` for the bytes.
         image_shape: (height, width, channels) to which the images of a folder are brought.
+        stream: True leaves the images of a folder in their files until they are asked for; `None`
+            does so where they would take more than 1 GiB as floats.
 
     Returns:
         Images of shape (n, height, width, channels), labels int64 of shape (n,), for each split.
+        Streamed images are a `dynzoo.streamed_images.StreamedImages`, which is indexed as an array
+        and goes into `dynzoo.augmentation.Augmented`, `finetune` and `evaluate`.
 
     Raises:
         ValueError: unknown name, or a file whose content is not as described (it names the key).
@@ -54,13 +62,19 @@ def load(
     """
     if dtype not in ("float32", "uint8"):
         raise ValueError(f"`dtype` must be 'float32' or 'uint8'. Received: dtype={dtype!r}")
-    (x_train, y_train), (x_test, y_test) = _stored(name, image_shape)
+    if stream and not Path(os.fspath(name)).is_dir():
+        raise ValueError(
+            f"`stream=True` needs a folder of images. Received: name={os.fspath(name)!r}"
+        )
+    (x_train, y_train), (x_test, y_test) = _stored(name, image_shape, stream)
     convert = to_float if dtype == "float32" else _to_bytes
     return (convert(x_train), y_train), (convert(x_test), y_test)
 
 
 def _stored(
-    name: str | os.PathLike, image_shape: tuple[int, ...] | None = None
+    name: str | os.PathLike,
+    image_shape: tuple[int, ...] | None = None,
+    stream: bool | None = False,
 ) -> tuple[Split, Split]:
     """The data as they are kept: bytes, or the floats of an `.npz` file."""
     key = os.fspath(name)
@@ -71,7 +85,7 @@ def _stored(
     if key in _SOURCES:
         return _load_tfds(key)
     if Path(key).is_dir():
-        return load_image_folder(key, image_shape)
+        return load_image_folder(key, image_shape, stream=stream)
     raise ValueError(_unknown(key))
 
 
@@ -153,6 +167,8 @@ def _bytes_or_floats(x: np.ndarray) -> np.ndarray:
 
 def to_float(x: np.ndarray) -> np.ndarray:
     """Images in [0, 1] as float32; bytes are divided by 255."""
+    if isinstance(x, StreamedImages):
+        return x.astype("float32")
     if x.dtype == np.uint8:
         return np.divide(x, np.float32(255), dtype=np.float32)
     return x.astype(np.float32)

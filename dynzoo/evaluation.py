@@ -14,7 +14,7 @@ import numpy as np
 
 from dynzoo import plots
 from dynzoo.answers import answers
-from dynzoo.attacks.base import check_images, check_labels, positive_floats
+from dynzoo.attacks.base import check_images_or_stream, check_labels, positive_floats
 from dynzoo.cards import model_card
 from dynzoo.certificates import certify
 from dynzoo.checkpoints import write_atomically
@@ -22,6 +22,7 @@ from dynzoo.image_checks import check_unit_range
 from dynzoo.models import preset_files
 from dynzoo.report import RobustnessReport
 from dynzoo.robustness import evaluate
+from dynzoo.streamed_images import StreamedImages, chunks
 
 __all__ = ["Measurement", "accuracy", "measure", "radius_text", "update_card"]
 
@@ -131,14 +132,13 @@ def measure(
         CertificateViolation: if an attack refutes the certificate.
         AuditViolation: if the audit refutes the Lipschitz bound.
     """
-    x, y = check_images(x, y)
+    x, y = check_images_or_stream(x, y)
     check_unit_range(model)
     eps = positive_floats("eps", eps)
     certificate = certify(model)
     top = (1, 5) if len(certificate.pair_distances) >= _TOP5_CLASSES else (1,)
     parts = []
-    for start in range(0, len(x), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
+    for chunk in chunks(len(x), _CHUNK):
         parts.append(certificate.topk_radii(x[chunk], y[chunk], top, batch_size=batch_size))
         if tick is not None:
             tick(len(parts[-1][0]))
@@ -151,7 +151,7 @@ def measure(
     if attacks != "none" or report or audit or corruptions:
         made = evaluate(
             model,
-            x[first],
+            x if attacks == "none" else x[first],
             y[first],
             norm=norm,
             eps=eps,
@@ -202,9 +202,11 @@ def _shares(radii: np.ndarray, eps: Sequence[float], factor: float) -> dict[floa
 
 def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, batch_size: int = 256) -> float:
     """Share of the images that a model classifies right."""
-    x, y = check_images(x, y)
+    x, y = check_images_or_stream(x, y)
     check_unit_range(model)
-    logits = model.predict(x, batch_size=batch_size, verbose=0)
+    parts = chunks(len(x), _CHUNK) if isinstance(x, StreamedImages) else [slice(None)]
+    asked = [model.predict(x[part], batch_size=batch_size, verbose=0) for part in parts]
+    logits = np.concatenate(asked)
     check_labels(y, logits.shape[1])
     return float((answers(logits) == y).mean())
 

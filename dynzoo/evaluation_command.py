@@ -9,7 +9,7 @@ from typing import Any
 from dynzoo import backend, data, interruption, plots
 from dynzoo import evaluation as measuring
 from dynzoo.attacks.ensembles import makers
-from dynzoo.command_inputs import check_fit, find_preset, load_data
+from dynzoo.command_inputs import check_fit, find_preset, first, load_data
 from dynzoo.console import percent, progress, say, table
 from dynzoo.models import preset_files, presets
 
@@ -42,8 +42,7 @@ def evaluate(arguments: Namespace) -> None:
     name = about.get("name", folder.name)
     say(f"{name}: reading {source}")
     model = presets.from_preset(folder)
-    _, (x, y) = load_data(source, about)
-    x, y = x[: arguments.limit], y[: arguments.limit]
+    x, y = first(load_data(source, about)[1], arguments.limit)
     check_fit(model, x, y, source)
     parameters = f"{model.count_params():,} parameters"
     say(f"{len(x):,} test images; {parameters}; compiling for {backend.name()}")

@@ -26,11 +26,16 @@ def add_export_arguments(parser: ArgumentParser) -> None:
     )
 
 
+# Of images that do not fit into memory, so many are compared.
+_STREAMED = 1000
+
+
 def export(arguments: Namespace) -> None:
     from dynzoo.command_inputs import find_preset, load_data
     from dynzoo.console import pairs, say
     from dynzoo.export import FORMATS, check_target, export_model
     from dynzoo.models import presets
+    from dynzoo.streamed_images import StreamedImages
 
     folder, about = find_preset(arguments.preset)
     name = about.get("name", folder.name)
@@ -38,6 +43,8 @@ def export(arguments: Namespace) -> None:
     check_target(output, arguments.format, check=not arguments.no_check)
     say(f"{name}: writing {arguments.format} to {output}")
     images = load_data(arguments.data, about)[1][0] if arguments.data else None
+    if isinstance(images, StreamedImages):
+        images = images[:_STREAMED]
     model = presets.from_preset(folder)
     written = export_model(
         model,

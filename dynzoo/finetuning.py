@@ -11,9 +11,10 @@ import numpy as np
 
 from dynzoo import augmentation, backend, constraints, labels, losses, optimization
 from dynzoo.allocator import keep_freed_memory
-from dynzoo.image_checks import fitting_images
+from dynzoo.image_checks import check_shape, check_unit_range, fitting_images
 from dynzoo.label_checks import training_labels
 from dynzoo.layers.arguments import positive_integer
+from dynzoo.streamed_images import StreamedImages
 
 __all__ = ["finetune", "fit_arguments"]
 
@@ -39,7 +40,7 @@ def finetune(
     Args:
         model: classifier from images to logits, such as `from_preset` gives; changed in place.
         x: images (n, height, width, channels) in [0, 1], or in the range that the model takes;
-            uint8 images are divided by 255.
+            uint8 images are divided by 255; or `StreamedImages`, read a batch at a time.
         y: integer labels (n,) or (n, 1), or one-hot or soft ones (n, classes).
         epochs: passes over the images, positive.
         learning_rate: peak of the schedule for kernels under an `Orthonormal` constraint, positive;
@@ -70,7 +71,12 @@ def finetune(
         raise ValueError(
             f"`learning_rate` must be positive. Received: learning_rate={learning_rate}"
         )
-    x = fitting_images(x, model)
+    if isinstance(x, StreamedImages):
+        check_shape(x, model)
+        check_unit_range(model)
+        x = x.astype("uint8")  # `Augmented` divides the bytes that it is given
+    else:
+        x = fitting_images(x, model)
     y = training_labels(y, len(x), model.output_shape[-1])
     side = min(x.shape[1:3])
     if not isinstance(crop_padding, numbers.Integral) or not 0 <= crop_padding < side:
@@ -105,7 +111,7 @@ def fit_arguments(
     x: np.ndarray, y: np.ndarray, batch_size: int, seed: int, crop_padding: int, flip: bool
 ) -> tuple[dict[str, Any], int]:
     """What `model.fit` is given to see these images, augmented or not, and its steps an epoch."""
-    if not crop_padding and not flip:
+    if not crop_padding and not flip and not isinstance(x, StreamedImages):
         return {"x": x, "y": y, "batch_size": batch_size}, math.ceil(len(x) / batch_size)
     batches = augmentation.Augmented(
         x, y, min(batch_size, len(x)), seed, padding=crop_padding, flip=flip

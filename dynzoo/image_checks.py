@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dynzoo.backend import to_numpy
+from dynzoo.streamed_images import StreamedImages, read_whole
 
 __all__ = [
     "InputRangeWarning",
@@ -19,6 +20,7 @@ __all__ = [
     "fitting_images",
     "input_range",
     "unit_images",
+    "unit_images_or_stream",
 ]
 
 _RANGES: weakref.WeakKeyDictionary[Any, tuple[float, float]] = weakref.WeakKeyDictionary()
@@ -120,6 +122,7 @@ def unit_images(x: Any) -> np.ndarray:
     Raises:
         ValueError: if they are not an array (n, ...) of finite numbers in [0, 1], or empty.
     """
+    x = read_whole(x)
     x = x if isinstance(x, np.ndarray) else to_numpy(x)
     if x.ndim < 2 or x.dtype.kind not in "fiub":
         raise ValueError(
@@ -139,6 +142,19 @@ def unit_images(x: Any) -> np.ndarray:
     return x
 
 
+def unit_images_or_stream(x: Any) -> Any:
+    """What `unit_images` gives, but images in files stay there, as floats in [0, 1].
+
+    Raises:
+        ValueError: as `unit_images`.
+    """
+    if not isinstance(x, StreamedImages):
+        return unit_images(x)
+    if not len(x):
+        raise ValueError("`x` must hold at least one image. Received: no files")
+    return x.astype("float32")
+
+
 def fitting_images(x: Any, model: Any) -> np.ndarray:
     """Images for a model, in the range that it takes; uint8 ones are divided by 255.
 
@@ -153,6 +169,7 @@ def fitting_images(x: Any, model: Any) -> np.ndarray:
         ValueError: if they have another shape, are not finite, or are in another range than the
             model takes, such as float images that are bytes.
     """
+    x = read_whole(x)
     x = x if isinstance(x, np.ndarray) else to_numpy(x)
     if x.ndim < 2 or not len(x) or x.dtype.kind not in "fiub":
         raise ValueError(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dynzoo.folder_contents import FolderContents, survey
 from dynzoo.image_files import MODES, read_image, told_apart
+from dynzoo.streamed_images import StreamedImages
 
 __all__ = ["class_folders", "load_image_folder"]
 
 Split = tuple[np.ndarray, np.ndarray]
 Files = list[tuple[Path, int]]
 _TEST_SHARE = 0.2
+_IN_MEMORY = 2**30  # bytes of float32 images, beyond which they are streamed
 
 
 def class_folders(path: str | Path) -> list[str]:
@@ -36,6 +40,7 @@ def load_image_folder(
     image_shape: tuple[int, ...] | None = None,
     seed: int = 0,
     log: Callable[[str], object] | None = print,
+    stream: bool | None = False,
 ) -> tuple[Split, Split]:
     """Load `(x_train, y_train), (x_test, y_test)` from `train/CLASS/*` and `test/CLASS/*`.
 
@@ -53,6 +58,9 @@ def load_image_folder(
             takes them as they are, in colour, if all have one size.
         seed: seed of the order, and of the choice of held-out images.
         log: called with the line that says what was read and left out; `None` for silence.
+        stream: True leaves the images in their files until they are asked for (`StreamedImages`),
+            each brought to the size of the first one if there is no `image_shape`; `None` does so
+            where they would take more than 1 GiB as floats.
 
     Returns:
         uint8 images (n, height, width, channels) and int64 labels (n,), each twice.
@@ -80,15 +88,27 @@ def load_image_folder(
     rng = np.random.default_rng(seed)
     train, test = ([part[i] for i in rng.permutation(len(part))] for part in (train, test))
     with told_apart():
-        splits = _read(train, image_shape), _read(test, image_shape)
+        shape = tuple(image_shape or read_image(train[0][0]).shape)
+        if stream is None:
+            stream = 4 * (len(train) + len(test)) * math.prod(shape) > _IN_MEMORY
+        if stream:
+            splits = _streamed(train, shape), _streamed(test, shape)
+        else:
+            splits = _read(train, image_shape), _read(test, image_shape)
     if log is not None:
-        log(_summary(contents, len(train), len(test)))
+        log(_summary(contents, len(train), len(test), bool(stream)))
     return splits
 
 
-def _summary(contents: FolderContents, train: int, test: int) -> str:
+def _streamed(files: Files, shape: tuple[int, ...]) -> Split:
+    images: Any = StreamedImages([file for file, _ in files], shape, "uint8")
+    return images, np.array([label for _, label in files], np.int64)
+
+
+def _summary(contents: FolderContents, train: int, test: int, stream: bool) -> str:
+    how = "found, read when needed" if stream else "read"
     text = (
-        f"{contents.root}: {train + test} images of {len(contents.classes)} classes read, "
+        f"{contents.root}: {train + test} images of {len(contents.classes)} classes {how}, "
         f"{train} for training, {test} for the test"
     )
     if contents.joined:

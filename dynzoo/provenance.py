@@ -15,6 +15,7 @@ from dynzoo import backend
 from dynzoo.attacks.base import Attack
 from dynzoo.attacks.outcomes import Outcomes
 from dynzoo.model_identity import identity_of
+from dynzoo.streamed_images import StreamedImages
 
 __all__ = ["fingerprint", "runs", "threat_model", "versions"]
 
@@ -23,6 +24,9 @@ def fingerprint(model: Any, x: np.ndarray, y: np.ndarray) -> dict[str, str]:
     """Hashes of what is evaluated, so that a checkpoint goes on with nothing else."""
     images = hashlib.sha256()
     for array in (x, y):
+        if isinstance(array, StreamedImages):
+            images.update(array.sha256().encode())
+            continue
         images.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
     return {
         "images": images.hexdigest(),

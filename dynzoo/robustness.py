@@ -14,7 +14,7 @@ import numpy as np
 
 from dynzoo.answers import NO_ANSWER, answers
 from dynzoo.attacks.active_test import check_active
-from dynzoo.attacks.base import Attack, check_images, check_labels, positive_floats
+from dynzoo.attacks.base import Attack, check_images_or_stream, check_labels, positive_floats
 from dynzoo.attacks.campaign import Campaign
 from dynzoo.attacks.checks import (
     check_convergence,
@@ -78,7 +78,7 @@ def evaluate(
 
     Args:
         model: Built Keras model, images to logits.
-        x: Array of shape (n, ...) with values in [0, 1].
+        x: Array of shape (n, ...) with values in [0, 1], or `StreamedImages`.
         y: Integer labels of shape (n,).
         norm: `"l2"` or `"linf"`.
         eps: Radius or radii, in units of the pixel range, > 0.
@@ -125,7 +125,7 @@ def evaluate(
     Sugiyama, *Lipschitz-margin training* (2018), for the certificate.
     """
     began = time.perf_counter()
-    given, y = check_images(x, y)
+    given, y = check_images_or_stream(x, y)
     x = given.astype(np.float32, copy=False)
     check_shape(x, model)
     check_unit_range(model)
@@ -177,7 +177,8 @@ def evaluate(
         sample = np.flatnonzero(correct)[:SAMPLE]
         try:
             if radii is not None:
-                refute(x, x, np.arange(len(x)), clean_labels, cert_labels, radii)
+                other = np.flatnonzero(clean_labels != cert_labels)
+                refute(x, x[other], other, clean_labels[other], cert_labels, radii)
             if sample.size:
                 known = {w.name for w in warnings}
                 with progress.watching("outputs of two passes"):

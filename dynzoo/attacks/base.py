@@ -14,7 +14,7 @@ from dynzoo.arguments import listed
 from dynzoo.attacks.geometry import NORMS, enclose
 from dynzoo.attacks.passes import compiled, mean_logits, noise, predict_logits
 from dynzoo.batching import batches, fastest
-from dynzoo.image_checks import check_unit_range, unit_images
+from dynzoo.image_checks import check_unit_range, unit_images, unit_images_or_stream
 
 __all__ = ["Attack", "batches", "compiled", "predict_logits"]
 
@@ -22,6 +22,12 @@ __all__ = ["Attack", "batches", "compiled", "predict_logits"]
 def check_images(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     """`x` and `y` as arrays, or a ValueError that says what is wrong with them."""
     x = unit_images(x)
+    return x, label_checks.check_labels(y, len(x))
+
+
+def check_images_or_stream(x: Any, y: Any) -> tuple[Any, np.ndarray]:
+    """As `check_images`, but images in files stay there until they are indexed."""
+    x = unit_images_or_stream(x)
     return x, label_checks.check_labels(y, len(x))
 
 
