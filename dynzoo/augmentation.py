@@ -1,5 +1,8 @@
 """Random crop and horizontal flip, image by image: as a function, a layer, and a data set."""
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -9,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from dynzoo.distorted_model import DRAWS
 from dynzoo.distortions import color_jitter, rotate_and_zoom
-from dynzoo.layers.arguments import number
+from dynzoo.layers.arguments import number, positive_integer
 
 _MODES = ("reflect", "constant")
 DISTORTIONS = ("rotation", "zoom", "color_jitter")  # arguments of `Augmented` that 0 turns off
@@ -165,7 +168,10 @@ class Augmented(keras.utils.PyDataset):
         distort: whether to rotate, zoom and recolor here, on the host. If not, a batch is
             `((x, draws), y)` with numbers (n, 5) for each image, with which
             `dynzoo.distorted_model.distorted_model` does the same, up to rounding, on the device.
-        **kwargs: `workers`, `use_multiprocessing` and `max_queue_size` of `keras.utils.PyDataset`.
+        workers: threads that make batches ahead, within an epoch and in its order (so give `fit`
+            `shuffle=False`); 1 for none.
+        max_queue_size: how many batches they are ahead, with more than one worker.
+        use_multiprocessing: must be False: workers are threads.
 
     Example:
 
@@ -188,9 +194,18 @@ class Augmented(keras.utils.PyDataset):
         zoom: float = 0.0,
         color_jitter: float = 0.0,
         distort: bool = True,
-        **kwargs: Any,
+        workers: int = 1,
+        use_multiprocessing: bool = False,
+        max_queue_size: int = 10,
     ):
-        super().__init__(**kwargs)
+        workers = positive_integer("workers", workers)
+        max_queue_size = positive_integer("max_queue_size", max_queue_size)
+        super().__init__(max_queue_size=max_queue_size)
+        if use_multiprocessing:
+            raise ValueError(
+                "`use_multiprocessing` must be False: workers are threads. "
+                f"Received: use_multiprocessing={use_multiprocessing}"
+            )
         _check(padding, "reflect", x.shape)
         if x.dtype not in (np.uint8, np.float32):
             raise ValueError(f"`x` must be uint8 or float32. Received: x.dtype={x.dtype}")
@@ -218,12 +233,27 @@ class Augmented(keras.utils.PyDataset):
         self.color_jitter = number("color_jitter", color_jitter, 0.0, 1.0, closed="both")
         self.distort = distort
         self._order: tuple[int, np.ndarray] = (-1, np.arange(0))
+        self._ahead = _Ahead(workers, max_queue_size) if workers > 1 else None
 
     def __len__(self) -> int:
         return len(self.x) // self.batch_size - self.start_batch
 
+    @property
+    def workers(self) -> int:
+        """1, what Keras is told: its own workers feed batches of an epoch again in the next one."""
+        return 1
+
+    @workers.setter
+    def workers(self, value: int) -> None:
+        self._ahead = _Ahead(int(value), self.max_queue_size) if value > 1 else None
+
     def __getitem__(self, index: int) -> tuple[Any, np.ndarray]:
-        chosen, dy, dx, mirror, draws = self.numbers(index)
+        if self._ahead is None:
+            return self._batch(self.epoch, index)
+        return self._ahead(self._batch, self.epoch, index, len(self))
+
+    def _batch(self, epoch: int, index: int) -> tuple[Any, np.ndarray]:
+        chosen, dy, dx, mirror, draws = self._numbers(epoch, index)
         x = self._cut(self.x[chosen], dy, dx, mirror)
         if self.distort:
             return self._distorted(x, draws), self.y[chosen]
@@ -241,10 +271,13 @@ class Augmented(keras.utils.PyDataset):
 
         >>> chosen, dy, dx, mirror, draws = batches.numbers(0)
         """
+        return self._numbers(self.epoch, index)
+
+    def _numbers(self, epoch: int, index: int) -> tuple[np.ndarray, ...]:
         batch = index + self.start_batch
-        chosen = self._permutation()[batch * self.batch_size : (batch + 1) * self.batch_size]
+        chosen = self._permutation(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
         # the batch counts from 1: NumPy reads [seed, epoch] and [seed, epoch, 0] as one seed
-        rng = np.random.default_rng([self.seed, self.epoch, batch + 1])
+        rng = np.random.default_rng([self.seed, epoch, batch + 1])
         dy, dx = rng.integers(0, 2 * self.padding + 1, size=(2, len(chosen)))
         mirror = rng.integers(0, 2, size=len(chosen)).astype(bool) & self.flip
         return chosen, dy, dx, mirror, self._draws(len(chosen), rng)
@@ -265,12 +298,12 @@ class Augmented(keras.utils.PyDataset):
             )
         return _FollowEpochs(self)
 
-    def _permutation(self) -> np.ndarray:
-        epoch, order = self._order
-        if epoch != self.epoch:
-            rng = np.random.default_rng([self.seed, self.epoch])
+    def _permutation(self, epoch: int) -> np.ndarray:
+        known, order = self._order
+        if known != epoch:
+            rng = np.random.default_rng([self.seed, epoch])
             order = rng.permutation(len(self.x)) if self.shuffle else np.arange(len(self.x))
-            self._order = (self.epoch, order)
+            self._order = (epoch, order)
         return order
 
     def _cut(self, x: np.ndarray, dy, dx, mirror) -> np.ndarray:
@@ -308,6 +341,29 @@ class Augmented(keras.utils.PyDataset):
         if len(some):
             x[some] = rotate_and_zoom(x[some], angle[some], zoom[some])
         return color_jitter(x, *factors) if self.color_jitter else x
+
+
+class _Ahead:
+    """Makes the batches that come next while one is in use; those of another epoch are dropped."""
+
+    def __init__(self, workers: int, batches: int):
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="augmented")
+        self._batches = batches
+        self._lock = threading.Lock()
+        self._made: dict[tuple[int, int], Future] = {}
+        self._next = 0
+
+    def __call__(self, make: Callable[[int, int], Any], epoch: int, index: int, end: int) -> Any:
+        with self._lock:
+            # Out of order it is not known which batches come next.
+            ahead = self._batches if index in (0, self._next) else 0
+            self._next = index + 1
+            self._made = {key: f for key, f in self._made.items() if key[0] == epoch}
+            for i in (index, *range(index + 1, min(index + 1 + ahead, end))):
+                if (epoch, i) not in self._made:
+                    self._made[epoch, i] = self._pool.submit(make, epoch, i)
+            batch = self._made.pop((epoch, index))
+        return batch.result()
 
 
 class _FollowEpochs(keras.callbacks.Callback):

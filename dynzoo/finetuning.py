@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -46,7 +48,9 @@ def finetune(
         learning_rate: peak of the schedule for kernels under an `Orthonormal` constraint, positive;
             other weights get a tenth of it.
         batch_size: images in a step, positive.
-        freeze_body: train the last layer only.
+        freeze_body: train the last layer only. Afterwards all layers are as trainable as before,
+            and the model is compiled as `from_preset` does. Without it, layers that you have
+            frozen stay so.
         crop_padding: largest random shift of a training image in pixels, each way, with reflected
             borders; less than its height and width. 0: none.
         flip: whether to mirror half of the training images, anew each epoch. Not for digits.
@@ -88,23 +92,43 @@ def finetune(
     keep_freed_memory()
     keras.utils.set_random_seed(seed)
     images, steps = fit_arguments(x, y, batch_size, seed, crop_padding, flip)
-    for layer in model.layers[:-1]:
-        layer.trainable = not freeze_body
     optimizer = {
         "name": "muon",
         "learning_rate": learning_rate,
         "adam_learning_rate": 0.1 * learning_rate,
     }
     schedule = {"warmup": 0.1, "decay": 0.9}
-    model.compile(
-        optimizer=optimization.make_optimizer(optimizer, epochs * steps, schedule),
-        loss=losses.OffsetCrossentropy(),
-        metrics=["accuracy"],
-        jit_compile=backend.fit_with_jit(),
-    )
-    history = model.fit(**images, epochs=epochs, verbose=verbose)
+    with _frozen(model.layers[:-1] if freeze_body else []):
+        model.compile(
+            optimizer=optimization.make_optimizer(optimizer, epochs * steps, schedule),
+            loss=losses.OffsetCrossentropy(),
+            metrics=["accuracy"],
+            jit_compile=backend.fit_with_jit(),
+        )
+        history = model.fit(**images, epochs=epochs, verbose=verbose)
+    if freeze_body:
+        # What was compiled knows of the head alone.
+        model.compile(optimizer="adam", loss=losses.OffsetCrossentropy(), metrics=["accuracy"])
     constraints.project(model)
     return history
+
+
+@contextlib.contextmanager
+def _frozen(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
+    """Layers without training within this block; then as they were, for whoever trains them next.
+
+    The flag is part of a layer's config, and would be saved with it.
+    """
+    parts = [part for layer in layers for part in layer._flatten_layers()]
+    flags = [(part, part.trainable) for part in parts]
+    flags += [(v, v.trainable) for layer in layers for v in layer.variables]
+    try:
+        for layer in layers:
+            layer.trainable = False
+        yield
+    finally:
+        for part, flag in flags:  # outer layers first, for theirs goes to all that they hold
+            part.trainable = flag
 
 
 def fit_arguments(

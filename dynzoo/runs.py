@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from dynzoo import backend, checkpoints, interruption
 from dynzoo.augmentation import DISTORTIONS
@@ -74,11 +75,30 @@ class Run:
             parts["training"]["start"] = training["start"]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
+    def trains_on(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Notes which images these are, so that a checkpoint goes on with no others.
+
+        Args:
+            x: images (n, h, w, c), bytes or floats in [0, 1]: the same, to the byte, count as such.
+            y: labels (n,).
+        """
+        pixels = x if x.dtype == np.uint8 else np.rint(x * 255.0).astype(np.uint8)
+        digest = hashlib.sha256(f"{x.shape}".encode())
+        for array in (pixels, y.astype(np.int64)):
+            digest.update(np.ascontiguousarray(array))
+        self.state["images"] = digest.hexdigest()
+
     def check(self, state: dict) -> None:
         if state.get("identity") != self.state["identity"]:
             raise checkpoints.CheckpointError(
                 f"{self.checkpoint} belongs to another recipe (architecture, data, seed, batch "
                 "size, loss or dtype differ); use another output folder"
+            )
+        # runs from before it was written down go on
+        if state.get("images", self.state.get("images")) != self.state.get("images"):
+            raise checkpoints.CheckpointError(
+                f"{self.checkpoint} was trained on other images than these; go on with the same "
+                "data, or use another output folder"
             )
 
     def kept(self, epoch: int) -> Path:

@@ -152,6 +152,8 @@ def train(
         log(f"{recipe['name']}: reading {data_file or recipe['data']['name']}")
     ((x, y), validation), num_classes = hold_out(recipe, data_file)
 
+    run.trains_on(x, y)
+
     keep_freed_memory()
     keras.utils.set_random_seed(settings["seed"])
     batches = len(x) // settings["batch_size"]
@@ -234,7 +236,9 @@ def _restore(run: Run, twin: _Twin, log) -> None:
     """Where a run stood, or the weights that it starts from."""
     start = run.recipe["training"]["start"]
     if run.checkpoint.exists():
+        images = run.state["images"]
         run.state = checkpoints.read(run.checkpoint, twin.model, run.check)
+        run.state["images"] = images
         run.check_kept()
         run.note_kept()
         log(f"resumed at epoch {run.state['epoch']}, batch {run.state['batch']}")

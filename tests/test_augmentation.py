@@ -242,6 +242,9 @@ def test_distorted_images_are_a_function_of_seed_epoch_and_batch():
         ({"start_batch": 3}, "`start_batch`"),
         ({"start_batch": -1}, "`start_batch`"),
         ({"rotation": 181}, r"`rotation` must be in \[0, 180\]. Received: rotation=181"),
+        ({"workers": 0}, "`workers`"),
+        ({"max_queue_size": 0}, "`max_queue_size`"),
+        ({"use_multiprocessing": True}, "`use_multiprocessing` must be False"),
         ({"zoom": 1.0}, r"`zoom` must be in \[0, 0.9\]. Received: zoom=1.0"),
         (
             {"color_jitter": "much"},
@@ -258,8 +261,24 @@ def test_augmented_refuses(kwargs, message):
         Augmented(np.zeros((4, 8, 8, 3)), np.zeros(4), 2)
 
 
-@pytest.mark.parametrize("built", [False, True])
-def test_fit_gets_the_batches_of_its_epochs(built):
+def test_workers_make_each_batch_once_whatever_the_order():
+    one, many = _batches(batch_size=3), _batches(batch_size=3, workers=2, max_queue_size=3)
+    made = []
+    batch = many._batch
+    many._batch = lambda epoch, index: made.append((epoch, index)) or batch(epoch, index)
+    for epoch in (0, 1, 1, 0):
+        one.epoch = many.epoch = epoch
+        for i in range(len(one)):
+            np.testing.assert_array_equal(one[i][0], many[i][0])
+    assert len(made) == 4 * len(one)
+    for i in (4, 0, 2, 5):
+        np.testing.assert_array_equal(one[i][1], many[i][1])
+    many.workers = 1
+    np.testing.assert_array_equal(one[3][0], many[3][0])
+
+
+@pytest.mark.parametrize(("built", "workers"), [(False, 1), (True, 1), (False, 3), (True, 3)])
+def test_fit_gets_the_batches_of_its_epochs(built, workers):
     """Keras looks at a first batch of a model never trained before; that must not shift epochs."""
     x = np.random.default_rng(1).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
     y = np.arange(20)
@@ -274,7 +293,7 @@ def test_fit_gets_the_batches_of_its_epochs(built):
         if built:
             model.evaluate(x[:4] / 255, y[:4], verbose=0)
         for first, last in fits:
-            batches = Augmented(x, y, 6, epoch=first, padding=2)
+            batches = Augmented(x, y, 6, epoch=first, padding=2, workers=workers)
             callbacks = [batches.follow_epochs()]
             epochs = {"initial_epoch": first, "epochs": last}
             model.fit(batches, callbacks=callbacks, shuffle=False, verbose=0, **epochs)

@@ -67,3 +67,27 @@ def test_shifts_that_cannot_be_are_named(images, padding):
 def test_fewer_images_than_a_batch(images):
     _, history = tuned(images[0][:5], images[1][:5], flip=True)
     assert np.isfinite(history.history["loss"]).all()
+
+
+def test_a_frozen_body_is_kept_and_trains_again_afterwards(images, tmp_path):
+    model = dynzoo.models.isometric_classifier(input_shape=(8, 8, 3), num_classes=4, **SMALL)
+    mine = next(layer for layer in model.layers if layer.trainable_variables)
+    mine.trainable = False  # what the caller froze is the caller's
+    flags = [part.trainable for part in model._flatten_layers()]
+    before = model.get_weights()
+    finetune(model, *images, epochs=1, batch_size=16, verbose=0, freeze_body=True)
+    head = len(model.layers[-1].get_weights())
+    for one, other in zip(before[:-head], model.get_weights()[:-head], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert not np.allclose(before[-head], model.get_weights()[-head])
+    assert [part.trainable for part in model._flatten_layers()] == flags
+    finetune(model, *images, epochs=1, batch_size=16, verbose=0)
+    fixed = len(mine.get_weights())
+    assert not all(np.allclose(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    assert fixed and not mine.trainable
+    mine.trainable = True
+    finetune(model, *images, epochs=1, batch_size=16, verbose=0, freeze_body=True)
+    model.fit(*images, epochs=1, verbose=0)  # all of it, and as it comes
+    dynzoo.save_to_preset(model, tmp_path / "saved")
+    config = (tmp_path / "saved" / "config.json").read_text()
+    assert '"trainable": false' not in config

@@ -398,6 +398,47 @@ def test_unbuilt_model_is_refused(tmp_path):
         presets.save_to_preset(keras.Sequential([layers.Dense(2)]), tmp_path / "no")
 
 
+def _two_inputs():
+    one, two = keras.Input((8, 8, 3)), keras.Input((5,))
+    joined = keras.layers.Concatenate()([keras.layers.Flatten()(one), two])
+    return keras.Model([one, two], keras.layers.Dense(3)(joined), name="two")
+
+
+def _two_outputs():
+    image = keras.Input((8, 8, 3))
+    flat = keras.layers.Flatten()(image)
+    return keras.Model(
+        image, [keras.layers.Dense(3)(flat), keras.layers.Dense(2)(flat)], name="two"
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_two_inputs, r"Received: 'two' with 2 input\(s\) and 1 output"),
+        (_two_outputs, r"Received: 'two' with 1 input\(s\) and 2 output"),
+    ],
+)
+def test_models_with_several_ends_are_refused_and_nothing_is_written(tmp_path, make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        presets.save_to_preset(make(), tmp_path / "new")
+    assert "`model` must have one input and one output" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_frozen_layers_train_again_unless_asked(tmp_path):
+    model = _model()
+    model.layers[1].trainable = False
+    presets.save_to_preset(model, tmp_path / "new")
+    for arguments in ({}, {"num_classes": 7}, {"load_weights": False}):
+        loaded = presets.from_preset(tmp_path / "new", **arguments)
+        assert all(layer.trainable for layer in loaded._flatten_layers())
+        assert len(loaded.trainable_variables) == len(_model().trainable_variables)
+    kept = presets.from_preset(tmp_path / "new", keep_frozen=True)
+    assert [layer.trainable for layer in kept.layers] == [layer.trainable for layer in model.layers]
+    assert len(kept.trainable_variables) == len(model.trainable_variables)
+
+
 @pytest.mark.parametrize("metadata", [{"accuracy": float("nan")}, {"model": object()}])
 def test_bad_metadata_leaves_nothing_behind(tmp_path, metadata):
     with pytest.raises(ValueError, match="what JSON can hold"):

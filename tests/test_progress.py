@@ -2,6 +2,9 @@
 
 import functools
 import io
+import os
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -81,3 +84,32 @@ def test_no_part_of_an_evaluation_is_silent_for_ten_seconds(slow):
 def test_a_quiet_evaluation_prints_nothing(slow, capsys):
     robustness.evaluate(centroids(), *held_out(10), eps=0.3, attacks="fast", certificate=False)
     assert slow.getvalue() == "" and capsys.readouterr().out == ""
+
+
+class Terminal(Stamped):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_it_is_one_line_in_the_units_of_the_report(monkeypatch):
+    clock = Clock()
+    screen = Terminal(clock)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((100, 24)))
+    monkeypatch.setattr(
+        robustness, "Progress", functools.partial(Progress, file=screen, clock=clock, seconds=0.0)
+    )
+    x, y = held_out(40)
+    attacks = [PGD(steps=15, random_start=False), APGD(steps=15)]
+    robustness.evaluate(
+        centroids(), x, y, eps=(36 / 255, 0.6), attacks=attacks, certificate=False, verbose=1
+    )
+    text = screen.getvalue()
+    assert text.count("\n") == 1 and text.endswith("\n")
+    updates = text.split("\r\x1b[K")[1:]
+    assert all(len(update.rstrip("\n")) < 100 for update in updates)
+    attacked = [update for update in updates if "broke" in update]
+    assert any(update.startswith("36/255  PGD-margin") for update in attacked)
+    assert all(" %" in update and "after 0:0" in update for update in attacked)
+    shares = [int(re.search(r"(\d+) % done", u)[1]) for u in attacked if "% done" in u]
+    assert shares == sorted(shares) and shares[-1] == 100
+    assert re.search(r"robust \d+\.\d\d %", attacked[-1]) and "left 0:00" in attacked[-1]

@@ -285,6 +285,42 @@ def test_a_run_is_not_overwritten_or_mixed_up(stopped, data):
     assert (stopped / "checkpoint.npz").read_bytes() == before
 
 
+def test_a_run_goes_on_with_the_same_images_only(stopped, data, tmp_path):
+    output = stopped
+    with np.load(data) as file:
+        arrays = dict(file)
+    # the same images as floats are the same
+    floats = {k: v / np.float32(255) if k[0] == "x" else v for k, v in arrays.items()}
+    np.savez(tmp_path / "floats.npz", **floats)
+    arrays["x_train"] = arrays["x_train"][::-1]
+    np.savez(tmp_path / "other.npz", **arrays)
+    before = (output / "checkpoint.npz").read_bytes()
+    with pytest.raises(CheckpointError, match="checkpoint.npz was trained on other images"):
+        run(output, tmp_path / "other.npz", resume=True)
+    assert (output / "checkpoint.npz").read_bytes() == before
+    shutil.copytree(output, tmp_path / "copy")
+    run(tmp_path / "copy", tmp_path / "floats.npz", resume=True, max_seconds=1e-9)
+
+
+def test_the_bar_counts_the_epochs_of_the_run(stopped, data, tmp_path, capsys):
+    """Each epoch is a `fit` of its own, and so is what is left of one after a stop."""
+    output = stopped
+    shutil.copytree(output, tmp_path / "copy")
+    config = {**RECIPE, "training": {**RECIPE["training"], "epochs": 4}}
+    training.train(config, data, tmp_path / "copy", resume=True, verbose=2, log=lambda line: None)
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("Epoch ")] == [
+        f"Epoch {n}/4" for n in (2, 3, 4)
+    ]
+
+
+def test_who_waits_is_told_at_once(whole, data):
+    _, _, messages = whole
+    assert messages[0] == f"tiny: reading {data}"
+    assert messages[1].startswith("96 images of 8 x 8 x 3 to train on, 24 held out; ")
+    assert " 3 epochs of 4 batches; compiling for " in messages[1]
+
+
 def test_a_damaged_checkpoint_is_refused(stopped, data):
     path = stopped / "checkpoint.npz"
     path.write_bytes(path.read_bytes()[:-100])

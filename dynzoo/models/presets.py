@@ -54,8 +54,10 @@ def from_preset(
     name_or_path: str | os.PathLike,
     num_classes: int | None = None,
     load_weights: bool = True,
+    *,
     preprocess: bool = False,
     image_size: tuple[int, int] | None = None,
+    keep_frozen: bool = False,
 ) -> keras.Model:
     """Load a model from the name of a preset or from a folder that `save_to_preset` wrote.
 
@@ -74,6 +76,8 @@ def from_preset(
             floats in [0, 255], and its certified radii are in these units, for images as they come.
         image_size: with ``preprocess``, (height, width) of the images in pixels, which are cut in
             the middle and scaled to what the preset takes; ``None`` for its own size.
+        keep_frozen: leave layers frozen (`trainable=False`) that were so when the preset was saved;
+            by default all of them train.
 
     Returns:
         A `keras.Model` from images in [0, 1] (in [0, 255] with ``preprocess``) to logits.
@@ -96,6 +100,8 @@ def from_preset(
     model, config = _load(folder, metadata, load_weights)
     if num_classes is not None:
         model = _with_classes(model, config, num_classes, folder)
+    if not keep_frozen:
+        model.trainable = True
     # who names a number has classes of his own, even where it is that of the preset
     names = labels.names_in(metadata, model.output_shape[-1]) if num_classes is None else None
     if preprocess:
@@ -137,8 +143,8 @@ def save_to_preset(
 
     Raises:
         FileExistsError: the folder exists and is not empty, or is not a preset.
-        ValueError: a layer that a preset may not hold, metadata that JSON cannot hold, or weights
-            that `weights_dtype` cannot.
+        ValueError: a model with several inputs or outputs, a layer that a preset may not hold,
+            metadata that JSON cannot hold, or weights that `weights_dtype` cannot.
 
     Example:
 
@@ -153,6 +159,7 @@ def save_to_preset(
         )
     if not model.built:
         raise ValueError("`model` must be built before it is saved. Call it on an input first.")
+    _check_ends(model)
     config = without_compile_config(keras.saving.serialize_keras_object(model))
     config = json.loads(json.dumps(config))
     check_config(config, f"The model {model.name!r}")
@@ -275,6 +282,26 @@ def _load_weights(model: keras.Model, found: files.PresetFiles, stored) -> None:
 def _check_network(model: keras.Model, where: Path) -> None:
     if not (model.built and getattr(model, "inputs", None) and getattr(model, "outputs", None)):
         raise ValueError(f"{where} holds a model without a fixed input and output.")
+    if problem := _ends_problem(model):
+        raise ValueError(f"{where} holds a model with {problem}; a preset has one of each.")
+
+
+def _check_ends(model: keras.Model) -> None:
+    """Refuse what no metadata can describe: all else takes a preset from images to logits."""
+    if problem := _ends_problem(model):
+        raise ValueError(
+            "`model` must have one input and one output, each a tensor, to be saved as a preset. "
+            f"Received: {model.name!r} with {problem}"
+        )
+
+
+def _ends_problem(model: keras.Model) -> str:
+    inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
+    if not inputs or not outputs:
+        return "no fixed input or output (subclasses of keras.Model have none)"
+    if len(inputs) != 1 or len(outputs) != 1:
+        return f"{len(inputs)} input(s) and {len(outputs)} output(s)"
+    return ""
 
 
 def _check_readable(model: keras.Model, work: Path, target: Path) -> None:

@@ -144,15 +144,17 @@ class _Steady(keras_tuner.Oracle):
                 values = Trial.load(str(path)).hyperparameters.values
                 if lacking := sorted({hp.name for hp in self.hyperparameters.space} - set(values)):
                     raise ValueError(f"it lacks {', '.join(lacking)}")
-        with _named(Path(self._get_oracle_fname())):
+        path = Path(self._get_oracle_fname())
+        with _named(path):
+            state = json.loads(path.read_text(encoding="utf-8"))
+            began = [str(name) for name in state["start_order"]]
+            if unknown := sorted({*state["end_order"]} - {*began}):
+                raise ValueError(f"trials that ended without a beginning: {unknown}")
+        for trial in (Path(self._get_trial_dir(name)) / "trial.json" for name in began):
+            if not trial.exists():
+                raise CheckpointError(f"{trial} is missing: {_REMEDY}")
+        with _named(path):
             super().reload()
-            unknown = set(self.end_order) - set(self.start_order)
-            if unknown:
-                raise ValueError(f"trials that ended without a beginning: {sorted(unknown)}")
-        for name in self.start_order:
-            path = Path(self._get_trial_dir(name)) / "trial.json"
-            if name not in self.trials:
-                raise CheckpointError(f"{path} is missing: {_REMEDY}")
         # A kill between the two files leaves a trial that the oracle does not know of: it is made
         # again, with the same number.
         self.trials = {name: self.trials[name] for name in self.start_order}
