@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -68,38 +69,52 @@ class CertifiedAccuracy(keras.callbacks.Callback):
         if not self.eps:
             raise ValueError("`eps` must hold at least one radius. Received: an empty sequence")
         self.batch_size = positive_integer("batch_size", batch_size)
+        self._tested: list[metrics.CertifiedAccuracy] = []
 
     def __deepcopy__(self, memo: dict) -> CertifiedAccuracy:
         # keras-tuner copies callbacks for each execution; the images are read only.
         return copy.copy(self)
 
     def on_train_begin(self, logs=None):
-        model, found = self.model, False
-        for metric in _metrics(model):
+        model = self.model
+        compiled = _metrics(model)
+        for metric in compiled:
             metric.attach(1)
-            found = True
         if self.x is not None:
             _measured(model, self.x[:1], self.y[:1], self.eps, 1)
             check_labels(self.y, len(self.x), model.output_shape[-1])
-        elif not found:
+        elif not compiled:
             raise ValueError(
                 "`CertifiedAccuracy` has nothing to measure. Give it held-out images and labels, "
                 "or compile the model with `metrics=[dynzoo.metrics.CertifiedAccuracy(eps)]`."
             )
 
     def on_test_begin(self, logs=None):
-        for metric in _metrics(model := self.model):
+        model = self.model
+        self._tested = list(_metrics(model))
+        for metric in self._tested:
             metric.attach(1)
             metric.begin_test(model)
 
+    def on_test_batch_begin(self, batch, logs=None):
+        for metric in self._tested:
+            metric.begin_batch()
+
     def on_test_end(self, logs=None):
-        for metric in _metrics(self.model):
+        for metric in self._tested:
             metric.attach(-1)
             metric.end_test()
+        self._tested = []
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.x is not None and logs is not None:
-            shares = _measured(self.model, self.x, self.y, self.eps, self.batch_size)
+        if logs is None:
+            return
+        for metric in _metrics(model := self.model):
+            # Of the training batches it says nothing, which keras-tuner would warn of.
+            if math.isnan(logs.get(metric.name, 0.0)):
+                del logs[metric.name]
+        if self.x is not None:
+            shares = _measured(model, self.x, self.y, self.eps, self.batch_size)
             logs.update(zip(self.names, shares, strict=True))
 
     def on_train_end(self, logs=None):
@@ -128,13 +143,12 @@ def _measured(model: Any, x: Any, y: Any, eps: list[float], batch_size: int) -> 
     return [float(np.mean((labels == y) & (radii > e))) for e in eps]
 
 
-def _metrics(model: Any) -> Iterator[metrics.CertifiedAccuracy]:
-    todo = list(model.metrics)
-    while todo:
-        metric = todo.pop()
-        if isinstance(metric, metrics.CertifiedAccuracy):
-            yield metric
-        todo += getattr(metric, "metrics", ())
+def _metrics(model: Any) -> list[metrics.CertifiedAccuracy]:
+    """Those that the model was compiled with, whether Keras has built them or not."""
+    compiled = getattr(model, "_compile_metrics", None)
+    parts = [getattr(compiled, f"_user_{kind}", None) for kind in ("metrics", "weighted_metrics")]
+    found = keras.tree.flatten([part for part in parts if part])
+    return [metric for metric in found if isinstance(metric, metrics.CertifiedAccuracy)]
 
 
 def _text(eps: float) -> str:

@@ -321,10 +321,10 @@ def hint_at_unmet(model, stacklevel: int = 3) -> None:
     if found:
         path, off = max(found.items(), key=lambda item: item[1])
         warnings.warn(
-            f"Of the model's weights {len(found)} do not meet their constraint ({path} is off by "
-            f"{off:.2g}), so that its Lipschitz bound is larger than it need be. Averages of "
-            "weights (`use_ema=True`) leave the constraints: fit with "
-            "`dynzoo.constraints.SwapProjectedEMAWeights()`, or call `dynzoo.project(model)` now.",
+            f"Weights of the model that do not meet their constraint: {len(found)} ({path} is off "
+            f"by {off:.2g}). Its Lipschitz bound counts them as they are. Averages of weights "
+            "(`use_ema=True`) leave the constraints: call `dynzoo.project(model)`, or fit with "
+            "`dynzoo.constraints.SwapProjectedEMAWeights()`.",
             UnmetConstraintWarning,
             stacklevel=stacklevel,
         )

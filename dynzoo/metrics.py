@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from dynzoo import backend
 from dynzoo.layers.arguments import number
 
 __all__ = ["CertifiedAccuracy"]
@@ -16,7 +17,7 @@ __all__ = ["CertifiedAccuracy"]
 
 @keras.saving.register_keras_serializable(package="dynzoo")
 class CertifiedAccuracy(keras.metrics.Mean):
-    r"""Certified accuracy of a validation, as a metric of `compile`; NaN on training batches.
+    r"""Certified accuracy of a validation, as a metric of `compile`; training batches have none.
 
     $$\frac1n \#\{i : z_y(x_i) - z_j(x_i) \ge m_{yj} \text{ for all } j \ne y_i\}$$
 
@@ -29,7 +30,8 @@ class CertifiedAccuracy(keras.metrics.Mean):
     the answer, under the assumptions of `dynzoo.certify`, for images in the model's range of pixels
     ([0, 1] where none is known). It is never above the share of `certify(model).radii(x)` beyond
     ``eps``, and below it by images only that are within some 1e-4 of that radius: it
-    allows for the rounding of any image. While weights move nothing is proved: then it is NaN.
+    allows for the rounding of any image. While weights move nothing is proved: on training batches
+    it is NaN, and in the history it is not.
 
     Args:
         eps: L2 radius, positive, in the units of the images.
@@ -65,8 +67,9 @@ class CertifiedAccuracy(keras.metrics.Mean):
         logits, y_true = ops.cast(y_pred, "float32"), ops.convert_to_tensor(y_true)
         classes = logits.shape[-1]
         if self._needed is None:
-            start = keras.initializers.Constant(float("nan"))
-            self._needed = self.add_variable((classes, classes), start, "float32", name="needed")
+            if backend.builds_metrics_late():
+                self._check_attached()
+            self._make(classes)
         if len(y_true.shape) == 2 and y_true.shape[-1] not in (None, 1):
             known, labels = ops.ones_like(logits[:, 0], "bool"), ops.argmax(y_true, axis=-1)
         else:
@@ -83,12 +86,7 @@ class CertifiedAccuracy(keras.metrics.Mean):
 
     def reset_state(self):
         super().reset_state()
-        if not self._callbacks:
-            raise ValueError(
-                "`dynzoo.metrics.CertifiedAccuracy` needs what the weights prove, which a metric "
-                "does not see. Pass `callbacks=[dynzoo.callbacks.CertifiedAccuracy()]` to `fit` "
-                "and to `evaluate`."
-            )
+        self._check_attached()
         # Keras resets metrics after the callbacks of a test have begun, whatever weights they put
         # into the model, and before its first batch.
         self._assign(None if self._tested is None else self._tested())
@@ -103,16 +101,35 @@ class CertifiedAccuracy(keras.metrics.Mean):
 
     def begin_test(self, model: keras.Model) -> None:
         """A test begins: from the next reset on, numbers are for the weights that this model has."""
+        self._make(model.output_shape[-1])
         self._tested = weakref.ref(model)
+
+    def begin_batch(self) -> None:
+        """A batch of a test begins; where Keras had not built its metrics, it reset none."""
+        if self._tested is not None:
+            self.reset_state()
 
     def end_test(self) -> None:
         """The weights may move again."""
         self._tested = None
         self._assign(None)
 
+    def _make(self, classes: int) -> None:
+        if self._needed is None:
+            start = keras.initializers.Constant(float("nan"))
+            self._needed = self.add_variable((classes, classes), start, "float32", name="needed")
+
     def _assign(self, model: Any) -> None:
         if self._needed is not None:
             self._needed.assign(_needed(model, self.eps, self._needed.shape))
+
+    def _check_attached(self) -> None:
+        if not self._callbacks:
+            raise ValueError(
+                "`dynzoo.metrics.CertifiedAccuracy` needs what the weights prove, which a metric "
+                "does not see. Pass `callbacks=[dynzoo.callbacks.CertifiedAccuracy()]` to `fit` "
+                "and to `evaluate`."
+            )
 
 
 def _needed(model: Any, eps: float, shape: Any) -> np.ndarray:

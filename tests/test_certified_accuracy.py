@@ -71,7 +71,7 @@ def test_callback_and_metric_are_the_share_of_certify():
     assert history["val_certified_accuracy"] == truth.shares == truth.seen
     np.testing.assert_allclose(history["val_metric"], truth.shares, atol=1e-6)
     assert 0.1 < truth.shares[-1] <= history["val_accuracy"][-1]
-    assert np.isnan(history["metric"]).all()  # the weights moved
+    assert "metric" not in history  # while the weights moved
 
 
 def test_metric_alone_asks_for_the_callback():
@@ -147,8 +147,10 @@ def test_early_stopping_knows_the_direction_of_the_metric(tmp_path):
     history = fit(model, [stop, best, certified], epochs=6, validation_data=held)  # in any order
     assert len(history["val_certified_accuracy"]) == 2
     saved = keras.saving.load_model(tmp_path / f"best_{share(model):.3f}.keras")
-    metric = next(m for m in callbacks._metrics(saved)) if saved.metrics[1].built else None
-    assert metric is None or metric.eps == EPS
+    found = saved.evaluate(
+        X_VAL, Y_VAL, verbose=0, return_dict=True, callbacks=[callbacks.CertifiedAccuracy()]
+    )
+    assert found["certified_accuracy"] == pytest.approx(share(model), abs=1e-6)
 
 
 def test_several_radii():
@@ -168,6 +170,8 @@ def test_a_copy_shares_the_images():
     assert fit(model, [copied], epochs=1)["val_certified_accuracy"] == [share(model)]
 
 
+@pytest.mark.filterwarnings("ignore:currentThread:DeprecationWarning")  # keras-tuner's own
+@pytest.mark.filterwarnings("ignore:getName:DeprecationWarning")
 @pytest.mark.parametrize("with_metric", [True, False])
 def test_keras_tuner_ranks_by_it(tmp_path, with_metric):
     import keras_tuner
@@ -183,6 +187,8 @@ def test_keras_tuner_ranks_by_it(tmp_path, with_metric):
         executions_per_trial=2,
         directory=tmp_path,
     )
+    if keras.backend.backend() == "tensorflow":  # it asks for tensorboard there
+        tuner._configure_tensorboard_dir = lambda *arguments, **more: None
     held = {"validation_data": (X_VAL, Y_VAL)} if with_metric else {}
     certified = callbacks.CertifiedAccuracy(*(() if with_metric else (X_VAL, Y_VAL)), eps=EPS)
     tuner.search(
@@ -271,15 +277,21 @@ def test_what_cannot_be_measured_is_told_before_the_training():
 # The hint
 
 
+def hints(told):
+    return [w for w in told if issubclass(w.category, constraints.UnmetConstraintWarning)]
+
+
 def test_averages_off_the_constraint_are_told_when_training_ends_and_when_certified():
     model = model_of(use_ema=True, ema_momentum=0.5)
     certified = callbacks.CertifiedAccuracy(X_VAL, Y_VAL, EPS)
-    with pytest.warns(constraints.UnmetConstraintWarning, match="SwapProjectedEMAWeights") as told:
+    with pytest.warns(constraints.UnmetConstraintWarning) as told:
         fit(model, [certified])
-    assert len(told) == 1 and "dynzoo.project(model)" in str(told[0].message)
-    assert "\n" not in str(told[0].message)
-    with pytest.warns(constraints.UnmetConstraintWarning, match="1 do not meet"):
-        assert certify(model).lipschitz > 1.0
+    (hint,) = hints(told)
+    text = str(hint.message)
+    assert "SwapProjectedEMAWeights" in text and "dynzoo.project(model)" in text
+    assert "\n" not in text and "constraint: 1 (" in text
+    with pytest.warns(constraints.UnmetConstraintWarning):
+        certify(model)
     dynzoo.project(model)
     assert constraints.unmet(model) == {}
     certify(model)  # silent: warnings are errors in these tests
@@ -290,7 +302,7 @@ def test_plain_fit_is_told_when_certified():
     fit(model)
     with pytest.warns(constraints.UnmetConstraintWarning) as told:
         certify(model)
-    assert told[0].filename == __file__
+    assert [w.filename for w in hints(told)] == [__file__]
 
 
 @pytest.mark.parametrize("first", [True, False])
