@@ -1,7 +1,7 @@
 """dynzoo: neural networks that are discretised dynamical systems, with guarantees, on Keras 3.
 
-`import dynzoo` registers dynzoo's layers, constraints, losses, metrics and optimizers with Keras, so
-that `keras.saving.load_model` knows them; everything else is imported when it is first used.
+`import dynzoo` registers dynzoo's layers, constraints, losses, metrics and optimizers with Keras,
+so that `keras.saving.load_model` knows them; everything else is imported when it is first used.
 
 If `KERAS_BACKEND` is not set, Keras has no configuration that says otherwise, and TensorFlow is not
 installed, the first installed of JAX and PyTorch becomes the backend.

@@ -35,7 +35,7 @@ __all__ = [
 # the rounding of its own bound, and projecting twice is projecting once.
 _TOLERANCE = 5e-6
 _HUGE = 2.0**60
-# From here on a weight is off its constraint by more than training leaves, in any type but bfloat16.
+# From here on a weight is off its constraint by more than training in float32 leaves.
 _UNMET = 1e-3
 # Models that a callback of this file projects when their training ends.
 _PROJECTED_AT_END: weakref.WeakSet = weakref.WeakSet()

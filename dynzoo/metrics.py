@@ -100,7 +100,7 @@ class CertifiedAccuracy(keras.metrics.Mean):
         self._callbacks = max(0, self._callbacks + by)
 
     def begin_test(self, model: keras.Model) -> None:
-        """A test begins: from the next reset on, numbers are for the weights that this model has."""
+        """A test begins: from the next reset on, numbers are for the weights of this model."""
         self._make(model.output_shape[-1])
         self._tested = weakref.ref(model)
 

@@ -29,7 +29,13 @@ from dynzoo.attacks.passes import mean_logits, noise
 from dynzoo.attacks.progress import Progress
 from dynzoo.attacks.warnings import SAMPLE, EvaluationWarning
 from dynzoo.certificates.smoothing import SmoothedClassifier
-from dynzoo.claims import certificate_dict, claims_of, smoothed_numbers
+from dynzoo.claims import (
+    certificate_dict,
+    check_sets_asked,
+    claims_of,
+    set_numbers,
+    smoothed_numbers,
+)
 from dynzoo.image_checks import check_shape
 from dynzoo.provenance import fingerprint, runs, threat_model, versions
 from dynzoo.random_layers import Draws
@@ -57,6 +63,7 @@ def evaluate(
     surrogates: Iterable[Any] = (),
     attack_certified: str = "first",
     checks: str = "auto",
+    prediction_sets: float | None = None,
 ) -> RobustnessReport:
     r"""Clean, attacked and certified accuracy of a classifier.
 
@@ -99,6 +106,9 @@ def evaluate(
             that try test whether it is.
         checks: `"full"`, `"quick"` without those checks that attack the model (convergence, planted
             examples), or `"auto"`: quick for `attacks="fast"`, else full.
+        prediction_sets: Alpha in (0, 1) for `dynzoo.certificates.prediction_sets`: a half of the
+            images, drawn by the seed, calibrates them, and the other half measures coverage and
+            sizes (`report.prediction_sets`). L2 only. `None` for none.
 
     Returns:
         A `RobustnessReport`.
@@ -134,6 +144,8 @@ def evaluate(
         raise ValueError(f"`checks` must be 'auto', 'full' or 'quick'. Received: {checks!r}")
     if checks == "auto":
         checks = "quick" if attacks == "fast" else "full"
+    if prediction_sets is not None:
+        check_sets_asked(prediction_sets, norm, certificate, len(x))
     make_attacks = makers(attacks, norm, seed, batch_size)
     make_attacks += [transfer_from(source, norm, seed, batch_size) for source in surrogates]
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
@@ -153,6 +165,11 @@ def evaluate(
                 smoothed, certificate = smoothed_numbers(*numbers), False
             certificate, radii, cert_labels, notes = claims_of(model, certificate, x, batch_size)
         warnings += notes
+        sets = None
+        if prediction_sets is not None and certificate is not None:
+            with progress.watching("prediction sets"):
+                asked = (prediction_sets, radii_asked, seed, batch_size)
+                sets = set_numbers(certificate, x, y, *asked)
         counted = proved = None
         if radii is not None:
             counted = np.where(cert_labels == y, radii, 0.0)
@@ -236,6 +253,7 @@ def evaluate(
         robust=dict(zip(radii_asked, robust.mean(axis=1).tolist(), strict=True)),
         certified=certified,
         smoothed=smoothed,
+        prediction_sets=sets,
         warnings=warnings,
         per_image={"correct": correct, "robust": robust, "radii": counted, "labels": y},
         outcomes=outcomes,

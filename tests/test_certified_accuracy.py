@@ -67,7 +67,9 @@ class Truth(keras.callbacks.Callback):
 def test_callback_and_metric_are_the_share_of_certify():
     model, truth = model_of(metrics.CertifiedAccuracy(EPS, name="metric")), Truth()
     certified = callbacks.CertifiedAccuracy(X_VAL, Y_VAL, EPS, batch_size=7)
-    history = fit(model, [certified, truth], validation_data=(X_VAL, Y_VAL), validation_batch_size=7)
+    history = fit(
+        model, [certified, truth], validation_data=(X_VAL, Y_VAL), validation_batch_size=7
+    )
     assert history["val_certified_accuracy"] == truth.shares == truth.seen
     np.testing.assert_allclose(history["val_metric"], truth.shares, atol=1e-6)
     assert 0.1 < truth.shares[-1] <= history["val_accuracy"][-1]
@@ -191,9 +193,7 @@ def test_keras_tuner_ranks_by_it(tmp_path, with_metric):
         tuner._configure_tensorboard_dir = lambda *arguments, **more: None
     held = {"validation_data": (X_VAL, Y_VAL)} if with_metric else {}
     certified = callbacks.CertifiedAccuracy(*(() if with_metric else (X_VAL, Y_VAL)), eps=EPS)
-    tuner.search(
-        X[:64], Y[:64], epochs=2, batch_size=16, verbose=0, callbacks=[certified], **held
-    )
+    tuner.search(X[:64], Y[:64], epochs=2, batch_size=16, verbose=0, callbacks=[certified], **held)
     scores = [t.score for t in tuner.oracle.get_best_trials(2)]
     assert len(scores) == 2 and scores[0] >= scores[1] and 0 < scores[0] <= 1
 

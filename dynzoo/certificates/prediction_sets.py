@@ -236,5 +236,5 @@ def _rank(images: int, alpha: float) -> int:
 
 
 def _decimal(alpha: float) -> Fraction:
-    """The number that was written: the float nearest to 0.3 is a little below, and a rank higher."""
+    """The number that was written: 0.3 as a float is a little less, which would be a rank more."""
     return Fraction(repr(alpha))
