@@ -1,7 +1,7 @@
 """dynzoo: neural networks that are discretised dynamical systems, with guarantees, on Keras 3.
 
-`import dynzoo` registers dynzoo's layers, constraints, losses and optimizers with Keras, so that
-`keras.saving.load_model` knows them; everything else is imported when it is first used.
+`import dynzoo` registers dynzoo's layers, constraints, losses, metrics and optimizers with Keras,
+so that `keras.saving.load_model` knows them; everything else is imported when it is first used.
 
 If `KERAS_BACKEND` is not set, Keras has no configuration that says otherwise, and TensorFlow is not
 installed, the first installed of JAX and PyTorch becomes the backend.
@@ -18,6 +18,7 @@ from dynzoo import augmentation as augmentation  # noqa: E402
 from dynzoo import constraints as constraints  # noqa: E402
 from dynzoo import layers as layers  # noqa: E402
 from dynzoo import losses as losses  # noqa: E402
+from dynzoo import metrics as metrics  # noqa: E402
 from dynzoo import operators as operators  # noqa: E402
 from dynzoo import optimization as optimization  # noqa: E402
 from dynzoo import optimizers as optimizers  # noqa: E402
@@ -26,6 +27,7 @@ from dynzoo.constraints import project as project  # noqa: E402
 
 if TYPE_CHECKING:
     from dynzoo import attacks as attacks
+    from dynzoo import callbacks as callbacks
     from dynzoo import certificates as certificates
     from dynzoo import corruptions as corruptions
     from dynzoo import data as data
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 # name -> (module, attribute), or (module, None) for the module itself
 _LAZY: dict[str, tuple[str, str | None]] = {
     "attacks": ("dynzoo.attacks", None),
+    "callbacks": ("dynzoo.callbacks", None),
     "certificates": ("dynzoo.certificates", None),
     "corruptions": ("dynzoo.corruptions", None),
     "data": ("dynzoo.data", None),
@@ -70,8 +73,8 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "save_to_preset": ("dynzoo.models.presets", "save_to_preset"),
 }
 _EAGER = (
-    "augmentation constraints layers losses operators optimization optimizers project regularizers "
-    "__version__"
+    "augmentation constraints layers losses metrics operators optimization optimizers project "
+    "regularizers __version__"
 )
 
 __all__ = sorted([*_LAZY, *_EAGER.split()])

@@ -47,6 +47,18 @@ def fit_with_jit() -> bool | str:
     return "auto"
 
 
+def builds_metrics_late() -> bool:
+    """Whether `fit` and `evaluate` build metrics in their first step, after callbacks have begun.
+
+    TensorFlow does unless a strategy distributes the model; the others build them before.
+    """
+    if name() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.executing_eagerly() and not tf.distribute.has_strategy()
+
+
 def to_numpy(x: Any) -> np.ndarray:
     """NumPy copy of a tensor, cut from its gradient graph and moved to the host."""
     return np.asarray(keras.ops.convert_to_numpy(x))

@@ -8,6 +8,10 @@ a *trainable* variable and at no other time; `project` imposes every constraint 
 
 from __future__ import annotations
 
+import math
+import warnings
+import weakref
+
 import keras
 import numpy as np
 from keras import ops
@@ -20,13 +24,21 @@ __all__ = [
     "ProjectWeights",
     "SpectralNorm",
     "SwapProjectedEMAWeights",
+    "UnmetConstraintWarning",
+    "hint_at_unmet",
     "project",
+    "projected_at_end",
+    "unmet",
 ]
 
 # A norm this little above the limit is left alone, so that a feasible kernel is not touched by
 # the rounding of its own bound, and projecting twice is projecting once.
 _TOLERANCE = 5e-6
 _HUGE = 2.0**60
+# From here on a weight is off its constraint by more than training in float32 leaves.
+_UNMET = 1e-3
+# Models that a callback of this file projects when their training ends.
+_PROJECTED_AT_END: weakref.WeakSet = weakref.WeakSet()
 # The condition of everything that is made of orthonormal kernels, in the words of `guarantees()`.
 ORTHONORMAL_KEPT = (
     "to 1e-5 by the 'orthonormal' constraint after every update that leaves no singular value "
@@ -245,6 +257,84 @@ def project(model) -> None:
             variable.assign(variable.constraint(variable.value))
 
 
+class UnmetConstraintWarning(UserWarning):
+    """A model was trained, and its weights are not what their constraints ask for."""
+
+
+def unmet(model, tolerance: float = _UNMET) -> dict[str, float]:
+    r"""The weights of a model that are off their constraint, and how far.
+
+    $\|W - P(W)\|_F \,/\, (\|P(W)\|_F / \sqrt{r})$ with P what `project` would do and r the
+    shorter side of the matrix: for orthonormal kernels at least $\max_i |\sigma_i(W) - 1|$.
+
+    Args:
+        model: a built `keras.Model` or `keras.Layer`.
+        tolerance: what may be off, relative. Training leaves 1e-5 of a singular value.
+
+    Returns:
+        path of the weight -> how far it is off; infinite for a weight that is not finite.
+
+    Example:
+
+    >>> dynzoo.project(model)
+    >>> unmet(model)
+    {}
+    """
+    found = {}
+    for variable in model.variables:
+        constraint = getattr(variable, "constraint", None)
+        if constraint is None:
+            continue
+        value = backend.value_of(variable).astype(np.float64)
+        if not np.isfinite(value).all():
+            found[variable.path] = math.inf
+            continue
+        if hasattr(constraint, "nearest"):
+            met = constraint.nearest(value)
+        else:
+            met = backend.to_numpy(constraint(variable.value)).astype(np.float64)
+        rank = min(math.prod(value.shape[:-1]), value.shape[-1]) if value.ndim else 1
+        size = float(np.linalg.norm(met)) / math.sqrt(max(1, rank))
+        off = float(np.linalg.norm(value - met))
+        if off > tolerance * size:
+            found[variable.path] = off / size if size > 0 else math.inf
+    return found
+
+
+def hint_at_unmet(model, stacklevel: int = 3) -> None:
+    """Warns, in one line, of a trained model whose weights are off their constraints.
+
+    A model that was never trained is left alone: its maker may want it as it is.
+
+    Args:
+        model: a built `keras.Model`.
+        stacklevel: as in `warnings.warn`.
+
+    Example:
+
+    >>> hint_at_unmet(model)
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or not int(backend.value_of(optimizer.iterations)):
+        return
+    found = unmet(model)
+    if found:
+        path, off = max(found.items(), key=lambda item: item[1])
+        warnings.warn(
+            f"Weights of the model that do not meet their constraint: {len(found)} ({path} is off "
+            f"by {off:.2g}). Its Lipschitz bound counts them as they are. Averages of weights "
+            "(`use_ema=True`) leave the constraints: call `dynzoo.project(model)`, or fit with "
+            "`dynzoo.constraints.SwapProjectedEMAWeights()`.",
+            UnmetConstraintWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def projected_at_end(model) -> bool:
+    """Whether a callback of this file projects the model when the training that runs now ends."""
+    return model in _PROJECTED_AT_END
+
+
 class ProjectWeights(keras.callbacks.Callback):
     """Calls `project` when training ends and, with ``every_epoch``, after each epoch.
 
@@ -266,12 +356,16 @@ class ProjectWeights(keras.callbacks.Callback):
         super().__init__()
         self.every_epoch = every_epoch
 
+    def on_train_begin(self, logs=None):
+        _PROJECTED_AT_END.add(self.model)
+
     def on_epoch_end(self, epoch, logs=None):
         if self.every_epoch:
             project(self.model)
 
     def on_train_end(self, logs=None):
         project(self.model)
+        _PROJECTED_AT_END.discard(self.model)
 
 
 class SwapProjectedEMAWeights(keras.callbacks.SwapEMAWeights):
@@ -344,6 +438,7 @@ class SwapProjectedEMAWeights(keras.callbacks.SwapEMAWeights):
 
     def on_train_begin(self, logs=None):
         self._training = True
+        _PROJECTED_AT_END.add(self.model)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._swap_out()
@@ -356,6 +451,7 @@ class SwapProjectedEMAWeights(keras.callbacks.SwapEMAWeights):
         # the optimizer has just written its averages into the model
         self._training, self._raw, self._ema_weights_in_model = False, [], False
         project(self.model)
+        _PROJECTED_AT_END.discard(self.model)
 
     def on_test_begin(self, logs=None):
         self._swap_in()

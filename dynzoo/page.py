@@ -61,6 +61,8 @@ def render(report: RobustnessReport) -> str:
     parts.append(f"<section><h2>Hardest images</h2>{_hardest(report)}</section>")
     if report.smoothed is not None:
         parts.append(f"<section><h2>Randomised smoothing</h2>{_smoothing(report)}</section>")
+    if report.prediction_sets is not None:
+        parts.append(f"<section><h2>Prediction sets</h2>{_sets(report)}</section>")
     for heading, content in report.sections:
         parts.append(f"<section><h2>{text(heading)}</h2>{_content(content)}</section>")
     if report.attacked:
@@ -121,6 +123,32 @@ def _smoothing(report: RobustnessReport) -> str:
         f"1 &minus; alpha ({text(settings)}). The attacks were on the model without noise.</p>"
     )
     return table(["smoothed classifier", ""], rows) + note
+
+
+def _sets(report: RobustnessReport) -> str:
+    sets = report.prediction_sets or {}
+    promised = f"{percent(1 - sets['alpha'])}"
+    rows = [
+        [
+            text(plots.eps_text(e)) if e else "0",
+            promised,
+            percent(sets["coverage"][e]),
+            f"{sets['size'][e]:.2f}",
+        ]
+        for e in sorted(sets["size"])
+    ]
+    if sets["threshold"] is None:
+        note = "Too few images to calibrate with: every set holds all classes."
+    else:
+        note = (
+            f"The threshold comes from {sets['calibration_images']} of the images, the numbers "
+            f"from the other {sets['images']}. Promised: probability that the set of a new image "
+            "like these holds its label, whatever an attack of that size does. For "
+            f"{percent(sets['certified_coverage'])} of the measured images that is proved for "
+            "themselves."
+        )
+    header = ["radius", "coverage promised", "coverage, clean images", "labels in a set"]
+    return table(header, rows) + f"<p class=note>{note}</p>"
 
 
 def _warnings(warnings: Sequence[EvaluationWarning]) -> str:

@@ -90,6 +90,10 @@ class RobustnessReport:
             a PNG file as bytes, or a tuple of these.
         smoothed: Numbers of a smoothed classifier, which is another classifier than the model:
             `"clean"`, `"abstained"`, `"certified"` at each radius and its `"settings"`.
+        prediction_sets: Sets of labels that hold the right one under attack with a probability of
+            1 - `"alpha"`: `"coverage"` and mean `"size"` on clean images at radius 0 and each
+            radius, `"certified_coverage"` under any attack, how many `"calibration_images"` and
+            other `"images"` these numbers are of, and the `"threshold"` (`None`: too few images).
     """
 
     norm: str
@@ -104,6 +108,7 @@ class RobustnessReport:
     class_names: list[str] | None = None
     sections: list[tuple[str, Any]] = field(default_factory=list)
     smoothed: dict[str, Any] | None = None
+    prediction_sets: dict[str, Any] | None = None
     outcomes: Outcomes | None = field(default=None, repr=False)
 
     @property
@@ -162,6 +167,12 @@ class RobustnessReport:
         if self.smoothed is not None:
             shares = {repr(e): v for e, v in self.smoothed["certified"].items()}
             result["smoothed"] = {**self.smoothed, "certified": shares}
+        if self.prediction_sets is not None:
+            by_radius = {
+                key: {repr(e): v for e, v in self.prediction_sets[key].items()}
+                for key in ("coverage", "size")
+            }
+            result["prediction_sets"] = {**self.prediction_sets, **by_radius}
         if per_image:
             radii = self.per_image["radii"]
             result["per_image"] = {

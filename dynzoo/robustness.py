@@ -29,7 +29,13 @@ from dynzoo.attacks.passes import mean_logits, noise
 from dynzoo.attacks.progress import Progress
 from dynzoo.attacks.warnings import SAMPLE, EvaluationWarning
 from dynzoo.certificates.smoothing import SmoothedClassifier
-from dynzoo.claims import certificate_dict, claims_of, smoothed_numbers
+from dynzoo.claims import (
+    certificate_dict,
+    check_sets_asked,
+    claims_of,
+    set_numbers,
+    smoothed_numbers,
+)
 from dynzoo.image_checks import check_shape, check_unit_range
 from dynzoo.labels import names_of
 from dynzoo.model_identity import identity_of
@@ -59,6 +65,7 @@ def evaluate(
     surrogates: Iterable[Any] = (),
     attack_certified: str = "first",
     checks: str = "auto",
+    prediction_sets: float | None = None,
 ) -> RobustnessReport:
     r"""Clean, attacked and certified accuracy of a classifier.
 
@@ -102,6 +109,9 @@ def evaluate(
             that try test whether it is.
         checks: `"full"`, `"quick"` without those checks that attack the model (convergence, planted
             examples), or `"auto"`: quick for `attacks="fast"`, else full.
+        prediction_sets: Alpha in (0, 1) for `dynzoo.certificates.prediction_sets`: a half of the
+            images, drawn by the seed, calibrates them, and the other half measures coverage and
+            sizes (`report.prediction_sets`). L2 only. `None` for none.
 
     Returns:
         A `RobustnessReport`.
@@ -143,6 +153,8 @@ def evaluate(
         raise ValueError(f"`{name}` needs attacks. Received: attacks='none'")
     if checks == "auto":
         checks = "quick" if attacks in ("fast", "none") else "full"
+    if prediction_sets is not None:
+        check_sets_asked(prediction_sets, norm, certificate, x)
     make_attacks = makers(attacks, norm, seed, batch_size) if attacked else []
     make_attacks += [transfer_from(source, norm, seed, batch_size) for source in surrogates]
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
@@ -162,6 +174,11 @@ def evaluate(
                 smoothed, certificate = smoothed_numbers(*numbers), False
             certificate, radii, cert_labels, notes = claims_of(model, certificate, x, batch_size)
         warnings += notes
+        sets = None
+        if prediction_sets is not None and certificate is not None:
+            with progress.watching("prediction sets"):
+                asked = (prediction_sets, radii_asked, seed, batch_size)
+                sets = set_numbers(certificate, x, y, *asked)
         counted = proved = None
         if radii is not None:
             counted = np.where(cert_labels == y, radii, 0.0)
@@ -252,6 +269,7 @@ def evaluate(
         else dict.fromkeys(radii_asked),
         certified=certified,
         smoothed=smoothed,
+        prediction_sets=sets,
         warnings=warnings,
         per_image={
             "correct": correct,

@@ -36,9 +36,10 @@ from dynzoo.certificates.rounding import (
 )
 from dynzoo.certificates.rounding_bound import RoundingBound, rounding_bound, rounding_kinds
 from dynzoo.certificates.settings import Settings, difference, freeze_settings, sublayers
+from dynzoo.constraints import hint_at_unmet
 from dynzoo.image_checks import check_range, input_range
 from dynzoo.label_checks import check_labels
-from dynzoo.layers.arguments import positive_integer
+from dynzoo.layers.arguments import number, positive_integer
 
 __all__ = ["Certificate", "certify"]
 
@@ -66,7 +67,8 @@ def certify(model: keras.Model, rounding: str = "probable") -> Certificate:
             it for a network from someone who may have chosen its weights to deceive.
 
     Returns:
-        A `Certificate`.
+        A `Certificate`. There is an `UnmetConstraintWarning` if the model was trained and its
+        weights are off their constraints: the bound holds, and would be smaller without that.
 
     Raises:
         UncertifiableLayerError: (a ValueError) at a layer without a known constant.
@@ -95,6 +97,7 @@ def certify(model: keras.Model, rounding: str = "probable") -> Certificate:
     twin.check_twin(model, program, freeze_settings(program, model), x, values[program.output])
     # Taken last: a layer may keep what it computed when it was first called.
     settings = freeze_settings(program, model)
+    hint_at_unmet(model)
     return Certificate(
         model, program, head, tuple(table), bounds, shapes, digest, settings, rounding
     )
@@ -275,6 +278,83 @@ class Certificate:
             radii[block] = limits[:, [i - 1 for i in ks]]
         radii = margins.shrunk(radii, moved[:, None])
         return places, radii[:, 0] if np.ndim(k) == 0 else radii
+
+    def distances_behind(
+        self, x: Any, batch_size: int = 256, rounding: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        r"""Bounds of how far each class is behind, in L2 distance: the radius with its sign turned.
+
+        $s_y(x) = \max_{j \ne y} (f_j(x) - f_y(x)) / (L \|w_j - w_y\|)$, with L the bound of the
+        body. Where y is the answer, $-s_y$ is its certified radius; elsewhere no image nearer than
+        $s_y$ has the answer y.
+
+        Guarantee: for the real logits f, $|s_y(x) - s_y(x')| \le \|x - x'\|$ for all x, x', and
+        $s_y(x)$ lies between the two numbers, however the logits were computed.
+
+        Args:
+            x: float images (n, ...), as in `radii`.
+            batch_size: images per forward pass, at most.
+            rounding: as in `radii`.
+
+        Returns:
+            (low, high), float64 (n, K) in the units of x; -inf and inf for images or logits that
+            are not finite.
+
+        Raises:
+            StaleCertificateError, ReferenceMismatchError, ValueError: as `radii`.
+
+        Example:
+
+        >>> low, high = certify(model).distances_behind(x_test)
+        >>> too_far = low > 36 / 255  # classes that no attack of this size can bring about
+        """
+        kinds = rounding_kinds(rounding or self.assumed)
+        raw, images, moved = self._logits(x, batch_size)
+        low, high = np.zeros((2, len(raw), len(self.pair_distances)))
+        for block in _blocks(len(raw)):
+            bound = self.rounding_bound
+            low[block], high[block] = margins.distances_behind(
+                raw[block],
+                self.body_lipschitz,
+                self.pair_distances,
+                bound,
+                bound.distances(images[block]),
+                kinds,
+            )
+        return low - moved[:, None], high + moved[:, None]
+
+    def needed_margins(self, eps: float) -> np.ndarray:
+        r"""How far a logit must lead, so that the answer is proved to hold within a radius.
+
+        Guarantee: an image in the model's range of pixels ([0, 1] where none is known) whose
+        computed logits satisfy $z_y - z_j \ge m_{yj}$ for all j has a certified radius above eps.
+        These numbers allow for the rounding of any such image; `radii` takes that of the image, so
+        that it may certify a little more.
+
+        Args:
+            eps: radius, finite and at least 0, in the units of x.
+
+        Returns:
+            m, float64 (K, K); -inf on the diagonal.
+
+        Raises:
+            ValueError: if eps is out of its range.
+
+        Example:
+
+        >>> needed = certify(model).needed_margins(36 / 255)
+        """
+        eps = number("eps", eps, closed="low")
+        low, high = input_range(self._model) or (0.0, 1.0)
+        bound = self.rounding_bound
+        return margins.needed_margins(
+            self.body_lipschitz,
+            self.pair_distances,
+            bound,
+            bound.farthest(low, high, self.image_entries),
+            rounding_kinds(self.assumed),
+            eps,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in the certificate as plain numbers and strings, for JSON."""

@@ -11,8 +11,10 @@ from dynzoo.certificates.rounding_bound import KINDS, RoundingBound
 
 __all__ = [
     "SMALLEST",
+    "distances_behind",
     "lengths",
     "limits",
+    "needed_margins",
     "pair_errors",
     "places",
     "product",
@@ -153,6 +155,94 @@ def rounded_limits(
             best = np.maximum(best, np.minimum(found, reach(bound, s, k)[:, None]))
     best[rows, labels] = np.where(np.all(np.isfinite(logits), axis=1), np.inf, 0.0)
     return best
+
+
+def needed_margins(
+    speed: float,
+    pair_distances: np.ndarray,
+    bound: RoundingBound,
+    anchor_distances: np.ndarray,
+    kinds: tuple[str, ...],
+    eps: float,
+) -> np.ndarray:
+    r"""Lead $z_y - z_j$ of computed logits from which on `rounded_limits` is above a radius.
+
+    Args:
+        speed: Lipschitz bound of the body.
+        pair_distances: (K, K).
+        bound: the `RoundingBound`.
+        anchor_distances: largest distance (anchors,) of an image; what is nearer needs no more.
+        kinds: kinds of `rounding_bound.KINDS`; the best of them counts.
+        eps: the radius, >= 0.
+
+    Returns:
+        float64 (K, K): row y, column j; -inf where j is y, inf where no lead is enough.
+    """
+    classes = np.arange(len(pair_distances))
+    needed = np.full(pair_distances.shape, np.inf)
+    speeds = product(speed, pair_distances)
+    for kind in kinds:
+        for k in range(len(bound.anchors)):
+            s = np.full(len(classes), anchor_distances[k])
+            error, growth = pair_errors(classes, pair_distances, bound, s, kind, k)
+            lead = error + (speeds + growth) * eps
+            # More than all that is rounded here and in `limits`.
+            lead = np.where(reach(bound, s, k)[:, None] > eps, lead * (1 + 1e-11), np.inf)
+            needed = np.minimum(needed, lead)
+    needed[classes, classes] = -np.inf
+    return needed
+
+
+def distances_behind(
+    logits: np.ndarray,
+    speed: float,
+    pair_distances: np.ndarray,
+    bound: RoundingBound,
+    anchor_distances: np.ndarray,
+    kinds: tuple[str, ...],
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Bounds of how far an image is, at least, from one for which a class is the answer.
+
+    $s_y(x) = \max_j (f_j(x) - f_y(x)) / (L \|w_j - w_y\|)$ of the real logits f, which moves by no
+    more than the image does. A pair whose difference cannot change takes no part.
+
+    Args:
+        logits: (n, K), as computed.
+        speed: L, Lipschitz bound of the body.
+        pair_distances: (K, K).
+        bound: the `RoundingBound`.
+        anchor_distances: (n, anchors).
+        kinds: kinds of `rounding_bound.KINDS`; the best of them counts.
+
+    Returns:
+        float64 (n, K) twice, below and above $s_y$; infinite for logits that say nothing.
+    """
+    speeds = product(speed, pair_distances)
+    moves = speeds > 0
+    np.fill_diagonal(moves, False)
+    z, low, high = replaced(logits), np.zeros(logits.shape), np.zeros(logits.shape)
+    for y in range(logits.shape[1]):
+        rivals = np.flatnonzero(moves[y])
+        if not rivals.size:
+            continue  # constant: any number does
+        labels = np.full(len(z), y)
+        error = np.full((len(z), rivals.size), np.inf)
+        for kind in kinds:
+            for k in range(len(bound.anchors)):
+                s = anchor_distances[:, k]
+                both = pair_errors(labels, pair_distances, bound, s, kind, k)[0][:, rivals]
+                # What counts both ends of a path is divided by what that multiplied.
+                one = both / KINDS[kind]
+                error = np.minimum(error, np.where(reach(bound, s, k)[:, None] > 0, one, np.inf))
+        with np.errstate(over="ignore", invalid="ignore"):
+            gaps = z[:, rivals] - z[:, [y]]
+            slack = error + 1e-12 * np.abs(gaps)
+            low[:, y] = ((gaps - slack) / speeds[y, rivals]).max(axis=1)
+            high[:, y] = ((gaps + slack) / speeds[y, rivals]).max(axis=1)
+    finite = np.all(np.isfinite(logits), axis=1)[:, None]
+    low = np.nan_to_num(low, nan=-np.inf, posinf=_FARTHEST, neginf=-np.inf)
+    high = np.nan_to_num(high, nan=np.inf, posinf=np.inf, neginf=-_FARTHEST)
+    return np.where(finite, low, -np.inf), np.where(finite, high, np.inf)
 
 
 def pair_errors(
