@@ -86,6 +86,12 @@ class Comparison:
         }
         return {"rows": self.rows(), "notes": self.notes, "reports": details}
 
+    def _repr_html_(self) -> str:
+        """Numbers and curves, for a notebook."""
+        from dynzoo.comparison_page import notebook  # it reads the comparison, hence this file
+
+        return notebook(self)
+
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Attacked (solid) and certified (dashed) accuracy by radius, a colour a model."""
         figure = plots.comparison_figure(

@@ -133,7 +133,7 @@ class CorruptionResult:
             ("images", self.correct.shape[-1]),
             *((w["name"], w["text"]) for w in self.details.get("warnings", [])),
         ]
-        return "Common corruptions", (self.provenance, facts, plots.png(self.plot()))
+        return "Common corruptions", (self.provenance, facts, plots.svg(self.plot()))
 
 
 def evaluate_corruptions(

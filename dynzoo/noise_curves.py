@@ -120,7 +120,7 @@ class NoiseCurve:
             "before the clip, or the share of the values that become 0 or 1; after ± the standard "
             f"deviation over the draws of the noise, on the same {self.images} images."
         )
-        return "Noise curves", (text, plots.png(self.plot()), facts)
+        return "Noise curves", (text, plots.svg(self.plot()), facts)
 
 
 def noise_curve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ def render(report: RobustnessReport) -> str:
     if report.radii() is not None and tried != "all" and len(report.details.get("runs", [])) > 1:
         only = "by the first attack only" if tried == "first" else "by none"
         intro += f" Images whose certificate covers a radius were attacked there {only}."
-    figure = image(plots.png(report.plot()), "Accuracy versus radius of the perturbation")
+    figure = image(plots.svg(report.plot()), curve_text(report))
     parts = [
         f"<header><h1>{text(report.title)}</h1><p>{text(intro)}</p>{_tiles(report)}</header>",
         _warnings(report.warnings),
@@ -64,7 +65,7 @@ def render(report: RobustnessReport) -> str:
     if report.prediction_sets is not None:
         parts.append(f"<section><h2>Prediction sets</h2>{_sets(report)}</section>")
     for heading, content in report.sections:
-        parts.append(f"<section><h2>{text(heading)}</h2>{_content(content)}</section>")
+        parts.append(f"<section><h2>{text(heading)}</h2>{_content(content, heading)}</section>")
     if report.attacked:
         parts.append(f"<section><h2>Attacks</h2>{_runs(report.details.get('runs', []))}</section>")
     facts = [
@@ -78,8 +79,24 @@ def render(report: RobustnessReport) -> str:
         for key, value in certificate.items()
         if isinstance(value, (str, int, float))
     ]
-    parts.append(f"<section><h2>Provenance</h2>{_content(facts)}</section>")
+    parts.append(f"<section><h2>Provenance</h2>{_content(facts, 'Provenance')}</section>")
     return document(report.title, parts)
+
+
+def curve_text(report: RobustnessReport) -> str:
+    """What the curve of a report shows, in words."""
+    parts = [f"Accuracy versus {plots.norm_text(report.norm)} radius: clean {report.clean:.1%}"]
+    for e in sorted(report.robust):
+        known = [
+            f"{name} {share:.1%}"
+            for name, share in (
+                ("certified", report.certified[e]),
+                ("under attack", report.robust[e]),
+            )
+            if share is not None
+        ]
+        parts.append(f"at {plots.eps_text(e)} " + (" and ".join(known) or "nothing known"))
+    return "; ".join(parts)
 
 
 def _between(report: RobustnessReport) -> str:
@@ -89,6 +106,17 @@ def _between(report: RobustnessReport) -> str:
             "the two."
         )
     return "The true robust accuracy lies between it and the clean one."
+
+
+def notebook(report: RobustnessReport) -> str:
+    """A piece of HTML for the output of a cell: title, numbers, curve, warnings."""
+    warnings = "".join(f"<li><b>{text(w.name)}</b> {text(w.text)}</li>" for w in report.warnings)
+    curve = image(plots.svg(report.plot()), curve_text(report))
+    return (
+        f"<div><p><b>{text(report.title)}</b>, {report.images} images</p>{_numbers(report)}"
+        f'<div style="max-width:40rem;background:#fff">{curve}</div>'
+        f"{f'<ul>{warnings}</ul>' if warnings else ''}</div>"
+    )
 
 
 def _tiles(report: RobustnessReport) -> str:
@@ -208,7 +236,7 @@ def _gallery(report: RobustnessReport) -> str:
             (f"difference &times;{gain:.0f}", "", 0.5 + gain * delta),
         ]
         figures = "".join(
-            f"<figure>{image(plots.image_png(pixels), kind.split()[0])}"
+            f"<figure>{image(plots.image_png(pixels), _seen(example.index, kind, label))}"
             f"<figcaption>{kind}<b>{label}</b></figcaption></figure>"
             for kind, label, pixels in views
         )
@@ -218,6 +246,13 @@ def _gallery(report: RobustnessReport) -> str:
         )
         cards.append(f'<div class="card"><div class="views">{figures}</div>{text(caption)}</div>')
     return f'<div class="gallery">{"".join(cards)}</div>'
+
+
+def _seen(index: int, kind: str, label: str) -> str:
+    """What a picture of the gallery shows, in words."""
+    if not label:
+        return f"Image {index}: what the attack changed, enlarged around grey"
+    return f"Image {index}, {kind}: {html.unescape(label)}"
 
 
 def _hardest(report: RobustnessReport) -> str:
@@ -246,11 +281,11 @@ def _hardest(report: RobustnessReport) -> str:
     return parts
 
 
-def _content(content: Any) -> str:
+def _content(content: Any, heading: str) -> str:
     if isinstance(content, bytes):
-        return f'<div class="curve">{image(content, "figure")}</div>'
+        return f'<div class="curve">{image(content, f"Figure: {heading}")}</div>'
     if isinstance(content, tuple):
-        return "".join(_content(part) for part in content)
+        return "".join(_content(part, heading) for part in content)
     if isinstance(content, str):
         return "".join(f"<p>{text(line)}</p>" for line in content.split("\n\n"))
     rows = [[text(name), text(value)] for name, value in content]

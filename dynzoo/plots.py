@@ -12,6 +12,7 @@ INK = "#1d2433"
 CERTIFIED = "#1b7f5c"
 ATTACKED = "#c2410c"
 CLEAN = "#5b6478"
+_MARKERS = "os^DvP"
 # Of the attacks of an ensemble, first to last.
 _DASHES = ((0, (1, 1.5)), (0, (4, 2)), (0, (6, 1.5, 1, 1.5)), (0, (8, 2)))
 
@@ -90,6 +91,8 @@ def robustness_figure(
         axes.step(grid, curve, where="post", color=CERTIFIED, linewidth=2, label="certified")
         dense = np.union1d(grid[grid <= points[-1]], points)
         lower = 1.0 - np.searchsorted(np.sort(radii), dense, side="right") / len(radii)
+        # the proof falls in steps: each value holds until the next radius
+        dense, lower = np.repeat(dense, 2)[1:], np.repeat(lower, 2)[:-1]
         upper = np.interp(dense, points, values)
         axes.fill_between(
             dense, lower, upper, where=upper >= lower, color=ATTACKED, alpha=0.12, linewidth=0,
@@ -134,22 +137,23 @@ def comparison_figure(
     figure = new_figure(7.6, 4.2)
     axes = figure.add_subplot()
     ticks = {0.0}
-    for color, (name, (clean, robust, certified)) in zip(
-        _colors(len(models)), models.items(), strict=True
+    for number, (color, (name, (clean, robust, certified))) in enumerate(
+        zip(_colors(len(models)), models.items(), strict=True)
     ):
+        marker = _MARKERS[number % len(_MARKERS)]  # tells them apart without colours, too
         radii = [0.0, *sorted(robust)]
         ticks |= set(radii)
         known = [v for e in radii[1:] if (v := robust[e]) is not None]
         if len(known) == len(radii) - 1:
             label = f"{name}, under attack"
-            axes.plot(radii, [clean, *known], "o-", color=color, linewidth=1.8, label=label)
+            axes.plot(radii, [clean, *known], f"{marker}-", color=color, linewidth=1.8, label=label)
         else:
-            axes.plot([0.0], [clean], "o", color=color, label=f"{name}, clean")
+            axes.plot([0.0], [clean], marker, color=color, label=f"{name}, clean")
         proved = [v for e in radii[1:] if (v := certified.get(e)) is not None]
         if len(proved) == len(radii) - 1:
             axes.plot(
-                radii[1:], proved, "v", color=color, linestyle=(0, (4, 3)), linewidth=1.3,
-                label=f"{name}, certified",
+                radii[1:], proved, marker, color=color, linestyle=(0, (4, 3)), linewidth=1.3,
+                markerfacecolor="white", label=f"{name}, certified",
             )  # fmt: skip
     _radius_axis(axes, sorted(ticks), norm)
     accuracy_axis(axes)
@@ -262,6 +266,18 @@ def png(figure: Any) -> bytes:
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=160)
+    return buffer.getvalue()
+
+
+def svg(figure: Any) -> bytes:
+    """The figure as the bytes of an SVG file, the same ones every time: sharp at every size."""
+    import io
+
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "dynzoo"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 

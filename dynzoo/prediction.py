@@ -17,6 +17,7 @@ from dynzoo.certificates import UncertifiableLayerError, certify
 from dynzoo.certificates.certificate import Certificate
 from dynzoo.checkpoints import write_atomically
 from dynzoo.csv_text import csv_text
+from dynzoo.html_page import table, text
 from dynzoo.image_checks import fitting_images, input_range
 from dynzoo.image_files import MODES, endings, read_image, told_apart
 
@@ -101,6 +102,21 @@ class Predictions:
         if self.reason:
             lines.append(f"No certified radii: {self.reason}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """A table, for a notebook."""
+        rows = [
+            [
+                text(row["image"]),
+                text(row["class"]),
+                text(row["runner_up"]),
+                f"{row['margin']:.3g}",
+                _floor(row["certified_radius"]) if row["certified_radius"] else "&ndash;",
+            ]
+            for row in self.to_dict()
+        ]
+        header = ["image", "class", "runner-up", "margin", f"certified radius ({self.unit})"]
+        return table(header, rows) + (f"<p>{text(self.reason)}</p>" if self.reason else "")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a table as ``.csv`` or ``.json``.

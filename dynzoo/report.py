@@ -87,7 +87,7 @@ class RobustnessReport:
         title: Heading of the page.
         class_names: Names of the classes.
         sections: Further parts of the page, pairs of a heading and a text, a list of (name, value),
-            a PNG file as bytes, or a tuple of these.
+            a PNG or SVG file as bytes, or a tuple of these.
         smoothed: Numbers of a smoothed classifier, which is another classifier than the model:
             `"clean"`, `"abstained"`, `"certified"` at each radius and its `"settings"`.
         prediction_sets: Sets of labels that hold the right one under attack with a probability of
@@ -182,6 +182,12 @@ class RobustnessReport:
                 "radii": None if radii is None else radii.tolist(),
             }
         return result
+
+    def _repr_html_(self) -> str:
+        """The numbers and the curve, for a notebook."""
+        from dynzoo.page import notebook  # the page reads the report, so it imports this file
+
+        return notebook(self)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Accuracy versus radius as a matplotlib figure; saved too if `path` is given."""

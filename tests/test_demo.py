@@ -38,7 +38,7 @@ def test_demo(tiny_preset, tmp_path, capsys):
     lines = [line for line in out.splitlines() if " kept: " in line]
     assert len(lines) == 11 and "BROKEN" not in out
     assert "The zoo" in html and html.count("(kept)") == 11
-    pictures = re.findall(r'alt="figure" src="data:image/png;base64,([^"]{1000,})"', html)
+    pictures = re.findall(r'alt="Figure: [^"]+" src="data:image/png;base64,([^"]{1000,})"', html)
     assert len(pictures) == 1
 
 

@@ -49,6 +49,7 @@ def test_files_of_any_size(model, photos):
     assert found.classes == NAMES
     assert found.unit == "L2, pixels in [0, 1]"
     assert len(found) == 3
+    assert found._repr_html_().count("<tr>") == 4 and "a.png" in found._repr_html_()
 
 
 def test_arrays_and_bytes_are_the_same_pictures(model):

@@ -13,6 +13,8 @@ from robustness_fixtures import MarginCertificate, centroids, held_out, ridge
 from dynzoo.attacks import FGSM, PGD, Attack
 from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.warnings import EvaluationWarning
+from dynzoo.certificates import certify
+from dynzoo.comparison import compare
 from dynzoo.page import interval
 from dynzoo.plots import certified_curve, displayable, eps_text, robustness_figure
 from dynzoo.robustness import CertificateViolation, evaluate
@@ -296,10 +298,32 @@ def test_page_is_complete_and_self_contained(report, tmp_path):
     text = re.sub(r'src="[^"]*"', "", page)
     assert not re.search(r"//|<script|<link|href|url\(|@import", text)
     assert len(sources) == 1 + 3 * len(report.examples)
-    for source in sources:
+    for i, source in enumerate(sources):
         kind, data = source.split(",")
-        assert kind == "data:image/png;base64"
-        assert base64.b64decode(data).startswith(b"\x89PNG")
+        assert kind == f"data:image/{'png' if i else 'svg+xml'};base64"
+        assert base64.b64decode(data).startswith(b"\x89PNG" if i else b"<?xml")
+    # who cannot see the pictures reads what they show
+    alts = re.findall(r'<img alt="([^"]*)"', page)
+    assert len(alts) == len(sources) == len(set(alts))
+    assert f"clean {report.clean:.1%}; at " in alts[0]
+    for e in EPS:
+        shares = f"certified {report.certified[e]:.1%} and under attack {report.robust[e]:.1%}"
+        assert shares in alts[0]
+    assert re.fullmatch(r"Image \d+, clean: .+", alts[1])
+    for query in ("prefers-color-scheme:dark", "max-width:40rem", "@media print"):
+        assert query in page
+
+
+def test_notebooks_show_numbers_and_curve(report):
+    cell = report._repr_html_()
+    assert f"{100 * report.clean:.1f} %" in cell and "data:image/svg+xml" in cell
+    certificate = certify(ridge())
+    shown = certificate._repr_html_()
+    assert f"{certificate.lipschitz:.6g}" in shown
+    for row in certificate.layers:
+        assert row.name in shown
+    together = compare([report, report], ["a", "b"])._repr_html_()
+    assert "data:image/svg+xml" in together and "95 % interval" in together
 
 
 def test_report_of_what_is_certified_alone(nearest, tmp_path):

@@ -387,6 +387,29 @@ class Certificate:
             f"classes={len(self.pair_distances)})"
         )
 
+    def _repr_html_(self) -> str:
+        """The bound and the layers that make it, for a notebook."""
+        from dynzoo.html_page import table, text
+
+        rows = [
+            [
+                text(cell)
+                for cell in (
+                    row.name,
+                    row.class_name,
+                    "join" if row.gain is None else row.gain,
+                    row.bound,
+                )
+            ]
+            for row in self.layers
+        ]
+        return (
+            f"<div><p><b>Certificate of {text(self._model.name)}</b>: Lipschitz bound "
+            f"{text(self.lipschitz)} from input to logits, {text(self.body_lipschitz)} before the "
+            f"last layer, {len(self.pair_distances)} classes</p>"
+            f"{table(['layer', 'class', 'gain', 'bound so far'], rows)}</div>"
+        )
+
     def _predict(self, images: np.ndarray, batch_size: int) -> np.ndarray:
         """Logits of the model; the first call sends probe images along and checks them."""
         if self._rounding is not None:
