@@ -88,7 +88,9 @@ def from_preset(
     if num_classes is not None:
         model = _with_classes(model, config, num_classes, folder)
     if not keep_frozen:
-        model.trainable = True
+        for layer in model._flatten_layers():
+            # of the model alone it would not do: on TensorFlow what is so already is not set
+            layer.trainable = True
     declare_range(model, metadata)
     model.compile(
         optimizer="adam",
