@@ -36,6 +36,7 @@ __all__ = [
     "over",
     "release",
     "scratch",
+    "training",
     "writing",
 ]
 
@@ -151,6 +152,15 @@ def release() -> None:
 
 
 @contextlib.contextmanager
+def training() -> Iterator[None]:
+    """Steps are taken within this block, which `hold`s; what is not kept at its end never is."""
+    try:
+        yield
+    finally:
+        release()
+
+
+@contextlib.contextmanager
 def writing() -> Iterator[None]:
     """The process does not end within this block, which leaves files half written."""
     with _state.files:
@@ -200,11 +210,13 @@ def _listen() -> None:
             noticed = True
             _say("stopping as soon as the last steps are kept (Ctrl-C again: at once)")
     began = time.monotonic()
-    while not _state.files.acquire(timeout=0.05):
+    while not (mine := _state.files.acquire(timeout=0.05)):
         if _pressed(0.0) or time.monotonic() - began > _FILES:
             break
     if not _state.over:
         end()
+    elif mine:
+        _state.files.release()
 
 
 def _pressed(seconds: float | None) -> bool:

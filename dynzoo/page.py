@@ -294,7 +294,7 @@ def _content(content: Any, heading: str) -> str:
 
 
 def _runs(runs: Sequence[dict[str, Any]]) -> str:
-    hidden = ("norm", "eps", "batch_size", "targeted")
+    hidden = ("norm", "eps", "batch_size", "targeted", "source")
     rows = []
     for run in runs:
         config = ", ".join(

@@ -85,7 +85,7 @@ class Run:
         pixels = x if x.dtype == np.uint8 else np.rint(x * 255.0).astype(np.uint8)
         digest = hashlib.sha256(f"{x.shape}".encode())
         for array in (pixels, y.astype(np.int64)):
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(array.tobytes())
         self.state["images"] = digest.hexdigest()
 
     def check(self, state: dict) -> None:

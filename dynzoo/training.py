@@ -194,14 +194,17 @@ def train(
         log(f"weights of the unfinished run written to {save()}")
 
     loop = TrainingLoop(run, twin, engine, loss, validation, deadline, started, log, write)
-    if pilot is not None:
-        interruption.release()
-        log(loop.pilot(pilot, max_seconds))
-        return twin.updated()
+    with interruption.training():
+        if pilot is not None:
+            log(loop.pilot(pilot, max_seconds))
+            return twin.updated()
+        if settings["clock"]:
+            done = loop.by_clock(deadline - min(_RESERVE, 0.05 * max_seconds))
+        else:
+            done = loop.by_epochs()
     if settings["clock"]:
-        loop.by_clock(deadline - min(_RESERVE, 0.05 * max_seconds))
         log(f"preset written to {save()}")
-    elif not loop.by_epochs():
+    elif not done:
         log(f"stopped at the time limit; {run.checkpoint} goes on with --resume")
         return twin.updated()
     _choose_weights(run, twin.model)

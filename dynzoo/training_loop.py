@@ -164,9 +164,11 @@ class TrainingLoop:
             update = f", {1000 * engine.seconds_an_update():.1f} ms of it for the update"
         else:
             engine.run(0, section, self.batches - 1, self._rates(1))
+            self._end_if_asked()
             compiled = time.monotonic() - began
             began = time.monotonic()
             done = engine.run(0, section, 0, self._rates(self.batches), began + seconds)
+            self._end_if_asked()
             a_step = (time.monotonic() - began) / done.steps
         epoch = a_step * self.batches
         if max_seconds is None:

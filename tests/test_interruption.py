@@ -229,10 +229,19 @@ def test_a_training_keeps_its_last_step_and_goes_on(folder):
     assert code == 130 and "checkpoint.npz stands after" in line
 
 
+def test_what_is_not_kept_at_the_end_of_a_training_is_not_waited_for():
+    with pytest.raises(RuntimeError):
+        with interruption.training():
+            interruption.hold()
+            raise RuntimeError
+    assert not interruption._state.held
+
+
 MOMENTS = {
     "the import": ("list",),
     "reading": TRAIN,
     "compiling": TRAIN,
+    "a pilot": (*TRAIN, "--pilot", "60"),
     "the trial of a search": ("search", "search.yaml", "--data", "data.npz"),
     "a demonstration": ("demo",),
     "certifying": ("evaluate", "isometric_tiny_cifar10", "--dataset", "digits"),

@@ -101,7 +101,9 @@ def from_preset(
     if num_classes is not None:
         model = _with_classes(model, config, num_classes, folder)
     if not keep_frozen:
-        model.trainable = True
+        for layer in model._flatten_layers():
+            # of the model alone it would not do: on TensorFlow what is so already is not set
+            layer.trainable = True
     # who names a number has classes of his own, even where it is that of the preset
     names = labels.names_in(metadata, model.output_shape[-1]) if num_classes is None else None
     if preprocess:
