@@ -9,6 +9,7 @@ from keras import layers as kl
 
 import dynzoo
 from dynzoo import callbacks, constraints, metrics
+from dynzoo.backend import has_float64
 from dynzoo.certificates import UncertifiableLayerError, certify
 
 EPS = 0.05
@@ -119,6 +120,27 @@ def test_metric_never_counts_more_than_the_certificate():
             counted = np.all(lead >= certificate.needed_margins(eps)[labels], axis=1)
             assert not np.any(counted & (radii <= eps))
             assert np.all(counted | (radii <= eps + 1e-3))
+
+
+@pytest.mark.skipif(not has_float64(), reason="JAX computes in float32")
+def test_float64_logits_are_not_rounded_ahead():
+    """In float32 a lead of 1e-4 at 1e4 would be one of 1e-3, or none."""
+    lead, y = 9.0e-4 * RNG.random(64), np.zeros(64, "int64")
+    x = np.zeros((64, 4))
+    x[:, 0] = lead
+    floatx = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    try:
+        model = keras.Sequential([keras.Input((4,)), kl.Dense(2)])
+        model.set_weights([np.eye(4)[:, :2] * [1.0, 0.0], np.full(2, 1e4)])
+        model.compile("sgd", "mse", metrics=[metrics.CertifiedAccuracy(4.0e-4)])
+        certified = [callbacks.CertifiedAccuracy()]
+        found = model.evaluate(x, np.eye(2)[y], verbose=0, callbacks=certified)[1]
+        assert found == pytest.approx(share(model, 4.0e-4, x, y), abs=1e-6)
+        # PyTorch's certificate counts on float32 roundings, and proves nothing here.
+        assert found <= np.mean(lead > 4.0e-4)
+    finally:
+        keras.config.set_floatx(floatx)
 
 
 def test_needed_margins_refuse_what_is_no_radius():
