@@ -314,8 +314,8 @@ def hint_at_unmet(model, stacklevel: int = 3) -> None:
 
     >>> hint_at_unmet(model)
     """
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is None or not int(backend.value_of(optimizer.iterations)):
+    iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
+    if iterations is None or not int(backend.value_of(iterations)):
         return
     found = unmet(model)
     if found:

@@ -64,12 +64,14 @@ class CertifiedAccuracy(keras.metrics.Mean):
         self._tested: weakref.ref | None = None
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        logits, y_true = ops.cast(y_pred, "float32"), ops.convert_to_tensor(y_true)
+        logits, y_true = ops.convert_to_tensor(y_pred), ops.convert_to_tensor(y_true)
         classes = logits.shape[-1]
         if self._needed is None:
             if backend.builds_metrics_late():
                 self._check_attached()
-            self._make(classes)
+            self._make(classes, logits.dtype)
+        # The type in which they were computed: a rounded logit may be ahead where it was not.
+        logits = ops.cast(logits, self._needed.dtype)
         if len(y_true.shape) == 2 and y_true.shape[-1] not in (None, 1):
             known, labels = ops.ones_like(logits[:, 0], "bool"), ops.argmax(y_true, axis=-1)
         else:
@@ -101,7 +103,7 @@ class CertifiedAccuracy(keras.metrics.Mean):
 
     def begin_test(self, model: keras.Model) -> None:
         """A test begins: from the next reset on, numbers are for the weights of this model."""
-        self._make(model.output_shape[-1])
+        self._make(model.output_shape[-1], model.outputs[0].dtype)
         self._tested = weakref.ref(model)
 
     def begin_batch(self) -> None:
@@ -114,14 +116,17 @@ class CertifiedAccuracy(keras.metrics.Mean):
         self._tested = None
         self._assign(None)
 
-    def _make(self, classes: int) -> None:
+    def _make(self, classes: int, dtype: Any) -> None:
         if self._needed is None:
+            wide = keras.backend.standardize_dtype(dtype) == "float64"
             start = keras.initializers.Constant(float("nan"))
-            self._needed = self.add_variable((classes, classes), start, "float32", name="needed")
+            dtype = "float64" if wide else "float32"
+            self._needed = self.add_variable((classes, classes), start, dtype, name="needed")
 
     def _assign(self, model: Any) -> None:
         if self._needed is not None:
-            self._needed.assign(_needed(model, self.eps, self._needed.shape))
+            dtype = np.dtype(keras.backend.standardize_dtype(self._needed.dtype))
+            self._needed.assign(_needed(model, self.eps, self._needed.shape, dtype))
 
     def _check_attached(self) -> None:
         if not self._callbacks:
@@ -132,17 +137,18 @@ class CertifiedAccuracy(keras.metrics.Mean):
             )
 
 
-def _needed(model: Any, eps: float, shape: Any) -> np.ndarray:
-    """Float32 margins (K, K), rounded up; NaN without a model."""
+def _needed(model: Any, eps: float, shape: Any, dtype: np.dtype) -> np.ndarray:
+    """Margins (K, K) in the type of the logits, rounded up; NaN without a model."""
     if model is None:
-        return np.full(shape, np.nan, np.float32)
+        return np.full(shape, np.nan, dtype)
     from dynzoo.certificates import certify
 
     if not all(np.isfinite(w).all() for w in model.get_weights()):
-        return np.full(shape, np.inf, np.float32)
+        return np.full(shape, np.inf, dtype)
     with np.errstate(over="ignore"):
-        needed = certify(model).needed_margins(eps).astype(np.float32)
+        needed = certify(model).needed_margins(eps).astype(dtype)
     # The difference of two logits is rounded too: one step for the cast, one for the difference.
-    needed = np.nextafter(np.nextafter(needed, np.float32(np.inf)), np.float32(np.inf))
+    above = np.array(np.inf, dtype)
+    needed = np.nextafter(np.nextafter(needed, above), above)
     np.fill_diagonal(needed, -np.inf)
     return needed

@@ -1,6 +1,8 @@
 """Prediction sets hold the right label as often as they promise, under attacks too."""
 
 import json
+import re
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -283,3 +285,13 @@ def test_reports_that_cannot_have_them(change, message):
     arguments = {"x": X[:20], "y": Y[:20], "eps": 0.1, "attacks": "fast", "prediction_sets": 0.1}
     with pytest.raises(ValueError, match=message):
         dynzoo.evaluate(ridge(), **{**arguments, **change})
+
+
+def test_example_of_the_page_runs(capsys):
+    path = Path(__file__).resolve().parents[1] / "docs" / "prediction_sets.md"
+    if not path.is_file():
+        pytest.skip("needs a checkout")
+    (code,) = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+    data = {"x_val": X[:99], "y_val": Y[:99], "x_test": X[99:], "y_test": Y[99:]}
+    exec(code, {"model": ridge(), **data})  # noqa: S102
+    assert len(capsys.readouterr().out.splitlines()) == 2
