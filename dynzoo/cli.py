@@ -210,6 +210,13 @@ def _evaluate(commands: Any) -> None:
         "--corruptions", action="store_true", help="measure fifteen corruptions as well"
     )
     parser.add_argument(
+        "--prediction-sets",
+        type=float,
+        metavar="ALPHA",
+        help="sets of labels that hold the right one, under attack, with probability 1 - ALPHA: "
+        "half of the images of the report calibrate, the other half is measured",
+    )
+    parser.add_argument(
         "--output",
         metavar="FILE",
         help="write the report: .html, .json, or each attack's outcomes as .csv or .npz",

@@ -98,6 +98,7 @@ def measure(
     audit: bool = False,
     corruptions: bool = False,
     report: bool = False,
+    prediction_sets: float | None = None,
 ) -> Measurement:
     """Clean and certified accuracy on all images, attacked accuracy on the first few.
 
@@ -122,6 +123,7 @@ def measure(
             it is; a section of the report.
         corruptions: measure the attacked images under fifteen corruptions; a section of the report.
         report: make a report without attacks too, of all images; with them there is one anyway.
+        prediction_sets: as in `dynzoo.evaluate`, of the images of the report; `None` for none.
 
     Returns:
         A `Measurement`; its `report` is `None` where none was asked for, its `audited_slope`
@@ -148,7 +150,7 @@ def measure(
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
     made, slope = None, None
     first = slice(len(x) if attacks == "none" else attack_limit)
-    if attacks != "none" or report or audit or corruptions:
+    if attacks != "none" or report or audit or corruptions or prediction_sets is not None:
         made = evaluate(
             model,
             x if attacks == "none" else x[first],
@@ -164,6 +166,7 @@ def measure(
             title=title,
             checkpoint=checkpoint,
             attack_certified=attack_certified,
+            prediction_sets=prediction_sets,
         )
         if audit:
             from dynzoo.certificates.audit import audit as search

@@ -66,6 +66,7 @@ def evaluate(arguments: Namespace) -> None:
             audit=arguments.audit,
             corruptions=arguments.corruptions,
             report=bool(arguments.output),
+            prediction_sets=arguments.prediction_sets,
         )
     show(measured, name)
     if arguments.output and measured.report is not None:
@@ -108,8 +109,30 @@ def show(measured: measuring.Measurement, title: str) -> None:
     say()
     table(header, rows, title=f"{title}, {plots.norm_text(measured.norm)}")
     say(f"Lipschitz bound, images to logits (L2): {measured.lipschitz:.6g}")
+    if measured.report is not None and measured.report.prediction_sets is not None:
+        _show_sets(measured.report.prediction_sets)
     for warning in measured.report.warnings if measured.report is not None else ():
         say(f"warning: {warning}", style="yellow")
+
+
+def _show_sets(sets: dict[str, Any]) -> None:
+    header = ["attack of size", "coverage promised", "coverage, clean images", "labels in a set"]
+    rows = [
+        [
+            measuring.radius_text(e) if e else "0",
+            percent(1 - sets["alpha"]),
+            percent(sets["coverage"][e]),
+            f"{sets['size'][e]:.2f}",
+        ]
+        for e in sorted(sets["size"])
+    ]
+    table(
+        header,
+        rows,
+        title=f"prediction sets: {sets['calibration_images']} images calibrate, "
+        f"{sets['images']} are measured",
+    )
+    say(f"no attack takes the label out for {percent(sets['certified_coverage'])} of these")
 
 
 def _how(arguments: Namespace, name: str, source: str, about: dict[str, Any]) -> dict[str, Any]:

@@ -282,6 +282,20 @@ def test_evaluate_reports_what_is_certified_alone(tiny, capsys):
     assert cli.main(["compare", "r.json", "r.json", "--output", "both.html"]) == 0
 
 
+def test_evaluate_measures_prediction_sets(tiny, capsys, fails):
+    command = "evaluate tiny --attacks none --prediction-sets 0.2 --output r.json".split()
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert "prediction sets: 36 images calibrate, 36 are measured" in out
+    report = json.loads((tiny.parents[1] / "work/r.json").read_text())
+    sets = report["prediction_sets"]
+    assert sets["alpha"] == 0.2 and f"{100 * sets['certified_coverage']:.2f} %" in out
+    assert list(sets["coverage"]) == ["0.0", "0.01", repr(36 / 255)]
+    assert "`prediction_sets` must be in" in fails(
+        "evaluate", "tiny", "--attacks", "none", "--prediction-sets", "1"
+    )
+
+
 def _pixels(preset):
     with np.load(json.loads((preset / "metadata.json").read_text())["dataset"]) as arrays:
         return arrays["x_test"] / np.float32(255)

@@ -138,7 +138,7 @@ def _resizing(layer: Any, size: tuple[int, int]) -> list[np.ndarray]:
     if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio:
         raise refuse(layer, "with a crop or a pad to the aspect ratio it is not known.")
     if layer.antialias and layer.interpolation != "nearest":
-        raise refuse(layer, "with antialias=True the backends smooth differently.")
+        raise refuse(layer, "with antialias=True it is not known; dynzoo.layers.Resize is.")
     matrices = []
     for old, new in zip(size, (layer.height, layer.width), strict=True):
         matrix = interpolation(layer.interpolation, old, new)

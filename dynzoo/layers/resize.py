@@ -53,7 +53,7 @@ class Resize(keras.layers.Layer):
 
     $$x \mapsto \mathrm{clip}(R\,x\,C^T)$$ for each channel, with R and C the matrices of `bicubic`
     for the rows and columns. Up to the rounding to bytes, it is what `dynzoo.data.load` does to
-    the pictures of a folder; Keras' own layer smooths differently on each backend.
+    the pictures of a folder. Keras' own layer has another bicubic kernel on PyTorch.
 
     **Guarantee**: Lipschitz with constant $\|R\|_2\|C\|_2$, which is exact without the clip. It
     falls with the size of the image: many pixels make one.
