@@ -6,7 +6,8 @@ import datetime
 import os
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from dynzoo.claims import (
 )
 from dynzoo.image_checks import check_shape, check_unit_range
 from dynzoo.labels import names_of
+from dynzoo.layers.arguments import one_of
 from dynzoo.model_identity import identity_of
 from dynzoo.provenance import fingerprint, runs, threat_model, versions
 from dynzoo.random_layers import Draws
@@ -134,163 +136,280 @@ def evaluate(
     Reference: Carlini et al., *On evaluating adversarial robustness* (2019); Tsuzuku, Sato and
     Sugiyama, *Lipschitz-margin training* (2018), for the certificate.
     """
-    began = time.perf_counter()
-    given, y = check_images_or_stream(x, y)
-    x = given.astype(np.float32, copy=False)
-    check_shape(x, model)
-    check_unit_range(model)
-    radii_asked = _radii_asked(eps, norm, x[0].size)
-    if attack_certified not in ("first", "all", "none"):
-        raise ValueError(
-            f"`attack_certified` must be 'first', 'all' or 'none'. Received: {attack_certified!r}"
-        )
-    if checks not in ("auto", "full", "quick"):
-        raise ValueError(f"`checks` must be 'auto', 'full' or 'quick'. Received: {checks!r}")
-    surrogates, given_certificate = list(surrogates), certificate
-    attacked = not isinstance(attacks, str) or attacks != "none"
-    if not attacked and (surrogates or checkpoint is not None):
-        name = "surrogates" if surrogates else "checkpoint"
+    run = _plan(model, x, y, norm, eps, attacks, batch_size, seed)
+    run.attack_certified = one_of("attack_certified", attack_certified, ("first", "all", "none"))
+    run.checks = one_of("checks", checks, ("auto", "full", "quick"))
+    run.surrogates, run.checkpoint = list(surrogates), checkpoint
+    if not run.attacked and (run.surrogates or checkpoint is not None):
+        name = "surrogates" if run.surrogates else "checkpoint"
         raise ValueError(f"`{name}` needs attacks. Received: attacks='none'")
     if checks == "auto":
-        checks = "quick" if attacks in ("fast", "none") else "full"
+        run.checks = "quick" if attacks in ("fast", "none") else "full"
     if prediction_sets is not None:
-        check_sets_asked(prediction_sets, norm, certificate, x)
-    make_attacks = makers(attacks, norm, seed, batch_size) if attacked else []
-    make_attacks += [transfer_from(source, norm, seed, batch_size) for source in surrogates]
-    factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
-
-    progress = Progress(quiet=not verbose)
-    with progress, Draws(model, seed) as draws:
-        with progress.watching("clean accuracy"):
-            warnings = check_layers(model, x)
-            clean_labels = _labels(model, x, y, batch_size, seed)
-            warnings += _check_answers(clean_labels)
-        correct = clean_labels == y
-        smoothed = None
-        with progress.watching("certificate"):
-            if isinstance(certificate, SmoothedClassifier):
-                at = [e * factor for e in radii_asked]
-                numbers = (certificate, model, given, y, at, radii_asked, batch_size)
-                smoothed, certificate = smoothed_numbers(*numbers), False
-            certificate, radii, cert_labels, notes = claims_of(model, certificate, x, batch_size)
-        warnings += notes
-        sets = None
-        if prediction_sets is not None and certificate is not None:
-            with progress.watching("prediction sets"):
-                asked = (prediction_sets, radii_asked, seed, batch_size)
-                sets = set_numbers(certificate, x, y, *asked)
-        counted = proved = None
-        if radii is not None:
-            counted = np.where(cert_labels == y, radii, 0.0)
-            proved = np.stack([counted > e * factor for e in radii_asked])
-
-        def judge(attack: Attack, rows: np.ndarray) -> tuple[Any, Any]:
-            points = attack(model, given[rows], y[rows], indices=rows)
-            labels = _labels(model, points, y[rows], batch_size, seed)
-            if radii is not None:
-                refute(x, points, rows, labels, cert_labels, radii)
-            return points, labels
-
-        sample = np.flatnonzero(correct)[:SAMPLE]
+        check_sets_asked(prediction_sets, norm, certificate, run.x)
+    run.makers += [transfer_from(s, norm, seed, batch_size) for s in run.surrogates]
+    run.progress = Progress(quiet=not verbose)
+    with run.progress, Draws(model, seed) as draws:
+        _answer(run)
+        _certify(run, certificate, prediction_sets)
         try:
-            if radii is not None:
-                other = np.flatnonzero(clean_labels != cert_labels)
-                refute(x, x[other], other, clean_labels[other], cert_labels, radii)
-            if sample.size:
-                known = {w.name for w in warnings}
-                with progress.watching("outputs of two passes"):
-                    found = check_outputs(model, x[sample], draws)
-                warnings += [w for w in found if w.name not in known]
-            if sample.size and attacked:
-                with progress.watching("gradients against differences"):
-                    warnings += check_gradients(model, x[sample], y[sample])
-                with progress.watching("attack without a limit"):
-                    warnings += check_unbounded(model, x[sample], y[sample], norm, seed)
-            random = any(w.name == "randomised-model" for w in warnings)
-            planned = [[with_draws(make(e), random) for make in make_attacks] for e in radii_asked]
-            campaign = Campaign(
-                planned,
-                radii_asked,
-                y,
-                correct,
-                judge,
-                skip=None if attack_certified == "all" else proved,
-                skip_from=0 if attack_certified == "none" else 1,
-                batch_size=batch_size,
-                about={
-                    **fingerprint(model, given, y),
-                    "norm": norm,
-                    "seed": seed,
-                    "batch_size": batch_size,
-                    "attack_certified": attack_certified,
-                    "attacks": [[_config(attack) for attack in row] for row in planned],
-                    "surrogates": [identity_of(source) for source in surrogates],
-                    "certificate": _certificate_given(given_certificate),
-                },
-                checkpoint=checkpoint,
-                tick=progress,
-            )
-            outcomes = campaign.run()
+            if run.radii is not None:
+                other = np.flatnonzero(run.labels != run.cert_labels)
+                _refute(run, run.x[other], other, run.labels[other])
+            _check_model(run, draws)
+            campaign = _attack(run, certificate)
         except CertificateViolation as violation:
             folder = Path(checkpoint).parent if checkpoint else Path(tempfile.gettempdir())
             violation.save(folder / f"counterexample_{violation.index}.npz")
             raise
-        if attacked:
-            warnings += check_outcomes(outcomes, planned[0], campaign.repeated)
-        if checks == "full" and sample.size and attacked:
-            middle = (len(radii_asked) - 1) // 2
-            survivors = np.flatnonzero(outcomes.robust()[middle])
-            steps = max([getattr(attack, "steps", 1) for attack in planned[0]])
-            with progress.watching("attack of twice the steps"):
-                warnings += check_convergence(
-                    model, x, y, survivors, radii_asked[middle], norm, steps, seed
-                )
-            if (attack := gradient_attack(planned[middle])) is not None and not random:
-                with progress.watching("attack on planted examples"):
-                    warnings += check_active(model, x[sample], attack, seed)
+        if run.attacked:
+            _check_attacks(run, campaign)
+    return _report(run, campaign, title, class_names)
 
+
+@dataclass
+class _Run:
+    """An evaluation: what was asked for, and what its stages have found so far.
+
+    Args:
+        model: the model.
+        given: images as the caller gave them, around which the balls are.
+        x: the same as float32, as the model sees them.
+        y: labels (n,).
+        norm: `"l2"` or `"linf"`.
+        eps: radii, increasing.
+        batch_size: images at once.
+        seed: of the attacks.
+        attacked: whether there are attacks at all.
+        makers: functions from a radius to an attack.
+    """
+
+    model: Any
+    given: Any
+    x: Any
+    y: np.ndarray
+    norm: str
+    eps: list[float]
+    batch_size: int
+    seed: int
+    attacked: bool
+    makers: list[Callable[[float], Attack]]
+    attack_certified: str = "first"
+    checks: str = "full"
+    surrogates: list[Any] = field(default_factory=list)
+    checkpoint: str | os.PathLike[str] | None = None
+    progress: Progress = field(default_factory=lambda: Progress(quiet=True))
+    began: float = field(default_factory=time.perf_counter)
+    warnings: list[EvaluationWarning] = field(default_factory=list)
+    labels: Any = None  # the model's answers to the clean images
+    certificate: Any = None
+    radii: np.ndarray | None = None  # certified, of the answers in cert_labels
+    cert_labels: Any = None
+    smoothed: dict[str, Any] | None = None
+    sets: dict[str, Any] | None = None
+    planned: list[list[Attack]] = field(default_factory=list)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Which clean images are answered right."""
+        return self.labels == self.y
+
+    @property
+    def sample(self) -> np.ndarray:
+        """Rows of a few right images, on which the model and the attacks are checked."""
+        return np.flatnonzero(self.correct)[:SAMPLE]
+
+    @property
+    def factor(self) -> float:
+        """How many L2 lengths a radius in the norm asked for has."""
+        return float(np.sqrt(self.x[0].size)) if self.norm == "linf" else 1.0
+
+    @property
+    def counted(self) -> np.ndarray | None:
+        """Certified radii, 0 where the answer is wrong."""
+        return None if self.radii is None else np.where(self.cert_labels == self.y, self.radii, 0.0)
+
+    @property
+    def proved(self) -> np.ndarray | None:
+        """Bool (radii, n): right, and proved to stay so."""
+        counted = self.counted
+        return None if counted is None else np.stack([counted > e * self.factor for e in self.eps])
+
+    @property
+    def random(self) -> bool:
+        """Whether the model answers otherwise each time."""
+        return any(w.name == "randomised-model" for w in self.warnings)
+
+
+def _plan(
+    model: Any,
+    x: Any,
+    y: Any,
+    norm: str,
+    eps: float | Iterable[float],
+    attacks: Any,
+    batch_size: int,
+    seed: int,
+) -> _Run:
+    """Checks what is evaluated and makes the list of attacks."""
+    given, y = check_images_or_stream(x, y)
+    x = given.astype(np.float32, copy=False)
+    check_shape(x, model)
+    check_unit_range(model)
+    asked = _radii_asked(eps, norm, x[0].size)
+    attacked = not isinstance(attacks, str) or attacks != "none"
+    made = makers(attacks, norm, seed, batch_size) if attacked else []
+    return _Run(model, given, x, y, norm, asked, batch_size, seed, attacked, made)
+
+
+def _answer(run: _Run) -> None:
+    """The model's answers to the clean images."""
+    with run.progress.watching("clean accuracy"):
+        run.warnings += check_layers(run.model, run.x)
+        run.labels = _labels(run.model, run.x, run.y, run.batch_size, run.seed)
+        run.warnings += _check_answers(run.labels)
+
+
+def _certify(run: _Run, certificate: Any, alpha: float | None) -> None:
+    """What is proved: radii, numbers of a smoothed classifier, prediction sets."""
+    with run.progress.watching("certificate"):
+        if isinstance(certificate, SmoothedClassifier):
+            at = [e * run.factor for e in run.eps]
+            of = (certificate, run.model, run.given, run.y)
+            run.smoothed, certificate = smoothed_numbers(*of, at, run.eps, run.batch_size), False
+        found = claims_of(run.model, certificate, run.x, run.batch_size)
+    run.certificate, run.radii, run.cert_labels, notes = found
+    run.warnings += notes
+    if alpha is not None and run.certificate is not None:
+        with run.progress.watching("prediction sets"):
+            asked = (alpha, run.eps, run.seed, run.batch_size)
+            run.sets = set_numbers(run.certificate, run.x, run.y, *asked)
+
+
+def _refute(run: _Run, points: Any, rows: np.ndarray, labels: np.ndarray) -> None:
+    if run.radii is not None:
+        refute(run.x, points, rows, labels, run.cert_labels, run.radii)
+
+
+def _check_model(run: _Run, draws: Draws) -> None:
+    """Warns where attacks on this model would not say what they seem to."""
+    rows = run.sample
+    if not rows.size:
+        return
+    known = {w.name for w in run.warnings}
+    with run.progress.watching("outputs of two passes"):
+        found = check_outputs(run.model, run.x[rows], draws)
+    run.warnings += [w for w in found if w.name not in known]
+    if not run.attacked:
+        return
+    with run.progress.watching("gradients against differences"):
+        run.warnings += check_gradients(run.model, run.x[rows], run.y[rows])
+    with run.progress.watching("attack without a limit"):
+        run.warnings += check_unbounded(run.model, run.x[rows], run.y[rows], run.norm, run.seed)
+
+
+def _attack(run: _Run, certificate_given: Any) -> Campaign:
+    """All attacks at all radii, on the images that still resist; none without attacks."""
+    run.planned = [[with_draws(make(e), run.random) for make in run.makers] for e in run.eps]
+
+    def judge(attack: Attack, rows: np.ndarray) -> tuple[Any, Any]:
+        points = attack(run.model, run.given[rows], run.y[rows], indices=rows)
+        labels = _labels(run.model, points, run.y[rows], run.batch_size, run.seed)
+        _refute(run, points, rows, labels)
+        return points, labels
+
+    campaign = Campaign(
+        run.planned,
+        run.eps,
+        run.y,
+        run.correct,
+        judge,
+        skip=None if run.attack_certified == "all" else run.proved,
+        skip_from=0 if run.attack_certified == "none" else 1,
+        batch_size=run.batch_size,
+        about={
+            **fingerprint(run.model, run.given, run.y),
+            "norm": run.norm,
+            "seed": run.seed,
+            "batch_size": run.batch_size,
+            "attack_certified": run.attack_certified,
+            "attacks": [[_config(attack) for attack in row] for row in run.planned],
+            "surrogates": [identity_of(source) for source in run.surrogates],
+            "certificate": _certificate_given(certificate_given),
+        },
+        checkpoint=run.checkpoint,
+        tick=run.progress,
+    )
+    campaign.run()
+    return campaign
+
+
+def _check_attacks(run: _Run, campaign: Campaign) -> None:
+    """Warns where the outcomes of the attacks are not to be believed."""
+    outcomes = campaign.outcomes
+    run.warnings += check_outcomes(outcomes, run.planned[0], campaign.repeated)
+    if run.checks != "full" or not run.sample.size:
+        return
+    middle = (len(run.eps) - 1) // 2
+    survivors = np.flatnonzero(outcomes.robust()[middle])
+    steps = max([getattr(attack, "steps", 1) for attack in run.planned[0]])
+    with run.progress.watching("attack of twice the steps"):
+        more = (survivors, run.eps[middle], run.norm, steps, run.seed)
+        run.warnings += check_convergence(run.model, run.x, run.y, *more)
+    attack = gradient_attack(run.planned[middle])
+    if attack is not None and not run.random:
+        with run.progress.watching("attack on planted examples"):
+            run.warnings += check_active(run.model, run.x[run.sample], attack, run.seed)
+
+
+def _report(
+    run: _Run, campaign: Campaign, title: str | None, class_names: list[str] | None
+) -> RobustnessReport:
+    outcomes, proved = campaign.outcomes, run.proved
     robust = outcomes.robust()
-    certified: dict[float, float | None] = dict.fromkeys(radii_asked)
+    certified: dict[float, float | None] = dict.fromkeys(run.eps)
     if proved is not None:
         # `refute` has judged every point; this guards the book-keeping.
-        if np.any(proved & ~robust) or np.any(robust & ~correct):
+        if np.any(proved & ~robust) or np.any(robust & ~run.correct):
             raise RuntimeError("An image counts as certified, but not as robust or not as right.")
-        certified = dict(zip(radii_asked, proved.mean(axis=1).tolist(), strict=True))
+        certified = dict(zip(run.eps, proved.mean(axis=1).tolist(), strict=True))
+    survived: dict[float, float | None] = dict.fromkeys(run.eps)
+    if run.attacked:
+        survived = dict(zip(run.eps, robust.mean(axis=1).tolist(), strict=True))
     examples = [
         image
-        for e, found in zip(radii_asked, campaign.fooled, strict=True)
-        for image in attacked_images(x, y, found, e, norm)
+        for e, found in zip(run.eps, campaign.fooled, strict=True)
+        for image in attacked_images(run.x, run.y, found, e, run.norm)
     ]
+    name = getattr(run.model, "name", None)
     return RobustnessReport(
-        norm=norm,
-        clean=float(correct.mean()),
-        robust=dict(zip(radii_asked, robust.mean(axis=1).tolist(), strict=True))
-        if attacked
-        else dict.fromkeys(radii_asked),
+        norm=run.norm,
+        clean=float(run.correct.mean()),
+        robust=survived,
         certified=certified,
-        smoothed=smoothed,
-        prediction_sets=sets,
-        warnings=warnings,
+        smoothed=run.smoothed,
+        prediction_sets=run.sets,
+        warnings=run.warnings,
         per_image={
-            "correct": correct,
-            "robust": robust if attacked else None,
-            "radii": counted,
-            "labels": y,
+            "correct": run.correct,
+            "robust": robust if run.attacked else None,
+            "radii": run.counted,
+            "labels": run.y,
         },
         outcomes=outcomes,
         examples=spread(examples),
-        title=title or f"Robustness of {getattr(model, 'name', 'the model')}",
-        class_names=class_names or names_of(model),
+        title=title or f"Robustness of {name or 'the model'}",
+        class_names=class_names or names_of(run.model),
         details={
-            "model": getattr(model, "name", None),
-            "image_shape": list(x.shape[1:]),
-            "threat_model": threat_model(norm, radii_asked, planned[0], attack_certified),
-            "certificate": certificate_dict(certificate),
-            "runs": runs(outcomes, planned),
-            "checks": checks,
-            "seed": seed,
-            "batch_size": batch_size,
-            "seconds": round(time.perf_counter() - began, 3),
+            "model": name,
+            "image_shape": list(run.x.shape[1:]),
+            "threat_model": threat_model(run.norm, run.eps, run.planned[0], run.attack_certified),
+            "certificate": certificate_dict(run.certificate),
+            "runs": runs(outcomes, run.planned),
+            "checks": run.checks,
+            "seed": run.seed,
+            "batch_size": run.batch_size,
+            "seconds": round(time.perf_counter() - run.began, 3),
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "versions": versions(),
         },
