@@ -169,7 +169,7 @@ def test_result_is_plain_data_and_a_section_of_the_report():
     assert record["tightness"] == result.tightness and record["steps"] == 5
     heading, content = result.section()
     assert "udit" in heading
-    assert f"{100 * result.tightness:.1f} %" in page._content(content)
+    assert f"{100 * result.tightness:.1f} %" in page._content(content, "Audit")
 
 
 @pytest.mark.parametrize(
