@@ -28,8 +28,10 @@ import keras
 import numpy as np
 import yaml
 
-from dynzoo import backend, data, plots, recipes, runs, training
-from dynzoo.labels import superclasses
+from dynzoo import backend, data, plots, training
+from dynzoo.inference.class_names import superclasses
+from dynzoo.training import recipes
+from dynzoo.training import run as runs
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 STUDIES_FILE = Path(__file__).with_suffix(".yaml")

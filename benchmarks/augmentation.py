@@ -15,10 +15,13 @@ import time
 import keras
 import numpy as np
 
-from dynzoo import allocator, backend, optimization, recipes, runs, training
-from dynzoo.augmentation import DISTORTIONS, Augmented
-from dynzoo.by_epoch import at_epoch
-from dynzoo.distorted_model import distorted_model
+from dynzoo import backend, training
+from dynzoo.augmentation.batches import DISTORTIONS, Augmented
+from dynzoo.augmentation.on_device import distorted_model
+from dynzoo.training import allocator, recipes
+from dynzoo.training import builders as optimization
+from dynzoo.training import run as runs
+from dynzoo.training.epoch_values import at_epoch
 
 WARM_UP = 2  # steps before the clock starts: compilation
 

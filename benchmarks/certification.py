@@ -22,7 +22,8 @@ import keras
 import numpy as np
 
 import dynzoo
-from dynzoo import runs, spectral
+from dynzoo import spectral
+from dynzoo.training import run as runs
 
 
 def seconds(function):

@@ -20,7 +20,8 @@ import numpy as np
 import onnxruntime
 
 import dynzoo
-from dynzoo import backend, runs
+from dynzoo import backend
+from dynzoo.training import run as runs
 
 
 def session(path):

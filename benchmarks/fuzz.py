@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from certificate_attacks import Outcome, examine
 from random_graphs import RANDOM, random_graph
 
-from dynzoo import checkpoints, runs
+from dynzoo.training import checkpoints
+from dynzoo.training import run as runs
 
 
 def reason(text: str) -> str:

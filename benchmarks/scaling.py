@@ -19,11 +19,14 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from dynzoo import optimization, recipes, runs, training
+from dynzoo import training
 from dynzoo.backend import fit_with_jit
-from dynzoo.by_epoch import at_epoch
-from dynzoo.csv_text import csv_text
-from dynzoo.distribution import OneDevice, Replicas
+from dynzoo.training import builders as optimization
+from dynzoo.training import recipes
+from dynzoo.training import run as runs
+from dynzoo.training.distribution import OneDevice, Replicas
+from dynzoo.training.epoch_values import at_epoch
+from dynzoo.utils.csv_text import csv_text
 
 # Name: (bytes a second each way, seconds of latency of a message). From data sheets: NVLink 4 at
 # 900 GB/s both ways; PCIe 4.0 x16; 100 and 10 Gbit/s Ethernet. Latencies are orders of magnitude.

@@ -21,7 +21,8 @@ from pathlib import Path
 import keras
 
 import dynzoo
-from dynzoo import evaluation, tuning
+from dynzoo import tuning
+from dynzoo.zoo import measurement as evaluation
 
 THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 PORT = "127.0.0.1:8471"

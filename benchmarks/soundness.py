@@ -21,7 +21,8 @@ import keras
 import numpy as np
 
 import dynzoo
-from dynzoo import checkpoints, runs
+from dynzoo.training import checkpoints
+from dynzoo.training import run as runs
 
 
 def attack(args) -> dict:

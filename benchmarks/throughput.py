@@ -17,9 +17,12 @@ import time
 import keras
 import numpy as np
 
-from dynzoo import allocator, backend, optimization, recipes, runs, training
+from dynzoo import backend, training
 from dynzoo import layers as dl
-from dynzoo.by_epoch import at_epoch
+from dynzoo.training import allocator, recipes
+from dynzoo.training import builders as optimization
+from dynzoo.training import run as runs
+from dynzoo.training.epoch_values import at_epoch
 
 
 def plain_twin(model):

@@ -6,7 +6,7 @@
 
 The numbers of presets come from `pretrained/*/metadata.json`, where `dynzoo evaluate PRESET
 --update-card` writes them; those of published models, with their sources, from
-`dynzoo/published_results.csv`; those of the studies from `benchmarks/ablations.py`, those of
+`dynzoo/zoo/published_results.csv`; those of the studies from `benchmarks/ablations.py`, those of
 rounding from `benchmarks/rounding.py`.
 """
 
@@ -19,8 +19,8 @@ from fractions import Fraction
 from pathlib import Path
 from statistics import mean
 
-from dynzoo import leaderboard
-from dynzoo.leaderboard import duration, line
+from dynzoo.zoo import leaderboard
+from dynzoo.zoo.leaderboard import duration, line
 
 ROOT = Path(__file__).resolve().parents[1]
 LEADERBOARD = """# Leaderboard

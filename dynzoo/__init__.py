@@ -20,10 +20,10 @@ from dynzoo import layers as layers  # noqa: E402
 from dynzoo import losses as losses  # noqa: E402
 from dynzoo import metrics as metrics  # noqa: E402
 from dynzoo import operators as operators  # noqa: E402
-from dynzoo import optimization as optimization  # noqa: E402
 from dynzoo import optimizers as optimizers  # noqa: E402
 from dynzoo import regularizers as regularizers  # noqa: E402
 from dynzoo.constraints import project as project  # noqa: E402
+from dynzoo.training import builders as optimization  # noqa: E402, F401
 
 if TYPE_CHECKING:
     from dynzoo import attacks as attacks
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
     from dynzoo import certificates as certificates
     from dynzoo import corruptions as corruptions
     from dynzoo import data as data
-    from dynzoo import distribution as distribution
     from dynzoo import export as export
     from dynzoo import models as models
-    from dynzoo import recipes as recipes
     from dynzoo import robustness as robustness
     from dynzoo import training as training
     from dynzoo import tuning as tuning
     from dynzoo.certificates import certify as certify
-    from dynzoo.comparison import compare as compare
-    from dynzoo.corruption_evaluation import evaluate_corruptions as evaluate_corruptions
-    from dynzoo.models.presets import from_preset as from_preset
-    from dynzoo.models.presets import presets as presets
-    from dynzoo.models.presets import save_to_preset as save_to_preset
-    from dynzoo.noise_curves import noise_curve as noise_curve
-    from dynzoo.prediction import predict as predict
-    from dynzoo.robustness import evaluate as evaluate
+    from dynzoo.robustness.comparison import compare as compare
+    from dynzoo.robustness.corruptions import evaluate_corruptions as evaluate_corruptions
+    from dynzoo.robustness.evaluation import evaluate as evaluate
+    from dynzoo.robustness.noise_curves import noise_curve as noise_curve
+    from dynzoo.training import distribution as distribution
+    from dynzoo.training import recipes as recipes
+    from dynzoo.zoo.prediction import predict as predict
+    from dynzoo.zoo.presets import from_preset as from_preset
+    from dynzoo.zoo.presets import presets as presets
+    from dynzoo.zoo.presets import save_to_preset as save_to_preset
 
 # name -> (module, attribute), or (module, None) for the module itself
 _LAZY: dict[str, tuple[str, str | None]] = {
@@ -55,22 +55,22 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "certificates": ("dynzoo.certificates", None),
     "corruptions": ("dynzoo.corruptions", None),
     "data": ("dynzoo.data", None),
-    "distribution": ("dynzoo.distribution", None),
+    "distribution": ("dynzoo.training.distribution", None),
     "export": ("dynzoo.export", None),
     "models": ("dynzoo.models", None),
-    "recipes": ("dynzoo.recipes", None),
+    "recipes": ("dynzoo.training.recipes", None),
     "robustness": ("dynzoo.robustness", None),
     "training": ("dynzoo.training", None),
     "tuning": ("dynzoo.tuning", None),
     "certify": ("dynzoo.certificates", "certify"),
-    "compare": ("dynzoo.comparison", "compare"),
+    "compare": ("dynzoo.robustness.comparison", "compare"),
     "evaluate": ("dynzoo.robustness", "evaluate"),
-    "evaluate_corruptions": ("dynzoo.corruption_evaluation", "evaluate_corruptions"),
-    "from_preset": ("dynzoo.models.presets", "from_preset"),
-    "noise_curve": ("dynzoo.noise_curves", "noise_curve"),
-    "predict": ("dynzoo.prediction", "predict"),
-    "presets": ("dynzoo.models.presets", "presets"),
-    "save_to_preset": ("dynzoo.models.presets", "save_to_preset"),
+    "evaluate_corruptions": ("dynzoo.robustness.corruptions", "evaluate_corruptions"),
+    "from_preset": ("dynzoo.zoo.presets", "from_preset"),
+    "noise_curve": ("dynzoo.robustness.noise_curves", "noise_curve"),
+    "predict": ("dynzoo.zoo.prediction", "predict"),
+    "presets": ("dynzoo.zoo.presets", "presets"),
+    "save_to_preset": ("dynzoo.zoo.presets", "save_to_preset"),
 }
 _EAGER = (
     "augmentation constraints layers losses metrics operators optimization optimizers project "

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dynzoo import interruption
+from dynzoo.utils import interruption
 
 BACKENDS = ("tensorflow", "jax", "torch")
 

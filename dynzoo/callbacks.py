@@ -11,10 +11,10 @@ import keras
 import numpy as np
 
 from dynzoo import metrics
-from dynzoo.arguments import listed
 from dynzoo.constraints import hint_at_unmet, projected_at_end
-from dynzoo.label_checks import check_labels
-from dynzoo.layers.arguments import number, positive_integer
+from dynzoo.inference.label_checks import check_labels
+from dynzoo.utils.arguments import number, positive_integer
+from dynzoo.utils.listed import listed
 
 __all__ = ["CertifiedAccuracy"]
 

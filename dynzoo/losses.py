@@ -7,8 +7,8 @@ import functools
 import keras
 from keras import ops
 
-from dynzoo.label_checks import SHARE_TOLERANCE
-from dynzoo.layers.arguments import number
+from dynzoo.inference.label_checks import SHARE_TOLERANCE
+from dynzoo.utils.arguments import number
 
 __all__ = ["EfficientMargin", "MulticlassHinge", "OffsetCrossentropy"]
 

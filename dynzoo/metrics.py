@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo import backend
-from dynzoo.layers.arguments import number
+from dynzoo.utils.arguments import number
 
 __all__ = ["CertifiedAccuracy"]
 

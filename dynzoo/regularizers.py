@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from dynzoo.layers.arguments import number
+from dynzoo.utils.arguments import number
 
 __all__ = ["Orthogonality", "orthogonality_distance"]
 

@@ -20,16 +20,17 @@ import numpy as np
 from keras import ops
 
 import dynzoo
-from dynzoo import backend, plots, recipes, training
+from dynzoo import backend, plots, training
 from dynzoo.attacks import PGD
 from dynzoo.attacks.base import compiled, predict_logits
-from dynzoo.attacks.checks import check_unbounded
 from dynzoo.attacks.geometry import project, random_points, steepest
-from dynzoo.attacks.gradient_check import check_gradients
 from dynzoo.attacks.losses import margin
 from dynzoo.certificates import smooth
 from dynzoo.layers.feynman_kac import feynman_kac_mean
 from dynzoo.models.convection_diffusion import feynman_kac_model
+from dynzoo.robustness.checks.gradients import check_gradients
+from dynzoo.robustness.checks.model import check_unbounded
+from dynzoo.training import recipes
 
 NETWORKS = {
     "residual_cifar10": "no noise",

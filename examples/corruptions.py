@@ -19,9 +19,9 @@ import numpy as np
 
 import dynzoo
 from dynzoo import plots
-from dynzoo.corruption_evaluation import evaluate_corruptions
 from dynzoo.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from dynzoo.noise_curves import noise_curve
+from dynzoo.robustness.corruptions import evaluate_corruptions
+from dynzoo.robustness.noise_curves import noise_curve
 
 
 def contact_sheet(image, index, gap=1):

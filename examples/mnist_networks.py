@@ -18,10 +18,10 @@ from dynzoo import operators
 from dynzoo.fields import contractive_hamiltonian as theory
 from dynzoo.fields.gradient import gradient_field, gradient_field_float64
 from dynzoo.fields.hamiltonian import canonical_matrix
-from dynzoo.layers.arguments import float64
 from dynzoo.layers.contractive_hamiltonian_flow import ContractiveHamiltonianFlow
 from dynzoo.layers.hamiltonian_flow import HamiltonianFlow
 from dynzoo.layers.phase_space import PhaseSpaceFlow
+from dynzoo.utils.arguments import float64
 
 STEPS, CHANNELS, STEP_SIZE = 8, 8, 0.5
 EPSILON = 1e-6

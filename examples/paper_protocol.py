@@ -33,8 +33,9 @@ import numpy as np
 from keras import ops
 
 import dynzoo
-from dynzoo import backend, data, plots, recipes, training
+from dynzoo import backend, data, plots, training
 from dynzoo.attacks.base import compiled, predict_logits
+from dynzoo.training import recipes
 
 NETWORKS = (
     "unconstrained_published",

@@ -35,10 +35,13 @@ def options() -> argparse.Namespace:
 
 def main() -> int:
     arguments = options()
-    from dynzoo import data, image_parts, recipes
-    from dynzoo.cards import model_card
-    from dynzoo.held_out import held_out_accuracy
-    from dynzoo.models import preset_files, presets
+    from dynzoo import data
+    from dynzoo.data import parts as image_parts
+    from dynzoo.training import recipes
+    from dynzoo.training.validation import held_out_accuracy
+    from dynzoo.zoo import files as preset_files
+    from dynzoo.zoo import presets
+    from dynzoo.zoo.cards import model_card
 
     run = json.loads((arguments.folder / "run.json").read_text())
     (x, y), _ = data.load(arguments.data, dtype="uint8")

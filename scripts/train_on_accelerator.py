@@ -48,7 +48,7 @@ def recipe_of(arguments: argparse.Namespace) -> dict:
     """The recipe as it will be trained, checked."""
     import yaml
 
-    from dynzoo import recipes
+    from dynzoo.training import recipes
 
     recipe = recipes.load(arguments.recipe)
     for entry in arguments.set:
@@ -67,8 +67,9 @@ def recipe_of(arguments: argparse.Namespace) -> dict:
 
 def smoke_test(recipe: dict, x, y, seconds: float) -> None:
     """A tiny network through all that the training does, or an error before any time is lost."""
-    from dynzoo import recipes, training
-    from dynzoo.models import presets
+    from dynzoo import training
+    from dynzoo.training import recipes
+    from dynzoo.zoo import presets
 
     tiny = copy.deepcopy(recipe)
     tiny["architecture"] = {**tiny["architecture"], **_SMOKE}
@@ -90,7 +91,9 @@ def smoke_test(recipe: dict, x, y, seconds: float) -> None:
 
 def main() -> int:
     arguments = options()
-    from dynzoo import backend, image_parts, runs, training
+    from dynzoo import backend, training
+    from dynzoo.data import parts as image_parts
+    from dynzoo.training import run as runs
 
     if backend.accelerator() is None and not arguments.cpu:
         raise SystemExit("JAX finds no accelerator here; --cpu goes on without one")
@@ -137,7 +140,7 @@ def main() -> int:
 
 def bring_back(run: Path, output: Path, about: dict) -> None:
     """The files of the preset and what is known of the run, each replaced in one step."""
-    from dynzoo.checkpoints import write_atomically
+    from dynzoo.training.checkpoints import write_atomically
 
     target = output / "preset"
     target.mkdir(exist_ok=True)

@@ -12,8 +12,8 @@ import numpy as np
 from dynzoo.backend import to_numpy
 from dynzoo.certificates import ReferenceMismatchError, certify
 from dynzoo.certificates.graph import trace
-from dynzoo.certificates.joins import JOINS
-from dynzoo.certificates.rules import rule_for
+from dynzoo.certificates.rules.joins import JOINS
+from dynzoo.certificates.rules.table import rule_for
 
 SLACK = 1 + 1e-6
 BATCH, RIM = 8, 64  # few sizes, which backends that compile compile once

@@ -10,7 +10,7 @@ import hypothesis
 import keras
 import pytest
 
-from dynzoo import data
+from dynzoo.data import loading as data
 
 # no deadline: the first call on each shape compiles
 hypothesis.settings.register_profile(

@@ -8,7 +8,7 @@ import h5py
 import keras
 import numpy as np
 
-from dynzoo.models import presets
+from dynzoo.zoo import presets
 
 
 def write(folder):

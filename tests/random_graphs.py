@@ -14,8 +14,8 @@ from keras import ops
 
 from dynzoo import layers as dl
 from dynzoo import operators
-from dynzoo.certificates.image_rules import AUGMENTATION
-from dynzoo.certificates.slopes import ACTIVATIONS, OPERATIONS
+from dynzoo.certificates.rules.activations import ACTIVATIONS, OPERATIONS
+from dynzoo.certificates.rules.image import AUGMENTATION
 
 LARGEST = 72  # entries of a tensor: Jacobians stay cheap
 SHAPES = [(5,), (8,), (4, 3), (6, 2), (4, 4, 2), (3, 4, 3), (2, 6, 4), (3, 2, 2, 2), (2, 3, 4, 1)]

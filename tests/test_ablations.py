@@ -8,7 +8,8 @@ import pytest
 import yaml
 from helpers import load_script, write_images
 
-from dynzoo import recipes, training
+from dynzoo.training import loop as training
+from dynzoo.training import recipes
 
 PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "ablations.py"
 
@@ -70,7 +71,7 @@ def test_every_arm_is_the_base_with_its_one_change(ablations, name):
 
 
 def test_every_arm_is_a_model_and_an_optimizer(ablations):
-    from dynzoo import optimization
+    from dynzoo.training import builders as optimization
 
     tiny, study = recipes.validate(RECIPE), ablations.STUDIES["recipe"]
     kinds = {}

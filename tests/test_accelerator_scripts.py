@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
-from dynzoo import backend, image_parts
-from dynzoo.models import presets
+from dynzoo import backend
+from dynzoo.data import parts as image_parts
+from dynzoo.zoo import presets
 
 ROOT = Path(__file__).parents[1]
 # what a bare machine does not have, refused on import

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dynzoo import allocator
+from dynzoo.training import allocator
 
 PROGRAM = """
 import json, resource, runpy, sys

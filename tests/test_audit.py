@@ -12,9 +12,10 @@ from robustness_fixtures import centroids, held_out
 from robustness_fixtures import ridge as new_ridge
 
 import dynzoo.layers as dl
-from dynzoo import operators, page
+from dynzoo import operators
 from dynzoo.certificates import ReferenceMismatchError, certify, forward_float64
 from dynzoo.certificates.audit import Audit, AuditViolation, audit
+from dynzoo.robustness import page
 
 FEW = {"pairs": 16, "steps": 40, "restarts": 1}
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from keras import ops
 
 from dynzoo import backend
-from dynzoo.augmentation import Augmented, RandomCropFlip, random_crop_flip
+from dynzoo.augmentation.batches import Augmented, RandomCropFlip, random_crop_flip
 
 
 def _reference(x, dy, dx, flip, padding, mode):

@@ -20,7 +20,7 @@ from dynzoo import attacks as package
 from dynzoo.attacks import APGD, FAB, PGD, Attack, AutoAttack, Square, TargetedAPGD
 from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.ensembles import makers
-from dynzoo.robustness import evaluate
+from dynzoo.robustness.evaluation import evaluate
 
 
 def square_images(make):

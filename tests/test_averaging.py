@@ -9,12 +9,16 @@ from helpers import norm
 from training_fixtures import RECIPE, killed_after
 from tuning_fixtures import SEARCH, write_images
 
-from dynzoo import backend, checkpoints, constraints, data, held_out, recipes, training
-from dynzoo.averaging import take_mean
-from dynzoo.checkpoints import CheckpointError
-from dynzoo.models import presets
-from dynzoo.recipes import RecipeError
+from dynzoo import backend, constraints
+from dynzoo.data import loading as data
+from dynzoo.training import checkpoints, recipes
+from dynzoo.training import loop as training
+from dynzoo.training import validation as held_out
+from dynzoo.training.averaging import take_mean
+from dynzoo.training.checkpoints import CheckpointError
+from dynzoo.training.recipes import RecipeError
 from dynzoo.tuning import SearchConfig
+from dynzoo.zoo import presets
 
 
 def recipe(**settings):

@@ -9,7 +9,7 @@ from robustness_fixtures import held_out, ridge
 
 from dynzoo import backend
 from dynzoo.attacks import APGD
-from dynzoo.batching import Pool, batches, fastest, sizes
+from dynzoo.inference.batching import Pool, batches, fastest, sizes
 
 
 def test_pool_gives_each_result_to_its_image():
@@ -56,7 +56,7 @@ def test_batches_cover_each_row_once_in_few_shapes(count):
 
 @pytest.mark.parametrize("cores", [1, 2, 64])
 def test_on_a_cpu_jax_gets_batches_that_fit_in_the_caches(monkeypatch, cores):
-    monkeypatch.setattr("dynzoo.batching._cores", lambda: cores)
+    monkeypatch.setattr("dynzoo.inference.batching._cores", lambda: cores)
     lengths = [fastest(256, shape) for shape in ((32, 32, 3), (28, 28, 1), (8, 8, 1), (2000, 1000))]
     if backend.name() == "jax" and backend.accelerator() is None:
         expected = {1: [16, 64, 256, 16], 2: [32, 128, 256, 16], 64: [256, 256, 256, 16]}

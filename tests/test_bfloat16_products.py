@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from dynzoo import backend, bfloat16_products
+from dynzoo import backend
+from dynzoo.operators import bfloat16_products
 from dynzoo.operators.dense import matmul_channels
 
 ROUNDING = 2.0**-8  # of bfloat16, relative

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynzoo import by_epoch
+from dynzoo.training import epoch_values as by_epoch
 
 MAPPINGS = st.dictionaries(st.integers(1, 50), st.floats(0, 1), max_size=4).map(
     lambda later: {0: 0.5, **dict(sorted(later.items()))}

@@ -18,11 +18,11 @@ from robustness_fixtures import MarginCertificate, centroids, held_out, ridge
 from training_fixtures import in_new_process
 
 from dynzoo.attacks import PGD, Attack, Transfer
-from dynzoo.attacks.campaign import Campaign
-from dynzoo.attacks.outcomes import Outcomes
-from dynzoo.attacks.progress import Progress, duration, seconds_left
-from dynzoo.model_identity import identity_of
-from dynzoo.robustness import evaluate
+from dynzoo.inference.model_identity import identity_of
+from dynzoo.robustness.campaign import Campaign
+from dynzoo.robustness.evaluation import evaluate
+from dynzoo.robustness.outcomes import Outcomes
+from dynzoo.robustness.progress import Progress, duration, seconds_left
 
 EPS = [0.1, 0.2, 0.3]
 
@@ -171,7 +171,7 @@ def test_the_time_left_falls_within_a_batch(monkeypatch):
     made, _ = campaign(2, stop_after=4)
     with pytest.raises(KeyboardInterrupt):
         made.run()
-    monkeypatch.setattr("dynzoo.attacks.progress.seconds_left", lambda _: 100.0)
+    monkeypatch.setattr("dynzoo.robustness.progress.seconds_left", lambda _: 100.0)
     now = [0.0]
     lines = io.StringIO()
     progress = Progress(file=lines, clock=lambda: now[0])
@@ -187,8 +187,8 @@ sys.path.insert(0, {tests!r})
 from robustness_fixtures import MarginCertificate, centroids, held_out, ridge
 from training_fixtures import in_new_process
 from dynzoo.attacks import PGD
-from dynzoo.model_identity import identity_of
-from dynzoo.robustness import evaluate
+from dynzoo.inference.model_identity import identity_of
+from dynzoo.robustness.evaluation import evaluate
 
 class Slow(PGD):
     def search(self, *args):
@@ -327,7 +327,7 @@ def test_a_model_is_known_by_weights_and_config():
     assert identity_of(one) == identity
     code = """
 import keras, numpy as np
-from dynzoo.model_identity import identity_of
+from dynzoo.inference.model_identity import identity_of
 model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
 model.set_weights([np.ones((4, 3)), np.zeros(3)])
 print(identity_of(model))

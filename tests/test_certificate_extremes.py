@@ -14,7 +14,7 @@ from dynzoo.certificates import ReferenceMismatchError, certify, margins
 from dynzoo.certificates.graph import trace
 from dynzoo.certificates.identity import check_float64
 from dynzoo.certificates.lipschitz import bound_layers, check_layers, find_head
-from dynzoo.certificates.rounding import run_program
+from dynzoo.certificates.rounding.program import run_program
 from dynzoo.operators import Pointwise
 
 JAX = keras.backend.backend() == "jax"

@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from dynzoo import certificate_file, export, exported_runtimes
+from dynzoo.export import certificate_file
+from dynzoo.export import exporter as export
+from dynzoo.export import runtimes as exported_runtimes
 
 ZEROS = [[0.0, 0.0], [0.0, 0.0]]
 ROUNDING = {

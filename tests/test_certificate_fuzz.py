@@ -24,8 +24,11 @@ from random_graphs import (
 )
 
 from dynzoo import backend, layers, operators
-from dynzoo.certificates import certify, forward_float64, joins, operation_rules, rules
+from dynzoo.certificates import certify, forward_float64
 from dynzoo.certificates.operations import TensorCall
+from dynzoo.certificates.rules import joins
+from dynzoo.certificates.rules import operations as operation_rules
+from dynzoo.certificates.rules import table as rules
 
 # Keras wonders at softmaxes over one entry, which are drawn here too.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

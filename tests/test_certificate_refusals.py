@@ -13,8 +13,8 @@ from dynzoo.certificates import (
     UncertifiableLayerError,
     certificate,
     certify,
-    rounding,
 )
+from dynzoo.certificates.rounding import program as rounding
 
 
 @keras.saving.register_keras_serializable(package="dynzoo_tests")

@@ -9,9 +9,9 @@ from keras import layers as kl
 
 from dynzoo.backend import to_numpy
 from dynzoo.certificates import UncertifiableLayerError, certify, forward_float64
-from dynzoo.certificates.joins import JOINS
-from dynzoo.certificates.rules import rule_for
-from dynzoo.certificates.slopes import ACTIVATIONS
+from dynzoo.certificates.rules.activations import ACTIVATIONS
+from dynzoo.certificates.rules.joins import JOINS
+from dynzoo.certificates.rules.table import rule_for
 
 IMAGE = (5, 6, 4)
 FIRST = (4, 5, 6)

@@ -9,9 +9,9 @@ from certificate_models import assert_sound, images
 from keras import layers as kl
 
 import dynzoo.layers as dl
-from dynzoo.augmentation import RandomCropFlip
+from dynzoo.augmentation.batches import RandomCropFlip
 from dynzoo.certificates import UncertifiableLayerError, certify, overrides
-from dynzoo.certificates.rules import linear_head
+from dynzoo.certificates.rules.table import linear_head
 
 SHAPE = (4, 4, 2)
 

@@ -18,7 +18,8 @@ from keras import layers as kl
 from keras import ops
 
 from dynzoo.backend import to_numpy
-from dynzoo.certificates import certify, rules
+from dynzoo.certificates import certify
+from dynzoo.certificates.rules import table as rules
 from dynzoo.models.isometric import isometric_classifier
 
 SAME_SIZE = ["conv", "relu", "gelu", "norm", "depthwise", "shared", "residual", "maximum", "nested"]

@@ -11,8 +11,9 @@ from helpers import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynzoo import backend, checkpoints
-from dynzoo.checkpoints import CheckpointError
+from dynzoo import backend
+from dynzoo.training import checkpoints
+from dynzoo.training.checkpoints import CheckpointError
 
 STATE = {"epoch": 2, "history": [{"loss": 0.5}], "name": "süß"}
 

@@ -11,9 +11,10 @@ import yaml
 from PIL import Image
 
 import dynzoo
-from dynzoo import cli, recipes
-from dynzoo import evaluation as measuring
-from dynzoo.models import presets
+from dynzoo.cli import main as cli
+from dynzoo.training import loop, recipes
+from dynzoo.zoo import measurement as measuring
+from dynzoo.zoo import presets
 
 SMALL = dict(widths=(8,), steps=(1,), neck_units=8, dense_steps=1)
 
@@ -422,7 +423,7 @@ def test_evaluate_names_the_layer_without_a_certificate(tmp_path, file, fails):
 
 def test_data_that_is_nowhere(tiny, fails, monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(dynzoo.data, "_unreachable", lambda url: "no network")
+    monkeypatch.setattr(dynzoo.data.loading, "_unreachable", lambda url: "no network")
     assert "TFDS_DATA_DIR" in fails("evaluate", "tiny", "--dataset", "cifar10")
 
 
@@ -548,7 +549,7 @@ def test_train_with_another_seed_is_a_run_of_its_own(tiny, recipe, file, capsys,
 
 def test_train_passes_its_options_on(monkeypatch, recipe):
     seen = {}
-    monkeypatch.setattr(dynzoo.training, "train", lambda *a, **k: seen.update(k, config=a))
+    monkeypatch.setattr(loop, "train", lambda *a, **k: seen.update(k, config=a))
     options = "--data d.npz --output o --max-seconds 90.5 --resume --quiet --distribute"
     options += " --devices 2 --pilot 60 --weights-dtype float16"
     path = recipe()

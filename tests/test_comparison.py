@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from robustness_fixtures import MarginCertificate, centroids, held_out, ridge
 
-from dynzoo import cli
 from dynzoo.attacks import APGD, PGD
-from dynzoo.comparison import compare
-from dynzoo.robustness import evaluate
-from dynzoo.saved_report import read_report
+from dynzoo.cli import main as cli
+from dynzoo.robustness.comparison import compare
+from dynzoo.robustness.evaluation import evaluate
+from dynzoo.robustness.saved_report import read_report
 
 EPS = (0.1, 0.3)
 

@@ -6,12 +6,7 @@ import pytest
 from helpers import norm, normal, unrolled
 
 from dynzoo import backend, constraints
-from dynzoo.constraints import (
-    Orthonormal,
-    ProjectWeights,
-    SpectralNorm,
-    SwapProjectedEMAWeights,
-)
+from dynzoo.constraints import Orthonormal, ProjectWeights, SpectralNorm, SwapProjectedEMAWeights
 
 IMAGE = (5, 5, 2)
 X, Y = normal((16, *IMAGE), 1), normal((16, 3), 2, 5.0)

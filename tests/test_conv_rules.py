@@ -13,8 +13,8 @@ from keras import layers as kl
 import dynzoo
 from dynzoo.backend import to_numpy
 from dynzoo.certificates import UncertifiableLayerError
-from dynzoo.certificates.rounding import forward_float64
-from dynzoo.certificates.rules import rule_for
+from dynzoo.certificates.rounding.program import forward_float64
+from dynzoo.certificates.rules.table import rule_for
 
 BACKEND = keras.backend.backend()
 # PyTorch's own padding='same' warns of what Keras then does by hand.

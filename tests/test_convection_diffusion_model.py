@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 from keras import ops
 
-from dynzoo import backend, held_out, recipes, training
+from dynzoo import backend
 from dynzoo.attacks import PGD
 from dynzoo.attacks.base import predict_logits
 from dynzoo.certificates import UncertifiableLayerError, certify, smooth
 from dynzoo.layers.feynman_kac import feynman_kac_mean
 from dynzoo.models import ARCHITECTURES
 from dynzoo.models.convection_diffusion import convection_diffusion_classifier, feynman_kac_model
-from dynzoo.models.presets import from_preset
-from dynzoo.runs import figure_of_merit
+from dynzoo.training import loop as training
+from dynzoo.training import recipes
+from dynzoo.training import validation as held_out
+from dynzoo.training.run import figure_of_merit
+from dynzoo.zoo.presets import from_preset
 
 SMALL = {"input_shape": (8, 8, 3), "num_classes": 4, "widths": (6,), "steps": (2,)}
 STAGES = {"widths": (6, 8), "steps": (2, 1)}

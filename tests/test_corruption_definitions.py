@@ -8,7 +8,7 @@ import pytest
 from pictures import pictures
 from scipy import ndimage
 
-from dynzoo import pixels
+from dynzoo.augmentation import pixels
 from dynzoo.corruptions import CORRUPTIONS, SEVERITIES, Streams, blur, corrupt, digital
 from dynzoo.corruptions.weather import frost_texture, plasma
 

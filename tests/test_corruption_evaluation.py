@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from pictures import brightest, labelled
 
-from dynzoo import corruption_evaluation
-from dynzoo.corruption_evaluation import evaluate_corruptions
 from dynzoo.corruptions import CORRUPTIONS, corrupt
-from dynzoo.noise_curves import noise_curve
-from dynzoo.page import render
-from dynzoo.report import RobustnessReport
+from dynzoo.robustness import corruptions as corruption_evaluation
+from dynzoo.robustness.corruptions import evaluate_corruptions
+from dynzoo.robustness.noise_curves import noise_curve
+from dynzoo.robustness.page import render
+from dynzoo.robustness.report import RobustnessReport
 
 NAMES = tuple(CORRUPTIONS)
 

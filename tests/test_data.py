@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynzoo import data, labels
+from dynzoo.data import loading as data
+from dynzoo.inference import class_names as labels
 
 
 def _write(path, **changes):

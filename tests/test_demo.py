@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import dynzoo
-from dynzoo import cli, demo, gallery
-from dynzoo.models import presets
+from dynzoo import gallery
+from dynzoo.cli import demo
+from dynzoo.cli import main as cli
+from dynzoo.zoo import presets
 
 
 @pytest.fixture

@@ -13,20 +13,16 @@ from keras import ops
 from training_fixtures import RECIPE
 from tuning_fixtures import write_images
 
-from dynzoo import (
-    augmentation,
-    backend,
-    constraints,
-    fitted_epochs,
-    held_out,
-    optimization,
-    recipes,
-    training,
-    watching,
-)
-from dynzoo.augmentation import Augmented
-from dynzoo.distorted_model import DRAWS, Distortion, distorted_model
-from dynzoo.distortions import color_jitter, rotate_and_zoom
+from dynzoo import backend, constraints
+from dynzoo.augmentation import batches as augmentation
+from dynzoo.augmentation.batches import Augmented
+from dynzoo.augmentation.distortions import color_jitter, rotate_and_zoom
+from dynzoo.augmentation.on_device import DRAWS, Distortion, distorted_model
+from dynzoo.training import builders as optimization
+from dynzoo.training import callbacks as watching
+from dynzoo.training import fitted_epochs, recipes
+from dynzoo.training import loop as training
+from dynzoo.training import validation as held_out
 
 NEUTRAL = list(DRAWS.values())
 DISTORTED = {"rotation": 20.0, "zoom": 0.2, "color_jitter": 0.3}

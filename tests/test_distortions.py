@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from dynzoo.distortions import color_jitter, rotate_and_zoom
+from dynzoo.augmentation.distortions import color_jitter, rotate_and_zoom
 
 
 def _images(n, h, w, c, seed=0):

@@ -13,7 +13,10 @@ import yaml
 from training_fixtures import RECIPE, in_new_process, killed_after
 
 import dynzoo
-from dynzoo import backend, checkpoints, cli, constraints, distribution, recipes, training
+from dynzoo import backend, constraints
+from dynzoo.cli import main as cli
+from dynzoo.training import checkpoints, distribution, recipes
+from dynzoo.training import loop as training
 
 DEVICES = 4
 spreads = pytest.mark.skipif(backend.name() == "torch", reason="Keras on PyTorch does not")
@@ -38,7 +41,7 @@ def said_by(code):
 def trained_on_several(config, images, output):
     """The preset that a run on several devices leaves."""
     said_by(
-        "from dynzoo import training\n"
+        "from dynzoo.training import loop as training\n"
         f"training.train({config!r}, {str(images)!r}, {str(output)!r}, verbose=0, "
         f"distribute=True, devices={DEVICES})"
     )
@@ -78,7 +81,7 @@ def spread(images, config, tmp_path_factory):
     return output, said_by(
         f"""
 import keras, numpy as np
-from dynzoo import backend, cli, distribution, training
+from dynzoo import backend; from dynzoo.cli import main as cli; from dynzoo.training import distribution, loop as training
 
 models = []
 check_equal = distribution.Replicas.check_equal

@@ -10,9 +10,12 @@ import pytest
 from helpers import normal
 
 import dynzoo
-from dynzoo import backend, cli, export, exported_runtimes, layers, operators
-from dynzoo.inference_graph import inference_graph
-from dynzoo.models import presets
+from dynzoo import backend, layers, operators
+from dynzoo.cli import main as cli
+from dynzoo.export import exporter as export
+from dynzoo.export import runtimes as exported_runtimes
+from dynzoo.export.inference_graph import inference_graph
+from dynzoo.zoo import presets
 
 WRITABLE = {
     "tensorflow": ["saved_model", "onnx", "litert"],

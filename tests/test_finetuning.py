@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import dynzoo
-from dynzoo import augmentation
-from dynzoo.finetuning import finetune
+from dynzoo.augmentation import batches as augmentation
+from dynzoo.training.finetuning import finetune
 
 SMALL = dict(widths=(8,), steps=(1,), neck_units=8, dense_steps=1)
 

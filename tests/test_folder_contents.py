@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from dynzoo import data
-from dynzoo.folder_contents import survey
-from dynzoo.image_files import read_image
-from dynzoo.image_folder import load_image_folder
+from dynzoo.data import loading as data
+from dynzoo.data.folder_contents import survey
+from dynzoo.data.image_folder import load_image_folder
+from dynzoo.inference.image_files import read_image
 
 
 def write(root, counts, value=100, ending=".png"):

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from dynzoo import backend
-from dynzoo.models import presets
-from dynzoo.models.declared_sizes import Declared, planned
+from dynzoo.zoo import presets
+from dynzoo.zoo.declared_sizes import Declared, planned
 
 LARGE, STORED = hostile.large(), hostile.stored()
 
@@ -52,7 +52,7 @@ import json, resource, sys
 import keras
 import dynzoo
 from pathlib import Path
-from dynzoo.models import presets
+from dynzoo.zoo import presets
 from hostile_presets import edit, large, layers_of, rewrite, stored, write
 import shutil
 

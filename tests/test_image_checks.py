@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 import dynzoo
-from dynzoo import cli, data, evaluation
 from dynzoo.certificates.smoothing import smooth
-from dynzoo.finetuning import finetune
-from dynzoo.held_out import hold_out
-from dynzoo.image_checks import InputRangeWarning, input_range
+from dynzoo.cli import main as cli
+from dynzoo.data import loading as data
+from dynzoo.inference.image_checks import InputRangeWarning, input_range
+from dynzoo.training.finetuning import finetune
+from dynzoo.training.validation import hold_out
+from dynzoo.zoo import measurement as evaluation
 
 SMALL = dict(widths=(8,), steps=(1,), neck_units=8, dense_steps=1)
 RNG = np.random.default_rng(0)

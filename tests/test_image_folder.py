@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 import dynzoo
-from dynzoo import cli, data
-from dynzoo.image_folder import class_folders, load_image_folder
+from dynzoo.cli import main as cli
+from dynzoo.data import loading as data
+from dynzoo.data.image_folder import class_folders, load_image_folder
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 

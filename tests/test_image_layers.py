@@ -9,8 +9,8 @@ from keras import layers as kl
 
 from dynzoo.backend import to_numpy
 from dynzoo.certificates import UncertifiableLayerError, certify, forward_float64
-from dynzoo.certificates.image_rules import AUGMENTATION, interpolation
-from dynzoo.inference_graph import inference_graph
+from dynzoo.certificates.rules.image import AUGMENTATION, interpolation
+from dynzoo.export.inference_graph import inference_graph
 
 SHAPE = (6, 6, 3)
 ARGUMENTS = {

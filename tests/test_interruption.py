@@ -14,7 +14,8 @@ import pytest
 from training_fixtures import RECIPE
 
 import dynzoo
-from dynzoo import backend, interruption
+from dynzoo import backend
+from dynzoo.utils import interruption
 
 ROOT = Path(dynzoo.__file__).parents[1]
 # The module by itself, in a process that starts at once: no Keras.

@@ -7,12 +7,13 @@ from helpers import normal
 from keras import ops
 
 import dynzoo
-from dynzoo import backend, evaluation
+from dynzoo import backend
 from dynzoo.attacks import PGD
 from dynzoo.certificates.smoothing import smooth
-from dynzoo.finetuning import finetune
-from dynzoo.label_checks import check_labels, count_classes, training_labels
+from dynzoo.inference.label_checks import check_labels, count_classes, training_labels
 from dynzoo.losses import EfficientMargin, MulticlassHinge, OffsetCrossentropy
+from dynzoo.training.finetuning import finetune
+from dynzoo.zoo import measurement as evaluation
 
 LOSSES = [OffsetCrossentropy, EfficientMargin, MulticlassHinge]
 LOGITS = normal((4, 4), 1, 0.5)  # as many images as classes

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from dynzoo import leaderboard as board
+from dynzoo.zoo import leaderboard as board
 
 ABOUT = {
     "name": "small",

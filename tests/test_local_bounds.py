@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from keras import layers as kl
 from local_bound_models import MODELS, gradient, images, in_ball, perceptron
 
-from dynzoo.certificates import certify, forward_float64, local_relaxation
+from dynzoo.certificates import certify, forward_float64
 from dynzoo.certificates.audit import audit
 from dynzoo.certificates.graph import trace
-from dynzoo.certificates.local import certify_local
-from dynzoo.certificates.local_layers import unroll
-from dynzoo.certificates.local_ops import Affine
-from dynzoo.certificates.local_relaxation import relax
+from dynzoo.certificates.local import relaxation as local_relaxation
+from dynzoo.certificates.local.certificate import certify_local
+from dynzoo.certificates.local.layers import unroll
+from dynzoo.certificates.local.ops import Affine
+from dynzoo.certificates.local.relaxation import relax
 
 
 def assert_encloses(model, seed, anywhere, exact_units, radius):

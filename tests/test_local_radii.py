@@ -13,7 +13,7 @@ from dynzoo import operators
 from dynzoo.attacks import PGD
 from dynzoo.backend import to_numpy
 from dynzoo.certificates import StaleCertificateError, certify, forward_float64
-from dynzoo.certificates.local import certify_local
+from dynzoo.certificates.local.certificate import certify_local
 from dynzoo.models import structured_classifier
 
 # --- radii ---------------------------------------------------------------------------------

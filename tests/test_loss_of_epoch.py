@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from training_fixtures import RECIPE
 
-from dynzoo import backend, checkpoints, losses, training
-from dynzoo.loss_of_epoch import LossOfEpoch
+from dynzoo import backend, losses
+from dynzoo.training import checkpoints
+from dynzoo.training import loop as training
+from dynzoo.training.loss_of_epoch import LossOfEpoch
 
 NAME = {
     "offset_crossentropy": losses.OffsetCrossentropy,

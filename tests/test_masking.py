@@ -8,13 +8,13 @@ from masking_fixtures import FIXTURES, wrapped
 from robustness_fixtures import centroids, held_out, ridge
 
 from dynzoo.attacks import APGD, PGD, Attack, Square
-from dynzoo.attacks.active_test import active_test, check_active
 from dynzoo.attacks.base import predict_logits
-from dynzoo.attacks.campaign import Campaign
-from dynzoo.attacks.checks import check_convergence
-from dynzoo.attacks.gradient_check import gradient_check
-from dynzoo.attacks.outcome_checks import check_outcomes
-from dynzoo.robustness import evaluate
+from dynzoo.robustness.campaign import Campaign
+from dynzoo.robustness.checks.gradients import gradient_check
+from dynzoo.robustness.checks.model import check_convergence
+from dynzoo.robustness.checks.outcomes import check_outcomes
+from dynzoo.robustness.checks.planted import active_test, check_active
+from dynzoo.robustness.evaluation import evaluate
 
 EPS = 0.05  # Linf; 144 of 200 are robust
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from keras import ops
 
-from dynzoo.answers import answers
 from dynzoo.attacks import (
     APGD,
     DDN,
@@ -22,10 +21,11 @@ from dynzoo.attacks import (
 from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.losses import LOSSES, attack_loss, margin, margins
 from dynzoo.backend import to_numpy
-from dynzoo.corruption_evaluation import hits
-from dynzoo.noise_curves import noise_curve
-from dynzoo.random_layers import Draws
-from dynzoo.robustness import CertificateViolation, evaluate
+from dynzoo.inference.answers import answers
+from dynzoo.inference.draws import Draws
+from dynzoo.robustness.corruptions import hits
+from dynzoo.robustness.evaluation import CertificateViolation, evaluate
+from dynzoo.robustness.noise_curves import noise_curve
 
 
 def failing(power=0.5, slope=0.0):

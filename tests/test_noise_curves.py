@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pictures import brightest, labelled, pictures
 
 from dynzoo.corruptions import Streams, add_noise
-from dynzoo.noise_curves import noise_curve
+from dynzoo.robustness.noise_curves import noise_curve
 
 X = pictures()
 

@@ -10,7 +10,7 @@ from keras import ops
 
 from dynzoo.backend import to_numpy
 from dynzoo.certificates import UncertifiableLayerError, certify, forward_float64
-from dynzoo.inference_graph import inference_graph
+from dynzoo.export.inference_graph import inference_graph
 
 SHAPE = (3, 4, 2)
 NORMAL = np.random.default_rng(7).normal(size=(6, 6)).astype("float32")
@@ -261,7 +261,7 @@ def test_what_was_bounded_keeps_its_constants():
     row *= 10.0
     x = images(3)[:, :3, :, :]
     program = result._program
-    from dynzoo.certificates.rounding import run_program
+    from dynzoo.certificates.rounding.program import run_program
 
     y = run_program(program, x)[program.output]
     np.testing.assert_allclose(y, (ROW * x).reshape(3, -1), rtol=1e-6)

@@ -9,8 +9,14 @@ from hypothesis import strategies as st
 from keras import ops
 
 from dynzoo import backend, constraints, layers
-from dynzoo.optimization import OPTIMIZERS, PiecewiseLinear, Trapezoid, make_loss, make_optimizer
 from dynzoo.optimizers import RiemannianMuon, tangent
+from dynzoo.training.builders import (
+    OPTIMIZERS,
+    PiecewiseLinear,
+    Trapezoid,
+    make_loss,
+    make_optimizer,
+)
 
 
 def orthonormal(shape, seed=0):

@@ -66,7 +66,7 @@ def test_wheel_and_sdist_hold_presets_and_recipes(built):
             assert f"dynzoo/{inside}/{name}" in wheel
             assert any(entry.endswith(f"/{kind}/{name}") for entry in sdist)
     for kind in (wheel, [entry.partition("/")[2] for entry in sdist]):
-        assert "dynzoo/published_results.csv" in kind
+        assert "dynzoo/zoo/published_results.csv" in kind
     assert "dynzoo = dynzoo.cli:main" in entry_points
     assert not [name for name in wheel if name.startswith(("tests/", "pretrained/"))]
 
@@ -77,7 +77,7 @@ def test_wheel_works_outside_the_checkout(built, tmp_path):
     with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
         archive.extractall(site)
     code = (
-        "import json, dynzoo; from dynzoo.models import presets as p; "
+        "import json, dynzoo; from dynzoo.zoo import presets as p; "
         "[p.from_preset(name) for name in p.presets()]; "
         "print(json.dumps([dynzoo.__file__, sorted(p.presets())]))"
     )
@@ -91,15 +91,15 @@ def test_wheel_works_outside_the_checkout(built, tmp_path):
 def test_preset_of_one_backend_loads_on_the_others(tmp_path):
     """Weights, batch statistics and the state of the random generators cross over."""
     write = (
-        "import keras, numpy as np; from dynzoo.models import presets; "
-        "from dynzoo import layers as dl, augmentation as a; from keras import layers as kl; "
+        "import keras, numpy as np; from dynzoo.zoo import presets; "
+        "from dynzoo import layers as dl; from dynzoo.augmentation import batches as a; from keras import layers as kl; "
         "keras.utils.set_random_seed(0); "
         "m = keras.Sequential([keras.Input((8, 8, 3)), a.RandomCropFlip(1), dl.SpaceToDepth(2), "
         "kl.Conv2D(8, 3), kl.BatchNormalization(), kl.Dropout(0.1), dl.MaxMin(), kl.Flatten(), "
         "dl.OrthonormalDense(8), dl.UnitRowDense(3)]); presets.save_to_preset(m, 'p'); "
     )
     read = (
-        "import numpy as np, keras; from dynzoo.models import presets; "
+        "import numpy as np, keras; from dynzoo.zoo import presets; "
         "m = presets.from_preset('p'); x = np.random.default_rng(0).random((4, 8, 8, 3)); "
         "print(m.predict(x.astype('float32'), verbose=0).tolist())"
     )

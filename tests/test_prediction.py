@@ -10,8 +10,8 @@ from PIL import Image
 
 import dynzoo
 from dynzoo import layers
-from dynzoo.image_files import read_image
-from dynzoo.prediction import image_paths, predict
+from dynzoo.inference.image_files import read_image
+from dynzoo.zoo.prediction import image_paths, predict
 
 NAMES = ["ant", "bee", "cow"]
 

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from keras import layers
 
-from dynzoo import backend, cards, labels
+from dynzoo import backend
 from dynzoo import layers as dl
-from dynzoo.augmentation import RandomCropFlip
-from dynzoo.finetuning import finetune
-from dynzoo.models import preset_files, presets, safe_config
+from dynzoo.augmentation.batches import RandomCropFlip
+from dynzoo.inference import class_names as labels
+from dynzoo.training.finetuning import finetune
+from dynzoo.zoo import cards, presets, safe_config
+from dynzoo.zoo import files as preset_files
 
 
 def _model(classes=4, compiled=False):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from robustness_fixtures import centroids, held_out
 
-from dynzoo import backend, robustness
+from dynzoo import backend
 from dynzoo.attacks import APGD, PGD, passes
-from dynzoo.attacks.progress import Progress
+from dynzoo.robustness import evaluation as robustness
+from dynzoo.robustness.progress import Progress
 
 
 class Clock:

@@ -9,16 +9,16 @@ from robustness_fixtures import held_out, ridge
 
 from dynzoo import backend, operators
 from dynzoo.attacks import PGD
-from dynzoo.attacks.checks import check_layers, check_outputs
-from dynzoo.batch_mixing import hides_code
 from dynzoo.certificates import certify
 from dynzoo.certificates.smoothing import smooth
-from dynzoo.corruption_evaluation import evaluate_corruptions
+from dynzoo.inference.batch_mixing import hides_code
+from dynzoo.inference.draws import Draws, layers_with
 from dynzoo.layers.convection_diffusion_flow import ConvectionDiffusionFlow
 from dynzoo.layers.graph_diffusion import GraphDiffusion
-from dynzoo.noise_curves import noise_curve
-from dynzoo.random_layers import Draws, layers_with
-from dynzoo.robustness import CertificateViolation, evaluate
+from dynzoo.robustness.checks.model import check_layers, check_outputs
+from dynzoo.robustness.corruptions import evaluate_corruptions
+from dynzoo.robustness.evaluation import CertificateViolation, evaluate
+from dynzoo.robustness.noise_curves import noise_curve
 
 FAST = dict(eps=(0.2, 0.4), attacks=[PGD(steps=3, random_start=False)])
 

@@ -6,9 +6,9 @@ import math
 import pytest
 import yaml
 
-from dynzoo import recipes
-from dynzoo.augmentation import DISTORTIONS
-from dynzoo.recipes import RecipeError
+from dynzoo.augmentation.batches import DISTORTIONS
+from dynzoo.training import recipes
+from dynzoo.training.recipes import RecipeError
 
 MINIMAL = {
     "name": "tiny",

@@ -11,13 +11,17 @@ import pytest
 from keras import ops
 from training_fixtures import RECIPE, in_new_process
 
-from dynzoo import backend, data, optimization, recipes, training
-from dynzoo.augmentation import Augmented, random_crop_flip
-from dynzoo.by_epoch import at_epoch
-from dynzoo.loss_of_epoch import LossOfEpoch
-from dynzoo.models import presets
-from dynzoo.optimization import GivenRate, PiecewiseLinear
-from dynzoo.resident_epochs import ResidentEpochs, epoch_numbers
+from dynzoo import backend
+from dynzoo.augmentation.batches import Augmented, random_crop_flip
+from dynzoo.data import loading as data
+from dynzoo.training import builders as optimization
+from dynzoo.training import loop as training
+from dynzoo.training import recipes
+from dynzoo.training.builders import GivenRate, PiecewiseLinear
+from dynzoo.training.epoch_values import at_epoch
+from dynzoo.training.loss_of_epoch import LossOfEpoch
+from dynzoo.training.resident_epochs import ResidentEpochs, epoch_numbers
+from dynzoo.zoo import presets
 
 on_jax = pytest.mark.skipif("keras.backend.backend() != 'jax'", reason="resident on JAX only")
 MUON = {"name": "muon", "learning_rate": 0.02}

@@ -13,7 +13,7 @@ from PIL import Image
 
 import dynzoo
 from dynzoo import backend, layers
-from dynzoo.image_files import read_image
+from dynzoo.inference.image_files import read_image
 from dynzoo.layers.resize import bicubic
 
 

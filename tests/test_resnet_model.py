@@ -6,8 +6,10 @@ import pytest
 from helpers import conv_matrix, normal
 
 import dynzoo
-from dynzoo import backend, recipes, training
+from dynzoo import backend
 from dynzoo.models import ARCHITECTURES, resnet_classifier
+from dynzoo.training import loop as training
+from dynzoo.training import recipes
 
 SHAPE = (8, 8, 3)
 SMALL = {"input_shape": SHAPE, "num_classes": 5, "widths": (4, 6), "steps": (1, 2)}

@@ -12,12 +12,12 @@ from robustness_fixtures import MarginCertificate, centroids, held_out, ridge
 
 from dynzoo.attacks import FGSM, PGD, Attack
 from dynzoo.attacks.base import predict_logits
-from dynzoo.attacks.warnings import EvaluationWarning
 from dynzoo.certificates import certify
-from dynzoo.comparison import compare
-from dynzoo.page import interval
 from dynzoo.plots import certified_curve, displayable, eps_text, robustness_figure
-from dynzoo.robustness import CertificateViolation, evaluate
+from dynzoo.robustness.checks.warning import EvaluationWarning
+from dynzoo.robustness.comparison import compare
+from dynzoo.robustness.evaluation import CertificateViolation, evaluate
+from dynzoo.robustness.page import interval
 
 EPS = (0.1, 0.3, 0.5)
 

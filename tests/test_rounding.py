@@ -13,9 +13,9 @@ from dynzoo import layers as dl
 from dynzoo import operators
 from dynzoo.backend import to_numpy
 from dynzoo.certificates import certify, forward_float64
-from dynzoo.certificates.floating_point import Budget, arithmetic_of
-from dynzoo.certificates.rounding import factor_unit
-from dynzoo.certificates.rounding_rules import matrix_product
+from dynzoo.certificates.rounding.floating_point import Budget, arithmetic_of
+from dynzoo.certificates.rounding.program import factor_unit
+from dynzoo.certificates.rounding.rules import matrix_product
 
 UNIT = 2.0**-24
 

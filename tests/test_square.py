@@ -13,14 +13,7 @@ from dynzoo.attacks import square as square_module
 from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.geometry import distances
 from dynzoo.attacks.square import Square
-from dynzoo.attacks.square_windows import (
-    bump,
-    bump_table,
-    layout,
-    start,
-    window_share,
-    window_size,
-)
+from dynzoo.attacks.square_windows import bump, bump_table, layout, start, window_share, window_size
 
 
 def survivors(model, attack, x, y):

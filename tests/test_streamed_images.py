@@ -8,11 +8,13 @@ import pytest
 from PIL import Image
 
 import dynzoo
-from dynzoo import cli, image_folder, layers
-from dynzoo.augmentation import Augmented
-from dynzoo.evaluation import accuracy, measure
-from dynzoo.finetuning import finetune
-from dynzoo.streamed_images import StreamedImages
+from dynzoo import layers
+from dynzoo.augmentation.batches import Augmented
+from dynzoo.cli import main as cli
+from dynzoo.data import image_folder
+from dynzoo.inference.streamed_images import StreamedImages
+from dynzoo.training.finetuning import finetune
+from dynzoo.zoo.measurement import accuracy, measure
 
 SHAPE = (8, 8, 3)
 

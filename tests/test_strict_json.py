@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from dynzoo import strict_json
 from dynzoo.tuning import records
+from dynzoo.utils import strict_json
 
 
 def test_plain_json_is_read_as_it_is(tmp_path):

@@ -9,9 +9,13 @@ from helpers import conv_matrix, normal
 from keras import ops
 
 import dynzoo
-from dynzoo import backend, by_epoch, operators, optimization, recipes, training
+from dynzoo import backend, operators
 from dynzoo.layers.learned_scale import LearnedScale
 from dynzoo.models.structured import structured_classifier
+from dynzoo.training import builders as optimization
+from dynzoo.training import epoch_values as by_epoch
+from dynzoo.training import loop as training
+from dynzoo.training import recipes
 
 KINDS = ["unconstrained", "naive", "nonexpansive", "prescribed", "flexible"]
 RECIPES = sorted((Path(__file__).parents[1] / "zoo_configs").glob("structured_*.yaml"))

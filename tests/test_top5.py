@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 
 import dynzoo
-from dynzoo import evaluation as measuring
-from dynzoo import leaderboard
-from dynzoo.evaluation_command import show
+from dynzoo.cli.evaluate import show
+from dynzoo.zoo import leaderboard
+from dynzoo.zoo import measurement as measuring
 
 
 def test_top_five_are_counted_with_more_than_ten_classes(tmp_path, capsys):

@@ -16,19 +16,16 @@ from helpers import norm
 from keras import ops
 from training_fixtures import RECIPE, killed_after
 
-from dynzoo import (
-    augmentation,
-    backend,
-    fitted_epochs,
-    optimization,
-    recipes,
-    runs,
-    training,
-    training_loop,
-    watching,
-)
-from dynzoo.checkpoints import CheckpointError
-from dynzoo.models import presets
+from dynzoo import backend
+from dynzoo.augmentation import batches as augmentation
+from dynzoo.training import builders as optimization
+from dynzoo.training import callbacks as watching
+from dynzoo.training import epochs as training_loop
+from dynzoo.training import fitted_epochs, recipes
+from dynzoo.training import loop as training
+from dynzoo.training import run as runs
+from dynzoo.training.checkpoints import CheckpointError
+from dynzoo.zoo import presets
 
 BATCHES = 4
 # By the clock below, the second batch of the second epoch passes it; the third may have begun.

@@ -11,10 +11,11 @@ import pytest
 import yaml
 from tuning_fixtures import SEARCH, Trials, changed, write_images
 
-from dynzoo import recipes, tuning
-from dynzoo.augmentation import DISTORTIONS
-from dynzoo.checkpoints import CheckpointError
-from dynzoo.recipes import RecipeError
+from dynzoo import tuning
+from dynzoo.augmentation.batches import DISTORTIONS
+from dynzoo.training import recipes
+from dynzoo.training.checkpoints import CheckpointError
+from dynzoo.training.recipes import RecipeError
 from dynzoo.tuning import SearchConfig, driver, figures, oracles, worker
 from dynzoo.tuning.config import TUNERS
 

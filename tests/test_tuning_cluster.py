@@ -15,8 +15,9 @@ from keras_tuner.src.distribute.oracle_client import OracleClient
 from tuning_fixtures import SEARCH, Trials, changed, write_images
 
 import dynzoo
-from dynzoo import backend, cli, tuning
-from dynzoo.checkpoints import CheckpointError
+from dynzoo import backend, tuning
+from dynzoo.cli import main as cli
+from dynzoo.training.checkpoints import CheckpointError
 from dynzoo.tuning import SearchConfig, cluster, driver, oracles, worker
 from dynzoo.tuning.cluster import Member
 

@@ -8,12 +8,15 @@ import pytest
 from training_fixtures import killed_after
 from tuning_fixtures import SEARCH, changed, write_images
 
-from dynzoo import cli, data, training, tuning
-from dynzoo.checkpoints import CheckpointError
-from dynzoo.held_out import hold_out
-from dynzoo.models import presets
-from dynzoo.training_loop import TrainingLoop
+from dynzoo import tuning
+from dynzoo.cli import main as cli
+from dynzoo.data import loading as data
+from dynzoo.training import loop as training
+from dynzoo.training.checkpoints import CheckpointError
+from dynzoo.training.epochs import TrainingLoop
+from dynzoo.training.validation import hold_out
 from dynzoo.tuning import driver
+from dynzoo.zoo import presets
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:currentThread:DeprecationWarning"),

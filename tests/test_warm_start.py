@@ -9,9 +9,10 @@ import pytest
 from helpers import write_images
 
 import dynzoo
-from dynzoo import backend, training
-from dynzoo.models import preset_files
-from dynzoo.warm_start import transfer, warm_start
+from dynzoo import backend
+from dynzoo.training import loop as training
+from dynzoo.training.warm_start import transfer, warm_start
+from dynzoo.zoo import files as preset_files
 
 RECIPE = {
     "name": "second",
@@ -43,7 +44,7 @@ def recipe(start="", **architecture):
 def classifier(classes=3, seed=7, **architecture):
     config = recipe(**architecture)
     config["training"]["seed"] = seed
-    return training.build_model(dynzoo.recipes.validate(config), classes, (8, 8, 3))
+    return training.build_model(dynzoo.training.recipes.validate(config), classes, (8, 8, 3))
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from dynzoo import backend, watching
-from dynzoo.watching import Watch
+from dynzoo import backend
+from dynzoo.training import callbacks as watching
+from dynzoo.training.callbacks import Watch
 
 
 class Loss:

@@ -11,7 +11,7 @@ from helpers import norm, normal
 
 from dynzoo import backend, certify, constraints
 from dynzoo.layers import OrthonormalDense
-from dynzoo.models import presets, weight_parts
+from dynzoo.zoo import presets, weight_parts
 
 
 @pytest.fixture

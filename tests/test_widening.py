@@ -6,7 +6,7 @@ import pytest
 
 import dynzoo
 from dynzoo.models import isometric_classifier, widen
-from dynzoo.warm_start import warm_start
+from dynzoo.training.warm_start import warm_start
 
 
 def network(widths=(16, 16), neck=12, operator="shifted", classes=3, seed=0, **more):

@@ -29,7 +29,7 @@ RECIPE = {
 }
 KILLED = """
 import os, signal
-from dynzoo import cli, training, watching
+from dynzoo.cli import main as cli; from dynzoo.training import loop as training, callbacks as watching
 
 batches = 0
 on_train_batch_end = watching.Watch.on_train_batch_end

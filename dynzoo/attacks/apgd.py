@@ -13,7 +13,7 @@ from dynzoo.attacks.geometry import INSIDE, per_image, project, random_points, u
 from dynzoo.attacks.losses import classes_needed, require_classes, runner_up
 from dynzoo.attacks.passes import loss_and_gradient, pure, scalar
 from dynzoo.attacks.pgd import LOOK
-from dynzoo.batching import Pool
+from dynzoo.inference.batching import Pool
 
 APGD_LOSSES = ("margin", "ce", "dlr")
 MOMENTUM = 0.75

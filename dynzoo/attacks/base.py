@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo import label_checks
-from dynzoo.answers import answers
-from dynzoo.arguments import listed
 from dynzoo.attacks.geometry import NORMS, enclose
 from dynzoo.attacks.passes import compiled, mean_logits, noise, predict_logits
-from dynzoo.batching import batches, fastest
-from dynzoo.image_checks import check_unit_range, unit_images, unit_images_or_stream
+from dynzoo.inference import label_checks
+from dynzoo.inference.answers import answers
+from dynzoo.inference.batching import batches, fastest
+from dynzoo.inference.image_checks import check_unit_range, unit_images, unit_images_or_stream
+from dynzoo.utils.listed import listed
 
 __all__ = ["Attack", "batches", "compiled", "predict_logits"]
 

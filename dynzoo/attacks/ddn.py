@@ -14,7 +14,7 @@ from dynzoo.attacks.losses import require_classes
 from dynzoo.attacks.minimum_norm import MinimumNorm
 from dynzoo.attacks.passes import loss_and_gradient, pure, scalar
 from dynzoo.attacks.pgd import LOOK
-from dynzoo.batching import Pool
+from dynzoo.inference.batching import Pool
 
 _LOSSES = ("margin", "ce", "dlr")
 # Step lengths at the first and the last step, between which a half cosine leads.

@@ -15,7 +15,7 @@ from dynzoo.attacks.losses import margin, runner_up
 from dynzoo.attacks.minimum_norm import MinimumNorm
 from dynzoo.attacks.passes import judged, loss_and_gradient, pure, scalar
 from dynzoo.attacks.pgd import LOOK
-from dynzoo.batching import Pool
+from dynzoo.inference.batching import Pool
 
 
 class FAB(MinimumNorm):

@@ -18,8 +18,8 @@ from keras import ops
 
 from dynzoo import backend
 from dynzoo.attacks.losses import attack_loss, margin
-from dynzoo.batching import batches, fastest
-from dynzoo.random_layers import Draws, layers_with, seed_states
+from dynzoo.inference.batching import batches, fastest
+from dynzoo.inference.draws import Draws, layers_with, seed_states
 
 # Compiled functions of each model. Keys are weak, and `backend.inference` holds the model weakly,
 # so that deleting a model frees what was compiled for it.

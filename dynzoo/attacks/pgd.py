@@ -12,7 +12,7 @@ from dynzoo.attacks.base import Attack, positive_float, positive_int
 from dynzoo.attacks.geometry import INSIDE, per_image, project, random_points, steepest
 from dynzoo.attacks.losses import LOSSES, require_classes, runner_up
 from dynzoo.attacks.passes import loss_and_gradient, pure, scalar
-from dynzoo.batching import Pool
+from dynzoo.inference.batching import Pool
 
 # How many steps pass between two looks at which images of the batch have fallen.
 LOOK = 10

@@ -15,7 +15,7 @@ from dynzoo.attacks.passes import judged, pure, scalar
 from dynzoo.attacks.pgd import LOOK
 from dynzoo.attacks.square_windows import bump_table, layout, start, window_share, window_size
 from dynzoo.backend import to_numpy
-from dynzoo.batching import Pool
+from dynzoo.inference.batching import Pool
 
 # Queries whose random numbers are drawn at once.
 _BLOCK = 256

@@ -10,7 +10,7 @@ from dynzoo.attacks.base import Attack
 from dynzoo.attacks.geometry import INSIDE, distances
 from dynzoo.attacks.losses import margins
 from dynzoo.attacks.passes import mean_logits
-from dynzoo.model_identity import identity_of
+from dynzoo.inference.model_identity import identity_of
 
 
 class Transfer(Attack):

@@ -9,10 +9,10 @@ from dynzoo.certificates.errors import ReferenceMismatchError as ReferenceMismat
 from dynzoo.certificates.errors import StaleCertificateError as StaleCertificateError
 from dynzoo.certificates.errors import UncertifiableLayerError as UncertifiableLayerError
 from dynzoo.certificates.lipschitz import LayerBound as LayerBound
-from dynzoo.certificates.local import LocalCertificate as LocalCertificate
-from dynzoo.certificates.local import certify_local as certify_local
+from dynzoo.certificates.local.certificate import LocalCertificate as LocalCertificate
+from dynzoo.certificates.local.certificate import certify_local as certify_local
 from dynzoo.certificates.prediction_sets import PredictionSets as PredictionSets
 from dynzoo.certificates.prediction_sets import prediction_sets as prediction_sets
-from dynzoo.certificates.rounding import forward_float64 as forward_float64
+from dynzoo.certificates.rounding.program import forward_float64 as forward_float64
 from dynzoo.certificates.smoothing import SmoothedClassifier as SmoothedClassifier
 from dynzoo.certificates.smoothing import smooth as smooth

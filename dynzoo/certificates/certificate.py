@@ -18,28 +18,22 @@ from dynzoo.backend import to_numpy
 from dynzoo.certificates import margins, twin
 from dynzoo.certificates.compiled_inference import run_batches
 from dynzoo.certificates.errors import ReferenceMismatchError, StaleCertificateError
-from dynzoo.certificates.floating_point import arithmetic_of
 from dynzoo.certificates.graph import Program, trace
 from dynzoo.certificates.identity import input_dtype, weights_hash
-from dynzoo.certificates.lipschitz import (
-    Head,
-    LayerBound,
-    bound_layers,
-    check_layers,
-    find_head,
-)
-from dynzoo.certificates.rounding import (
+from dynzoo.certificates.lipschitz import Head, LayerBound, bound_layers, check_layers, find_head
+from dynzoo.certificates.rounding.bound import RoundingBound, rounding_bound, rounding_kinds
+from dynzoo.certificates.rounding.floating_point import arithmetic_of
+from dynzoo.certificates.rounding.program import (
     check_reference,
     factor_unit,
     probe_images,
     run_program,
 )
-from dynzoo.certificates.rounding_bound import RoundingBound, rounding_bound, rounding_kinds
 from dynzoo.certificates.settings import Settings, difference, freeze_settings, sublayers
 from dynzoo.constraints import hint_at_unmet
-from dynzoo.image_checks import check_range, input_range
-from dynzoo.label_checks import check_labels
-from dynzoo.layers.arguments import number, positive_integer
+from dynzoo.inference.image_checks import check_range, input_range
+from dynzoo.inference.label_checks import check_labels
+from dynzoo.utils.arguments import number, positive_integer
 
 __all__ = ["Certificate", "certify"]
 
@@ -108,7 +102,7 @@ class Certificate:
 
     Guarantee: no perturbation of L2 norm up to the radius of an image changes the model's answer,
     in real numbers and as computed in floating point, under the assumptions on arithmetic that
-    `dynzoo.certificates.rounding_bound` lists.
+    `dynzoo.certificates.rounding.bound` lists.
 
     Attributes:
         lipschitz: upper bound of the L2 Lipschitz constant of the map from input to logits.
@@ -389,7 +383,7 @@ class Certificate:
 
     def _repr_html_(self) -> str:
         """The bound and the layers that make it, for a notebook."""
-        from dynzoo.html_page import table, text
+        from dynzoo.utils.html import table, text
 
         rows = [
             [

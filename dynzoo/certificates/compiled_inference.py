@@ -14,8 +14,8 @@ import keras
 import numpy as np
 
 from dynzoo import backend
-from dynzoo.batching import batches, fastest
 from dynzoo.certificates.settings import Settings, difference
+from dynzoo.inference.batching import batches, fastest
 
 __all__ = ["run_batches", "run_once"]
 

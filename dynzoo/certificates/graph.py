@@ -16,9 +16,9 @@ import keras
 
 from dynzoo.certificates import overrides
 from dynzoo.certificates.errors import UncertifiableLayerError
-from dynzoo.certificates.image_rules import trains_by_default
-from dynzoo.certificates.operation_rules import check_known
 from dynzoo.certificates.operations import tensor_calls
+from dynzoo.certificates.rules.image import trains_by_default
+from dynzoo.certificates.rules.operations import check_known
 
 __all__ = ["Program", "Step", "trace"]
 

@@ -13,10 +13,10 @@ from dynzoo.certificates import margins
 from dynzoo.certificates.errors import UncertifiableLayerError
 from dynzoo.certificates.graph import Program, Step
 from dynzoo.certificates.identity import check_float64
-from dynzoo.certificates.joins import JOINS
-from dynzoo.certificates.linear_rules import Shape
 from dynzoo.certificates.operations import class_name
-from dynzoo.certificates.rules import (
+from dynzoo.certificates.rules.joins import JOINS
+from dynzoo.certificates.rules.linear import Shape
+from dynzoo.certificates.rules.table import (
     check_methods,
     ends_in_softmax,
     is_identity,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo.certificates.rounding_bound import KINDS, RoundingBound
+from dynzoo.certificates.rounding.bound import KINDS, RoundingBound
 
 __all__ = [
     "SMALLEST",

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 
 from dynzoo.certificates.certificate import Certificate, certify
-from dynzoo.label_checks import check_labels
-from dynzoo.layers.arguments import number
+from dynzoo.inference.label_checks import check_labels
+from dynzoo.utils.arguments import number
 
 __all__ = ["PredictionSets", "TooFewImagesWarning", "needed_images", "prediction_sets"]
 

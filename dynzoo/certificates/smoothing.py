@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo.answers import NO_ANSWER, answers
-from dynzoo.arguments import listed
 from dynzoo.attacks.base import positive_float, positive_int, predict_logits
 from dynzoo.backend import to_numpy
-from dynzoo.batch_mixing import mixing_calls, training_calls
-from dynzoo.companions import SAME, differs, find_difference, rounding_of
-from dynzoo.image_checks import check_range
-from dynzoo.label_checks import check_labels
-from dynzoo.random_layers import layers_with
+from dynzoo.inference.answers import NO_ANSWER, answers
+from dynzoo.inference.batch_mixing import mixing_calls, training_calls
+from dynzoo.inference.companions import SAME, differs, find_difference, rounding_of
+from dynzoo.inference.draws import layers_with
+from dynzoo.inference.image_checks import check_range
+from dynzoo.inference.label_checks import check_labels
+from dynzoo.utils.listed import listed
 
 __all__ = ["ABSTAIN", "SmoothedClassifier", "lower_confidence_bound", "smooth"]
 
@@ -91,7 +91,7 @@ def smooth(
     with other companions (NaN among them); in every image's batch one noisy copy is run alone, too.
     Code that mixes only where no comparison looks, such as for one certain companion, is not found:
     what a `Lambda` or a layer of one's own computes is for its author to know. See
-    `dynzoo.companions`.
+    `dynzoo.inference.companions`.
 
     Args:
         model: built Keras model, inputs to logits (n, K), deterministic at inference. It should

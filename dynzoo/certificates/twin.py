@@ -17,10 +17,10 @@ from dynzoo.certificates import margins
 from dynzoo.certificates.compiled_inference import run_once
 from dynzoo.certificates.errors import ReferenceMismatchError
 from dynzoo.certificates.graph import Program, Step
-from dynzoo.certificates.joins import JOINS
 from dynzoo.certificates.operations import TensorCall
-from dynzoo.certificates.rounding import factor_unit, run_step
-from dynzoo.certificates.rules import rule_for
+from dynzoo.certificates.rounding.program import factor_unit, run_step
+from dynzoo.certificates.rules.joins import JOINS
+from dynzoo.certificates.rules.table import rule_for
 from dynzoo.certificates.settings import Settings
 
 __all__ = ["call_step", "check_twin", "probes"]

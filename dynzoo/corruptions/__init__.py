@@ -3,7 +3,7 @@ r"""The fifteen common corruptions of CIFAR-10-C, regenerated with a fixed seed.
 Noise, blur, weather and digital artefacts at five severities each, with the parameters of the
 benchmark's CIFAR variant. **Regenerated: not the official files.** The random numbers and some
 libraries differ, and `frost` draws procedural ice instead of photographs, so that accuracies are
-close to those on CIFAR-10-C but not the same. `dynzoo.corruption_evaluation` takes the official
+close to those on CIFAR-10-C but not the same. `dynzoo.robustness.corruptions` takes the official
 files, where they are at hand.
 
 The parameters are those for images of 32 x 32 pixels. Lengths in pixels are used as they are at

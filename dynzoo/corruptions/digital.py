@@ -7,8 +7,8 @@ import io
 import numpy as np
 from scipy import ndimage
 
+from dynzoo.augmentation.pixels import sample
 from dynzoo.corruptions.streams import Streams
-from dynzoo.pixels import sample
 
 __all__ = ["TABLE", "contrast", "elastic_transform", "jpeg_compression", "pixelate"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from dynzoo.augmentation.pixels import LUMINANCE
 from dynzoo.corruptions.blur import smear, zoom
 from dynzoo.corruptions.streams import Streams
-from dynzoo.pixels import LUMINANCE
 
 __all__ = ["TABLE", "brightness", "fog", "frost", "frost_texture", "plasma", "snow"]
 

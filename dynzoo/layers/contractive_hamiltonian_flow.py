@@ -12,8 +12,8 @@ from dynzoo.fields.gradient import gradient_field, gradient_field_float64
 from dynzoo.fields.hamiltonian import complex_multiply
 from dynzoo.guarantees import Guarantee
 from dynzoo.integrators.implicit import ImplicitMidpoint
-from dynzoo.layers.arguments import number, one_of, positive_integer
 from dynzoo.layers.phase_space import PhaseSpaceFlow
+from dynzoo.utils.arguments import number, one_of, positive_integer
 
 __all__ = ["ContractiveHamiltonianFlow"]
 

@@ -20,9 +20,9 @@ from dynzoo.fields.convection_diffusion import (
 )
 from dynzoo.fields.gradient import contractive_factor
 from dynzoo.guarantees import Guarantee
-from dynzoo.layers.arguments import float64, number, one_of, positive_integer
 from dynzoo.layers.gradient_flow import _Scaled
 from dynzoo.operators import base as operators
+from dynzoo.utils.arguments import float64, number, one_of, positive_integer
 
 __all__ = ["ConvectionDiffusionFlow"]
 

@@ -6,8 +6,8 @@ import numpy as np
 from keras import ops
 
 from dynzoo import backend
-from dynzoo.layers.arguments import positive_integer
-from dynzoo.random_layers import Draws, layers_with
+from dynzoo.inference.draws import Draws, layers_with
+from dynzoo.utils.arguments import positive_integer
 
 __all__ = ["feynman_kac_mean"]
 

@@ -12,8 +12,8 @@ from dynzoo.fields.first_integral import Integral
 from dynzoo.guarantees import Guarantee
 from dynzoo.integrators.discrete_gradient import DiscreteGradient
 from dynzoo.integrators.projected import INTEGRAL_TOLERANCE, PROJECTED
-from dynzoo.layers.arguments import number, one_of, positive_integer
 from dynzoo.layers.skew_flow import SkewFlow
+from dynzoo.utils.arguments import number, one_of, positive_integer
 
 __all__ = ["FirstIntegralFlow"]
 

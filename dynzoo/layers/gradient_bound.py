@@ -7,7 +7,7 @@ import math
 from dynzoo.constraints import ORTHONORMAL_KEPT
 from dynzoo.fields.gradient import contractive_factor
 from dynzoo.guarantees import Guarantee
-from dynzoo.layers.arguments import float64
+from dynzoo.utils.arguments import float64
 
 __all__ = ["gradient_bound", "gradient_guarantees", "step_bounds"]
 

@@ -12,9 +12,9 @@ from keras import ops
 from dynzoo import activations, integrators
 from dynzoo.fields.gradient import gradient_field, gradient_field_float64
 from dynzoo.guarantees import Guarantee
-from dynzoo.layers.arguments import float64, positive_integer
 from dynzoo.layers.gradient_bound import gradient_bound, gradient_guarantees
 from dynzoo.operators import base as operators
+from dynzoo.utils.arguments import float64, positive_integer
 
 __all__ = ["GradientFlow"]
 

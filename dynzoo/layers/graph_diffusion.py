@@ -10,7 +10,7 @@ from keras import ops
 
 from dynzoo.fields import convection_diffusion as field
 from dynzoo.guarantees import Guarantee
-from dynzoo.layers.arguments import number, one_of, positive_integer
+from dynzoo.utils.arguments import number, one_of, positive_integer
 
 __all__ = ["GraphDiffusion"]
 

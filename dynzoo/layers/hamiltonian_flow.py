@@ -13,8 +13,8 @@ from dynzoo.fields.hamiltonian import halves, join, rotate
 from dynzoo.guarantees import Guarantee
 from dynzoo.integrators import splitting
 from dynzoo.integrators.implicit import ImplicitMidpoint
-from dynzoo.layers.arguments import one_of, positive_integer
 from dynzoo.layers.phase_space import INVERSE, Invertible, PhaseSpaceFlow
+from dynzoo.utils.arguments import one_of, positive_integer
 
 __all__ = ["HamiltonianFlow"]
 

@@ -8,8 +8,8 @@ from keras import ops
 
 from dynzoo import spectral
 from dynzoo.guarantees import Guarantee
-from dynzoo.layers.arguments import float64, positive_integer
 from dynzoo.operators.dense import matmul_channels
+from dynzoo.utils.arguments import float64, positive_integer
 
 __all__ = ["UnitRowDense"]
 

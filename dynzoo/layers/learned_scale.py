@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo.guarantees import Guarantee
-from dynzoo.layers.arguments import float64, number
+from dynzoo.utils.arguments import float64, number
 
 __all__ = ["LearnedScale"]
 

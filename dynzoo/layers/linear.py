@@ -9,8 +9,8 @@ from keras import ops
 from dynzoo import constraints, spectral
 from dynzoo.constraints import ORTHONORMAL_KEPT
 from dynzoo.guarantees import Guarantee
-from dynzoo.layers.arguments import float64, positive_integer
 from dynzoo.operators.dense import matmul_channels
+from dynzoo.utils.arguments import float64, positive_integer
 
 __all__ = [
     "OrthonormalDense",

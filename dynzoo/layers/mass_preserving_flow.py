@@ -9,16 +9,10 @@ import numpy as np
 from keras import ops
 
 from dynzoo import integrators
-from dynzoo.fields.mass import (
-    SUM_TOLERANCE,
-    mass_field,
-    sum_lift,
-    sum_projection,
-    tangent_step,
-)
+from dynzoo.fields.mass import SUM_TOLERANCE, mass_field, sum_lift, sum_projection, tangent_step
 from dynzoo.guarantees import Guarantee
-from dynzoo.layers.arguments import number, one_of, positive_integer
 from dynzoo.layers.skew_flow import SkewFlow
+from dynzoo.utils.arguments import number, one_of, positive_integer
 
 __all__ = ["MassPreservingFlow", "SumLift", "SumProjection"]
 

@@ -9,8 +9,8 @@ import numpy as np
 from keras import ops
 
 from dynzoo import activations
-from dynzoo.layers.arguments import float64, number, positive_integer
 from dynzoo.operators import base as operators
+from dynzoo.utils.arguments import float64, number, positive_integer
 
 __all__ = ["INVERSE", "Invertible", "PhaseSpaceFlow"]
 

@@ -8,9 +8,9 @@ import numpy as np
 from dynzoo import integrators
 from dynzoo.fields.sphere import signed_gradient_field
 from dynzoo.guarantees import Guarantee
-from dynzoo.layers.arguments import one_of
 from dynzoo.layers.skew_flow import SkewFlow
 from dynzoo.layers.spherical_flow import SPHERE_INTEGRATORS, norm_guarantee
+from dynzoo.utils.arguments import one_of
 
 __all__ = ["PresnovFlow"]
 

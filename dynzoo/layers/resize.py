@@ -10,7 +10,7 @@ from keras import ops
 
 from dynzoo import spectral
 from dynzoo.guarantees import Guarantee
-from dynzoo.layers.arguments import number, positive_integer
+from dynzoo.utils.arguments import number, positive_integer
 
 __all__ = ["Resize", "bicubic"]
 

@@ -10,8 +10,8 @@ from keras import ops
 
 from dynzoo import activations
 from dynzoo.fields.skew import SkewNetwork
-from dynzoo.layers.arguments import float64, number, positive_integer
 from dynzoo.operators import base as operators
+from dynzoo.utils.arguments import float64, number, positive_integer
 
 __all__ = ["SkewFlow"]
 

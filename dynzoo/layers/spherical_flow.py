@@ -7,8 +7,8 @@ import keras
 from dynzoo.guarantees import Guarantee
 from dynzoo.integrators.cayley import CAYLEY
 from dynzoo.integrators.projected import PROJECTED, renormalized
-from dynzoo.layers.arguments import one_of
 from dynzoo.layers.skew_flow import SkewFlow
+from dynzoo.utils.arguments import one_of
 
 __all__ = ["SPHERE_INTEGRATORS", "SphericalFlow"]
 

@@ -11,11 +11,11 @@ from keras import ops
 from dynzoo import activations
 from dynzoo.fields.switching import limited
 from dynzoo.guarantees import Guarantee
-from dynzoo.layers.arguments import float64, number, one_of, positive_integer
 from dynzoo.layers.switching_bound import check_shape, switching_bound, switching_guarantees
 from dynzoo.layers.switching_fields import time_step, time_step_float64
 from dynzoo.layers.switching_steps import checked_range, inverse_sizes, substep_sizes
 from dynzoo.operators import base as operators
+from dynzoo.utils.arguments import float64, number, one_of, positive_integer
 
 __all__ = ["SwitchingFlow"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 
-from dynzoo.layers.arguments import positive_integer
+from dynzoo.utils.arguments import positive_integer
 
 __all__ = ["check_classes", "check_image", "check_stages"]
 

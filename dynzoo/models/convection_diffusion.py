@@ -6,11 +6,11 @@ import keras
 from keras import ops
 
 from dynzoo import operators
-from dynzoo.layers.arguments import number, positive_integer
+from dynzoo.inference.draws import layers_with
 from dynzoo.layers.convection_diffusion_flow import ConvectionDiffusionFlow
 from dynzoo.layers.isometries import SpaceToDepth
 from dynzoo.models.arguments import check_classes, check_image, check_stages
-from dynzoo.random_layers import layers_with
+from dynzoo.utils.arguments import number, positive_integer
 
 __all__ = ["convection_diffusion_classifier", "feynman_kac_model"]
 

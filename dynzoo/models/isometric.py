@@ -6,8 +6,8 @@ import keras
 
 from dynzoo import layers as dl
 from dynzoo import operators
-from dynzoo.layers.arguments import one_of
 from dynzoo.models.arguments import check_classes, check_stages
+from dynzoo.utils.arguments import one_of
 
 __all__ = ["isometric_classifier"]
 

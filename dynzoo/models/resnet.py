@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import keras
 
-from dynzoo.layers.arguments import positive_integer
 from dynzoo.layers.isometries import SpaceToDepth
 from dynzoo.models.arguments import check_classes, check_image, check_stages
+from dynzoo.utils.arguments import positive_integer
 
 __all__ = ["resnet_classifier"]
 

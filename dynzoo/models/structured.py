@@ -5,12 +5,12 @@ from __future__ import annotations
 import keras
 
 from dynzoo import constraints, operators
-from dynzoo.layers.arguments import number, one_of, positive_integer
 from dynzoo.layers.gradient_flow import GradientFlow
 from dynzoo.layers.learned_scale import LearnedScale
 from dynzoo.layers.switching_flow import SwitchingFlow
 from dynzoo.models.arguments import check_classes, check_image
 from dynzoo.regularizers import Orthogonality
+from dynzoo.utils.arguments import number, one_of, positive_integer
 
 __all__ = ["structured_classifier"]
 

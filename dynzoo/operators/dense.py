@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from dynzoo import bfloat16_products
+from dynzoo.operators import bfloat16_products
 from dynzoo.operators.base import MatrixOperator
 
 __all__ = ["Dense", "Pointwise", "matmul_channels"]

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dynzoo import recipes
 from dynzoo.plots import eps_text
-from dynzoo.recipes import RecipeError, Schema
+from dynzoo.training import recipes
+from dynzoo.training.recipes import RecipeError, Schema
 from dynzoo.tuning.space import Dimension
 
 __all__ = ["OBJECTIVES", "TUNERS", "SearchConfig"]

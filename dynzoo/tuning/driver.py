@@ -10,25 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dynzoo import data, interruption, strict_json
-from dynzoo.checkpoints import CheckpointError, write_atomically
-from dynzoo.durations import duration
-from dynzoo.held_out import hold_out
-from dynzoo.recipes import RecipeError
+from dynzoo.data import loading as data
+from dynzoo.training.checkpoints import CheckpointError, write_atomically
+from dynzoo.training.recipes import RecipeError
+from dynzoo.training.validation import hold_out
 from dynzoo.tuning import cluster
 from dynzoo.tuning.config import SearchConfig
 from dynzoo.tuning.figures import save_figures
 from dynzoo.tuning.hypermodel import RecipeModel
 from dynzoo.tuning.oracles import make_oracle
-from dynzoo.tuning.records import (
-    UNSEEN,
-    SearchResult,
-    collect,
-    number,
-    outcome,
-    write_table,
-)
+from dynzoo.tuning.records import UNSEEN, SearchResult, collect, number, outcome, write_table
 from dynzoo.tuning.worker import RecipeTuner
+from dynzoo.utils import interruption, strict_json
+from dynzoo.utils.durations import duration
 
 __all__ = ["search"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dynzoo import plots
-from dynzoo.checkpoints import write_atomically
 from dynzoo.plots import ATTACKED, CLEAN, INK
+from dynzoo.training.checkpoints import write_atomically
 from dynzoo.tuning.config import SearchConfig
 from dynzoo.tuning.records import SearchResult, number
 from dynzoo.tuning.space import Dimension

@@ -14,11 +14,13 @@ import keras_tuner
 import numpy as np
 from keras_tuner.errors import FailedTrialError
 
-from dynzoo import data, robustness, training
-from dynzoo.checkpoints import CheckpointError, NotFiniteError
-from dynzoo.held_out import hold_out, labels_and_radii
-from dynzoo.strict_json import short
+from dynzoo.data import loading as data
+from dynzoo.robustness import evaluation as robustness
+from dynzoo.training import loop as training
+from dynzoo.training.checkpoints import CheckpointError, NotFiniteError
+from dynzoo.training.validation import hold_out, labels_and_radii
 from dynzoo.tuning.config import SearchConfig
+from dynzoo.utils.strict_json import short
 
 __all__ = ["RecipeModel", "epochs_of"]
 

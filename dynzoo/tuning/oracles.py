@@ -25,9 +25,9 @@ import numpy as np
 from keras_tuner.engine.trial import Trial, TrialStatus
 from sklearn.exceptions import ConvergenceWarning
 
-from dynzoo.checkpoints import CheckpointError, write_atomically
-from dynzoo.strict_json import short
+from dynzoo.training.checkpoints import CheckpointError, write_atomically
 from dynzoo.tuning.config import SearchConfig
+from dynzoo.utils.strict_json import short
 
 __all__ = ["make_oracle"]
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import yaml
 
-from dynzoo import strict_json
-from dynzoo.checkpoints import write_atomically
-from dynzoo.csv_text import csv_text
-from dynzoo.durations import duration
 from dynzoo.plots import eps_text
-from dynzoo.strict_json import short
+from dynzoo.training.checkpoints import write_atomically
 from dynzoo.tuning.config import SearchConfig
+from dynzoo.utils import strict_json
+from dynzoo.utils.csv_text import csv_text
+from dynzoo.utils.durations import duration
+from dynzoo.utils.strict_json import short
 
 __all__ = [
     "COMPLETED",

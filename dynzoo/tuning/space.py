@@ -7,8 +7,8 @@ import json
 import math
 from typing import Any
 
-from dynzoo.augmentation import DISTORTIONS
-from dynzoo.recipes import RecipeError
+from dynzoo.augmentation.batches import DISTORTIONS
+from dynzoo.training.recipes import RecipeError
 
 __all__ = ["Dimension"]
 

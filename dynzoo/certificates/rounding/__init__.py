@@ -1,0 +1,1 @@
+"""What rounding may do to the logits: a rule a layer, and their sum over the graph."""

@@ -1,0 +1,72 @@
+"""What several subcommands read: presets, data, numbers of classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynzoo.data import loading as data
+from dynzoo.inference.label_checks import count_classes
+from dynzoo.inference.streamed_images import StreamedImages
+from dynzoo.zoo import files as preset_files
+from dynzoo.zoo import presets
+
+
+def find_preset(name: str) -> tuple[Path, dict[str, Any]]:
+    """Folder and metadata of a preset."""
+    folder = presets._resolve(name)
+    return folder, preset_files.read_metadata(folder)
+
+
+def load_data(source: str, about: dict[str, Any]) -> tuple[data.Split, data.Split]:
+    """Training and test data, by name, file or folder; those of a folder as the preset takes them.
+
+    Args:
+        source: what `data.load` takes.
+        about: the preset's metadata.
+    """
+    shape = about.get("input_shape")
+    try:
+        return data.load(source, image_shape=tuple(shape) if shape else None, stream=None)
+    except RuntimeError as error:  # neither here nor to be had: the message says what to do
+        raise ValueError(str(error)) from error
+
+
+def check_fit(model: Any, x: np.ndarray, y: np.ndarray, source: str) -> None:
+    """Raise a ValueError if a model does not take these images, or lacks a class."""
+    if tuple(model.input_shape[1:]) != x.shape[1:]:
+        raise ValueError(
+            f"the model takes images of shape {tuple(model.input_shape[1:])}, "
+            f"{source} has images of shape {x.shape[1:]}"
+        )
+    if y.max() >= model.output_shape[-1]:
+        raise ValueError(
+            f"the model has {model.output_shape[-1]} classes, {source} has the label {y.max()}"
+        )
+
+
+def classes(text: str, *labels: np.ndarray) -> int:
+    """The number of classes that was asked for, or that of the labels."""
+    if text == "auto":
+        return max(2, count_classes(np.concatenate(labels), "the data"))
+    if not text.isdecimal() or int(text) < 2:
+        raise ValueError(f"--num-classes must be 'auto' or an integer >= 2. Received: {text}")
+    return int(text)
+
+
+def names_of_data(source: str, count: int) -> dict[str, list[str]]:
+    """`class_names` for a preset's metadata, where the data have names of that many classes."""
+    names = data.class_names(source)
+    numbers = [str(i) for i in range(len(names))]
+    return {} if len(names) != count or names == numbers else {"class_names": names}
+
+
+def first(split: data.Split, limit: int | None) -> data.Split:
+    """The first images of a split; those that are streamed stay in their files."""
+    x, y = split
+    if isinstance(x, StreamedImages):
+        part: Any = x.part(0, limit)
+        return part, y[:limit]
+    return x[:limit], y[:limit]

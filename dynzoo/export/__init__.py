@@ -1,0 +1,23 @@
+"""Graphs for other runtimes, with their certificate beside them."""
+
+from typing import Any
+
+# name -> module of this folder that holds it: loaded when it is first used
+_LAZY = {
+    "export_model": "exporter",
+    "FORMATS": "exporter",
+    "radii": "certificate",
+    "numbers_of": "certificate",
+}
+
+__all__ = sorted(_LAZY)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,113 @@
+"""What is certified of an evaluated model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dynzoo.certificates.smoothing import SmoothedClassifier
+from dynzoo.inference.streamed_images import StreamedImages, chunks, read_whole
+from dynzoo.robustness.checks.warning import EvaluationWarning
+from dynzoo.utils.arguments import number
+
+__all__ = ["certificate_dict", "check_sets_asked", "claims_of", "set_numbers", "smoothed_numbers"]
+
+
+def claims_of(model: Any, certificate: Any, x: np.ndarray, batch_size: int) -> tuple:
+    """(certificate, radii, labels, warnings); radii are `None` where there is no certificate."""
+    if certificate is False:
+        return None, None, None, []
+    if certificate is None:
+        from dynzoo.certificates import certify
+
+        try:
+            certificate = certify(model)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            note = f"The model has no certificate: {error}"
+            return None, None, None, [EvaluationWarning("not-certified", note)]
+    if isinstance(x, StreamedImages):
+        found = [certificate.radii(x[part], batch_size=batch_size) for part in chunks(len(x))]
+        labels, radii = (np.concatenate(column) for column in zip(*found, strict=True))
+    else:
+        labels, radii = certificate.radii(x, batch_size=batch_size)
+    return certificate, np.asarray(radii, dtype=np.float64), np.asarray(labels), []
+
+
+def smoothed_numbers(
+    certificate: SmoothedClassifier,
+    model: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    radii: list[float],
+    names: list[float],
+    batch_size: int,
+) -> dict[str, Any]:
+    """Numbers of a smoothed classifier of the model at L2 radii, under other names for these."""
+    _check_smooths(certificate, model)
+    result = certificate.accuracy(read_whole(x), y, radii, batch_size)
+    result["certified"] = dict(zip(names, result["certified"].values(), strict=True))
+    return result
+
+
+def check_sets_asked(alpha: float, norm: str, certificate: Any, x: Any) -> None:
+    """A ValueError where an evaluation cannot have prediction sets."""
+    from dynzoo.certificates import Certificate
+
+    number("prediction_sets", alpha, 0.0, 1.0, closed="none")
+    if norm != "l2":
+        raise ValueError(f"`prediction_sets` need `norm='l2'`. Received: norm={norm!r}")
+    if certificate is not None and not isinstance(certificate, Certificate):
+        raise ValueError(
+            "`prediction_sets` need the Lipschitz bound of a `dynzoo.certify`. Received: "
+            f"certificate={certificate!r}"
+        )
+    if isinstance(x, StreamedImages):
+        raise ValueError("`prediction_sets` need images in memory: take some of them, x[:5000]")
+    if len(x) < 2:
+        raise ValueError("`prediction_sets` need images to calibrate and others to measure on")
+
+
+def set_numbers(
+    certificate: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    alpha: float,
+    radii: list[float],
+    seed: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Prediction sets of half of the images, drawn at random, measured on the other half."""
+    from dynzoo.certificates import prediction_sets
+
+    # Drawn, for images may come sorted, and the halves must be exchangeable.
+    order = np.random.default_rng(seed).permutation(len(x))
+    ours, others = np.sort(order[: len(x) // 2]), np.sort(order[len(x) // 2 :])
+    sets = prediction_sets(certificate, x[ours], y[ours], alpha, radii[0], batch_size)
+    inside = {e: sets(x[others], e, batch_size) for e in (0.0, *radii)}
+    right = np.arange(len(others)), y[others]
+    return {
+        "alpha": sets.alpha,
+        "threshold": sets.threshold if np.isfinite(sets.threshold) else None,
+        "calibration_images": sets.images,
+        "images": len(others),
+        "certified_coverage": sets.certified_coverage(x[others], y[others], batch_size),
+        "coverage": {e: float(rows[right].mean()) for e, rows in inside.items()},
+        "size": {e: float(rows.sum(axis=1).mean()) for e, rows in inside.items()},
+    }
+
+
+def certificate_dict(certificate: Any) -> dict[str, Any] | None:
+    """What a certificate says of itself, JSON-able."""
+    if certificate is None:
+        return None
+    to_dict = getattr(certificate, "to_dict", None)
+    return to_dict() if callable(to_dict) else {"type": type(certificate).__name__}
+
+
+def _check_smooths(certificate: SmoothedClassifier, model: Any) -> None:
+    if certificate.model is not model:
+        raise ValueError(
+            "`certificate` must smooth the model that is evaluated: `smooth(model, sigma)`. "
+            f"Received: a smoothed {getattr(certificate.model, 'name', 'model')!r}"
+        )

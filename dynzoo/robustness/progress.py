@@ -1,0 +1,160 @@
+"""How far an evaluation is, and how long its attacks will still take: a line that is updated."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+import numpy as np
+
+from dynzoo import plots
+from dynzoo.attacks.passes import listening
+from dynzoo.robustness.campaign import Campaign
+
+__all__ = ["Progress", "seconds_left"]
+
+# A gradient step costs a forward and a backward pass, about three times a forward pass.
+_GRADIENT_STEP = 3.0
+_TERMINAL = 0.5  # seconds between two updates of a line on a terminal
+
+
+def cost(attack: Any) -> float:
+    """Forward passes that an attack needs for an image that resists, roughly."""
+    passes = _GRADIENT_STEP * getattr(attack, "steps", 0) + getattr(attack, "queries", 0)
+    runs = getattr(attack, "restarts", 1) * getattr(attack, "targets", 1)
+    return max(passes, 1.0) * runs * getattr(attack, "eot", 1)
+
+
+def seconds_left(campaign: Campaign) -> float | None:
+    """Time that the rest of a campaign takes if no more images fall; `None` while unknown."""
+    outcomes = campaign.outcomes
+    costs = np.array([[cost(attack) for attack in row] for row in campaign.attacks]).T
+    done = outcomes.attacked.sum(axis=0)
+    if not (done * costs).any():
+        return None
+    speed = outcomes.seconds.sum() / (done * costs).sum()
+    # An attack that has run says itself how long it takes.
+    ran = done.sum(axis=1)
+    each = np.where(ran > 0, outcomes.seconds.sum(axis=1) / np.maximum(ran, 1), np.nan)
+    per_image = np.where(np.isnan(each)[:, None], speed * costs, each[:, None])
+    left = 0.0
+    for radius in range(len(outcomes.eps)):
+        for attack in range(len(outcomes.attacks)):
+            rows = campaign.rows(attack, radius)
+            still = (~outcomes.attacked[rows, attack, radius]).sum()
+            left += float(still) * float(per_image[attack, radius])
+    return left
+
+
+class Progress:
+    """Says what runs, what fell, the share done and the time left, in the units of the report.
+
+    On a terminal that is one line, which is updated. Elsewhere (a file, a pipe) it is at most a
+    line in a while, and one at the end of each attack.
+
+    Args:
+        file: Where to; standard output by default.
+        seconds: Least time between two lines of one attack or check.
+        quiet: Print nothing.
+        clock: Gives the time in seconds.
+    """
+
+    def __init__(
+        self,
+        file: TextIO | None = None,
+        seconds: float = 5.0,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.file, self.seconds, self.quiet, self.clock = file, seconds, quiet, clock
+        self._start = clock()
+        self._last, self._shown = -float("inf"), ""
+        # The batch of an attack that runs, and when it was first seen.
+        self._batch, self._since = (-1, -1, -1), 0.0
+        self._share, self._open = 0.0, False
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._open:  # what comes next begins a line of its own
+            self._open = False
+            print(file=self.file or sys.stdout, flush=True)
+
+    @contextlib.contextmanager
+    def watching(self, what: str) -> Iterator[None]:
+        """Says that a check begins, and within it, now and then at its passes, that it goes on."""
+        text = f"checking: {what}"
+
+        def tick(*_: Any) -> None:
+            if not self.quiet and self.clock() - self._last >= self._least:
+                self._say(text)
+
+        if not self.quiet:
+            self._say(text)
+        with listening(tick):
+            yield
+
+    def __call__(self, campaign: Campaign) -> None:
+        """Show where the campaign stands, if it is time."""
+        outcomes, number, radius = campaign.outcomes, campaign.attack, campaign.radius
+        if self.quiet:
+            return
+        due = self.clock() - self._last >= self._least
+        # Asked at each pass: the rest of this function is work.
+        if not due and not campaign.finished_attack:
+            return
+        rows = campaign.rows(number, radius)
+        tried = int(outcomes.attacked[rows, number, radius].sum())
+        if (radius, number, tried) != self._batch:
+            self._batch, self._since = (radius, number, tried), self.clock()
+        left = seconds_left(campaign)
+        if left is not None:  # which knows of whole batches only, and one may take half an hour
+            batch = self.clock() - self._since
+            left = max(left - batch, 0.0)
+            spent = float(outcomes.seconds.sum()) + batch
+            # Never less than before, though an attack may turn out to be slower than thought.
+            self._share = max(self._share, spent / (spent + left) if spent else 0.0)
+        radius_text = plots.eps_text(outcomes.eps[radius])
+        text = (
+            f"{radius_text}  {outcomes.attacks[number]:<16} broke "
+            f"{int(outcomes.broken[rows, number, radius].sum())} of {tried}/{len(rows)}  "
+            f"robust {100 * outcomes.waiting(number + 1, radius).mean():.2f} %"
+        )
+        if campaign.repeating:
+            text = f"{radius_text}  again: {campaign.repeating} images that fell in a smaller ball"
+        if due or text != self._shown:
+            self._say(text, left)
+
+    @property
+    def _least(self) -> float:
+        """Least time between two lines; less where the next one replaces the last."""
+        return min(self.seconds, _TERMINAL) if _is_terminal(self.file) else self.seconds
+
+    def _say(self, text: str, left: float | None = None) -> None:
+        now, file = self.clock(), self.file or sys.stdout
+        times = f"  after {duration(now - self._start)}"
+        if left is not None:
+            times = f"  {100 * self._share:.0f} % done{times}, left {duration(left)}"
+        if _is_terminal(self.file):
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{(text + times)[:width]}", end="", file=file, flush=True)
+            self._open = True
+        else:
+            print(text + times, file=file, flush=True)
+        self._last, self._shown = now, text
+
+
+def _is_terminal(file: TextIO | None) -> bool:
+    return (file or sys.stdout).isatty()
+
+
+def duration(seconds: float) -> str:
+    """`95` as `1:35`, `3725` as `1:02:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,86 @@
+"""A certificate against the attacks: one counterexample is enough."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from dynzoo.attacks.geometry import distances
+from dynzoo.training.checkpoints import write_atomically
+
+__all__ = ["CertificateViolation", "refute"]
+
+
+class CertificateViolation(Exception):
+    """A certified image was fooled inside its certified radius: the certificate is wrong.
+
+    Attributes:
+        index: Position of the image in `x`.
+        x: The clean image, float32.
+        x_adv: The point that the model classifies differently, float32.
+        radius: The certified L2 radius of the image.
+        distance: L2 distance of `x_adv` from `x`, in float64; below `radius`.
+        label: Label that the certificate vouches for.
+        fooled_label: Label of `x_adv`.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        x: np.ndarray,
+        x_adv: np.ndarray,
+        radius: float,
+        distance: float,
+        label: int,
+        fooled_label: int,
+    ) -> None:
+        super().__init__(
+            f"Image {index} is certified up to L2 radius {radius:.8g}, but a point at distance "
+            f"{distance:.8g} is classified differently. The certificate is not valid."
+        )
+        self.index, self.x, self.x_adv = index, x, x_adv
+        self.radius, self.distance = radius, distance
+        self.label, self.fooled_label = label, fooled_label
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the counterexample as an `.npz` file: every attribute by its name.
+
+        Raises:
+            ValueError: If the suffix is another one.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".npz":
+            raise ValueError(f"`path` must end in .npz. Received: path={str(path)!r}")
+        buffer = io.BytesIO()
+        names = ("index", "x", "x_adv", "radius", "distance", "label", "fooled_label")
+        np.savez(buffer, allow_pickle=False, **{name: getattr(self, name) for name in names})
+        write_atomically(path, buffer.getvalue())
+        self.args = (f"{self.args[0]} Saved as {path}.",)
+        return path
+
+
+def refute(
+    x: np.ndarray,
+    points: np.ndarray,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    cert_labels: np.ndarray,
+    radii: np.ndarray,
+) -> None:
+    """Raise a CertificateViolation if a point has another label inside its certified radius."""
+    gone = distances(points, x[rows], "l2")
+    wrong = np.flatnonzero((labels != cert_labels[rows]) & (gone < radii[rows]))
+    if wrong.size:
+        k, index = int(wrong[0]), int(rows[wrong[0]])
+        raise CertificateViolation(
+            index,
+            x[index].copy(),
+            points[k].copy(),
+            float(radii[index]),
+            float(gone[k]),
+            int(cert_labels[index]),
+            int(labels[k]),
+        )

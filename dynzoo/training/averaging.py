@@ -1,0 +1,53 @@
+"""Weight averaging: the mean of what a network's weights were after several epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from dynzoo import backend
+from dynzoo.training import checkpoints
+
+__all__ = ["take_mean"]
+
+
+def take_mean(
+    model: keras.Model, paths: Sequence[Path], check: Callable[[dict], None] | None = None
+) -> None:
+    r"""Gives a model the mean of the trainable weights that its checkpoints hold.
+
+    $$ \bar w = \frac1n \sum_{k=1}^n w_k $$
+
+    At the ends of cycles of the learning rate, the networks of one training err differently, and
+    the mean of their weights is often better than each (Izmailov et al., "Averaging Weights Leads
+    to Wider Optima and Better Generalization", UAI 2018). What is not trained, such as moving
+    statistics, is that of the last checkpoint.
+
+    Which checkpoints are averaged is a choice of a model: make it by held-out images, or before any
+    are seen, and never by test numbers, which would be too good afterwards.
+
+    Condition: the mean of orthonormal matrices is not orthonormal. Project the model onto its
+    constraints afterwards, with `dynzoo.constraints.project`, as `dynzoo.training.train` does.
+
+    Args:
+        model: a compiled, built model, as `dynzoo.training.checkpoints.read` wants it.
+        paths: the checkpoints, at least one.
+        check: called with the state of each; may raise.
+
+    Raises:
+        CheckpointError: if a file is damaged or does not fit the model.
+
+    Example:
+
+    >>> take_mean(model, ["runs/mine/epoch_40.npz", "runs/mine/epoch_80.npz"])
+    """
+    total = [np.float64(0.0)] * len(model.trainable_variables)
+    for path in paths:
+        checkpoints.read(path, model, check)
+        weights = [backend.value_of(v) for v in model.trainable_variables]
+        total = [t + w.astype(np.float64) for t, w in zip(total, weights, strict=True)]
+    for variable, t in zip(model.trainable_variables, total, strict=True):
+        variable.assign((t / len(paths)).astype(np.float32))

@@ -1,0 +1,130 @@
+"""Training checkpoints: one file, replaced atomically, readable on every backend."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from dynzoo import backend
+from dynzoo.utils import interruption, strict_json
+from dynzoo.utils.strict_json import short
+
+__all__ = ["CheckpointError", "NotFiniteError", "read", "write", "write_atomically"]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and the reason."""
+
+
+class NotFiniteError(CheckpointError):
+    """Weights that are not finite, which no checkpoint is written of."""
+
+
+def write_atomically(path, content: bytes) -> None:
+    """Writes a file so that at every moment either the old or the new content is there.
+
+    Nothing else is left behind where it fails.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with interruption.writing():
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write(path, model, state: dict) -> None:
+    """Saves weights, optimizer variables and a JSON state.
+
+    Raises:
+        NotFiniteError: if a weight is not finite; the file on disk is left as it was.
+    """
+    arrays = {}
+    for prefix, variables in _groups(model).items():
+        for i, variable in enumerate(variables):
+            value = backend.value_of(variable)
+            if prefix == "weight" and not np.isfinite(value).all():
+                raise NotFiniteError(f"{variable.path} is not finite: {path} was not written")
+            arrays[f"{prefix}_{i:04d}"] = value
+    arrays["state"] = np.frombuffer(json.dumps(state).encode(), dtype=np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+def _groups(model) -> dict:
+    return {"weight": model.variables, "optimizer": model.optimizer.variables}
+
+
+def read(path, model, check=None) -> dict:
+    """Puts a checkpoint's weights and optimizer variables into a compiled, built model.
+
+    Args:
+        path: file written by `write`.
+        model: the model, of the same architecture and with the same optimizer.
+        check: called with the state before anything is changed; may raise.
+
+    Returns:
+        The state.
+
+    Raises:
+        CheckpointError: if the file is damaged or does not fit the model; nothing is changed then.
+    """
+    try:
+        # Read whole, so that a damaged archive leaves no open file behind.
+        content = Path(path).read_bytes()
+        _check_sizes(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        state = strict_json.parse(arrays.pop("state").tobytes())
+        if not isinstance(state, dict):
+            raise ValueError("its state is not a mapping")
+    except Exception as error:  # zipfile and NumPy raise some ten kinds over a damaged archive
+        raise CheckpointError(
+            f"{path} is damaged or not a dynzoo checkpoint ({short(error)})"
+        ) from None
+    if check is not None:
+        check(state)
+    pairs = []
+    for prefix, variables in _groups(model).items():
+        stored = [k for k in sorted(arrays) if k.startswith(prefix + "_")]
+        shapes = [tuple(arrays[k].shape) for k in stored]
+        if shapes != [tuple(v.shape) for v in variables]:
+            raise CheckpointError(
+                f"{path} holds {prefix} variables of another model or optimizer; "
+                "start in a new output folder, or use the recipe that it was made with"
+            )
+        for variable, key in zip(variables, stored, strict=True):
+            value = arrays[key]
+            if ("int" in variable.dtype) != (value.dtype.kind in "iu"):
+                raise CheckpointError(
+                    f"{path} is damaged: it holds {value.dtype} for {variable.path}, which is "
+                    f"{variable.dtype}"
+                )
+            if prefix == "weight" and value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise CheckpointError(f"{path} is damaged: {variable.path} is not finite")
+            pairs.append((variable, value))
+    for variable, value in pairs:
+        variable.assign(value)
+    return state
+
+
+def _check_sizes(content: bytes) -> None:
+    """`write` does not compress: an archive that declares more than it has is none of its."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+        raise ValueError("it is compressed")
+    if sum(m.file_size for m in members) > len(content):
+        raise ValueError("it declares more bytes than it has")

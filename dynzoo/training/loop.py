@@ -1,0 +1,302 @@
+"""Training a preset from its recipe: a resumable job around ``model.fit``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import keras
+
+from dynzoo import backend, constraints
+from dynzoo.augmentation import batches as augmentation
+from dynzoo.augmentation.on_device import distorted_model
+from dynzoo.training import builders as optimization
+from dynzoo.training import checkpoints, recipes
+from dynzoo.training.allocator import keep_freed_memory
+from dynzoo.training.averaging import take_mean
+from dynzoo.training.builders import GivenRate
+from dynzoo.training.distribution import OneDevice, Replicas
+from dynzoo.training.epoch_values import values
+from dynzoo.training.epochs import TrainingDivergedError, TrainingLoop, held_out_row
+from dynzoo.training.fitted_epochs import FittedEpochs
+from dynzoo.training.loss_of_epoch import LossOfEpoch
+from dynzoo.training.resident_epochs import ResidentEpochs, resident_needs_jax
+from dynzoo.training.run import Run, session
+from dynzoo.training.validation import hold_out
+from dynzoo.utils import interruption
+
+__all__ = ["TrainingDivergedError", "build_model", "train"]
+
+
+_RESERVE = 10.0  # seconds of a run by the clock that are kept for its last look and its weights
+
+
+def build_model(recipe: dict, num_classes: int, input_shape, dtype=None) -> keras.Model:
+    """The model that a (validated) recipe describes, with fresh weights."""
+    from dynzoo.models import ARCHITECTURES
+
+    arguments = dict(recipe["architecture"])
+    builder = ARCHITECTURES[arguments.pop("name")]
+    arguments.setdefault("input_shape", tuple(input_shape))
+    arguments.setdefault("num_classes", num_classes)
+    arguments.setdefault("seed", recipe["training"]["seed"])
+    before = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy(dtype or recipe["training"]["dtype"])
+        return builder(name=recipe["name"], **arguments)
+    except TypeError as error:
+        raise recipes.RecipeError(f"`architecture`: {error}") from None
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def train(
+    config,
+    data_file=None,
+    output=None,
+    max_seconds=None,
+    resume=False,
+    verbose="auto",
+    log=print,
+    distribute=False,
+    devices=None,
+    pilot=None,
+    weights_dtype="float32",
+) -> keras.Model:
+    """Trains the model of a recipe and returns it, in float32.
+
+    After each epoch, and when the time is up, everything needed to go on is written to
+    ``output/checkpoint.npz`` in one atomic step, and ``output/log.csv`` has a row an epoch
+    (accuracies in percent; ``val_certified`` at the recipe's first eps, empty for a model without
+    a certificate). With ``training.validate_every: n`` only every n-th epoch and the last one have
+    held-out accuracies and a checkpoint, which pays where an epoch takes seconds. Model choice uses
+    a held-out part of the training images; the test set is not read for it. When the last epoch is
+    done, the preset is written to ``output/preset``. With ``training.start`` the weights come from
+    that preset, with a fresh head for another number of classes; a checkpoint goes before.
+    With ``training.average`` the preset's weights are the projected mean of those that
+    ``output/epoch_<n>.npz`` keep; see `dynzoo.training.averaging.take_mean`.
+
+    With ``training.resident`` images, batches and steps stay on the device (JAX only; see
+    `dynzoo.training.resident_epochs.ResidentEpochs`), and what log.csv says of held-out images is a quick
+    look (`dynzoo.training.quick_look.QuickLook`); the finished model is measured exactly. With
+    ``training.clock`` as well, the schedule is stretched over ``max_seconds``: its epochs become
+    shares of the time, the rate reaches 0 when the time is up, and the weights are written then
+    and at 60 and 80 % of it.
+
+    Args:
+        config: a recipe: mapping, YAML file, or the name of one that ships.
+        data_file: ``.npz`` file to use in place of the recipe's data set, or what `data.load` gave
+            of it as bytes.
+        output: run folder; default ``runs/<name>``.
+        max_seconds: stop cleanly after this many seconds, data loading included.
+        resume: go on from the checkpoint in ``output`` if there is one.
+        verbose: as in ``model.fit``.
+        log: called with each message.
+        distribute: train copies of the model on several devices, each on its share of every
+            batch; see `dynzoo.training.distribution.Replicas`. The result is that of one device up to
+            rounding, and a checkpoint goes on with any number of devices.
+        devices: how many, with ``distribute``; default all.
+        pilot: train nothing, but time steps for so many seconds and log what the training would
+            cost.
+        weights_dtype: of the preset's large arrays, ``"float32"`` or ``"float16"``: see
+            `dynzoo.save_to_preset`. With ``"float16"`` the held-out accuracies of a resident
+            training are those of its last quick look.
+
+    Returns:
+        The trained (or so far trained) model, on one device.
+
+    Raises:
+        RecipeError: if the recipe is wrong, naming the key.
+        CheckpointError: if the run folder holds a run and ``resume`` is not set, or the
+            checkpoint is damaged or belongs to another recipe.
+        TrainingDivergedError: if the loss is not finite; the last good checkpoint is kept.
+        DistributionError: if training cannot be spread over the devices, or this is one of
+            several processes.
+        ReplicasDivergedError: if the copies of the model are no longer the same after an epoch;
+            nothing of that epoch is kept.
+        ValueError: if ``max_seconds`` is not positive, or the preset of ``training.start`` is
+            unknown or has a layer that does not match.
+
+    Example:
+
+    >>> train("isometric_small_cifar10", max_seconds=600, resume=True)
+    """
+    started = time.monotonic()
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"`max_seconds` must be positive. Received: max_seconds={max_seconds}")
+    if devices is not None and not distribute:
+        raise ValueError(f"`devices` needs `distribute=True`. Received: devices={devices}")
+    if pilot is not None and not 0 < pilot < float("inf"):
+        raise ValueError(f"`pilot` must be a positive number of seconds. Received: pilot={pilot}")
+    if weights_dtype not in ("float32", "float16"):
+        raise ValueError(
+            f"`weights_dtype` must be 'float32' or 'float16'. Received: {weights_dtype!r}"
+        )
+    recipe = recipes.load(config)
+    settings = recipe["training"]
+    _check_engine(settings, max_seconds, distribute, pilot)
+    run = Run(recipe, Path(output) if output else Path("runs") / recipe["name"])
+    if run.checkpoint.exists() and not resume and pilot is None:
+        raise checkpoints.CheckpointError(
+            f"{run.checkpoint} exists: pass --resume to go on, or choose another output folder"
+        )
+    interruption.keeps(run.kept_so_far)
+    # Before anything is computed: a CPU that computes can no longer be divided.
+    replicas = Replicas(devices) if distribute else OneDevice()
+    replicas.check_batch_size(settings["batch_size"])
+    if not isinstance(data_file, tuple):  # one that is in memory already
+        log(f"{recipe['name']}: reading {data_file or recipe['data']['name']}")
+    ((x, y), validation), num_classes = hold_out(recipe, data_file)
+
+    run.trains_on(x, y)
+
+    keep_freed_memory()
+    keras.utils.set_random_seed(settings["seed"])
+    batches = len(x) // settings["batch_size"]
+    if batches == 0:
+        raise recipes.RecipeError(
+            f"`training.batch_size` must be at most {len(x)}, the training images. "
+            f"Received: {settings['batch_size']}"
+        )
+    twin, loss = _compiled(recipe, num_classes, x.shape[1:], batches, replicas)
+    size = " x ".join(map(str, x.shape[1:]))
+    log(
+        f"{len(x):,} images of {size} to train on, {len(validation[0]):,} held out; "
+        f"{twin.network.count_params():,} parameters; {settings['epochs']} epochs of {batches:,} "
+        f"batches; compiling for {backend.name()} with the first batch"
+    )
+    if pilot is None:
+        _restore(run, twin, log)
+    if distribute:
+        share = settings["batch_size"] // replicas.count
+        log(f"{share} of {settings['batch_size']} images a batch on each of {replicas}")
+    run.state["sessions"].append(session(max_seconds, replicas.count))
+
+    deadline = None if max_seconds is None else started + max_seconds
+    arguments = (twin.model, x, y, settings["batch_size"], settings["seed"])
+    engine: FittedEpochs | ResidentEpochs
+    if settings["resident"]:
+        engine = ResidentEpochs(*arguments)
+    else:
+        engine = FittedEpochs(
+            *arguments, replicas=replicas, verbose=verbose, total=settings["epochs"]
+        )
+
+    def save(measured=None) -> Path:
+        constraints.project(twin.updated())
+        return run.save_preset(twin.plain, measured, weights_dtype)
+
+    def write():
+        log(f"weights of the unfinished run written to {save()}")
+
+    loop = TrainingLoop(run, twin, engine, loss, validation, deadline, started, log, write)
+    with interruption.training():
+        if pilot is not None:
+            log(loop.pilot(pilot, max_seconds))
+            return twin.updated()
+        if settings["clock"]:
+            done = loop.by_clock(deadline - min(_RESERVE, 0.05 * max_seconds))
+        else:
+            done = loop.by_epochs()
+    if settings["clock"]:
+        log(f"preset written to {save()}")
+    elif not done:
+        log(f"stopped at the time limit; {run.checkpoint} goes on with --resume")
+        return twin.updated()
+    _choose_weights(run, twin.model)
+    measured = None
+    if settings["average"] or (settings["resident"] and weights_dtype == "float32"):
+        constraints.project(twin.updated())
+        measured = held_out_row(run, twin.plain, validation)
+    if not settings["clock"] or measured:
+        log(f"preset written to {save(measured)}")
+    return twin.plain
+
+
+def _compiled(recipe, num_classes, shape, batches, replicas) -> tuple[_Twin, LossOfEpoch]:
+    """The model of a recipe with its optimizer and its loss."""
+    settings = recipe["training"]
+    with replicas.scope():
+        network = build_model(recipe, num_classes, shape)
+        replicas.synchronise(network)
+        model = _with_distortions(network, recipe["data"])
+        optimizer = optimization.make_optimizer(
+            settings["optimizer"], settings["epochs"] * batches, settings["schedule"], batches
+        )
+        if settings["resident"]:
+            optimizer.learning_rate = GivenRate(optimizer._learning_rate)
+        loss = LossOfEpoch(settings["loss"])
+        loss.compile(model, optimizer)
+        optimizer.build(model.trainable_variables)
+    return _Twin(recipe, model, network, replicas), loss
+
+
+def _restore(run: Run, twin: _Twin, log) -> None:
+    """Where a run stood, or the weights that it starts from."""
+    start = run.recipe["training"]["start"]
+    if run.checkpoint.exists():
+        images = run.state["images"]
+        run.state = checkpoints.read(run.checkpoint, twin.model, run.check)
+        run.state["images"] = images
+        run.check_kept()
+        run.note_kept()
+        log(f"resumed at epoch {run.state['epoch']}, batch {run.state['batch']}")
+    elif start:
+        from dynzoo.training.warm_start import warm_start
+
+        run.state["start"] = warm_start(twin.plain, start)
+        twin.adopt()
+        log(f"started from the weights of {run.state['start']['preset']}")
+
+
+def _choose_weights(run: Run, model: keras.Model) -> None:
+    """Gives the model those of its weights that the recipe keeps, where they are not the last."""
+    settings = run.recipe["training"]
+    if settings["average"]:
+        take_mean(model, [run.kept(epoch) for epoch in settings["average"]], run.check)
+    elif settings["keep"] == "best" and run.best.exists():
+        checkpoints.read(run.best, model, run.check)
+
+
+def _check_engine(settings: dict, max_seconds, distribute: bool, pilot) -> None:
+    """What resident training and the clock need; said before any image is read."""
+    if settings["clock"] and max_seconds is None and pilot is None:
+        raise ValueError(
+            "`training.clock` stretches the schedule over `max_seconds` (--max-seconds), which "
+            "must be given. Received: max_seconds=None"
+        )
+    if settings["resident"] and backend.name() != "jax":
+        raise ValueError(resident_needs_jax())
+    if settings["resident"] and distribute:
+        raise ValueError(
+            "`distribute` (--distribute) and `training.resident` are two ways to use devices: give "
+            "one. Received: distribute=True"
+        )
+
+
+def _with_distortions(model: keras.Model, section: dict) -> keras.Model:
+    """The model that `fit` gets: with the distortions that the images have in some epoch."""
+    turn, zoom, recolor = (any(values(section[key])) for key in augmentation.DISTORTIONS)
+    return distorted_model(model, turn or zoom, recolor) if turn or zoom or recolor else model
+
+
+class _Twin:
+    """What `fit` gets, its network, and that in float32 on one device: itself, or a copy."""
+
+    def __init__(self, recipe, model, network, replicas):
+        self.model, self.network, self.replicas = model, network, replicas
+        self.plain = network
+        if recipe["training"]["dtype"] != "float32" or isinstance(replicas, Replicas):
+            classes, shape = network.output_shape[-1], network.input_shape[1:]
+            self.plain = build_model(recipe, classes, shape, "float32")
+
+    def updated(self) -> keras.Model:
+        if self.plain is not self.network:
+            self.plain.set_weights([backend.value_of(v) for v in self.model.weights])
+        return self.plain
+
+    def adopt(self) -> None:
+        """The model takes the weights of its twin."""
+        if self.plain is not self.network:
+            for variable, value in zip(self.model.weights, self.plain.get_weights(), strict=True):
+                variable.assign(value)

@@ -1,0 +1,76 @@
+"""The held-out images, and what a model in training is judged by: its accuracies on them."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from dynzoo.data import loading as data
+from dynzoo.inference.answers import answers
+from dynzoo.inference.draws import layers_with
+from dynzoo.inference.label_checks import count_classes
+from dynzoo.training import recipes
+
+__all__ = ["held_out_accuracy", "hold_out", "labels_and_radii"]
+
+
+def hold_out(recipe: dict, source=None) -> tuple[tuple, int]:
+    """The images that a recipe trains on and those that it holds out, the test set left alone.
+
+    Args:
+        recipe: a complete recipe. The held-out part does not depend on its seed: seeds stay
+            comparable.
+        source: a data set in place of the recipe's: a name, a file, or what `dynzoo.data.load`
+            gave of it as bytes.
+
+    Returns:
+        `((x, y), (x_held_out, y_held_out))` as bytes (floats in [0, 1] where
+        they are no bytes), and the number of classes.
+
+    Raises:
+        RecipeError: if the data have no more images than are to be held out.
+    """
+    section = recipe["data"]
+    if isinstance(source, tuple):
+        (x, y), _ = source
+    else:
+        (x, y), _ = data.load_exact(str(source) if source else section["name"])
+    if section["validation"] >= len(x):
+        raise recipes.RecipeError(
+            f"`data.validation` must be below {len(x)}, the training images. "
+            f"Received: {section['validation']}"
+        )
+    return data.split_validation(x, y, section["validation"], seed=0), count_classes(
+        y, "the training labels"
+    )
+
+
+def held_out_accuracy(model: keras.Model, held_out, eps: float) -> tuple[float, float | None]:
+    """Shares of images that are right, and that are right with a certified radius above `eps`.
+
+    Args:
+        model: model in float32.
+        held_out: images (n, h, w, c) as bytes or in [0, 1], and labels (n,).
+        eps: L2 radius, in units of the pixel range [0, 1].
+
+    Returns:
+        Both shares in [0, 1]; `None` for the second where the model has no certificate.
+    """
+    x, y = held_out
+    labels, radii = labels_and_radii(model, data.to_float(x))
+    correct = labels == y
+    certified = None if radii is None else float((correct & (radii > eps)).mean())
+    return float(correct.mean()), certified
+
+
+def labels_and_radii(model: keras.Model, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Labels of images in [0, 1], -1 for NaN, and certified radii where there is a certificate."""
+    from dynzoo import certificates
+    from dynzoo.attacks.base import predict_logits
+
+    if not any(layers_with(model, why) for why in ("random_at_inference", "depends_on_batch")):
+        try:
+            return certificates.certify(model).radii(x)
+        except certificates.UncertifiableLayerError:
+            pass
+    return answers(predict_logits(model, x)), None

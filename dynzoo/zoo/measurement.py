@@ -1,0 +1,292 @@
+"""Evaluating a preset: all images certified, the first ones attacked, the numbers on its card."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from dynzoo import plots
+from dynzoo.attacks.base import check_images_or_stream, check_labels, positive_floats
+from dynzoo.certificates import certify
+from dynzoo.inference.answers import answers
+from dynzoo.inference.image_checks import check_unit_range
+from dynzoo.inference.streamed_images import StreamedImages, chunks
+from dynzoo.robustness.evaluation import evaluate
+from dynzoo.robustness.report import RobustnessReport
+from dynzoo.training.checkpoints import write_atomically
+from dynzoo.zoo import files as preset_files
+from dynzoo.zoo.cards import model_card
+
+__all__ = ["Measurement", "accuracy", "measure", "radius_text", "update_card"]
+
+_CHUNK = 1024
+# Half a minute for a small network on a CPU core.
+_AUDIT: dict[str, Any] = {"pairs": 16, "steps": 40, "restarts": 1}
+# With ten classes or fewer, the first five are too many to say something.
+_TOP5_CLASSES = 11
+# What of a preset's metadata an evaluation says, and replaces as a whole.
+_MEASURED = (
+    "accuracy",
+    "certified_accuracy",
+    "top5_accuracy",
+    "certified_top5_accuracy",
+    "attacked_accuracy",
+    "lipschitz",
+    "body_lipschitz",
+    "audited_slope",
+    "evaluation",
+)
+
+
+@dataclass
+class Measurement:
+    """Accuracies of a model on `images` images; attacks ran on the first `attacked_images`.
+
+    With more than ten classes, `top5` is the share of images whose label is among the five largest
+    logits, and `certified_top5` the share for which that is proved to stay so within a radius.
+    """
+
+    norm: str
+    images: int
+    clean: float
+    certified: dict[float, float]
+    lipschitz: float
+    attacked_images: int
+    report: RobustnessReport | None
+    audited_slope: float | None = None
+    body_lipschitz: float | None = None
+    top5: float | None = None
+    certified_top5: dict[float, float] = field(default_factory=dict)
+
+    def rows(self) -> list[list[float | None]]:
+        """(radius, certified on all, certified on the attacked ones, attacked); radius 0 first."""
+        first = self.report
+        if first is None or not first.attacked:
+            return [
+                [0.0, self.clean, None, None],
+                *([eps, share, None, None] for eps, share in self.certified.items()),
+            ]
+        return [
+            [0.0, self.clean, first.clean, first.clean],
+            *([e, v, first.certified[e], first.robust[e]] for e, v in self.certified.items()),
+        ]
+
+
+def measure(
+    model: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    norm: str = "l2",
+    eps: Sequence[float] = (36 / 255, 72 / 255, 108 / 255),
+    attacks: str | list[str] = "standard",
+    attack_limit: int = 1000,
+    batch_size: int = 256,
+    seed: int = 0,
+    verbose: int = 0,
+    class_names: list[str] | None = None,
+    title: str | None = None,
+    tick: Callable[[int], None] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    attack_certified: str = "first",
+    audit: bool = False,
+    corruptions: bool = False,
+    report: bool = False,
+    prediction_sets: float | None = None,
+) -> Measurement:
+    """Clean and certified accuracy on all images, attacked accuracy on the first few.
+
+    Args:
+        model: a model that `certify` knows.
+        x: images (n, height, width, channels) in [0, 1].
+        y: integer labels (n,).
+        norm: `"l2"` or `"linf"`.
+        eps: radii in the pixel range [0, 1].
+        attacks: what `dynzoo.evaluate` takes, or `"none"`.
+        attack_limit: number of images that are attacked, from the first one on.
+        batch_size: images at once.
+        seed: seed of the attacks.
+        verbose: 1 prints a line an attack.
+        class_names: names of the classes, for the report.
+        title: heading of the report.
+        tick: called with the number of images that were certified since its last call.
+        checkpoint: file of an attack that can be stopped and gone on with.
+        attack_certified: which attacks try images that are proved at a radius: `"first"`, `"all"`
+            or `"none"`.
+        audit: search for the steepest slope, which refutes the Lipschitz bound or says how tight
+            it is; a section of the report.
+        corruptions: measure the attacked images under fifteen corruptions; a section of the report.
+        report: make a report without attacks too, of all images; with them there is one anyway.
+        prediction_sets: as in `dynzoo.evaluate`, of the images of the report; `None` for none.
+
+    Returns:
+        A `Measurement`; its `report` is `None` where none was asked for, its `audited_slope`
+        where nothing is audited.
+
+    Raises:
+        UncertifiableLayerError: if the model has a layer without a known constant.
+        CertificateViolation: if an attack refutes the certificate.
+        AuditViolation: if the audit refutes the Lipschitz bound.
+    """
+    x, y = check_images_or_stream(x, y)
+    check_unit_range(model)
+    eps = positive_floats("eps", eps)
+    certificate = certify(model)
+    top = (1, 5) if len(certificate.pair_distances) >= _TOP5_CLASSES else (1,)
+    parts = []
+    for chunk in chunks(len(x), _CHUNK):
+        parts.append(certificate.topk_radii(x[chunk], y[chunk], top, batch_size=batch_size))
+        if tick is not None:
+            tick(len(parts[-1][0]))
+    places = np.concatenate([part[0] for part in parts])
+    radii = np.concatenate([part[1] for part in parts])
+    correct, proved = places == 0, radii[:, 0]
+    factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
+    made, slope = None, None
+    first = slice(len(x) if attacks == "none" else attack_limit)
+    if attacks != "none" or report or audit or corruptions or prediction_sets is not None:
+        made = evaluate(
+            model,
+            x if attacks == "none" else x[first],
+            y[first],
+            norm=norm,
+            eps=eps,
+            attacks=attacks,
+            batch_size=batch_size,
+            certificate=certificate,
+            seed=seed,
+            verbose=verbose,
+            class_names=class_names,
+            title=title,
+            checkpoint=checkpoint,
+            attack_certified=attack_certified,
+            prediction_sets=prediction_sets,
+        )
+        if audit:
+            from dynzoo.certificates.audit import audit as search
+
+            found = search(model, x[:attack_limit], certificate=certificate, seed=seed, **_AUDIT)
+            made.sections.append(found.section())
+            slope = found.slope
+        if corruptions:
+            from dynzoo.robustness.corruptions import evaluate_corruptions
+
+            measured = evaluate_corruptions(
+                model, x[:attack_limit], y[:attack_limit], batch_size=batch_size, seed=seed
+            )
+            made.sections.append(measured.section())
+        if made.images < len(x):
+            made.sections.append(_all_images(correct, proved, eps, factor))
+    return Measurement(
+        norm=norm,
+        images=len(x),
+        clean=float(correct.mean()),
+        certified=_shares(proved, eps, factor),
+        lipschitz=float(certificate.lipschitz),
+        attacked_images=made.images if made is not None and made.attacked else 0,
+        report=made,
+        audited_slope=slope,
+        body_lipschitz=float(certificate.body_lipschitz),
+        top5=float((places < 5).mean()) if 5 in top else None,
+        certified_top5=_shares(radii[:, 1], eps, factor) if 5 in top else {},
+    )
+
+
+def _shares(radii: np.ndarray, eps: Sequence[float], factor: float) -> dict[float, float]:
+    """Share of the images that are proved at each radius; `factor` L2 lengths in one of eps."""
+    return {e: float((radii > e * factor).mean()) for e in sorted(eps)}
+
+
+def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, batch_size: int = 256) -> float:
+    """Share of the images that a model classifies right."""
+    x, y = check_images_or_stream(x, y)
+    check_unit_range(model)
+    parts = chunks(len(x), _CHUNK) if isinstance(x, StreamedImages) else [slice(None)]
+    asked = [model.predict(x[part], batch_size=batch_size, verbose=0) for part in parts]
+    logits = np.concatenate(asked)
+    check_labels(y, logits.shape[1])
+    return float((answers(logits) == y).mean())
+
+
+def _all_images(correct, proved, eps, factor) -> tuple[str, Any]:
+    rows = [("clean", f"{100 * correct.mean():.2f} %")]
+    for e, share in _shares(proved, eps, factor).items():
+        rows.append((f"certified at {radius_text(e)}", f"{100 * share:.2f} %"))
+    return f"All {len(correct)} images, not attacked", rows
+
+
+def radius_text(eps: float) -> str:
+    """A radius the way papers write it, `36/255`, where it is such a one; else every digit."""
+    text = plots.eps_text(eps)
+    return text if "/" in text else repr(eps)
+
+
+def update_card(
+    folder: Path, measured: Measurement, about: Mapping[str, Any], keep_attacks: bool = False
+) -> dict[str, Any]:
+    """Put the numbers of a measurement into a preset's metadata and write its card again.
+
+    Each of the two files is replaced in one step; the model and its weights are not touched.
+
+    Args:
+        folder: a preset folder.
+        measured: L2 numbers; the numbers that stand there are replaced, all of them.
+        about: how they were measured, for the card: split, attacks, command.
+        keep_attacks: leave what attacks and audit have found, with how that was measured; only the
+            clean and the certified numbers, and the Lipschitz bound, are replaced.
+
+    Returns:
+        The new metadata.
+
+    Raises:
+        ValueError: if the numbers are not L2 ones, which is what a card holds.
+
+    Example:
+
+    >>> update_card(Path("my_preset"), measure(model, x, y), {"split": "test"})
+    """
+    if measured.norm != "l2":
+        raise ValueError(f"A model card holds L2 numbers. Received: norm={measured.norm!r}")
+    metadata = preset_files.read_metadata(folder)
+    before = dict(metadata)
+    for key in _MEASURED:
+        metadata.pop(key, None)
+    metadata["accuracy"] = measured.clean
+    metadata["certified_accuracy"] = {radius_text(e): v for e, v in measured.certified.items()}
+    if measured.top5 is not None:
+        metadata["top5_accuracy"] = measured.top5
+        metadata["certified_top5_accuracy"] = {
+            radius_text(e): v for e, v in measured.certified_top5.items()
+        }
+    metadata["lipschitz"] = measured.lipschitz
+    if measured.body_lipschitz is not None:
+        metadata["body_lipschitz"] = measured.body_lipschitz
+    if measured.audited_slope is not None:
+        metadata["audited_slope"] = measured.audited_slope
+    evaluation: dict[str, Any] = {"images": measured.images}
+    if measured.report is not None and measured.attacked_images:
+        metadata["attacked_accuracy"] = {
+            radius_text(e): v for e, v in measured.report.robust.items()
+        }
+        evaluation["attacked_images"] = measured.attacked_images
+        evaluation["warnings"] = [warning.name for warning in measured.report.warnings]
+    metadata["evaluation"] = {**evaluation, **about}
+    if keep_attacks and not measured.attacked_images:
+        kept = {k: before[k] for k in ("attacked_accuracy", "audited_slope") if k in before}
+        metadata.update(kept)
+        command = about.get("command")
+        again = {"certified_numbers": f"`{command}` on {about.get('backend')}"} if command else {}
+        metadata["evaluation"] = {**before.get("evaluation", {}), **again}
+        metadata["evaluation"]["images"] = measured.images
+        metadata = {key: metadata[key] for key in dict.fromkeys([*before, *metadata])}
+    text = preset_files.to_json(metadata)
+    card = model_card(json.loads(text))
+    write_atomically(folder / "metadata.json", text.encode())
+    write_atomically(folder / "README.md", card.encode())
+    return metadata

@@ -1,0 +1,427 @@
+"""Presets: a model, its weights and what is known of them, in a folder that any backend loads.
+
+config.json        the model, serialised by Keras
+model.weights.h5   its weights; above 15 MiB model.weights.json and shards model_<n>.weights.h5;
+                   with an array larger than that, or float16, weights_<n>.h5 with parts of arrays
+metadata.json      data set, numbers, versions, and the SHA-256 of the files above
+README.md          the model card, written from the metadata
+"""
+
+import copy
+import json
+import numbers
+import os
+import uuid
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import keras
+
+# imported so that their classes are registered before a config names them
+import dynzoo.augmentation.batches
+import dynzoo.constraints
+import dynzoo.layers
+import dynzoo.operators
+from dynzoo import constraints, losses
+from dynzoo.inference import class_names as labels
+from dynzoo.inference.image_checks import declare_range, input_range
+from dynzoo.utils import interruption
+from dynzoo.utils.strict_json import short
+from dynzoo.zoo import files, weight_parts, weights_file
+from dynzoo.zoo.cards import model_card
+from dynzoo.zoo.declared_sizes import Declared, check_numbers, check_tensors, planned
+from dynzoo.zoo.metadata_check import check_metadata
+from dynzoo.zoo.safe_config import check_config, without_compile_config
+
+# How pictures of another size are brought to that of a preset, by `load` and by `Resize`.
+RESIZING = "cut in the middle to the input's proportions, then bicubic with antialiasing"
+_SHARD_BYTES = 15 * 2**20  # git hosts and reviewers dislike larger files
+
+
+def presets() -> dict[str, dict]:
+    """All presets that come with dynzoo: name -> metadata.
+
+    Example:
+
+    >>> for name, about in dynzoo.presets().items():
+    ...     print(name, about["dataset"], about["parameters"])
+    """
+    return {name: files.read_metadata(folder) for name, folder in _shipped().items()}
+
+
+def from_preset(
+    name_or_path: str | os.PathLike,
+    num_classes: int | None = None,
+    load_weights: bool = True,
+    *,
+    preprocess: bool = False,
+    image_size: tuple[int, int] | None = None,
+    keep_frozen: bool = False,
+) -> keras.Model:
+    """Load a model from the name of a preset or from a folder that `save_to_preset` wrote.
+
+    Every file is checked against its SHA-256 before it is read, and the config may only name Keras'
+    and dynzoo's own classes: loading never runs code of the preset and needs no network. What the
+    config declares is compared with what the files hold before any memory is taken. The model
+    comes compiled (Adam, `OffsetCrossentropy`, accuracy), so that `fit` works at once; your own
+    `compile` overrides that.
+
+    Args:
+        name_or_path: one of `dynzoo.presets()`, or a path.
+        num_classes: number of classes, if another than the preset's: the body and its weights stay
+            as they are, bit by bit, and the last layer is a fresh one.
+        load_weights: False for the architecture alone, with newly initialised weights.
+        preprocess: True puts resizing and the division by 255 inside the model: it takes bytes, or
+            floats in [0, 255], and its certified radii are in these units, for images as they come.
+        image_size: with ``preprocess``, (height, width) of the images in pixels, which are cut in
+            the middle and scaled to what the preset takes; ``None`` for its own size.
+        keep_frozen: leave layers frozen (`trainable=False`) that were so when the preset was saved;
+            by default all of them train.
+
+    Returns:
+        A `keras.Model` from images in [0, 1] (in [0, 255] with ``preprocess``) to logits.
+
+    Raises:
+        ValueError: unknown name, or a damaged or refused file (which the message names).
+
+    Example:
+
+    >>> model = dynzoo.from_preset(next(iter(dynzoo.presets())), num_classes=3)
+    >>> model.fit(x_train, y_train)
+    """
+    if image_size is not None and not preprocess:
+        raise ValueError(
+            f"`image_size` needs `preprocess=True`. Received: image_size={image_size}, "
+            f"preprocess={preprocess}"
+        )
+    folder = _resolve(os.fspath(name_or_path))
+    metadata = files.read_metadata(folder)
+    model, config = _load(folder, metadata, load_weights)
+    if num_classes is not None:
+        model = _with_classes(model, config, num_classes, folder)
+    if not keep_frozen:
+        for layer in model._flatten_layers():
+            # of the model alone it would not do: on TensorFlow what is so already is not set
+            layer.trainable = True
+    # who names a number has classes of his own, even where it is that of the preset
+    names = labels.names_in(metadata, model.output_shape[-1]) if num_classes is None else None
+    if preprocess:
+        model = _with_preprocessing(model, metadata, image_size, folder)
+        metadata = {**metadata, "input_range": [0, 255]}
+    declare_range(model, metadata)
+    labels.declare_names(model, names)
+    model.compile(
+        optimizer="adam",
+        loss=losses.OffsetCrossentropy(),
+        metrics=["accuracy"],  # Keras takes the one for whole or one-hot labels, by their shape
+    )
+    return model
+
+
+def save_to_preset(
+    model: keras.Model,
+    path: str | os.PathLike,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
+    weights_dtype: str = "float32",
+) -> None:
+    """Write a model as a preset folder, whole or not at all.
+
+    The optimizer is not stored. What the metadata say of the model itself (shapes, parameters,
+    versions, files) is filled in; everything else is the caller's, and goes into the model card:
+    see `dynzoo.zoo.cards.model_card` for the keys that it knows.
+
+    Args:
+        model: a built model made of Keras' and dynzoo's layers.
+        path: the folder to write.
+        metadata: what is known of the model; values that JSON has.
+        overwrite: replace a preset that stands there already.
+        weights_dtype: `"float16"` stores arrays of more than 100,000 entries in half the size.
+            Their rounding, up to 2^-11 of each entry, is in the weights that `from_preset` gives;
+            it imposes the model's constraints on them (`dynzoo.project`), and what it gives is what
+            is to be certified.
+
+    Raises:
+        FileExistsError: the folder exists and is not empty, or is not a preset.
+        ValueError: a model with several inputs or outputs, a layer that a preset may not hold,
+            metadata that JSON cannot hold, or weights that `weights_dtype` cannot.
+
+    Example:
+
+    >>> dynzoo.save_to_preset(model, "my_preset", {"dataset": "digits", "accuracy": 0.98})
+    >>> model = dynzoo.from_preset("my_preset")
+    """
+    target = Path(path).absolute()
+    files.check_target(target, overwrite)
+    if weights_dtype not in ("float32", "float16"):
+        raise ValueError(
+            f"`weights_dtype` must be 'float32' or 'float16'. Received: {weights_dtype!r}"
+        )
+    if not model.built:
+        raise ValueError("`model` must be built before it is saved. Call it on an input first.")
+    _check_ends(model)
+    config = without_compile_config(keras.saving.serialize_keras_object(model))
+    config = json.loads(json.dumps(config))
+    check_config(config, f"The model {model.name!r}")
+    # Through a copy without optimizer, whose slots Keras would store as well: three times the size.
+    # Making it also proves that the config is enough to rebuild the model.
+    bare = _deserialize(config, target)
+    bare.set_weights(model.get_weights())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+    with interruption.scratch(work):
+        (work / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        version = _save_weights(bare, work, weights_dtype)
+        about = {
+            "name": target.name,
+            **(metadata or {}),
+            "format": version,
+            "input_shape": list(bare.input_shape[1:]),
+            "num_classes": bare.output_shape[-1],
+            "parameters": bare.count_params(),
+            **_known(model, metadata or {}),
+            "versions": _versions(),
+            "saved": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "files": {file.name: files.sha256(file) for file in sorted(work.iterdir())},
+        }
+        text = files.to_json(about)
+        (work / "metadata.json").write_text(text, encoding="utf-8")
+        (work / "README.md").write_text(model_card(json.loads(text)), encoding="utf-8")
+        _check_readable(bare, work, target)
+        files.move_into_place(work, target)
+
+
+def _known(model: keras.Model, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Class names and range of pixels, from the metadata or as they are known of the model."""
+    classes = model.output_shape[-1]
+    names = metadata.get("class_names") or labels.names_in(metadata, classes)
+    if names is None and "dataset" not in metadata:
+        names = labels.names_of(model)
+    extent = metadata.get("input_range") or input_range(model)
+    known: dict[str, Any] = {"input_range": None if extent is None else list(extent)}
+    # what the caller names is checked as it stands; what the model had may be of other classes
+    if names and (metadata.get("class_names") or len(names) == classes):
+        known["class_names"] = list(names)
+    if len(model.input_shape) == 4:
+        known["resizing"] = RESIZING
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def _root() -> Path:
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "_pretrained"
+    return installed if installed.is_dir() else package.parent / "pretrained"  # a checkout
+
+
+def _shipped() -> dict[str, Path]:
+    root = _root()
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    return {f.name: f for f in folders if (f / "metadata.json").is_file()}
+
+
+def _resolve(name: str) -> Path:
+    shipped = _shipped()
+    if name in shipped:
+        return shipped[name]
+    if Path(name).is_dir():
+        return Path(name)
+    raise ValueError(
+        f"There is no preset {name!r}, nor a folder of that name. "
+        f"Presets: {', '.join(shipped) or 'none'}."
+    )
+
+
+def _load(folder: Path, metadata: dict, load_weights: bool) -> tuple[keras.Model, dict]:
+    """The model of a folder and its config; nothing is made that the files do not fill."""
+    found = files.verify(folder, metadata)
+    where = folder / "config.json"
+    config = files.parse_json(where)
+    check_config(config, str(where))
+    check_numbers(config, str(where))
+    stored = weights_file.headers(found.arrays)
+    arrays = {s.path.partition("_")[0] for s in stored} if found.in_parts else stored
+    declared = Declared(sum(s.entries for s in stored), len(arrays))
+    with planned(declared) as fill:
+        try:
+            model = _deserialize(config, folder)
+        except ValueError:
+            if declared.refusal is None:
+                raise
+            raise ValueError(f"{found.weights} does not fit {where}: {declared.refusal}.") from None
+    _check_network(model, where)
+    check_tensors(model, str(where))
+    _check_fit(found, stored, model, where)
+    check_metadata(metadata, model, folder / "metadata.json")
+    if load_weights:
+        weights_file.check_values(stored)
+    fill(model)
+    if load_weights:
+        try:
+            _load_weights(model, found, stored)
+        except Exception as error:  # HDF5, shape and key errors alike: the user needs the file
+            raise ValueError(f"{found.weights} does not fit {where}: {short(error)}") from error
+    return model, config
+
+
+def _check_fit(found: files.PresetFiles, stored, model: keras.Model, where: Path) -> None:
+    if found.in_parts:
+        weight_parts.check_fit(stored, model, found.weights, where)
+    else:
+        weights_file.check_fit(stored, model.variables, found.weights, where)
+
+
+def _load_weights(model: keras.Model, found: files.PresetFiles, stored) -> None:
+    if not found.in_parts:
+        model.load_weights(str(found.weights))
+        return
+    weight_parts.read(model, found.arrays)
+    if any(s.dtype == "float16" for s in stored):
+        constraints.project(model)
+
+
+def _check_network(model: keras.Model, where: Path) -> None:
+    if not (model.built and getattr(model, "inputs", None) and getattr(model, "outputs", None)):
+        raise ValueError(f"{where} holds a model without a fixed input and output.")
+    if problem := _ends_problem(model):
+        raise ValueError(f"{where} holds a model with {problem}; a preset has one of each.")
+
+
+def _check_ends(model: keras.Model) -> None:
+    """Refuse what no metadata can describe: all else takes a preset from images to logits."""
+    if problem := _ends_problem(model):
+        raise ValueError(
+            "`model` must have one input and one output, each a tensor, to be saved as a preset. "
+            f"Received: {model.name!r} with {problem}"
+        )
+
+
+def _ends_problem(model: keras.Model) -> str:
+    inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
+    if not inputs or not outputs:
+        return "no fixed input or output (subclasses of keras.Model have none)"
+    if len(inputs) != 1 or len(outputs) != 1:
+        return f"{len(inputs)} input(s) and {len(outputs)} output(s)"
+    return ""
+
+
+def _check_readable(model: keras.Model, work: Path, target: Path) -> None:
+    """What is written must be what `from_preset` takes, or nothing is written."""
+    try:
+        metadata = files.read_metadata(work)
+        found = files.verify(work, metadata)
+        config = files.parse_json(work / "config.json")
+        check_numbers(config, "config.json")
+        stored = weights_file.headers(found.arrays)
+        check_tensors(model, "config.json")
+        _check_fit(found, stored, model, work / "config.json")
+        check_metadata(metadata, model, work / "metadata.json")
+        weights_file.check_values(stored)
+    except ValueError as error:
+        reason = str(error).replace(str(work), str(target))
+        raise ValueError(f"The model cannot be saved as a preset: {reason}") from None
+
+
+def _deserialize(config: dict, folder: Path) -> keras.Model:
+    try:
+        # of a copy, for Keras takes the config apart while it reads it
+        model = keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
+    except Exception as error:
+        raise ValueError(
+            f"{folder}/config.json does not describe a model: {short(error)}"
+        ) from error
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"{folder}/config.json holds a {type(model).__name__}, not a model.")
+    return model
+
+
+def _with_classes(model: keras.Model, config: dict, num_classes: int, folder: Path) -> keras.Model:
+    head = model.layers[-1]
+    if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
+        raise ValueError(f"`num_classes` must be an integer >= 2. Received: {num_classes!r}")
+    num_classes = int(num_classes)
+    if getattr(head, "units", None) == num_classes:
+        return model
+    layers = config["config"].get("layers", [])
+    entry: dict = next((layer for layer in layers if layer["config"].get("name") == head.name), {})
+    if "units" not in entry.get("config", {}):
+        raise ValueError(
+            f"`num_classes` needs a model whose last layer has `units`; {head.name!r} has none. "
+            f"Received: num_classes={num_classes}"
+        )
+    entry["config"]["units"] = num_classes
+    resized = _deserialize(config, folder)
+    for old, new in zip(model.layers[:-1], resized.layers[:-1], strict=True):
+        new.set_weights(old.get_weights())
+    return resized
+
+
+def _with_preprocessing(
+    model: keras.Model, metadata: dict, image_size: tuple[int, int] | None, folder: Path
+) -> keras.Model:
+    """The model behind a `Resize` and a `Rescaling`, which stands where its input did."""
+    low, high = metadata.get("input_range") or (0.0, 1.0)
+    if len(model.input_shape) != 4 or None in model.input_shape[1:]:
+        raise ValueError(
+            "`preprocess` needs a preset of images of one size. "
+            f"{folder} takes inputs of shape {model.input_shape}"
+        )
+    height, width, channels = model.input_shape[1:]
+    if (low, high) != (0.0, 1.0):
+        raise ValueError(
+            f"`preprocess` needs a preset of images in [0, 1]. {folder} takes [{low:g}, {high:g}]"
+        )
+    size = (height, width) if image_size is None else _checked_size(image_size)
+    graph = keras.Model(model.inputs, model.outputs, name=model.name)  # of a Sequential, too
+    config = without_compile_config(keras.saving.serialize_keras_object(graph))
+    network = config["config"]
+    entrance = next(la.name for la in graph.layers if isinstance(la, keras.layers.InputLayer))
+    place = next(i for i, e in enumerate(network["layers"]) if e["name"] == entrance)
+    names = {layer.name for layer in model.layers}
+    pixels, resize = (_free_name(name, names) for name in ("pixels", "resize"))
+    x = keras.Input((*size, channels), name=pixels)
+    y = dynzoo.layers.Resize(height, width, value_range=(0.0, 255.0), name=resize)(x)
+    y = keras.layers.Rescaling(1 / 255, name=entrance)(y)
+    before = keras.saving.serialize_keras_object(keras.Model(x, y))["config"]["layers"]
+    network["layers"][place : place + 1] = before
+    network["input_layers"] = [pixels, 0, 0]
+    longer = _deserialize(config, folder)
+    longer.set_weights(model.get_weights())
+    return longer
+
+
+def _checked_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else ()
+    if len(size) != 2 or not all(isinstance(n, numbers.Integral) and n > 0 for n in size):
+        raise ValueError(
+            "`image_size` must be (height, width), positive integers, or None. "
+            f"Received: image_size={image_size!r}"
+        )
+    return int(size[0]), int(size[1])
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    return name if name not in taken else _free_name(f"{name}_", taken)
+
+
+def _save_weights(model: keras.Model, folder: Path, dtype: str) -> int:
+    """Writes the weights in files of at most 15 MiB; returns the format that this is."""
+    sizes = [array.nbytes for array in model.get_weights()]
+    if dtype == "float16" or max(sizes, default=0) > _SHARD_BYTES:
+        weight_parts.write(model, folder, _SHARD_BYTES, dtype)
+        return files.FORMAT_IN_PARTS
+    if sum(sizes) <= _SHARD_BYTES:
+        model.save_weights(str(folder / "model.weights.h5"))
+    else:
+        path = str(folder / "model.weights.json")
+        model.save_weights(path, max_shard_size=_SHARD_BYTES / 2**30)
+    return files.FORMAT
+
+
+def _versions() -> dict[str, str]:
+    versions = {"keras": keras.__version__, "backend": keras.backend.backend()}
+    if "unknown" not in dynzoo.__version__:  # as that of a checkout that was not installed
+        versions["dynzoo"] = dynzoo.__version__
+    return versions
