@@ -40,7 +40,7 @@ def network(args):
 def ours(args, model, x, y):
     """(name, function `(x, y, indices) -> still right`) of each member."""
     from dynzoo.attacks import AutoAttack
-    from dynzoo.attacks.base import predict_logits
+    from dynzoo.inference.passes import predict_logits
 
     ensemble = AutoAttack(args.norm, args.eps, batch_size=args.batch_size)
 
@@ -104,7 +104,7 @@ def proved(args, model, x, y):
 
 
 def worker(args):
-    from dynzoo.attacks.base import predict_logits
+    from dynzoo.inference.passes import predict_logits
 
     model, x, y = network(args)
     alive = predict_logits(model, x, args.batch_size).argmax(axis=1) == y

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from certificate_attacks import Outcome, examine
 from random_graphs import RANDOM, random_graph
 
-from dynzoo.training import checkpoints
 from dynzoo.training import run as runs
+from dynzoo.utils.files import write_atomically
 
 
 def reason(text: str) -> str:
@@ -90,7 +90,7 @@ def main():
         "seconds": round(time.perf_counter() - start),
     }
     if args.output:
-        checkpoints.write_atomically(args.output, json.dumps(result, indent=1).encode() + b"\n")
+        write_atomically(args.output, json.dumps(result, indent=1).encode() + b"\n")
     print(json.dumps(result))
     sys.exit(1 if violations else 0)
 

@@ -21,8 +21,8 @@ import keras
 import numpy as np
 
 import dynzoo
-from dynzoo.training import checkpoints
 from dynzoo.training import run as runs
+from dynzoo.utils.files import write_atomically
 
 
 def attack(args) -> dict:
@@ -108,7 +108,7 @@ def main():
         result = attack(args)
     result["seconds"] = round(time.perf_counter() - start)
     if args.output:
-        checkpoints.write_atomically(args.output, json.dumps(result, indent=1).encode() + b"\n")
+        write_atomically(args.output, json.dumps(result, indent=1).encode() + b"\n")
     print(json.dumps(result))
     sys.exit(1 if result["broken"] else 0)
 

@@ -9,9 +9,10 @@ installed, the first installed of JAX and PyTorch becomes the backend.
 
 from typing import TYPE_CHECKING, Any
 
-from dynzoo import _startup
+from dynzoo import _moved, _startup
 
 _startup.prepare()
+_moved.install()
 
 # isort: split
 from dynzoo import augmentation as augmentation  # noqa: E402
@@ -82,7 +83,9 @@ __all__ = sorted([*_LAZY, *_EAGER.split()])
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        value: Any = _version()
+        from dynzoo._version import version
+
+        value: Any = version()
     elif name in _LAZY:
         import importlib
 
@@ -97,12 +100,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("dynzoo")
-    except metadata.PackageNotFoundError:
-        return "0+unknown"  # a checkout that was not installed

@@ -13,8 +13,7 @@ import numpy as np
 from dynzoo import metrics
 from dynzoo.constraints import hint_at_unmet, projected_at_end
 from dynzoo.inference.label_checks import check_labels
-from dynzoo.utils.arguments import number, positive_integer
-from dynzoo.utils.listed import listed
+from dynzoo.utils.arguments import listed, number, positive_integer
 
 __all__ = ["CertifiedAccuracy"]
 

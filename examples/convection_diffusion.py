@@ -22,10 +22,10 @@ from keras import ops
 import dynzoo
 from dynzoo import backend, plots, training
 from dynzoo.attacks import PGD
-from dynzoo.attacks.base import compiled, predict_logits
 from dynzoo.attacks.geometry import project, random_points, steepest
 from dynzoo.attacks.losses import margin
 from dynzoo.certificates import smooth
+from dynzoo.inference.passes import compiled, predict_logits
 from dynzoo.layers.feynman_kac import feynman_kac_mean
 from dynzoo.models.convection_diffusion import feynman_kac_model
 from dynzoo.robustness.checks.gradients import check_gradients

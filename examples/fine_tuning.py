@@ -4,7 +4,7 @@
     python examples/fine_tuning.py --data digits_folder     the folder is written first, as PNGs
 
 The preset with a fresh head is fitted in four ways, all with the loss that a preset comes with:
-all layers with `dynzoo.training.finetuning.finetune`; all with Keras' Adam, the plain `compile` and `fit`;
+all layers with `dynzoo.training.finetune`; all with Keras' Adam, the plain `compile` and `fit`;
 the head alone; and all from random weights, which is what pretraining is measured against. Each
 has the same number of epochs over the same images; `--augment` shifts them by up to two pixels and
 flips them at random. Accuracy and certified accuracy are those on the test images, before and

@@ -34,7 +34,7 @@ from keras import ops
 
 import dynzoo
 from dynzoo import backend, data, plots, training
-from dynzoo.attacks.base import compiled, predict_logits
+from dynzoo.inference.passes import compiled, predict_logits
 from dynzoo.training import recipes
 
 NETWORKS = (

@@ -140,7 +140,7 @@ def main() -> int:
 
 def bring_back(run: Path, output: Path, about: dict) -> None:
     """The files of the preset and what is known of the run, each replaced in one step."""
-    from dynzoo.training.checkpoints import write_atomically
+    from dynzoo.utils.files import write_atomically
 
     target = output / "preset"
     target.mkdir(exist_ok=True)

@@ -2,7 +2,7 @@
 
 from robustness_fixtures import centroids, ridge
 
-from dynzoo.attacks.base import predict_logits
+from dynzoo.inference.passes import predict_logits
 
 RIDGE_LINF = {0.01: 184, 0.02: 182, 0.03: 174, 0.05: 144, 0.08: 90, 0.1: 56, 0.2: 0}
 RIDGE_L2 = {0.05: 184, 0.1: 182, 0.2: 165, 0.3: 129, 0.5: 63, 0.75: 1, 1.0: 0}

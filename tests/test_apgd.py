@@ -12,9 +12,9 @@ from robustness_fixtures import centroids, held_out, ridge
 from dynzoo import backend
 from dynzoo.attacks import APGD, PGD, GaussianNoise, TargetedAPGD, Transfer, UniformNoise
 from dynzoo.attacks.apgd import checkpoints
-from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.geometry import distances
 from dynzoo.attacks.losses import attack_loss, runner_up
+from dynzoo.inference.passes import predict_logits
 
 
 @pytest.mark.parametrize(("make", "norm", "eps", "exact"), GOLDEN)

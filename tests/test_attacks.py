@@ -10,9 +10,9 @@ from robustness_fixtures import centroids, held_out, ridge
 
 from dynzoo import backend
 from dynzoo.attacks import FGSM, PGD, Attack
-from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.geometry import distances, enclose, random_points
 from dynzoo.attacks.losses import attack_loss
+from dynzoo.inference.passes import predict_logits
 
 
 def survivors(model, attack, x, y):

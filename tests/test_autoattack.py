@@ -18,8 +18,8 @@ from robustness_fixtures import centroids, held_out, ridge
 
 from dynzoo import attacks as package
 from dynzoo.attacks import APGD, FAB, PGD, Attack, AutoAttack, Square, TargetedAPGD
-from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.ensembles import makers
+from dynzoo.inference.passes import predict_logits
 from dynzoo.robustness.evaluation import evaluate
 
 

@@ -11,7 +11,7 @@ import pytest
 from keras import ops
 
 from dynzoo import backend
-from dynzoo.attacks.base import compiled
+from dynzoo.inference.passes import compiled
 
 
 def _model(seed: int = 0) -> keras.Model:

@@ -10,8 +10,8 @@ from keras import ops
 
 from dynzoo import backend
 from dynzoo.attacks import PGD
-from dynzoo.attacks.base import predict_logits
 from dynzoo.certificates import UncertifiableLayerError, certify, smooth
+from dynzoo.inference.passes import predict_logits
 from dynzoo.layers.feynman_kac import feynman_kac_mean
 from dynzoo.models import ARCHITECTURES
 from dynzoo.models.convection_diffusion import convection_diffusion_classifier, feynman_kac_model

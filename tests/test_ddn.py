@@ -6,9 +6,9 @@ import pytest
 from exact_distances import linear_distances
 from robustness_fixtures import centroids, held_out, ridge
 
-from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.ddn import DDN
 from dynzoo.attacks.geometry import distances
+from dynzoo.inference.passes import predict_logits
 
 
 def survivors(model, attack, x, y):

@@ -81,7 +81,9 @@ def spread(images, config, tmp_path_factory):
     return output, said_by(
         f"""
 import keras, numpy as np
-from dynzoo import backend; from dynzoo.cli import main as cli; from dynzoo.training import distribution, loop as training
+from dynzoo import backend
+from dynzoo.cli import main as cli
+from dynzoo.training import distribution, loop as training
 
 models = []
 check_equal = distribution.Replicas.check_equal

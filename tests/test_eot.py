@@ -11,9 +11,9 @@ from robustness_fixtures import held_out, ridge
 
 from dynzoo import backend
 from dynzoo.attacks import APGD, DDN, FAB, PGD, GaussianNoise, Square, TargetedAPGD, passes
-from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.ensembles import standard, with_draws
-from dynzoo.attacks.passes import judged, listening, loss_and_gradient, mean_logits, noise
+from dynzoo.attacks.passes import judged, loss_and_gradient
+from dynzoo.inference.passes import listening, mean_logits, noise, predict_logits
 
 
 class Noisy(keras.layers.Layer):

@@ -11,10 +11,10 @@ from robustness_fixtures import centroids, held_out, ridge
 
 from dynzoo import backend
 from dynzoo.attacks import fab as fab_module
-from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.box_projection import hyperplane_step
 from dynzoo.attacks.fab import FAB
 from dynzoo.attacks.geometry import distances
+from dynzoo.inference.passes import predict_logits
 
 
 def survivors(model, attack, x, y):

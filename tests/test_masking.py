@@ -8,7 +8,7 @@ from masking_fixtures import FIXTURES, wrapped
 from robustness_fixtures import centroids, held_out, ridge
 
 from dynzoo.attacks import APGD, PGD, Attack, Square
-from dynzoo.attacks.base import predict_logits
+from dynzoo.inference.passes import predict_logits
 from dynzoo.robustness.campaign import Campaign
 from dynzoo.robustness.checks.gradients import gradient_check
 from dynzoo.robustness.checks.model import check_convergence

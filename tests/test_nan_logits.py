@@ -18,11 +18,11 @@ from dynzoo.attacks import (
     Transfer,
     UniformNoise,
 )
-from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.losses import LOSSES, attack_loss, margin, margins
 from dynzoo.backend import to_numpy
 from dynzoo.inference.answers import answers
 from dynzoo.inference.draws import Draws
+from dynzoo.inference.passes import predict_logits
 from dynzoo.robustness.corruptions import hits
 from dynzoo.robustness.evaluation import CertificateViolation, evaluate
 from dynzoo.robustness.noise_curves import noise_curve

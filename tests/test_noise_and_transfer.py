@@ -8,7 +8,7 @@ from keras import ops
 from robustness_fixtures import centroids, held_out, ridge
 
 from dynzoo.attacks import APGD, PGD, GaussianNoise, Transfer, UniformNoise
-from dynzoo.attacks.base import predict_logits
+from dynzoo.inference.passes import predict_logits
 
 
 @pytest.mark.parametrize("kind", [GaussianNoise, UniformNoise])

@@ -92,7 +92,8 @@ def test_preset_of_one_backend_loads_on_the_others(tmp_path):
     """Weights, batch statistics and the state of the random generators cross over."""
     write = (
         "import keras, numpy as np; from dynzoo.zoo import presets; "
-        "from dynzoo import layers as dl; from dynzoo.augmentation import batches as a; from keras import layers as kl; "
+        "from dynzoo import layers as dl; from dynzoo.augmentation import batches as a; "
+        "from keras import layers as kl; "
         "keras.utils.set_random_seed(0); "
         "m = keras.Sequential([keras.Input((8, 8, 3)), a.RandomCropFlip(1), dl.SpaceToDepth(2), "
         "kl.Conv2D(8, 3), kl.BatchNormalization(), kl.Dropout(0.1), dl.MaxMin(), kl.Flatten(), "

@@ -11,8 +11,8 @@ from keras import ops
 from robustness_fixtures import MarginCertificate, centroids, held_out, ridge
 
 from dynzoo.attacks import FGSM, PGD, Attack
-from dynzoo.attacks.base import predict_logits
 from dynzoo.certificates import certify
+from dynzoo.inference.passes import predict_logits
 from dynzoo.plots import certified_curve, displayable, eps_text, robustness_figure
 from dynzoo.robustness.checks.warning import EvaluationWarning
 from dynzoo.robustness.comparison import compare

@@ -10,10 +10,10 @@ from robustness_fixtures import centroids, held_out, ridge
 
 from dynzoo import backend
 from dynzoo.attacks import square as square_module
-from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.geometry import distances
 from dynzoo.attacks.square import Square
 from dynzoo.attacks.square_windows import bump, bump_table, layout, start, window_share, window_size
+from dynzoo.inference.passes import predict_logits
 
 
 def survivors(model, attack, x, y):

@@ -29,7 +29,8 @@ RECIPE = {
 }
 KILLED = """
 import os, signal
-from dynzoo.cli import main as cli; from dynzoo.training import loop as training, callbacks as watching
+from dynzoo.cli import main as cli
+from dynzoo.training import callbacks as watching, loop as training
 
 batches = 0
 on_train_batch_end = watching.Watch.on_train_batch_end

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from dynzoo.attacks.base import Attack, positive_int
+from dynzoo.attacks.base import Attack
 from dynzoo.attacks.geometry import INSIDE, per_image, project, random_points, unit
 from dynzoo.attacks.losses import classes_needed, require_classes, runner_up
-from dynzoo.attacks.passes import loss_and_gradient, pure, scalar
+from dynzoo.attacks.passes import loss_and_gradient
 from dynzoo.attacks.pgd import LOOK
 from dynzoo.inference.batching import Pool
+from dynzoo.inference.passes import pure, scalar
+from dynzoo.utils.arguments import positive_int
 
 APGD_LOSSES = ("margin", "ce", "dlr")
 MOMENTUM = 0.75

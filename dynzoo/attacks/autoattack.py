@@ -10,8 +10,8 @@ from dynzoo.attacks.apgd import APGD, TargetedAPGD
 from dynzoo.attacks.base import Attack, check_labels
 from dynzoo.attacks.fab import FAB
 from dynzoo.attacks.losses import classes_needed, margins
-from dynzoo.attacks.passes import mean_logits
 from dynzoo.attacks.square import Square
+from dynzoo.inference.passes import mean_logits
 
 VERSIONS = ("standard", "plus", "rand")
 # Passes whose losses and gradients the version for random models averages.

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from dynzoo.attacks.geometry import NORMS, enclose
-from dynzoo.attacks.passes import compiled, mean_logits, noise, predict_logits
 from dynzoo.inference import label_checks
 from dynzoo.inference.answers import answers
 from dynzoo.inference.batching import batches, fastest
 from dynzoo.inference.image_checks import check_unit_range, unit_images, unit_images_or_stream
-from dynzoo.utils.listed import listed
+from dynzoo.inference.passes import mean_logits, noise
+from dynzoo.utils.arguments import positive_float, positive_int
 
-__all__ = ["Attack", "batches", "compiled", "predict_logits"]
+__all__ = ["Attack"]
 
 
 def check_images(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -36,29 +36,6 @@ def check_labels(y: np.ndarray, classes: int) -> None:
     label_checks.check_labels(y, classes=classes)
 
 
-def positive_int(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int, or a ValueError that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}. Received: {value!r}")
-    return int(value)
-
-
-def positive_floats(name: str, values: Any) -> list[float]:
-    """One number, or several, as a list of floats above 0; NumPy's numbers and arrays are fine."""
-    return [positive_float(name, value) for value in listed(values)]
-
-
-def positive_float(name: str, value: Any) -> float:
-    """`value` as a finite float above 0, or a ValueError that names the argument."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if isinstance(value, bool) or not (np.isfinite(number) and number > 0.0):
-        raise ValueError(f"`{name}` must be a finite number above 0. Received: {name}={value!r}")
-    return number
-
-
 class Attack:
     r"""Search for $x'$ with $\|x' - x\| \le \varepsilon$, $x' \in [0, 1]^d$, that fools a model.
 
@@ -71,7 +48,7 @@ class Attack:
     A point at which a logit is NaN fools the model, whose answer is gone; it reaches no target.
 
     A model that is random at inference sees fresh noise, a function of the seed, in each pass, and
-    is fooled where the mean of its logits over `dynzoo.attacks.passes.JUDGE_DRAWS` draws is.
+    is fooled where the mean of its logits over `dynzoo.inference.passes.JUDGE_DRAWS` draws is.
 
     Args:
         norm: `"l2"` or `"linf"`.

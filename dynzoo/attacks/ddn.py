@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from dynzoo.attacks.base import positive_float, positive_int
 from dynzoo.attacks.geometry import lengths, per_image, random_points, steepest
 from dynzoo.attacks.losses import require_classes
 from dynzoo.attacks.minimum_norm import MinimumNorm
-from dynzoo.attacks.passes import loss_and_gradient, pure, scalar
+from dynzoo.attacks.passes import loss_and_gradient
 from dynzoo.attacks.pgd import LOOK
 from dynzoo.inference.batching import Pool
+from dynzoo.inference.passes import pure, scalar
+from dynzoo.utils.arguments import positive_float, positive_int
 
 _LOSSES = ("margin", "ce", "dlr")
 # Step lengths at the first and the last step, between which a half cosine leads.

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from dynzoo.attacks.base import positive_float, positive_int
 from dynzoo.attacks.box_projection import hyperplane_step
 from dynzoo.attacks.geometry import lengths, per_image, random_points
 from dynzoo.attacks.losses import margin, runner_up
 from dynzoo.attacks.minimum_norm import MinimumNorm
-from dynzoo.attacks.passes import judged, loss_and_gradient, pure, scalar
+from dynzoo.attacks.passes import judged, loss_and_gradient
 from dynzoo.attacks.pgd import LOOK
 from dynzoo.inference.batching import Pool
+from dynzoo.inference.passes import pure, scalar
+from dynzoo.utils.arguments import positive_float, positive_int
 
 
 class FAB(MinimumNorm):

@@ -11,9 +11,10 @@ from dynzoo import backend
 from dynzoo.attacks.base import Attack, check_images, check_labels
 from dynzoo.attacks.geometry import INSIDE, distances, per_image
 from dynzoo.attacks.losses import margin, margins
-from dynzoo.attacks.passes import judged, mean_logits, noise
+from dynzoo.attacks.passes import judged
 from dynzoo.inference.batching import batches
 from dynzoo.inference.image_checks import check_unit_range
+from dynzoo.inference.passes import mean_logits, noise
 
 # Steps of the last line search, and how far beyond the estimated boundary it tries.
 _LINE_STEPS = 6

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo.attacks.base import Attack, positive_int
+from dynzoo.attacks.base import Attack
 from dynzoo.attacks.losses import margins
-from dynzoo.attacks.passes import mean_logits
+from dynzoo.inference.passes import mean_logits
+from dynzoo.utils.arguments import positive_int
 
 
 class _Noise(Attack):

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from dynzoo.attacks.base import Attack, positive_float, positive_int
+from dynzoo.attacks.base import Attack
 from dynzoo.attacks.geometry import INSIDE, per_image, project, random_points, steepest
 from dynzoo.attacks.losses import LOSSES, require_classes, runner_up
-from dynzoo.attacks.passes import loss_and_gradient, pure, scalar
+from dynzoo.attacks.passes import loss_and_gradient
 from dynzoo.inference.batching import Pool
+from dynzoo.inference.passes import pure, scalar
+from dynzoo.utils.arguments import positive_float, positive_int
 
 # How many steps pass between two looks at which images of the batch have fallen.
 LOOK = 10

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from dynzoo.attacks.base import Attack, positive_float, positive_int
+from dynzoo.attacks.base import Attack
 from dynzoo.attacks.geometry import INSIDE, per_image, project
 from dynzoo.attacks.losses import margin
-from dynzoo.attacks.passes import judged, pure, scalar
+from dynzoo.attacks.passes import judged
 from dynzoo.attacks.pgd import LOOK
 from dynzoo.attacks.square_windows import bump_table, layout, start, window_share, window_size
 from dynzoo.backend import to_numpy
 from dynzoo.inference.batching import Pool
+from dynzoo.inference.passes import pure, scalar
+from dynzoo.utils.arguments import positive_float, positive_int
 
 # Queries whose random numbers are drawn at once.
 _BLOCK = 256

@@ -9,8 +9,8 @@ import numpy as np
 from dynzoo.attacks.base import Attack
 from dynzoo.attacks.geometry import INSIDE, distances
 from dynzoo.attacks.losses import margins
-from dynzoo.attacks.passes import mean_logits
 from dynzoo.inference.model_identity import identity_of
+from dynzoo.inference.passes import mean_logits
 
 
 class Transfer(Attack):

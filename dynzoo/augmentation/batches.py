@@ -167,7 +167,8 @@ class Augmented(keras.utils.PyDataset):
             every image change, each by a factor of its own.
         distort: whether to rotate, zoom and recolor here, on the host. If not, a batch is
             `((x, draws), y)` with numbers (n, 5) for each image, with which
-            `dynzoo.augmentation.on_device.distorted_model` does the same, up to rounding, on the device.
+            `dynzoo.augmentation.on_device.distorted_model` does the same, up to rounding, on the
+            device.
         workers: threads that make batches ahead, within an epoch and in its order (so give `fit`
             `shuffle=False`); 1 for none.
         max_queue_size: how many batches they are ahead, with more than one worker.

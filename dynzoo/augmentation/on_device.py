@@ -26,8 +26,8 @@ class Distortion(keras.layers.Layer):
 
     $$ y_b = C_{\beta_b, \gamma_b, \sigma_b}\big(R_{\theta_b, s_b}(x_b)\big) $$
 
-    with `dynzoo.augmentation.distortions.rotate_and_zoom` for R and `color_jitter` for C, in float32 whatever
-    the policy of the model.
+    with `dynzoo.augmentation.distortions.rotate_and_zoom` for R and `color_jitter` for C, in
+    float32 whatever the policy of the model.
 
     Args:
         turn: whether to rotate and zoom; if not, the first two numbers are not read.

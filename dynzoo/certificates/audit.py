@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo.attacks.base import positive_int, predict_logits
 from dynzoo.certificates.certificate import Certificate, certify
 from dynzoo.certificates.graph import trace
 from dynzoo.certificates.local.certificate import LocalCertificate
 from dynzoo.certificates.rounding.program import allowed_gap, check_reference, run_program
 from dynzoo.certificates.slope_search import length, search, start_images
+from dynzoo.inference.passes import predict_logits
+from dynzoo.utils.arguments import positive_int
 
 __all__ = ["Audit", "AuditViolation", "audit"]
 

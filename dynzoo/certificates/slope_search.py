@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo import backend
-from dynzoo.attacks.base import compiled
+from dynzoo.inference.passes import compiled
 
 __all__ = ["length", "search", "start_images"]
 

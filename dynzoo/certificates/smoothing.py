@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo.attacks.base import positive_float, positive_int, predict_logits
 from dynzoo.backend import to_numpy
 from dynzoo.inference.answers import NO_ANSWER, answers
 from dynzoo.inference.batch_mixing import mixing_calls, training_calls
@@ -20,7 +19,8 @@ from dynzoo.inference.companions import SAME, differs, find_difference, rounding
 from dynzoo.inference.draws import layers_with
 from dynzoo.inference.image_checks import check_range
 from dynzoo.inference.label_checks import check_labels
-from dynzoo.utils.listed import listed
+from dynzoo.inference.passes import predict_logits
+from dynzoo.utils.arguments import listed, positive_float, positive_int
 
 __all__ = ["ABSTAIN", "SmoothedClassifier", "lower_confidence_bound", "smooth"]
 

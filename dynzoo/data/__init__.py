@@ -4,13 +4,13 @@ from typing import Any
 
 # name -> module of this folder that holds it: loaded when it is first used
 _LAZY = {
+    "Split": "loading",
+    "class_names": "loading",
     "load": "loading",
     "load_exact": "loading",
-    "class_names": "loading",
+    "load_image_folder": "image_folder",
     "split_validation": "loading",
     "to_float": "loading",
-    "Split": "loading",
-    "load_image_folder": "image_folder",
 }
 
 __all__ = sorted(_LAZY)

@@ -46,8 +46,8 @@ def load(
 
     Returns:
         Images of shape (n, height, width, channels), labels int64 of shape (n,), for each split.
-        Streamed images are a `dynzoo.inference.streamed_images.StreamedImages`, which is indexed as an array
-        and goes into `dynzoo.augmentation.Augmented`, `finetune` and `evaluate`.
+        Streamed images are a `dynzoo.inference.streamed_images.StreamedImages`, which is indexed as
+        an array and goes into `dynzoo.augmentation.Augmented`, `finetune` and `evaluate`.
 
     Raises:
         ValueError: unknown name, or a file whose content is not as described (it names the key).

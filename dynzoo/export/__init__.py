@@ -4,10 +4,10 @@ from typing import Any
 
 # name -> module of this folder that holds it: loaded when it is first used
 _LAZY = {
-    "export_model": "exporter",
     "FORMATS": "exporter",
-    "radii": "certificate",
+    "export_model": "exporter",
     "numbers_of": "certificate",
+    "radii": "certificate",
 }
 
 __all__ = sorted(_LAZY)

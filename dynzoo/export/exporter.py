@@ -1,8 +1,8 @@
 """Export a model to ONNX, SavedModel, PyTorch's ExportedProgram or LiteRT, with its certificate.
 
-The graph is plain inference (`dynzoo.export.inference_graph`), written by Keras' own exporters. Beside it
-stands `certificate.json`, from which anyone derives certified radii of the graph's logits with
-NumPy alone. Before the folder appears, the graph is run by its own runtime and compared.
+The graph is plain inference (`dynzoo.export.inference_graph`), written by Keras' own exporters.
+Beside it stands `certificate.json`, from which anyone derives certified radii of the graph's logits
+with NumPy alone. Before the folder appears, the graph is run by its own runtime and compared.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dynzoo.export.runtimes import FORMATS, Run, check_available, load
 from dynzoo.inference.draws import layers_with
 from dynzoo.robustness import provenance
 from dynzoo.utils import interruption
-from dynzoo.zoo import files as preset_files
+from dynzoo.utils.files import move_into_place, sha256, to_json
 
 __all__ = ["FORMATS", "ExportCheckError", "check_target", "export_model", "numbers_of", "radii"]
 
@@ -117,8 +117,8 @@ def export_model(
             "source": dict(source or {}),
             "versions": provenance.versions(),
         }
-        (work / CERTIFICATE).write_text(preset_files.to_json(about), encoding="utf-8")
-        preset_files.move_into_place(work, target)
+        (work / CERTIFICATE).write_text(to_json(about), encoding="utf-8")
+        move_into_place(work, target)
     return about
 
 
@@ -268,4 +268,4 @@ def _compare_radii(certificate: Certificate, logits: np.ndarray, images: np.ndar
 
 def _hashes(folder: Path) -> dict[str, str]:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): preset_files.sha256(file) for file in files}
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}

@@ -12,8 +12,8 @@ import numpy as np
 
 from dynzoo.export import certificate_file
 from dynzoo.export.certificate_file import CERTIFICATE
+from dynzoo.utils.files import sha256
 from dynzoo.utils.strict_json import short
-from dynzoo.zoo.files import sha256
 
 __all__ = ["FORMATS", "Format", "check_available", "load"]
 

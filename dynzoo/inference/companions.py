@@ -15,9 +15,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from dynzoo.attacks.passes import predict_logits
 from dynzoo.backend import name as backend_name
 from dynzoo.backend import without_grad
+from dynzoo.inference.passes import predict_logits
 
 __all__ = [
     "SAME",

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from dynzoo import constraints, spectral
-from dynzoo.utils.listed import positive_integer
+from dynzoo.utils.arguments import positive_integer
 
 __all__ = ["Operator", "get"]
 

@@ -9,7 +9,7 @@ from keras import ops
 from dynzoo import constraints, spectral
 from dynzoo.operators.base import Operator
 from dynzoo.operators.shift import check_padding
-from dynzoo.utils.listed import positive_integer
+from dynzoo.utils.arguments import positive_integer
 
 __all__ = ["Conv"]
 

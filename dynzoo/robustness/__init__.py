@@ -4,15 +4,15 @@ from typing import Any
 
 # name -> module of this folder that holds it: loaded when it is first used
 _LAZY = {
-    "evaluate": "evaluation",
     "CertificateViolation": "refutation",
-    "RobustnessReport": "report",
-    "compare": "comparison",
     "Comparison": "comparison",
+    "RobustnessReport": "report",
     "SavedReport": "saved_report",
-    "read_report": "saved_report",
-    "noise_curve": "noise_curves",
+    "compare": "comparison",
+    "evaluate": "evaluation",
     "evaluate_corruptions": "corruptions",
+    "noise_curve": "noise_curves",
+    "read_report": "saved_report",
 }
 
 __all__ = sorted(_LAZY)

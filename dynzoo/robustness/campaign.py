@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from dynzoo.attacks.base import Attack
-from dynzoo.attacks.passes import listening
+from dynzoo.inference.passes import listening
 from dynzoo.robustness.outcomes import Outcomes
-from dynzoo.training.checkpoints import write_atomically
+from dynzoo.utils.files import write_atomically
 
 __all__ = ["Campaign"]
 

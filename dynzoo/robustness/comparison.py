@@ -14,8 +14,8 @@ import numpy as np
 from dynzoo import plots
 from dynzoo.robustness.report import RobustnessReport
 from dynzoo.robustness.saved_report import SavedReport, read_report
-from dynzoo.training.checkpoints import write_atomically
 from dynzoo.utils.csv_text import csv_text
+from dynzoo.utils.files import write_atomically
 
 __all__ = ["Comparison", "compare"]
 

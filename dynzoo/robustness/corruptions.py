@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from dynzoo import plots
-from dynzoo.attacks.base import check_images, check_labels, positive_int, predict_logits
+from dynzoo.attacks.base import check_images, check_labels
 from dynzoo.corruptions import CORRUPTIONS, PROVENANCE, SEVERITIES, check_pictures, corrupt
 from dynzoo.corruptions.official import OfficialFiles
 from dynzoo.inference.answers import NO_ANSWER, answers
 from dynzoo.inference.draws import Draws
 from dynzoo.inference.image_checks import check_unit_range
+from dynzoo.inference.passes import predict_logits
 from dynzoo.robustness.checks.model import check_examples
+from dynzoo.utils.arguments import positive_int
 
 __all__ = ["CorruptionResult", "evaluate_corruptions", "hits"]
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo.attacks.base import Attack, check_images_or_stream, check_labels, positive_floats
+from dynzoo.attacks.base import Attack, check_images_or_stream, check_labels
 from dynzoo.attacks.ensembles import gradient_attack, makers, transfer_from, with_draws
-from dynzoo.attacks.passes import mean_logits, noise
 from dynzoo.certificates.smoothing import SmoothedClassifier
 from dynzoo.inference.answers import NO_ANSWER, answers
 from dynzoo.inference.class_names import names_of
 from dynzoo.inference.draws import Draws
 from dynzoo.inference.image_checks import check_shape, check_unit_range
 from dynzoo.inference.model_identity import identity_of
+from dynzoo.inference.passes import mean_logits, noise
 from dynzoo.robustness.campaign import Campaign
 from dynzoo.robustness.certified import (
     certificate_dict,
@@ -44,7 +44,7 @@ from dynzoo.robustness.progress import Progress
 from dynzoo.robustness.provenance import fingerprint, runs, threat_model, versions
 from dynzoo.robustness.refutation import CertificateViolation, refute
 from dynzoo.robustness.report import RobustnessReport, attacked_images, spread
-from dynzoo.utils.arguments import one_of
+from dynzoo.utils.arguments import one_of, positive_floats
 
 __all__ = ["CertificateViolation", "evaluate"]
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from dynzoo import plots
-from dynzoo.attacks.base import check_images, positive_int
+from dynzoo.attacks.base import check_images
 from dynzoo.corruptions import Streams, add_noise
 from dynzoo.corruptions.noise import KINDS
 from dynzoo.inference.draws import Draws
 from dynzoo.inference.image_checks import check_unit_range
 from dynzoo.robustness.checks.model import check_examples
 from dynzoo.robustness.corruptions import hits
-from dynzoo.utils.listed import listed
+from dynzoo.utils.arguments import listed, positive_int
 
 __all__ = ["LEVELS", "NoiseCurve", "noise_curve"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo.training.checkpoints import write_atomically
+from dynzoo.utils.files import write_atomically
 
 __all__ = ["Outcomes"]
 

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from dynzoo import plots
-from dynzoo.attacks.passes import listening
+from dynzoo.inference.passes import listening
 from dynzoo.robustness.campaign import Campaign
 
 __all__ = ["Progress", "seconds_left"]

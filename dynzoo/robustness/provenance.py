@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-import dynzoo
 from dynzoo import backend
+from dynzoo._version import version
 from dynzoo.attacks.base import Attack
 from dynzoo.inference.model_identity import identity_of
 from dynzoo.inference.streamed_images import StreamedImages
@@ -74,7 +74,7 @@ def runs(outcomes: Outcomes, planned: Sequence[Sequence[Attack]]) -> list[dict[s
 def versions() -> dict[str, str]:
     """Versions of all that computes."""
     return {
-        "dynzoo": dynzoo.__version__,
+        "dynzoo": version(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "keras": keras.__version__,

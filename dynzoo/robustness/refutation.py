@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dynzoo.attacks.geometry import distances
-from dynzoo.training.checkpoints import write_atomically
+from dynzoo.utils.files import write_atomically
 
 __all__ = ["CertificateViolation", "refute"]
 

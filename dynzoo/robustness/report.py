@@ -14,7 +14,7 @@ from dynzoo import plots
 from dynzoo.attacks.geometry import distances
 from dynzoo.robustness.checks.warning import EvaluationWarning
 from dynzoo.robustness.outcomes import Outcomes
-from dynzoo.training.checkpoints import write_atomically
+from dynzoo.utils.files import write_atomically
 
 # Attacked images in the gallery.
 EXAMPLES = 8

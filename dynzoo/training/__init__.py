@@ -4,11 +4,11 @@ from typing import Any
 
 # name -> module of this folder that holds it: loaded when it is first used
 _LAZY = {
-    "train": "loop",
-    "build_model": "loop",
-    "TrainingDivergedError": "loop",
-    "finetune": "finetuning",
     "RecipeError": "recipes",
+    "TrainingDivergedError": "loop",
+    "build_model": "loop",
+    "finetune": "finetuning",
+    "train": "loop",
 }
 
 __all__ = sorted(_LAZY)

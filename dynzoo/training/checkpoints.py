@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from dynzoo import backend
-from dynzoo.utils import interruption, strict_json
+from dynzoo.utils import strict_json
+from dynzoo.utils.files import write_atomically
 from dynzoo.utils.strict_json import short
 
-__all__ = ["CheckpointError", "NotFiniteError", "read", "write", "write_atomically"]
+__all__ = ["CheckpointError", "NotFiniteError", "read", "write"]
 
 
 class CheckpointError(ValueError):
@@ -23,25 +23,6 @@ class CheckpointError(ValueError):
 
 class NotFiniteError(CheckpointError):
     """Weights that are not finite, which no checkpoint is written of."""
-
-
-def write_atomically(path, content: bytes) -> None:
-    """Writes a file so that at every moment either the old or the new content is there.
-
-    Nothing else is left behind where it fails.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with interruption.writing():
-        try:
-            with open(partial, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def write(path, model, state: dict) -> None:

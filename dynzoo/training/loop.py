@@ -77,10 +77,10 @@ def train(
     ``output/epoch_<n>.npz`` keep; see `dynzoo.training.averaging.take_mean`.
 
     With ``training.resident`` images, batches and steps stay on the device (JAX only; see
-    `dynzoo.training.resident_epochs.ResidentEpochs`), and what log.csv says of held-out images is a quick
-    look (`dynzoo.training.quick_look.QuickLook`); the finished model is measured exactly. With
-    ``training.clock`` as well, the schedule is stretched over ``max_seconds``: its epochs become
-    shares of the time, the rate reaches 0 when the time is up, and the weights are written then
+    `dynzoo.training.resident_epochs.ResidentEpochs`), and what log.csv says of held-out images is a
+    quick look (`dynzoo.training.quick_look.QuickLook`); the finished model is measured exactly.
+    With ``training.clock`` as well, the schedule is stretched over ``max_seconds``: its epochs
+    become shares of the time, the rate reaches 0 when the time is up, and the weights are written then
     and at 60 and 80 % of it.
 
     Args:
@@ -93,8 +93,8 @@ def train(
         verbose: as in ``model.fit``.
         log: called with each message.
         distribute: train copies of the model on several devices, each on its share of every
-            batch; see `dynzoo.training.distribution.Replicas`. The result is that of one device up to
-            rounding, and a checkpoint goes on with any number of devices.
+            batch; see `dynzoo.training.distribution.Replicas`. The result is that of one device up
+            to rounding, and a checkpoint goes on with any number of devices.
         devices: how many, with ``distribute``; default all.
         pilot: train nothing, but time steps for so many seconds and log what the training would
             cost.

@@ -45,7 +45,7 @@ DEFAULTS: dict[str, Any] = {
         "batch_size": 256,
         "dtype": "float32",
         "keep": "last",
-        "resident": False,  # images, batches and steps on the device: see dynzoo.training.resident_epochs
+        "resident": False,  # images, batches and steps on the device: see `resident_epochs`
         "clock": False,  # the schedule is stretched over --max-seconds
         "validate_every": 1,  # epochs between looks at the held-out images, and checkpoints
         "average": [],  # epochs whose weights' mean, projected, is kept in place of the last

@@ -50,8 +50,8 @@ class ResidentEpochs(Epochs):
     an argument, so that a run compiles once.
 
     Args:
-        *arguments: those of `dynzoo.training.fitted_epochs.Epochs`, the model with a `GivenRate` for its
-            learning rate.
+        *arguments: those of `dynzoo.training.fitted_epochs.Epochs`, the model with a `GivenRate`
+            for its learning rate.
 
     Raises:
         ValueError: on another backend.

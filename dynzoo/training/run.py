@@ -18,6 +18,7 @@ from dynzoo.augmentation.batches import DISTORTIONS
 from dynzoo.training import checkpoints
 from dynzoo.utils import interruption
 from dynzoo.utils.csv_text import csv_text
+from dynzoo.utils.files import write_atomically
 
 __all__ = ["Run", "figure_of_merit", "hardware", "message", "session"]
 
@@ -138,7 +139,7 @@ class Run:
 
     def log(self) -> None:
         text = csv_text(_COLUMNS, self.state["history"])
-        checkpoints.write_atomically(self.output / "log.csv", text.encode())
+        write_atomically(self.output / "log.csv", text.encode())
 
     def save_preset(
         self, model, measured: dict | None = None, weights_dtype: str = "float32"

@@ -66,7 +66,7 @@ def held_out_accuracy(model: keras.Model, held_out, eps: float) -> tuple[float, 
 def labels_and_radii(model: keras.Model, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Labels of images in [0, 1], -1 for NaN, and certified radii where there is a certificate."""
     from dynzoo import certificates
-    from dynzoo.attacks.base import predict_logits
+    from dynzoo.inference.passes import predict_logits
 
     if not any(layers_with(model, why) for why in ("random_at_inference", "depends_on_batch")):
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dynzoo.data import loading as data
-from dynzoo.training.checkpoints import CheckpointError, write_atomically
+from dynzoo.training.checkpoints import CheckpointError
 from dynzoo.training.recipes import RecipeError
 from dynzoo.training.validation import hold_out
 from dynzoo.tuning import cluster
@@ -23,6 +23,7 @@ from dynzoo.tuning.records import UNSEEN, SearchResult, collect, number, outcome
 from dynzoo.tuning.worker import RecipeTuner
 from dynzoo.utils import interruption, strict_json
 from dynzoo.utils.durations import duration
+from dynzoo.utils.files import write_atomically
 
 __all__ = ["search"]
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from dynzoo import plots
 from dynzoo.plots import ATTACKED, CLEAN, INK
-from dynzoo.training.checkpoints import write_atomically
 from dynzoo.tuning.config import SearchConfig
 from dynzoo.tuning.records import SearchResult, number
 from dynzoo.tuning.space import Dimension
+from dynzoo.utils.files import write_atomically
 
 __all__ = ["pareto_figure", "pareto_front", "parallel_figure", "save_figures"]
 

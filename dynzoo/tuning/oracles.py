@@ -25,8 +25,9 @@ import numpy as np
 from keras_tuner.engine.trial import Trial, TrialStatus
 from sklearn.exceptions import ConvergenceWarning
 
-from dynzoo.training.checkpoints import CheckpointError, write_atomically
+from dynzoo.training.checkpoints import CheckpointError
 from dynzoo.tuning.config import SearchConfig
+from dynzoo.utils.files import write_atomically
 from dynzoo.utils.strict_json import short
 
 __all__ = ["make_oracle"]

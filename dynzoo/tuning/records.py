@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from dynzoo.plots import eps_text
-from dynzoo.training.checkpoints import write_atomically
 from dynzoo.tuning.config import SearchConfig
 from dynzoo.utils import strict_json
 from dynzoo.utils.csv_text import csv_text
 from dynzoo.utils.durations import duration
+from dynzoo.utils.files import write_atomically
 from dynzoo.utils.strict_json import short
 
 __all__ = [

@@ -1,14 +1,12 @@
 """A preset folder on disk: read only if whole and unchanged, written whole or not at all."""
 
-import hashlib
-import json
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from dynzoo.utils import interruption, strict_json
+from dynzoo.utils import strict_json
+from dynzoo.utils.files import move_into_place as move_into_place
+from dynzoo.utils.files import sha256 as sha256
+from dynzoo.utils.files import to_json as to_json
 from dynzoo.utils.strict_json import short
 from dynzoo.zoo.weight_parts import is_parts_file
 
@@ -124,29 +122,6 @@ def _shards(weights: Path) -> set[str]:
     return names
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def to_json(metadata: dict) -> str:
-    """Metadata as JSON text; NumPy numbers become plain ones, NaN is refused."""
-
-    def plain(value):
-        if isinstance(value, (np.generic, np.ndarray)):
-            return value.tolist()
-        raise TypeError(f"{type(value).__name__} {value!r}")
-
-    try:
-        return json.dumps(metadata, indent=2, default=plain, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"`metadata` must be what JSON can hold. Received: {error}") from error
-
-
 def check_target(target: Path, overwrite: bool) -> None:
     """Refuse to write over anything but nothing, an empty folder, or (if asked) a preset."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
@@ -157,18 +132,3 @@ def check_target(target: Path, overwrite: bool) -> None:
         raise FileExistsError(
             f"{target} holds a preset already; pass overwrite=True to replace it."
         )
-
-
-def move_into_place(work: Path, target: Path) -> None:
-    """Renames only: at every moment the target is the old preset, or the new one, or absent."""
-    old = work.with_suffix(".old")
-    with interruption.writing():
-        if target.exists():
-            target.rename(old)
-        try:
-            work.rename(target)
-        except BaseException:
-            if old.exists():
-                old.rename(target)
-            raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dynzoo.training.checkpoints import write_atomically
 from dynzoo.utils.csv_text import csv_text
 from dynzoo.utils.durations import duration
+from dynzoo.utils.files import write_atomically
 
 __all__ = ["COLUMNS", "leaderboard", "published", "save", "summary", "to_csv", "to_markdown"]
 

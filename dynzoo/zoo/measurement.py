@@ -13,14 +13,15 @@ import keras
 import numpy as np
 
 from dynzoo import plots
-from dynzoo.attacks.base import check_images_or_stream, check_labels, positive_floats
+from dynzoo.attacks.base import check_images_or_stream, check_labels
 from dynzoo.certificates import certify
 from dynzoo.inference.answers import answers
 from dynzoo.inference.image_checks import check_unit_range
 from dynzoo.inference.streamed_images import StreamedImages, chunks
 from dynzoo.robustness.evaluation import evaluate
 from dynzoo.robustness.report import RobustnessReport
-from dynzoo.training.checkpoints import write_atomically
+from dynzoo.utils.arguments import positive_floats
+from dynzoo.utils.files import write_atomically
 from dynzoo.zoo import files as preset_files
 from dynzoo.zoo.cards import model_card
 

@@ -18,8 +18,8 @@ from dynzoo.certificates.certificate import Certificate
 from dynzoo.inference import class_names as labels
 from dynzoo.inference.image_checks import fitting_images, input_range
 from dynzoo.inference.image_files import MODES, endings, read_image, told_apart
-from dynzoo.training.checkpoints import write_atomically
 from dynzoo.utils.csv_text import csv_text
+from dynzoo.utils.files import write_atomically
 from dynzoo.utils.html import table, text
 
 __all__ = ["COLUMNS", "Predictions", "check_output", "image_paths", "predict"]

@@ -19,12 +19,14 @@ from typing import Any
 
 import keras
 
-# imported so that their classes are registered before a config names them
 import dynzoo.augmentation.batches
 import dynzoo.constraints
 import dynzoo.layers
 import dynzoo.operators
 from dynzoo import constraints, losses
+
+# imported so that their classes are registered before a config names them
+from dynzoo._version import version
 from dynzoo.inference import class_names as labels
 from dynzoo.inference.image_checks import declare_range, input_range
 from dynzoo.utils import interruption
@@ -422,6 +424,6 @@ def _save_weights(model: keras.Model, folder: Path, dtype: str) -> int:
 
 def _versions() -> dict[str, str]:
     versions = {"keras": keras.__version__, "backend": keras.backend.backend()}
-    if "unknown" not in dynzoo.__version__:  # as that of a checkout that was not installed
-        versions["dynzoo"] = dynzoo.__version__
+    if "unknown" not in version():  # as that of a checkout that was not installed
+        versions["dynzoo"] = version()
     return versions

@@ -12,7 +12,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from dynzoo.attacks.base import positive_int
 from dynzoo.certificates.certificate import Certificate, certify
 from dynzoo.certificates.graph import trace
 from dynzoo.certificates.identity import input_dtype
@@ -20,6 +19,7 @@ from dynzoo.certificates.local.layers import unroll
 from dynzoo.certificates.local.relaxation import relax
 from dynzoo.certificates.margins import pair_errors, product, reach
 from dynzoo.certificates.rounding.bound import rounding_kinds
+from dynzoo.utils.arguments import positive_int
 
 __all__ = ["LocalCertificate", "certify_local"]
 

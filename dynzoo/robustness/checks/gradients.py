@@ -16,8 +16,8 @@ import numpy as np
 from keras import ops
 
 from dynzoo import backend
-from dynzoo.attacks.base import compiled
 from dynzoo.attacks.losses import attack_loss
+from dynzoo.inference.passes import compiled
 from dynzoo.robustness.checks.warning import EvaluationWarning
 
 __all__ = ["GradientCheck", "check_gradients", "gradient_check"]

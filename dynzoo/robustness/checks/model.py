@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo.attacks.base import predict_logits
 from dynzoo.attacks.pgd import PGD
 from dynzoo.inference.answers import answers
 from dynzoo.inference.batch_mixing import hides_code, mixing_calls, training_calls
 from dynzoo.inference.companions import differs, find_mixing
 from dynzoo.inference.draws import Draws, layers_with
+from dynzoo.inference.passes import predict_logits
 from dynzoo.robustness.checks.warning import SAMPLE, TOLERANCE, EvaluationWarning
 
 

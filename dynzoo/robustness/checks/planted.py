@@ -19,8 +19,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from dynzoo.attacks.base import Attack, predict_logits
+from dynzoo.attacks.base import Attack
 from dynzoo.attacks.geometry import enclose, random_points
+from dynzoo.inference.passes import predict_logits
 from dynzoo.robustness.checks.warning import EvaluationWarning
 
 __all__ = ["active_test", "check_active"]

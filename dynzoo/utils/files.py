@@ -1,0 +1,72 @@
+"""Files that are whole or not there: atomic writes, hashes, JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from dynzoo.utils import interruption
+
+__all__ = ["move_into_place", "sha256", "to_json", "write_atomically"]
+
+
+def write_atomically(path, content: bytes) -> None:
+    """Writes a file so that at every moment either the old or the new content is there.
+
+    Nothing else is left behind where it fails.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with interruption.writing():
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def to_json(metadata: dict) -> str:
+    """Metadata as JSON text; NumPy numbers become plain ones, NaN is refused."""
+
+    def plain(value):
+        if isinstance(value, (np.generic, np.ndarray)):
+            return value.tolist()
+        raise TypeError(f"{type(value).__name__} {value!r}")
+
+    try:
+        return json.dumps(metadata, indent=2, default=plain, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`metadata` must be what JSON can hold. Received: {error}") from error
+
+
+def move_into_place(work: Path, target: Path) -> None:
+    """Renames only: at every moment the target is the old preset, or the new one, or absent."""
+    old = work.with_suffix(".old")
+    with interruption.writing():
+        if target.exists():
+            target.rename(old)
+        try:
+            work.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
+    shutil.rmtree(old, ignore_errors=True)
