@@ -80,8 +80,8 @@ def train(
     `dynzoo.training.resident_epochs.ResidentEpochs`), and what log.csv says of held-out images is a
     quick look (`dynzoo.training.quick_look.QuickLook`); the finished model is measured exactly.
     With ``training.clock`` as well, the schedule is stretched over ``max_seconds``: its epochs
-    become shares of the time, the rate reaches 0 when the time is up, and the weights are written then
-    and at 60 and 80 % of it.
+    become shares of the time, the rate reaches 0 when the time is up, and the weights are written
+    then and at 60 and 80 % of it.
 
     Args:
         config: a recipe: mapping, YAML file, or the name of one that ships.
