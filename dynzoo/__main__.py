@@ -2,7 +2,7 @@
 
 import sys
 
-from dynzoo.cli.main import main
+from dynzoo.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

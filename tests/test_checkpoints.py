@@ -72,7 +72,7 @@ def test_failure_in_the_middle_of_writing_leaves_the_old_file(stored, monkeypatc
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.os, broken, fail)
+        patch.setattr(os, broken, fail)
         with pytest.raises(OSError, match="disk full"):
             checkpoints.write(path, compiled(seed=1), {"epoch": 3})
     assert path.read_bytes() == before

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 import dynzoo
-from dynzoo.cli import main as cli
+from dynzoo.cli import program as cli
 from dynzoo.training import loop, recipes
 from dynzoo.zoo import measurement as measuring
 from dynzoo.zoo import presets

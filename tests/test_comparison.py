@@ -11,7 +11,7 @@ import pytest
 from robustness_fixtures import MarginCertificate, centroids, held_out, ridge
 
 from dynzoo.attacks import APGD, PGD
-from dynzoo.cli import main as cli
+from dynzoo.cli import program as cli
 from dynzoo.robustness.comparison import compare
 from dynzoo.robustness.evaluation import evaluate
 from dynzoo.robustness.saved_report import read_report

@@ -8,7 +8,7 @@ import pytest
 import dynzoo
 from dynzoo import gallery
 from dynzoo.cli import demo
-from dynzoo.cli import main as cli
+from dynzoo.cli import program as cli
 from dynzoo.zoo import presets
 
 

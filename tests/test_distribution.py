@@ -14,7 +14,7 @@ from training_fixtures import RECIPE, in_new_process, killed_after
 
 import dynzoo
 from dynzoo import backend, constraints
-from dynzoo.cli import main as cli
+from dynzoo.cli import program as cli
 from dynzoo.training import checkpoints, distribution, recipes
 from dynzoo.training import loop as training
 
@@ -82,7 +82,7 @@ def spread(images, config, tmp_path_factory):
         f"""
 import keras, numpy as np
 from dynzoo import backend
-from dynzoo.cli import main as cli
+from dynzoo.cli import program as cli
 from dynzoo.training import distribution, loop as training
 
 models = []

@@ -10,9 +10,10 @@ from keras import ops
 from robustness_fixtures import held_out, ridge
 
 from dynzoo import backend
-from dynzoo.attacks import APGD, DDN, FAB, PGD, GaussianNoise, Square, TargetedAPGD, passes
+from dynzoo.attacks import APGD, DDN, FAB, PGD, GaussianNoise, Square, TargetedAPGD
 from dynzoo.attacks.ensembles import standard, with_draws
 from dynzoo.attacks.passes import judged, loss_and_gradient
+from dynzoo.inference import passes
 from dynzoo.inference.passes import listening, mean_logits, noise, predict_logits
 
 

@@ -11,7 +11,7 @@ from helpers import normal
 
 import dynzoo
 from dynzoo import backend, layers, operators
-from dynzoo.cli import main as cli
+from dynzoo.cli import program as cli
 from dynzoo.export import exporter as export
 from dynzoo.export import runtimes as exported_runtimes
 from dynzoo.export.inference_graph import inference_graph

@@ -8,7 +8,7 @@ import pytest
 
 import dynzoo
 from dynzoo.certificates.smoothing import smooth
-from dynzoo.cli import main as cli
+from dynzoo.cli import program as cli
 from dynzoo.data import loading as data
 from dynzoo.inference.image_checks import InputRangeWarning, input_range
 from dynzoo.training.finetuning import finetune

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import dynzoo
-from dynzoo.cli import main as cli
+from dynzoo.cli import program as cli
 from dynzoo.data import loading as data
 from dynzoo.data.image_folder import class_folders, load_image_folder
 

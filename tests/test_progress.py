@@ -11,7 +11,8 @@ import pytest
 from robustness_fixtures import centroids, held_out
 
 from dynzoo import backend
-from dynzoo.attacks import APGD, PGD, passes
+from dynzoo.attacks import APGD, PGD
+from dynzoo.inference import passes
 from dynzoo.robustness import evaluation as robustness
 from dynzoo.robustness.progress import Progress
 

@@ -10,7 +10,7 @@ from PIL import Image
 import dynzoo
 from dynzoo import layers
 from dynzoo.augmentation.batches import Augmented
-from dynzoo.cli import main as cli
+from dynzoo.cli import program as cli
 from dynzoo.data import image_folder
 from dynzoo.inference.streamed_images import StreamedImages
 from dynzoo.training.finetuning import finetune

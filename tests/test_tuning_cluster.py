@@ -16,7 +16,7 @@ from tuning_fixtures import SEARCH, Trials, changed, write_images
 
 import dynzoo
 from dynzoo import backend, tuning
-from dynzoo.cli import main as cli
+from dynzoo.cli import program as cli
 from dynzoo.training.checkpoints import CheckpointError
 from dynzoo.tuning import SearchConfig, cluster, driver, oracles, worker
 from dynzoo.tuning.cluster import Member

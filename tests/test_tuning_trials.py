@@ -9,7 +9,7 @@ from training_fixtures import killed_after
 from tuning_fixtures import SEARCH, changed, write_images
 
 from dynzoo import tuning
-from dynzoo.cli import main as cli
+from dynzoo.cli import program as cli
 from dynzoo.data import loading as data
 from dynzoo.training import loop as training
 from dynzoo.training.checkpoints import CheckpointError

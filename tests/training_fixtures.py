@@ -29,7 +29,7 @@ RECIPE = {
 }
 KILLED = """
 import os, signal
-from dynzoo.cli import main as cli
+from dynzoo.cli import program as cli
 from dynzoo.training import callbacks as watching, loop as training
 
 batches = 0
