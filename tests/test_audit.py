@@ -15,7 +15,7 @@ import dynzoo.layers as dl
 from dynzoo import operators
 from dynzoo.certificates import ReferenceMismatchError, certify, forward_float64
 from dynzoo.certificates.audit import Audit, AuditViolation, audit
-from dynzoo.robustness import page
+from dynzoo.robustness import report as page
 
 FEW = {"pairs": 16, "steps": 40, "restarts": 1}
 

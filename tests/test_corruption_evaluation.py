@@ -11,8 +11,7 @@ from dynzoo.corruptions import CORRUPTIONS, corrupt
 from dynzoo.robustness import corruptions as corruption_evaluation
 from dynzoo.robustness.corruptions import evaluate_corruptions
 from dynzoo.robustness.noise_curves import noise_curve
-from dynzoo.robustness.page import render
-from dynzoo.robustness.report import RobustnessReport
+from dynzoo.robustness.report import RobustnessReport, render
 
 NAMES = tuple(CORRUPTIONS)
 

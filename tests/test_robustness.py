@@ -17,7 +17,7 @@ from dynzoo.plots import certified_curve, displayable, eps_text, robustness_figu
 from dynzoo.robustness.checks.warning import EvaluationWarning
 from dynzoo.robustness.comparison import compare
 from dynzoo.robustness.evaluation import CertificateViolation, evaluate
-from dynzoo.robustness.page import interval
+from dynzoo.robustness.report import interval
 
 EPS = (0.1, 0.3, 0.5)
 
