@@ -10,7 +10,7 @@ from keras import layers as kl
 from scipy import linalg
 
 import dynzoo.layers as dl
-from dynzoo.certificates import ReferenceMismatchError, certify, margins
+from dynzoo.certificates import ReferenceMismatchError, certify, margins, upper
 from dynzoo.certificates.graph import trace
 from dynzoo.certificates.identity import check_float64
 from dynzoo.certificates.lipschitz import bound_layers, check_layers, find_head
@@ -188,7 +188,7 @@ def test_float64_kernels_of_any_size_have_their_bound(scale):
     assert head.norm == pytest.approx(norm, rel=slack) and head.norm > 0
     expected = scale * np.linalg.norm(kernel[:, 0] - kernel[:, 2])
     assert head.distances[0, 2] == pytest.approx(expected, rel=slack)
-    speeds = margins.product(1e-200, head.distances)
+    speeds = upper.product(1e-200, head.distances)
     assert np.all(speeds[~np.eye(3, dtype=bool)] > 0)
     if scale < 1e-300:  # some processors and backends take such numbers for zero
         return
@@ -203,9 +203,9 @@ def test_a_bound_that_vanishes_in_float64_is_rounded_up():
     """Two layers of 1e-170 are no constant: 1e-340 is below float64, and infinite radii are not."""
     layers = [kl.Rescaling(1e-170), kl.Rescaling(1e-170), kl.Activation("tanh")]
     body, head = bounds_of(classifier(kl.Flatten(), *layers))
-    assert body == margins.SMALLEST
-    speeds = margins.product(body, head.distances)
-    assert np.all(speeds[~np.eye(len(speeds), dtype=bool)] >= margins.SMALLEST)
+    assert body == upper.SMALLEST
+    speeds = upper.product(body, head.distances)
+    assert np.all(speeds[~np.eye(len(speeds), dtype=bool)] >= upper.SMALLEST)
     body, _ = bounds_of(classifier(kl.Flatten(), kl.Rescaling(0.0), kl.Dense(CLASSES)))
     assert body == 0.0
 
@@ -260,7 +260,7 @@ def test_a_stated_matrix_is_compared_by_its_own_size(scale, monkeypatch):
 
 def test_lengths_and_products_keep_their_size():
     rows = np.array([[3e-170, 4e-170], [3e200, 4e200], [0.0, 0.0], [np.inf, 1.0]])
-    np.testing.assert_allclose(margins.lengths(rows), [5e-170, 5e200, 0.0, np.inf])
-    assert margins.product(1e-200, 1e-200) == margins.SMALLEST
-    assert margins.product(0.0, 1e-200) == 0.0
-    assert margins.product(1e200, 1e200) == np.inf
+    np.testing.assert_allclose(upper.lengths(rows), [5e-170, 5e200, 0.0, np.inf])
+    assert upper.product(1e-200, 1e-200) == upper.SMALLEST
+    assert upper.product(0.0, 1e-200) == 0.0
+    assert upper.product(1e200, 1e200) == np.inf

@@ -15,7 +15,7 @@ import numpy as np
 
 from dynzoo.backend import name as backend_name
 from dynzoo.backend import to_numpy
-from dynzoo.certificates import margins, twin
+from dynzoo.certificates import margins, twin, upper
 from dynzoo.certificates.compiled_inference import run_batches
 from dynzoo.certificates.errors import ReferenceMismatchError, StaleCertificateError
 from dynzoo.certificates.graph import Program, trace
@@ -137,7 +137,7 @@ class Certificate:
         self.assumed = assumed
         self.layers = layers
         self.body_lipschitz = float(bounds[head.body_slot])
-        self.lipschitz = float(margins.product(self.body_lipschitz, head.norm))
+        self.lipschitz = float(upper.product(self.body_lipschitz, head.norm))
         if not np.isfinite(self.lipschitz):
             raise ValueError("The Lipschitz bound of the model overflows float64.")
         self.pair_distances = head.distances
@@ -467,7 +467,7 @@ class Certificate:
         moved = np.where(finite, 0.0, np.inf)
         if given.dtype != images.dtype:
             shift = given[finite].astype(np.float64) - images[finite].astype(np.float64)
-            moved[finite] = margins.lengths(shift)
+            moved[finite] = upper.lengths(shift)
         return raw, images, moved
 
     def _limits(

@@ -9,7 +9,7 @@ import numpy as np
 
 from dynzoo import spectral
 from dynzoo.backend import to_numpy
-from dynzoo.certificates import margins
+from dynzoo.certificates import upper
 from dynzoo.certificates.errors import UncertifiableLayerError
 from dynzoo.certificates.graph import Program, Step
 from dynzoo.certificates.identity import check_float64
@@ -129,7 +129,7 @@ def bound_layers(program: Program, shapes: dict[int, Shape]) -> tuple[dict[int, 
         if type(layer) in JOINS:
             join = JOINS[type(layer)]
             bound = join.bound(layer, inputs, [shapes[slot] for slot in step.inputs]) * _SLACK
-            bound = max(bound, margins.SMALLEST) if any(inputs) else bound
+            bound = max(bound, upper.SMALLEST) if any(inputs) else bound
             if len(inputs) == 1:  # a bare operation, with a constant of its own
                 gain = join.bound(layer, [1.0], [shapes[step.inputs[0]]])
         else:
@@ -139,7 +139,7 @@ def bound_layers(program: Program, shapes: dict[int, Shape]) -> tuple[dict[int, 
                 known[key] = _gain(step, shape)
             gain = known[key]
             # Multiplying by exactly 1 does not round.
-            bound = inputs[0] if gain == 1.0 else float(margins.product(inputs[0], gain))
+            bound = inputs[0] if gain == 1.0 else float(upper.product(inputs[0], gain))
         if not math.isfinite(bound):
             raise ValueError(
                 f"The Lipschitz bound overflows float64 at layer '{step.name}': its weights, or "
@@ -183,7 +183,7 @@ def find_head(program: Program, shapes: dict[int, Shape]) -> Head:
     _check_kernel(last, kernel, shapes[last.inputs[0]])
     with np.errstate(over="ignore"):
         distances = np.stack(
-            [margins.lengths((kernel - kernel[:, [i]]).T) for i in range(kernel.shape[1])]
+            [upper.lengths((kernel - kernel[:, [i]]).T) for i in range(kernel.shape[1])]
         )
     norm = spectral.dense_norm_float64(kernel) if np.all(np.isfinite(kernel)) else math.inf
     if not (math.isfinite(norm) and np.all(np.isfinite(distances))):
@@ -208,7 +208,7 @@ def _check_kernel(step: Step, kernel: np.ndarray, shape: Shape) -> None:
         for scale in (1.0, min(outweighing, 1e300)):
             ends = [forward(step.layer, scale * row[None]) for row in x]
             expected = (scale * x[:1] - scale * x[1:]) @ kernel
-            columns = scale * margins.lengths(x.ravel()[None]) * margins.lengths(kernel.T)
+            columns = scale * upper.lengths(x.ravel()[None]) * upper.lengths(kernel.T)
             rounding = 8 * np.finfo(np.float64).eps * np.maximum(*(np.abs(z) for z in ends))
             if expected.shape != ends[0].shape or not np.all(
                 np.abs(ends[0] - ends[1] - expected) <= 1e-9 * columns + rounding

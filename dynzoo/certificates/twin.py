@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from dynzoo import backend
-from dynzoo.certificates import margins
+from dynzoo.certificates import upper
 from dynzoo.certificates.compiled_inference import run_once
 from dynzoo.certificates.errors import ReferenceMismatchError
 from dynzoo.certificates.graph import Program, Step
@@ -124,7 +124,7 @@ def _explain(program: Program, x: np.ndarray, logits: np.ndarray, reference: np.
 
 def _reach(step: Step, arrays: list[np.ndarray]) -> np.ndarray:
     """How large the terms of a sum in this step may be, which may cancel in its output."""
-    rows = np.max([margins.lengths(a) for a in arrays], axis=0)
+    rows = np.max([upper.lengths(a) for a in arrays], axis=0)
     if type(step.layer) in JOINS:
         return rows
     gain = rule_for(step.layer).gain(step.layer, (None, *arrays[0].shape[1:]))

@@ -17,8 +17,9 @@ from dynzoo.certificates.graph import trace
 from dynzoo.certificates.identity import input_dtype
 from dynzoo.certificates.local.layers import unroll
 from dynzoo.certificates.local.relaxation import relax
-from dynzoo.certificates.margins import pair_errors, product, reach
+from dynzoo.certificates.margins import pair_errors, reach
 from dynzoo.certificates.rounding.bound import rounding_kinds
+from dynzoo.certificates.upper import product
 from dynzoo.utils.arguments import positive_int
 
 __all__ = ["LocalCertificate", "certify_local"]
