@@ -145,7 +145,21 @@ class PredictionSets:
         """
         size = self.eps if eps is None else number("eps", eps, closed="low")
         low, _ = self.certificate.distances_behind(x, batch_size)
-        return low <= (self.threshold + size) + 1e-12 * (abs(self.threshold) + size)
+        return self.holding(low, size)
+
+    def holding(self, low: np.ndarray, eps: float) -> np.ndarray:
+        """The same from what `Certificate.distances_behind` gave: one pass for all sizes of attack.
+
+        Args:
+            low: its first array (n, classes).
+            eps: size of the attacks, at least 0.
+
+        Example:
+
+        >>> low, _ = sets.certificate.distances_behind(x_test)
+        >>> by_size = {e: sets.holding(low, e) for e in (0.1, 0.5)}
+        """
+        return low <= (self.threshold + eps) + 1e-12 * (abs(self.threshold) + eps)
 
     def sizes(self, x: Any, eps: float | None = None, batch_size: int = 256) -> np.ndarray:
         """Number of classes in the set of each image: integers (n,). Arguments as of a call.
