@@ -122,16 +122,7 @@ def train(
     >>> train("isometric_small_cifar10", max_seconds=600, resume=True)
     """
     started = time.monotonic()
-    if max_seconds is not None and not max_seconds > 0:
-        raise ValueError(f"`max_seconds` must be positive. Received: max_seconds={max_seconds}")
-    if devices is not None and not distribute:
-        raise ValueError(f"`devices` needs `distribute=True`. Received: devices={devices}")
-    if pilot is not None and not 0 < pilot < float("inf"):
-        raise ValueError(f"`pilot` must be a positive number of seconds. Received: pilot={pilot}")
-    if weights_dtype not in ("float32", "float16"):
-        raise ValueError(
-            f"`weights_dtype` must be 'float32' or 'float16'. Received: {weights_dtype!r}"
-        )
+    _check_arguments(max_seconds, distribute, devices, pilot, weights_dtype)
     recipe = recipes.load(config)
     settings = recipe["training"]
     _check_engine(settings, max_seconds, distribute, pilot)
@@ -147,9 +138,7 @@ def train(
     if not isinstance(data_file, tuple):  # one that is in memory already
         log(f"{recipe['name']}: reading {data_file or recipe['data']['name']}")
     ((x, y), validation), num_classes = hold_out(recipe, data_file)
-
     run.trains_on(x, y)
-
     keep_freed_memory()
     keras.utils.set_random_seed(settings["seed"])
     batches = len(x) // settings["batch_size"]
@@ -271,6 +260,20 @@ def _check_engine(settings: dict, max_seconds, distribute: bool, pilot) -> None:
         raise ValueError(
             "`distribute` (--distribute) and `training.resident` are two ways to use devices: give "
             "one. Received: distribute=True"
+        )
+
+
+def _check_arguments(max_seconds, distribute, devices, pilot, weights_dtype) -> None:
+    """A ValueError for an argument of `train` that is out of its range, whatever the recipe."""
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"`max_seconds` must be positive. Received: max_seconds={max_seconds}")
+    if devices is not None and not distribute:
+        raise ValueError(f"`devices` needs `distribute=True`. Received: devices={devices}")
+    if pilot is not None and not 0 < pilot < float("inf"):
+        raise ValueError(f"`pilot` must be a positive number of seconds. Received: pilot={pilot}")
+    if weights_dtype not in ("float32", "float16"):
+        raise ValueError(
+            f"`weights_dtype` must be 'float32' or 'float16'. Received: {weights_dtype!r}"
         )
 
 
