@@ -162,14 +162,7 @@ def train(
     run.state["sessions"].append(session(max_seconds, replicas.count))
 
     deadline = None if max_seconds is None else started + max_seconds
-    arguments = (twin.model, x, y, settings["batch_size"], settings["seed"])
-    engine: FittedEpochs | ResidentEpochs
-    if settings["resident"]:
-        engine = ResidentEpochs(*arguments)
-    else:
-        engine = FittedEpochs(
-            *arguments, replicas=replicas, verbose=verbose, total=settings["epochs"]
-        )
+    engine = _engine(settings, twin.model, x, y, replicas, verbose)
 
     def save(measured=None) -> Path:
         constraints.project(twin.updated())
@@ -261,6 +254,14 @@ def _check_engine(settings: dict, max_seconds, distribute: bool, pilot) -> None:
             "`distribute` (--distribute) and `training.resident` are two ways to use devices: give "
             "one. Received: distribute=True"
         )
+
+
+def _engine(settings, model, x, y, replicas, verbose) -> FittedEpochs | ResidentEpochs:
+    """What takes the epochs: on the device as a whole, or `model.fit`."""
+    arguments = (model, x, y, settings["batch_size"], settings["seed"])
+    if settings["resident"]:
+        return ResidentEpochs(*arguments)
+    return FittedEpochs(*arguments, replicas=replicas, verbose=verbose, total=settings["epochs"])
 
 
 def _check_arguments(max_seconds, distribute, devices, pilot, weights_dtype) -> None:
