@@ -29,15 +29,20 @@ interruption.begin(["train", "a b", "--quiet"])
 """
 
 
-def listening():
-    # a process that a shell put into the background would hand on that it ignores the signal
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+# Sets what SIGINT does, then becomes the process that is asked for: with `preexec_fn`, Python would
+# fork this one, which JAX's threads do not survive.
+LAUNCH = """
+import os, signal, sys
+signal.signal(signal.SIGINT, getattr(signal, sys.argv[1]))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
 
 
 class Running:
     """A process with what it printed so far."""
 
-    def __init__(self, *arguments, before=listening, folder=None):
+    # by default as in a terminal: a process that a shell put into the background ignores the signal
+    def __init__(self, *arguments, at_first="SIG_DFL", folder=None):
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -45,13 +50,12 @@ class Running:
             "TF_CPP_MIN_LOG_LEVEL": "3",
         }
         self.process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [sys.executable, "-I", "-S", "-c", LAUNCH, at_first, *arguments],
             env=environment,
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=before,
         )
         self.out = ""
         self._error = ""
@@ -170,10 +174,7 @@ def test_a_second_one_ends_at_once():
 
 
 def test_where_it_is_ignored_it_stays_so():
-    def ignoring():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    process = alone("print('begun', flush=True); time.sleep(0.5)", before=ignoring)
+    process = alone("print('begun', flush=True); time.sleep(0.5)", at_first="SIG_IGN")
     assert process.wait_for("begun").press().ends() == (0, [])
 
 
