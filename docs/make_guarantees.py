@@ -74,7 +74,7 @@ tests hold it to. A weight of another type than float32 is rounded once more aft
 INTEGRATORS = """
 ## What each integrator keeps
 
-From `dynzoo.integrators.table()`; `tests/test_integrator_*.py` measure every order and check
+From `dynzoo.integrators.table()`; `tests/integrators/` measure every order and check
 every entry of the last two columns. A Runge-Kutta step with circle-contractivity radius r is
 non-expansive on the gradient fields above if h |A|^2 <= 2 r, and no larger step is in general.
 

@@ -1,7 +1,7 @@
 """Every integrator as a row of a table: what it solves, its order, its radius, what it keeps.
 
 The rows hold no numbers of their own: each is read off the method, which is what the layers use.
-`tests/test_integrator_*.py` measure every order and check every invariant and radius.
+`tests/integrators/` measure every order and check every invariant and radius.
 """
 
 from __future__ import annotations

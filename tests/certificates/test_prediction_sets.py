@@ -288,7 +288,7 @@ def test_reports_that_cannot_have_them(change, message):
 
 
 def test_example_of_the_page_runs(capsys):
-    path = Path(__file__).resolve().parents[1] / "docs" / "prediction_sets.md"
+    path = Path(__file__).resolve().parents[2] / "docs" / "prediction_sets.md"
     if not path.is_file():
         pytest.skip("needs a checkout")
     (code,) = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S)

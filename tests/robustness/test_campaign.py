@@ -214,7 +214,7 @@ def run(script, *args):
 
 
 def test_killed_and_started_again_ends_with_the_same_outcomes(tmp_path):
-    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    script = SCRIPT.format(tests=str(Path(__file__).parents[1]))
     state = tmp_path / "state.npz"
     process = run(script, state, tmp_path / "killed.npz")
     limit = time.monotonic() + 120

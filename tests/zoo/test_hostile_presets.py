@@ -101,7 +101,7 @@ def refusals(tmp_path_factory):
     """How a process of its own, whose memory is limited, took each of the folders."""
     if not os.path.exists("/proc/self/clear_refs"):
         pytest.skip("needs Linux")
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     paths = os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE, str(tmp_path_factory.mktemp("measured"))],

@@ -18,7 +18,7 @@ from dynzoo.training import loop as training
 from dynzoo.training import recipes
 
 KINDS = ["unconstrained", "naive", "nonexpansive", "prescribed", "flexible"]
-RECIPES = sorted((Path(__file__).parents[1] / "zoo_configs").glob("structured_*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "zoo_configs").glob("structured_*.yaml"))
 SHAPE = (8, 8, 3)
 SMALL = {"input_shape": SHAPE, "widths": (4, 6), "convolutions": 2, "num_classes": 5}
 MEAN, DEVIATION = np.array([0.4914, 0.4822, 0.4465]), np.array([0.2023, 0.1994, 0.2010])
