@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
-from typing import Any
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
+from dynzoo._startup import load_keras
 from dynzoo.cli.console import log_line, say
 from dynzoo.cli.inputs import find_preset
-from dynzoo.inference.image_files import image_size
+from dynzoo.cli.options import add_preset
+from dynzoo.inference.image_paths import image_paths
 from dynzoo.utils.csv_text import csv_text
-from dynzoo.zoo import presets
-from dynzoo.zoo.prediction import COLUMNS, check_output, image_paths
-from dynzoo.zoo.prediction import predict as predicted
+from dynzoo.utils.files import check_output
+
+NAME = "predict"
+HELP = "say what is on pictures, by how much, and how far that is proved to hold"
 
 
-def add_predict_arguments(parser: Any) -> None:
-    """Arguments of the subcommand, but for the preset."""
+def add_arguments(parser: ArgumentParser) -> None:
+    add_preset(parser)
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="picture files of any size, or folders of them"
     )
@@ -35,33 +38,41 @@ def add_predict_arguments(parser: Any) -> None:
     )
 
 
-def predict(arguments: Namespace) -> None:
-    if arguments.output:
-        check_output(arguments.output)
-    folder, about = find_preset(arguments.preset)
-    if arguments.certify_pixels:
-        model = presets.from_preset(folder, preprocess=True, image_size=_size(arguments.images))
+def run(options: Namespace) -> None:
+    if options.output:
+        check_output(options.output)
+    folder, _ = find_preset(options.preset)
+    files = [file for entry in options.images for file in image_paths(entry)]
+    size = _size(files) if options.certify_pixels else None
+    load_keras()
+    # Keras and what stands on it: wrong arguments do not pay for them
+    from dynzoo.zoo.prediction import COLUMNS, predict
+    from dynzoo.zoo.presets import from_preset
+
+    if size is None:
+        model = from_preset(folder)
     else:
-        model = presets.from_preset(folder)
-    answers = predicted(model, arguments.images)
-    if arguments.format == "text":
+        model = from_preset(folder, preprocess=True, image_size=size)
+    answers = predict(model, files)
+    if options.format == "text":
         for sentence in answers.sentences():
             say(sentence)
         if answers.reason:
             say(f"No certified radii: {answers.reason}")
     else:
         rows = answers.to_dict()
-        text = csv_text(COLUMNS, rows) if arguments.format == "csv" else json.dumps(rows, indent=1)
+        text = csv_text(COLUMNS, rows) if options.format == "csv" else json.dumps(rows, indent=1)
         log_line(text.rstrip("\n"))
-    if arguments.output:
-        answers.save(arguments.output)
-        if arguments.format == "text":
-            say(f"table: {arguments.output}")
+    if options.output:
+        answers.save(options.output)
+        if options.format == "text":
+            say(f"table: {options.output}")
 
 
-def _size(images: list[str]) -> tuple[int, int]:
+def _size(files: list[Path]) -> tuple[int, int]:
     """(height, width) that all pictures have."""
-    files = [file for entry in images for file in image_paths(entry)]
+    from dynzoo.inference.image_files import image_size  # NumPy and Pillow: pictures are opened
+
     sizes = {image_size(file): file for file in files}
     if len(sizes) > 1:
         (one, first), (other, second) = list(sizes.items())[:2]

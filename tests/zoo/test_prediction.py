@@ -11,7 +11,8 @@ from PIL import Image
 import dynzoo
 from dynzoo import layers
 from dynzoo.inference.image_files import read_image
-from dynzoo.zoo.prediction import image_paths, predict
+from dynzoo.inference.image_paths import image_paths
+from dynzoo.zoo.prediction import predict
 
 NAMES = ["ant", "bee", "cow"]
 

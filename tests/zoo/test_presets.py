@@ -13,7 +13,7 @@ from dynzoo import layers as dl
 from dynzoo.augmentation.batches import RandomCropFlip
 from dynzoo.inference import class_names as labels
 from dynzoo.training.finetuning import finetune
-from dynzoo.zoo import cards, presets, safe_config
+from dynzoo.zoo import cards, presets, safe_config, shipped
 from dynzoo.zoo import files as preset_files
 
 
@@ -223,7 +223,7 @@ def test_shipped_presets_are_whole():
 def test_names_come_from_folders_with_metadata(monkeypatch, saved):
     _, folder = saved
     (folder.parent / "unfinished").mkdir()
-    monkeypatch.setattr(presets, "_root", lambda: folder.parent)
+    monkeypatch.setattr(shipped, "root", lambda: folder.parent)
     assert list(presets.presets()) == ["small"]
     assert presets.presets()["small"]["accuracy"] == 0.5
     assert presets.from_preset("small").name == "small"
