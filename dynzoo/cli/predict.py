@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dynzoo._startup import load_keras
 from dynzoo.cli.console import log_line, say
@@ -13,6 +15,9 @@ from dynzoo.cli.options import add_preset
 from dynzoo.inference.image_paths import image_paths
 from dynzoo.utils.csv_text import csv_text
 from dynzoo.utils.files import check_output
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NAME = "predict"
 HELP = "say what is on pictures, by how much, and how far that is proved to hold"
@@ -41,19 +46,19 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     if options.output:
         check_output(options.output)
-    folder, _ = find_preset(options.preset)
+    folder, about = find_preset(options.preset)
     files = [file for entry in options.images for file in image_paths(entry)]
-    size = _size(files) if options.certify_pixels else None
+    pictures = _pictures(files, about) if options.certify_pixels else None
     load_keras()
     # Keras and what stands on it: wrong arguments do not pay for them
     from dynzoo.zoo.prediction import COLUMNS, predict
     from dynzoo.zoo.presets import from_preset
 
-    if size is None:
-        model = from_preset(folder)
+    if pictures is None:
+        answers = predict(from_preset(folder), files)
     else:
-        model = from_preset(folder, preprocess=True, image_size=size)
-    answers = predict(model, files)
+        model = from_preset(folder, preprocess=True, image_size=pictures.shape[1:3])
+        answers = replace(predict(model, pictures), images=[str(file) for file in files])
     if options.format == "text":
         for sentence in answers.sentences():
             say(sentence)
@@ -69,15 +74,21 @@ def run(options: Namespace) -> None:
             say(f"table: {options.output}")
 
 
-def _size(files: list[Path]) -> tuple[int, int]:
-    """(height, width) that all pictures have."""
-    from dynzoo.inference.image_files import image_size  # NumPy and Pillow: pictures are opened
+def _pictures(files: list[Path], about: dict[str, Any]) -> np.ndarray:
+    """All pictures with the pixels of their files, which must be of one size."""
+    import numpy as np  # with Pillow: pictures are opened
 
-    sizes = {image_size(file): file for file in files}
-    if len(sizes) > 1:
-        (one, first), (other, second) = list(sizes.items())[:2]
-        raise ValueError(
-            "--certify-pixels needs pictures of one size. "
-            f"Received: {first} of {one[0]} x {one[1]}, {second} of {other[0]} x {other[1]}"
-        )
-    return next(iter(sizes))
+    from dynzoo.inference.image_files import MODES, read_image, told_apart
+
+    channels = (about.get("input_shape") or [3])[-1]
+    pictures: list[np.ndarray] = []
+    with told_apart():
+        for file in files:
+            pictures.append(read_image(file, channels=channels if channels in MODES else 3))
+            (height, width), (h, w) = pictures[0].shape[:2], pictures[-1].shape[:2]
+            if (height, width) != (h, w):
+                raise ValueError(
+                    "--certify-pixels needs pictures of one size. "
+                    f"Received: {files[0]} of {height} x {width}, {file} of {h} x {w}"
+                )
+    return np.stack(pictures)

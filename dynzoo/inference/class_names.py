@@ -1,13 +1,10 @@
 """What the labels of the known data sets mean, and the superclasses of CIFAR-100."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
 DIGITS = tuple("0123456789")
 CIFAR10 = ("airplane automobile bird cat deer dog frog horse ship truck").split()
@@ -44,9 +41,9 @@ SUPERCLASSES = {
     "vehicles_1": "bicycle bus motorcycle pickup_truck train",
     "vehicles_2": "lawn_mower rocket streetcar tank tractor",
 }
-_SUPERCLASS = [
-    [name in group.split() for group in SUPERCLASSES.values()].index(True) for name in CIFAR100
-]
+_SUPERCLASS = np.array(
+    [[name in group.split() for group in SUPERCLASSES.values()] for name in CIFAR100]
+).argmax(axis=1)
 
 
 def superclasses(y: Any) -> np.ndarray:
@@ -66,14 +63,12 @@ def superclasses(y: Any) -> np.ndarray:
     >>> superclasses([0, 99])  # apple, worm
     array([ 4, 13])
     """
-    import numpy as np  # the command reads the names of data sets, and nothing else, from here
-
     labels = np.asarray(y)
     if labels.dtype.kind not in "iu" or (
         labels.size and not 0 <= labels.min() <= labels.max() < 100
     ):
         raise ValueError(f"`y` must be integer labels from 0 to 99. Received: {y!r}")
-    return np.asarray(_SUPERCLASS)[labels]
+    return _SUPERCLASS[labels]
 
 
 CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": DIGITS, "digits": DIGITS}

@@ -12,6 +12,7 @@ from PIL import Image
 
 import dynzoo
 from dynzoo.cli import program as cli
+from dynzoo.inference import image_files
 from dynzoo.training import loop, recipes
 from dynzoo.zoo import measurement as measuring
 from dynzoo.zoo import shipped
@@ -223,9 +224,14 @@ def test_predict_in_words_and_as_tables(tiny, photos, capsys):
     assert row["unit"] == "L2, pixels in [0, 1]" and row["certified_radius"] > 0
 
 
-def test_predict_certifies_the_pixels_of_the_file(tiny, photos, capsys, fails):
+def test_predict_certifies_the_pixels_of_the_file(tiny, photos, capsys, fails, monkeypatch):
     command = ["predict", "tiny", str(photos), "--certify-pixels", "--format", "json"]
+    read, opened = image_files.read_image, []
+    monkeypatch.setattr(
+        image_files, "read_image", lambda file, **k: opened.append(file) or read(file, **k)
+    )
     assert cli.main(command) == 0
+    assert opened == [photos / "a.png", photos / "b.png"]  # each once
     rows = json.loads(capsys.readouterr().out)
     assert [row["unit"] for row in rows] == ["L2, pixels in [0, 255]"] * 2
     Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(photos / "c.png")
