@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dynzoo.inference.class_names import CLASSES
+__all__ = ["NAMES", "check_source"]
 
-__all__ = ["check_source"]
+# Of the data sets that `dynzoo.data.load` knows.
+NAMES = ("cifar10", "cifar100", "digits", "mnist")
 
 
 def check_source(name: str | os.PathLike[str]) -> str:
@@ -21,9 +22,9 @@ def check_source(name: str | os.PathLike[str]) -> str:
     if key.endswith(".npz"):
         if not Path(key).is_file():
             raise FileNotFoundError(f"There is no data file {Path(key)}.")
-    elif key not in CLASSES and not Path(key).is_dir():
+    elif key not in NAMES and not Path(key).is_dir():
         raise ValueError(
-            f"`name` must be one of {sorted(CLASSES)}, the path of an '.npz' file or a folder of "
+            f"`name` must be one of {list(NAMES)}, the path of an '.npz' file or a folder of "
             f"images. Received: name={key!r}"
         )
     return key

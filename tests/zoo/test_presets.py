@@ -158,7 +158,7 @@ def test_without_weights_is_fresh(saved):
 
 
 def test_unknown_name_lists_the_presets(monkeypatch, tmp_path):
-    monkeypatch.setattr(presets, "_shipped", lambda: {"one": tmp_path, "two": tmp_path})
+    monkeypatch.setattr(shipped, "folders", lambda: {"one": tmp_path, "two": tmp_path})
     with pytest.raises(ValueError, match="no preset 'three'.*Presets: one, two"):
         presets.from_preset("three")
     with pytest.raises(ValueError, match="lacks metadata.json"):
