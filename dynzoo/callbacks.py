@@ -1,4 +1,4 @@
-"""Callbacks for `fit`: certified accuracy on held-out images, for whatever decides by it."""
+"""Callbacks for ``fit``: certified accuracy on held-out images, for whatever decides by it."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ __all__ = ["CertifiedAccuracy"]
 
 
 class CertifiedAccuracy(keras.callbacks.Callback):
-    r"""Certified accuracy after each epoch, in the logs of `fit`; and what the metric needs.
+    r"""Certified accuracy after each epoch, in the logs of ``fit``; and what the metric needs.
 
     With images: $\frac1n \#\{i : \text{answer}_i = y_i,\ r_i > \varepsilon\}$ from
-    `certify(model).radii`, as `val_certified_accuracy`. Callbacks that stand behind it see it
-    (`EarlyStopping`, `ModelCheckpoint`), the history does, and keras-tuner as
-    `Objective("val_certified_accuracy", "max")`. Without images it only serves
-    `dynzoo.metrics.CertifiedAccuracy`, which measures the validation data of `fit`.
+    ``certify(model).radii``, as ``val_certified_accuracy``. Callbacks that stand behind it see it
+    (``EarlyStopping``, ``ModelCheckpoint``), the history does, and keras-tuner as
+    ``Objective("val_certified_accuracy", "max")``. Without images it only serves
+    ``dynzoo.metrics.CertifiedAccuracy``, which measures the validation data of ``fit``.
 
-    Guarantee: as `dynzoo.certify` gives it, for the weights that the model holds at the end of the
-    epoch. If the weights are off their constraints when the training ends, as averages are
-    (`use_ema=True`), there is an `UnmetConstraintWarning` that says what to do.
+    Guarantee: as ``dynzoo.certify`` gives it, for the weights that the model holds at the end of
+    the epoch. If the weights are off their constraints when the training ends, as averages are
+    (``use_ema=True``), there is an ``UnmetConstraintWarning`` that says what to do.
 
     Args:
-        x: held-out images (n, ...), floats in the scale that the model takes; or `None`.
+        x: held-out images (n, ...), floats in the scale that the model takes; or ``None``.
         y: their labels (n,) or (n, 1), or one-hot rows.
         eps: L2 radius or radii, positive, in the units of x. With several the names are
-            `val_certified_accuracy_36_255`, `val_certified_accuracy_0_5` and so on.
+            ``val_certified_accuracy_36_255``, ``val_certified_accuracy_0_5`` and so on.
         batch_size: images per forward pass.
 
     Raises:

@@ -52,8 +52,8 @@ class Orthogonality(keras.regularizers.Regularizer):
     r"""Asks softly for orthonormal rows: adds $\gamma\,\|K \star K^T - \delta\|_F$ to the loss.
 
     The norm is not squared, so the pull does not fade near the goal. It is a wish and not a
-    guarantee: `dynzoo.certify` measures what came of it. `dynzoo.constraints.Orthonormal` is the
-    hard counterpart, for matrices.
+    guarantee: ``dynzoo.certify`` measures what came of it. ``dynzoo.constraints.Orthonormal`` is
+    the hard counterpart, for matrices.
 
     Args:
         gamma: weight beside the loss, at least 0.

@@ -24,19 +24,19 @@ def random_crop_flip(x, dy, dx, flip, padding: int, mode: str = "reflect"):
     $$ y[b, i, j] = \\mathrm{pad}(x)[b,\\ i + dy_b,\\ j' + dx_b], \\qquad
        j' = w - 1 - j \\text{ if } flip_b \\text{ else } j $$
 
-    Every image has offsets of its own, which the random choice belongs to (Keras' `RandomCrop`
+    Every image has offsets of its own, which the random choice belongs to (Keras' ``RandomCrop``
     draws one offset a batch). Pixels are copied, never computed with, so values stay exact. Nothing
     is padded in memory: the indices are folded back into the image.
 
     Args:
         x: images (n, h, w, c).
-        dy, dx: integer offsets (n,), each in [0, 2 padding]; `padding` leaves the image in place.
+        dy, dx: integer offsets (n,), each in [0, 2 padding]; ``padding`` leaves the image in place.
         flip: booleans (n,).
-        padding: rows and columns added on each side, less than h and w with `mode="reflect"`.
-        mode: `"reflect"` (the border pixel is not repeated) or `"constant"` (zeros).
+        padding: rows and columns added on each side, less than h and w with ``mode="reflect"``.
+        mode: ``"reflect"`` (the border pixel is not repeated) or ``"constant"`` (zeros).
 
     Returns:
-        Images (n, h, w, c) of the type of `x`.
+        Images (n, h, w, c) of the type of ``x``.
     """
     _check(padding, mode, x.shape)
     height, width, channels = x.shape[1:]
@@ -86,7 +86,7 @@ class RandomCropFlip(keras.layers.Layer):
     Args:
         padding: largest shift in pixels, each way.
         flip: whether to mirror half of the images horizontally.
-        mode: `"reflect"` or `"constant"`, what appears at the border.
+        mode: ``"reflect"`` or ``"constant"``, what appears at the border.
         seed: seed of the layer's own generator; None for a different one each time.
 
     Example:
@@ -147,8 +147,8 @@ class Augmented(keras.utils.PyDataset):
 
     A run that was interrupted and goes on with the same three numbers sees exactly the batches that
     it would have seen: on any backend, machine and number of workers. The object is one epoch, and
-    reading it changes nothing. For several epochs in one `fit`, give `fit` the callback
-    `follow_epochs()`; without it every epoch is the same.
+    reading it changes nothing. For several epochs in one ``fit``, give ``fit`` the callback
+    ``follow_epochs()``; without it every epoch is the same.
 
     Args:
         x: images (n, h, w, c), uint8 or float32 in [0, 1].
@@ -166,11 +166,11 @@ class Augmented(keras.utils.PyDataset):
         color_jitter: largest share, in [0, 1], by which brightness, contrast and saturation of
             every image change, each by a factor of its own.
         distort: whether to rotate, zoom and recolor here, on the host. If not, a batch is
-            `((x, draws), y)` with numbers (n, 5) for each image, with which
-            `dynzoo.augmentation.on_device.distorted_model` does the same, up to rounding, on the
+            ``((x, draws), y)`` with numbers (n, 5) for each image, with which
+            ``dynzoo.augmentation.on_device.distorted_model`` does the same, up to rounding, on the
             device.
-        workers: threads that make batches ahead, within an epoch and in its order (so give `fit`
-            `shuffle=False`); 1 for none.
+        workers: threads that make batches ahead, within an epoch and in its order (so give ``fit``
+            ``shuffle=False``); 1 for none.
         max_queue_size: how many batches they are ahead, with more than one worker.
         use_multiprocessing: must be False: workers are threads.
 
@@ -264,9 +264,9 @@ class Augmented(keras.utils.PyDataset):
         """What is drawn for a batch, without making it.
 
         Returns:
-            For each image of the batch: its place in `x`; the shifts down and to the right, in
+            For each image of the batch: its place in ``x``; the shifts down and to the right, in
             [0, 2 padding]; whether it is mirrored; and the numbers (n, 5) of its distortions, whose
-            columns `dynzoo.augmentation.on_device.DRAWS` names.
+            columns ``dynzoo.augmentation.on_device.DRAWS`` names.
 
         Example:
 
@@ -284,13 +284,14 @@ class Augmented(keras.utils.PyDataset):
         return chosen, dy, dx, mirror, self._draws(len(chosen), rng)
 
     def follow_epochs(self) -> keras.callbacks.Callback:
-        """A callback that sets `epoch` to the number of each epoch that `fit` begins.
+        """A callback that sets ``epoch`` to the number of each epoch that ``fit`` begins.
 
-        Not by `on_epoch_end`, which Keras also calls after it looked at a first batch to build the
-        model: the count would depend on whether the model had been used before.
+        Not by ``on_epoch_end``, which Keras also calls after it looked at a first batch to build
+        the model: the count would depend on whether the model had been used before.
 
         Raises:
-            ValueError: with a `start_batch`, for `fit` fixes the number of batches at the start.
+            ValueError: with a ``start_batch``, for ``fit`` fixes the number of batches at the
+                start.
         """
         if self.start_batch:
             raise ValueError(

@@ -34,7 +34,7 @@ _SLACK = 1.0 + 1e-12
 class LayerBound(NamedTuple):
     """A row of the table: the layer's own gain, and the bound from the model input to here.
 
-    `gain` is None for a layer that joins branches: it has no constant of its own.
+    ``gain`` is None for a layer that joins branches: it has no constant of its own.
     """
 
     name: str
@@ -118,7 +118,7 @@ def bound_layers(program: Program, shapes: dict[int, Shape]) -> tuple[dict[int, 
         shapes: shape of each slot, batch axis first (None).
 
     Returns:
-        (bound of each slot, list of `LayerBound` in the order of execution).
+        (bound of each slot, list of ``LayerBound`` in the order of execution).
     """
     bounds: dict[int, float] = {0: 1.0}
     table: list[LayerBound] = []

@@ -36,13 +36,13 @@ def prediction_sets(
 
     with q the $\lceil (n+1)(1-\alpha) \rceil$-th smallest of the scores $s_{y_i}(x_i)$ of n
     calibration images. The score is the certified radius with its sign turned
-    (`Certificate.distances_behind`): it moves by no more than the image does, so that an attack of
-    size eps cannot raise that of the right label by more than eps.
+    (``Certificate.distances_behind``): it moves by no more than the image does, so that an attack
+    of size eps cannot raise that of the right label by more than eps.
 
     Guarantee: $P(y \in C(x') \text{ for all } x' \text{ with } \|x' - x\| \le \varepsilon) \ge
     1 - \alpha$ for an image x with label y that is exchangeable with the calibration images, over
     the draw of all of them. Rounding is counted at both ends, so that it holds for the logits as
-    they are computed, under the assumptions of `dynzoo.certify`. The attacker may know everything
+    they are computed, under the assumptions of ``dynzoo.certify``. The attacker may know everything
     but is to attack the image that is asked about, not those that calibrate.
 
     Condition: the calibration images are like those that will be asked about, labelled right, and
@@ -51,7 +51,7 @@ def prediction_sets(
     about $\sqrt{\alpha(1-\alpha)/n}$.
 
     Args:
-        model: a model that `dynzoo.certify` accepts, or its certificate.
+        model: a model that ``dynzoo.certify`` accepts, or its certificate.
         x: clean calibration images (n, ...), floats in the scale that the model takes.
         y: their labels (n,) or (n, 1), or one-hot rows.
         alpha: allowed share of sets without the right label, in (0, 1).
@@ -59,11 +59,11 @@ def prediction_sets(
         batch_size: images per forward pass.
 
     Returns:
-        A `PredictionSets`. If n is below `needed_images(alpha)`, every set holds all classes, and
-        there is a `TooFewImagesWarning`.
+        A ``PredictionSets``. If n is below ``needed_images(alpha)``, every set holds all classes,
+        and there is a ``TooFewImagesWarning``.
 
     Raises:
-        ValueError: if an argument is out of its range; what `certify` and `radii` raise.
+        ValueError: if an argument is out of its range; what ``certify`` and ``radii`` raise.
         TypeError: for a certificate without a Lipschitz bound, such as a smoothed classifier.
 
     Example:
@@ -105,14 +105,14 @@ def prediction_sets(
 
 
 class PredictionSets:
-    """Sets of labels with a coverage that no attack takes away; made by `prediction_sets`.
+    """Sets of labels with a coverage that no attack takes away; made by ``prediction_sets``.
 
     Attributes:
         threshold: q, in the units of the images; infinite if all sets hold all classes.
         alpha: allowed share of sets without the right label.
         eps: L2 size of the attacks.
         images: number of calibration images.
-        certificate: the `Certificate` behind them.
+        certificate: the ``Certificate`` behind them.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class PredictionSets:
             ones fitted the calibration images. An image that gives no finite logits has all.
 
         Raises:
-            ValueError: if eps is out of its range; what `Certificate.radii` raises.
+            ValueError: if eps is out of its range; what ``Certificate.radii`` raises.
 
         Example:
 
@@ -148,7 +148,7 @@ class PredictionSets:
         return self.holding(low, size)
 
     def holding(self, low: np.ndarray, eps: float) -> np.ndarray:
-        """The same from what `Certificate.distances_behind` gave: one pass for all sizes of attack.
+        """The same from what ``Certificate.distances_behind`` gave: one pass for all sizes.
 
         Args:
             low: its first array (n, classes).

@@ -90,8 +90,8 @@ def smooth(
     some of the user's images differ by more than rounding alone, in a batch, in another order, or
     with other companions (NaN among them); in every image's batch one noisy copy is run alone, too.
     Code that mixes only where no comparison looks, such as for one certain companion, is not found:
-    what a `Lambda` or a layer of one's own computes is for its author to know. See
-    `dynzoo.inference.companions`.
+    what a ``Lambda`` or a layer of one's own computes is for its author to know. See
+    ``dynzoo.inference.companions``.
 
     Args:
         model: built Keras model, inputs to logits (n, K), deterministic at inference. It should
@@ -105,12 +105,12 @@ def smooth(
         progress: called with (images done, images in all) after each image.
 
     Returns:
-        A `SmoothedClassifier` with ``predict(x)`` and ``radii(x)``.
+        A ``SmoothedClassifier`` with ``predict(x)`` and ``radii(x)``.
 
     Raises:
         ValueError: if an argument is out of its range, or a layer of the model is random at
             inference, called with ``training=True``, or mixes the examples of a batch: the draws
-            would not be independent. `radii` and `predict` raise it for what answers show.
+            would not be independent. ``radii`` and ``predict`` raise it for what answers show.
 
     Example:
 
@@ -124,7 +124,7 @@ def smooth(
 
 
 class SmoothedClassifier:
-    """A smoothed classifier; made by `smooth`, whose arguments are its attributes."""
+    """A smoothed classifier; made by ``smooth``, whose arguments are its attributes."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Every integrator as a row of a table: what it solves, its order, its radius, what it keeps.
 
 The rows hold no numbers of their own: each is read off the method, which is what the layers use.
-`tests/integrators/` measure every order and check every invariant and radius.
+``tests/integrators/`` measure every order and check every invariant and radius.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Integrator:
         order: order of convergence.
         general_order: order where it is lower outside the setting of ``order``.
         circle_contractivity_radius: r of a Runge-Kutta method, else ``None``.
-        preserves: words of `INVARIANTS`.
+        preserves: words of ``INVARIANTS``.
         source: reference.
         method: the method itself.
     """

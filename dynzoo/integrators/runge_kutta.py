@@ -28,7 +28,7 @@ class RungeKutta:
         order: order of consistency.
         stages: strictly lower triangular coefficients a_ij, one tuple a stage.
         weights: the b_i.
-        preserves: what a step keeps, in words of `dynzoo.integrators.registry`.
+        preserves: what a step keeps, in words of ``dynzoo.integrators.registry``.
     """
 
     name: str
@@ -96,7 +96,7 @@ def names() -> list[str]:
 
 
 def get(identifier) -> RungeKutta:
-    """Looks an integrator up by name, or passes a `RungeKutta` on.
+    """Looks an integrator up by name, or passes a ``RungeKutta`` on.
 
     Raises:
         ValueError: for an unknown name.

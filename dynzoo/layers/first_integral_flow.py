@@ -42,13 +42,13 @@ class FirstIntegralFlow(SkewFlow):
     $\hat x$ is a half step of Euler. The discrete gradient is exact:
     $\bar\nabla I(x, y)^T(y - x) = I(y) - I(x)$ as an identity of formulas, so $I(x_+) = I(x)$.
 
-    **Guarantee**: I is kept along the last axis by every step, for any finite weights and step
+    Guarantee: I is kept along the last axis by every step, for any finite weights and step
     size, to 2e-6 in float32, relative to the sum of the sizes of its terms,
     $\tfrac12\sum|x_iQ_{ij}x_j| + \sum|b_ix_i| + \sum a_k(1 + \sum|c_{ik}x_i| + |e_k|)$, at the end
     of the step where it is larger (not relative to I, whose terms may cancel). Where a step leaves
     more, because it overflows or its static number of iterations has not converged, x stays. The
     steps of a quadratic I with ``"discrete_gradient"`` are linear systems that need no iterations;
-    the others converge for moderate steps. `integral_drift` measures what is left. I is strongly
+    the others converge for moderate steps. ``integral_drift`` measures what is left. I is strongly
     convex: orbits stay in a bounded set at any depth.
 
     Args:
@@ -65,7 +65,7 @@ class FirstIntegralFlow(SkewFlow):
             ``"projected_heun"`` (2) or ``"projected_rk4"`` (4).
         iterations: static number of iterations of a step whose equations are not linear.
         activation: name of a monotone activation of the hidden layer.
-        planes: ``None`` for a full S(x), or a number of planes (see `SphericalFlow`).
+        planes: ``None`` for a full S(x), or a number of planes (see ``SphericalFlow``).
         step_size: a positive float (dimensionless), or ``"learned"`` (inside (0, max_step)).
         steps: number of time steps, each with its own S unless ``shared``; I is one for all.
         max_step: upper end of a learned step.

@@ -45,7 +45,7 @@ class GradientFlow(keras.layers.Layer):
         integrator: ``"euler"``, ``"heun"``, ``"ssp3"`` or ``"rk4"``.
         direction: ``"contractive"`` or ``"expansive"``.
         constraint: ``"orthonormal"`` (matrix operators), ``"spectral_norm"``, or ``None``; with
-            ``None`` nothing bounds A, a fixed step is needed, and `lipschitz_bound` tells.
+            ``None`` nothing bounds A, a fixed step is needed, and ``lipschitz_bound`` tells.
         max_norm: norm that the ``"spectral_norm"`` constraint allows.
         max_step: largest learned step of an expansive flow.
         projection_steps: ``steps`` of the orthonormal constraint.

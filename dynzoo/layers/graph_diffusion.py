@@ -37,7 +37,7 @@ class GraphDiffusion(keras.layers.Layer):
       $w_{ij} = \exp(-(d_{ij}/d_i^{(s)})^2)$ for $d_{ij} < d_i^{(k)}$, normalised, symmetrised.
 
     Nodes are the last axis but one. With u of shape (nodes, channels) the nodes **are** the batch:
-    an example's output depends on the others (`depends_on_batch` is true), so that an attack must
+    an example's output depends on the others (``depends_on_batch`` is true), so that an attack must
     hold the whole batch in its loop, and there is no certificate for one example. With u of shape
     (batch, nodes, channels) each example has its own graph. The steps run in float32 or better
     whatever the compute type, for averages in bfloat16 are none.

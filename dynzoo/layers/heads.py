@@ -27,7 +27,7 @@ class UnitRowDense(keras.layers.Layer):
     r"""Classification head whose weight vectors have length one: $z_i = w_i^Tx/\|w_i\| + b_i$.
 
     Guarantee: for any finite weights each logit is 1-Lipschitz; the difference of logits i and j
-    is Lipschitz with the distance of their normalised vectors, which `certify` uses exactly. Both
+    is Lipschitz with the distance of their normalised vectors, which ``certify`` uses exactly. Both
     hold up to rounding. (The map to all logits at once is not 1-Lipschitz.)
 
     Args:

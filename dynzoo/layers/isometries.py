@@ -15,7 +15,8 @@ __all__ = ["BetaAbs", "ChannelPadding", "Isometry", "MaxMin", "MeanShift", "Spac
 class Isometry(keras.layers.Layer):
     """A layer with Lipschitz constant 1, whatever its (few) settings.
 
-    Each class below states its bound anew beside its `call`: `certify` believes no inherited one.
+    Each class below states its bound anew beside its ``call``: ``certify`` believes no inherited
+    one.
     """
 
     _kept = "every distance is kept"

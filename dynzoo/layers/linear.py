@@ -33,7 +33,7 @@ class OrthonormalDense(keras.layers.Layer):
         units: number of outputs, a positive integer.
         use_bias: add a bias.
         projection_steps: least effort of the projection after each optimizer update, as the
-            ``steps`` of `dynzoo.constraints.Orthonormal`.
+            ``steps`` of ``dynzoo.constraints.Orthonormal``.
         seed: integer seed of the orthogonal initialiser, or ``None``.
 
     Input shape: (batch, ..., inputs). Output shape: (batch, ..., units).
@@ -115,13 +115,13 @@ class OrthonormalDense(keras.layers.Layer):
 class OrthonormalPointwise(OrthonormalDense):
     """The same orthonormal matrix on the channels of each pixel (a 1x1 convolution).
 
-    Guarantee: as `OrthonormalDense`, for every image size.
+    Guarantee: as ``OrthonormalDense``, for every image size.
 
     Args:
         units: number of output channels, a positive integer.
         use_bias: add a bias.
         projection_steps: least effort of the projection after each optimizer update, as the
-            ``steps`` of `dynzoo.constraints.Orthonormal`.
+            ``steps`` of ``dynzoo.constraints.Orthonormal``.
         seed: integer seed of the orthogonal initialiser, or ``None``.
 
     Input shape: (batch, height, width, channels).

@@ -46,7 +46,7 @@ class MassPreservingFlow(SkewFlow):
 
     $$x' = S(x)c, \quad S(x) = M(x) - M(x)^T, \qquad x \leftarrow x + hS(x)c \quad (Euler)$$
 
-    **Guarantee**: $c^Tx$ along the last axis is kept, for any weights and step size, because
+    Guarantee: $c^Tx$ along the last axis is kept, for any weights and step size, because
     $c^TSc = 0$ and every Runge-Kutta method keeps linear invariants; up to rounding, which in
     float32 is below 1e-6 a step, relative to $\sum_i|c_ix_i|$ before or after the step, whichever
     is larger (a step far beyond x loses digits of x, one of nothing but rounding is not
@@ -59,7 +59,7 @@ class MassPreservingFlow(SkewFlow):
         weights: the c, numbers that are not all zero, one a feature; ``None`` for ones.
         integrator: ``"euler"``, ``"heun"``, ``"ssp3"`` or ``"rk4"``.
         activation: name of a monotone activation of the hidden layer.
-        planes: ``None`` for a full M(x), or a number of planes (see `SphericalFlow`).
+        planes: ``None`` for a full M(x), or a number of planes (see ``SphericalFlow``).
         step_size: a positive float (dimensionless), or ``"learned"`` (inside (0, max_step)).
         steps: number of time steps, each with its own weights unless ``shared``.
         max_step: upper end of a learned step.
@@ -124,7 +124,7 @@ class MassPreservingFlow(SkewFlow):
 class SumLift(keras.layers.Layer):
     r"""Zeros behind the last axis, $x \mapsto (x, 0)$: more features, the same sum.
 
-    **Guarantee**: $c'^Ty = c^Tx$ for every c' that begins with c, exactly; an isometry.
+    Guarantee: $c'^Ty = c^Tx$ for every c' that begins with c, exactly; an isometry.
 
     Args:
         units: number of output features, at least the number of input features.
@@ -186,7 +186,7 @@ class SumProjection(keras.layers.Layer):
 
     K the first ``units`` features and D the rest; for ones, each gets the same share.
 
-    **Guarantee**: $c_K^Ty = c^Tx$ up to rounding; linear, with Lipschitz constant
+    Guarantee: $c_K^Ty = c^Tx$ up to rounding; linear, with Lipschitz constant
     $\sqrt{1 + |c_D|^2/|c_K|^2}$.
 
     Args:

@@ -51,11 +51,13 @@ def bicubic(size: int, new: int, start: float = 0.0, stop: float | None = None) 
 class Resize(keras.layers.Layer):
     r"""Brings images to a size: cut in the middle to its proportions, then bicubic, antialiased.
 
-    $$x \mapsto \mathrm{clip}(R\,x\,C^T)$$ for each channel, with R and C the matrices of `bicubic`
-    for the rows and columns. Up to the rounding to bytes, it is what `dynzoo.data.load` does to
+    $$x \mapsto \mathrm{clip}(R\,x\,C^T)$$
+
+    for each channel, with R and C the matrices of ``bicubic`` for the rows and columns. Up to the
+    rounding to bytes, it is what ``dynzoo.data.load`` does to
     the pictures of a folder. Keras' own layer has another bicubic kernel on PyTorch.
 
-    **Guarantee**: Lipschitz with constant $\|R\|_2\|C\|_2$, which is exact without the clip. It
+    Guarantee: Lipschitz with constant $\|R\|_2\|C\|_2$, which is exact without the clip. It
     falls with the size of the image: many pixels make one.
 
     Args:

@@ -67,7 +67,7 @@ class SpatialShift(_Shifting):
 
 @keras.saving.register_keras_serializable(package="dynzoo")
 class MaxMinShift(_Shifting, MaxMin):
-    """`MaxMin`, then `SpatialShift`, without the copy in between: a third less to move.
+    """``MaxMin``, then ``SpatialShift``, without the copy in between: a third less to move.
 
     Guarantee: 1-Lipschitz, as both are; with circular padding the Jacobian is a permutation.
 
@@ -84,7 +84,7 @@ class MaxMinShift(_Shifting, MaxMin):
     >>> MaxMinShift()(np.zeros((1, 8, 8, 16), "float32")).shape
     (1, 8, 8, 16)
 
-    Reference: those of `MaxMin` and `SpatialShift`.
+    Reference: those of ``MaxMin`` and ``SpatialShift``.
     """
 
     def call(self, x):

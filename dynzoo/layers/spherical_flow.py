@@ -40,7 +40,7 @@ class SphericalFlow(SkewFlow):
     $\gamma = -2x^Td/|d|^2$. S(x) is a network with one hidden layer, $V\sigma(Ax + b) + c$,
     made skew; for images A may look at the neighbours of a pixel, S acts on its channels.
 
-    **Guarantee**: $|x|$ along the last axis is kept by the layer, however many its steps, for any
+    Guarantee: $|x|$ along the last axis is kept by the layer, however many its steps, for any
     finite weights and step size and $10^{-30} \le |x| \le 10^{30}$, up to rounding (in float32
     1e-6, relative to |x|). Where an update overflows, or ends within a hundredth of |x| from 0 and
     so has no direction, x stays; a Cayley step stops short of a half turn by 0.03 degrees. Nothing

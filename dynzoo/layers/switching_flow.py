@@ -49,7 +49,7 @@ class SwitchingFlow(keras.layers.Layer):
     leaves no room: then e = 0 and the contraction alone remains. (For a 3x3 convolution the bound
     of $\kappa$ is cautious; matrix operators, kept orthonormal, lose nothing.) With
     ``spectrum="assumed"`` (the published variant) singular values are taken to be 1, and the
-    guarantee is only as true as that is; `lipschitz_bound` states the true bound either way.
+    guarantee is only as true as that is; ``lipschitz_bound`` states the true bound either way.
 
     Args:
         operator: linear operator A, for example ``dynzoo.operators.Dense(units)``. A must be
@@ -233,7 +233,7 @@ class SwitchingFlow(keras.layers.Layer):
         ]
 
     def assign_step_sizes(self, sizes):
-        """Sets learned times (contraction, expansion), one pair a time step, in `step_sizes` units.
+        """Sets learned times (contraction, expansion), a pair a step, in ``step_sizes`` units.
 
         What is not admissible is clamped, with its sign; a fixed contraction stays.
         """

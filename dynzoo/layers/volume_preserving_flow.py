@@ -27,14 +27,14 @@ class VolumePreservingFlow(Invertible, PhaseSpaceFlow):
 
     or, with ``second_order``, $x'' = \sigma(Bx + b)$ as $x' = v$, $v' = \sigma(Bx + b)$.
 
-    Guarantee: for every step size and all weights the Jacobian has det M = 1, and `inverse` undoes
-    the flow, both in real numbers (every stage is a shear). The rounding of a step is relative to
-    the largest number on its way and grows, on the way back, by the growth of the inverse steps
-    (at most B). Guarantee (gradients): with the
+    Guarantee: for every step size and all weights the Jacobian has det M = 1, and ``inverse``
+    undoes the flow, both in real numbers (every stage is a shear). The rounding of a step is
+    relative to the largest number on its way and grows, on the way back, by the growth of the
+    inverse steps (at most B). Guarantee (gradients): with the
     ``"spectral_norm"`` constraint and slopes in [0, 1], the norm of a gradient changes by a factor
-    within [1/B, B] on its way through the flow; B is `gradient_factor`, at most $e^{Nhm}$ for N
+    within [1/B, B] on its way through the flow; B is ``gradient_factor``, at most $e^{Nhm}$ for N
     steps h and m = ``max_norm`` (with ``second_order``: $e^{Nh(1 + m)/2}$): 100 steps of 0.01 with
-    m = 1 give B < 2.72. `lipschitz_bound` is the same for the present weights.
+    m = 1 give B < 2.72. ``lipschitz_bound`` is the same for the present weights.
 
     Args:
         operator: linear operator from one half to a space of its size, for example
@@ -47,7 +47,7 @@ class VolumePreservingFlow(Invertible, PhaseSpaceFlow):
         max_norm: operator norm that the constraint allows.
         max_step: largest learned step.
         constraint: ``"spectral_norm"``, or ``None``: no bound of gradients beforehand;
-            `lipschitz_bound` tells it for the present weights.
+            ``lipschitz_bound`` tells it for the present weights.
         shared: use the same weights in all steps (an autonomous system).
         use_bias: add a and b.
         seed: integer seed of the kernel initialisers, or ``None``.

@@ -43,16 +43,16 @@ def convection_diffusion_classifier(
 
     $$x \leftarrow x + h\,B^T\sigma(Ax + b) + \sigma\sqrt{2h}\,n, \quad n \sim N(0, I)$$
 
-    of `ConvectionDiffusionFlow` on ``widths[k]`` channels; a 2x2 convolution with stride 2 between
-    stages; ReLU, mean over the image, and one dense layer. ``diffusion=0`` is the plain residual
-    network. The feature vector of each pixel is scaled to unit variance where a stage begins
-    (`LayerNormalization` without weights), so that ``diffusion`` is relative to the features and
-    the network cannot outgrow its noise by larger weights in the lift. Nothing is normalised over
-    a batch: the answer to one image does not depend on the others.
+    of ``ConvectionDiffusionFlow`` on ``widths[k]`` channels; a 2x2 convolution with stride 2
+    between stages; ReLU, mean over the image, and one dense layer. ``diffusion=0`` is the plain
+    residual network. The feature vector of each pixel is scaled to unit variance where a stage
+    begins (``LayerNormalization`` without weights), so that ``diffusion`` is relative to the
+    features and the network cannot outgrow its noise by larger weights in the lift. Nothing is
+    normalised over a batch: the answer to one image does not depend on the others.
 
-    Guarantee: none for the network without noise. `dynzoo.certificates.smooth` certifies its mean
+    Guarantee: none for the network without noise. ``dynzoo.certificates.smooth`` certifies its mean
     over noise on the pixels, for which ``input_noise`` prepares it in training: a step of pure
-    diffusion before the first convection. With ``inference="random"``, `feynman_kac_mean` is the
+    diffusion before the first convection. With ``inference="random"``, ``feynman_kac_mean`` is the
     mean over all noise in the features.
 
     Args:
@@ -66,7 +66,7 @@ def convection_diffusion_classifier(
         input_noise: standard deviation of noise on the pixels in training, at least 0, in units of
             the pixel range [0, 1].
         step_size: time step h of the flows.
-        velocity: ``"free"`` or ``"gradient"``, as in `ConvectionDiffusionFlow`.
+        velocity: ``"free"`` or ``"gradient"``, as in ``ConvectionDiffusionFlow``.
         max_norm: bound of |A| and |B|, or ``None`` for none.
         activation: name of a monotone activation inside the steps.
         inference: what the noise of the flows does outside training: ``"deterministic"`` (it is
@@ -79,7 +79,7 @@ def convection_diffusion_classifier(
         name: name of the model.
 
     Returns:
-        A functional `keras.Model` from images in [0, 1] to logits.
+        A functional ``keras.Model`` from images in [0, 1] to logits.
 
     Raises:
         ValueError: if an argument is out of its range, naming it.
@@ -152,7 +152,7 @@ def feynman_kac_model(model, samples=8, name=None) -> keras.Model:
 
     Args:
         model: built model of one output that is random at inference, such as
-            `convection_diffusion_classifier` with ``inference="random"``.
+            ``convection_diffusion_classifier`` with ``inference="random"``.
         samples: passes M, a positive integer.
         name: name of the new model, which shares the weights of ``model``.
 

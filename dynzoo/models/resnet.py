@@ -37,7 +37,7 @@ def resnet_classifier(
     The baseline that the networks with guarantees are compared with: the same time discretisation
     of a field without structure.
 
-    Guarantee: none. `dynzoo.certify` gives the true bound of its constant at inference, which
+    Guarantee: none. ``dynzoo.certify`` gives the true bound of its constant at inference, which
     is so large that no image keeps a radius worth the name.
 
     Args:
@@ -53,7 +53,7 @@ def resnet_classifier(
         name: name of the model.
 
     Returns:
-        A functional `keras.Model` from images in [0, 1] to logits.
+        A functional ``keras.Model`` from images in [0, 1] to logits.
 
     Raises:
         ValueError: if an argument is out of its range, naming it.

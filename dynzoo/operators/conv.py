@@ -20,7 +20,7 @@ class Conv(Operator):
 
     $$(Ax)_p = \sum_t K_t^T x_{p + t - \lfloor (k-1)/2 \rfloor}$$
 
-    Its norm is bounded for the given image size: see `dynzoo.spectral.conv_norm_float64`.
+    Its norm is bounded for the given image size: see ``dynzoo.spectral.conv_norm_float64``.
 
     Args:
         filters: number of output channels, a positive integer.

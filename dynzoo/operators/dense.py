@@ -1,4 +1,4 @@
-"""Matrices: on vectors (`Dense`) and on the channels of each pixel (`Pointwise`)."""
+"""Matrices: on vectors (``Dense``) and on the channels of each pixel (``Pointwise``)."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def shift(x, reverse: bool = False, padding: str = "circular", fraction: float =
 
 
 def shift_joined(halves, reverse=False, padding="circular", fraction=0.5):
-    """`shift` of the two halves' concatenation, which is not formed when only the second moves."""
+    """``shift`` of the concatenated halves, which are not joined where only the second moves."""
     first, second = halves
     still, *groups = _sizes(2 * first.shape[-1], fraction)
     rest = still - first.shape[-1]
@@ -92,7 +92,7 @@ def shift_joined(halves, reverse=False, padding="circular", fraction=0.5):
 
 
 def shift_float64(x, reverse: bool = False, padding: str = "circular", fraction: float = 0.5):
-    """`shift` in NumPy."""
+    """``shift`` in NumPy."""
     return _shift(x, reverse, padding, fraction, np.split, np.concatenate, np.zeros_like)
 
 

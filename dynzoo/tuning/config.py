@@ -126,7 +126,7 @@ class SearchConfig:
         """The complete recipe for values by the key of their dimension.
 
         Args:
-            values: as `values` gives them.
+            values: as ``values`` gives them.
             epochs: length of the training where the tuner decides on it, else ``None``; weights
                 are not averaged then.
 
@@ -159,7 +159,7 @@ class SearchConfig:
         return eps_text(self.recipe["evaluation"]["eps"][0])
 
     def to_dict(self) -> dict[str, Any]:
-        """A mapping of plain values that `load` takes."""
+        """A mapping of plain values that ``load`` takes."""
         return {
             "recipe": self.recipe,
             "space": {d.key: d.values for d in self.space},

@@ -140,15 +140,15 @@ def predict(
 ) -> Predictions:
     r"""Asks a network what is on some pictures, and how far its answers are proved to hold.
 
-    Guarantee: as for `Certificate.radii`: no change of L2 norm up to the radius changes the answer.
-    It is about the picture as the network gets it. Files of another size are cut in the middle
-    and scaled first, and then it is about the scaled picture; a model of
+    Guarantee: as for ``Certificate.radii``: no change of L2 norm up to the radius changes the
+    answer. It is about the picture as the network gets it. Files of another size are cut in the
+    middle and scaled first, and then it is about the scaled picture; a model of
     ``from_preset(..., preprocess=True, image_size=...)`` scales inside, and is certified for the
     pixels of the file.
 
     Args:
         model: classifier from images (n, height, width, channels) to logits (n, K), such as
-            `from_preset` gives; without a certificate there are no radii.
+            ``from_preset`` gives; without a certificate there are no radii.
         images: a file, a folder of files, or a list of them, of any size; or an array
             (n, height, width, channels), or one image (height, width, channels), in the range that
             the model takes (uint8 counts as bytes).
@@ -157,7 +157,7 @@ def predict(
         batch_size: images at once.
 
     Returns:
-        `Predictions`.
+        ``Predictions``.
 
     Raises:
         ValueError: if an image cannot be read or does not fit, naming it.

@@ -62,28 +62,29 @@ def from_preset(
     image_size: tuple[int, int] | None = None,
     keep_frozen: bool = False,
 ) -> keras.Model:
-    """Load a model from the name of a preset or from a folder that `save_to_preset` wrote.
+    """Load a model from the name of a preset or from a folder that ``save_to_preset`` wrote.
 
     Every file is checked against its SHA-256 before it is read, and the config may only name Keras'
     and dynzoo's own classes: loading never runs code of the preset and needs no network. What the
     config declares is compared with what the files hold before any memory is taken. The model
-    comes compiled (Adam, `OffsetCrossentropy`, accuracy), so that `fit` works at once; your own
-    `compile` overrides that.
+    comes compiled (Adam, ``OffsetCrossentropy``, accuracy), so that ``fit`` works at once; your own
+    ``compile`` overrides that.
 
     Args:
-        name_or_path: one of `dynzoo.presets()`, or a path.
+        name_or_path: one of ``dynzoo.presets()``, or a path.
         num_classes: number of classes, if another than the preset's: the body and its weights stay
             as they are, bit by bit, and the last layer is a fresh one.
-        load_weights: False for the architecture alone, with newly initialised weights.
-        preprocess: True puts resizing and the division by 255 inside the model: it takes bytes, or
-            floats in [0, 255], and its certified radii are in these units, for images as they come.
+        load_weights: ``False`` for the architecture alone, with newly initialised weights.
+        preprocess: ``True`` puts resizing and the division by 255 inside the model: it takes bytes,
+            or floats in [0, 255], and its certified radii are in these units, for images as they
+            come.
         image_size: with ``preprocess``, (height, width) of the images in pixels, which are cut in
             the middle and scaled to what the preset takes; ``None`` for its own size.
-        keep_frozen: leave layers frozen (`trainable=False`) that were so when the preset was saved;
-            by default all of them train.
+        keep_frozen: leave layers frozen (``trainable=False``) that were so when the preset was
+            saved; by default all of them train.
 
     Returns:
-        A `keras.Model` from images in [0, 1] (in [0, 255] with ``preprocess``) to logits.
+        A ``keras.Model`` from images in [0, 1] (in [0, 255] with ``preprocess``) to logits.
 
     Raises:
         ValueError: unknown name, or a damaged or refused file (which the message names).
@@ -134,22 +135,22 @@ def save_to_preset(
 
     The optimizer is not stored. What the metadata say of the model itself (shapes, parameters,
     versions, files) is filled in; everything else is the caller's, and goes into the model card:
-    see `dynzoo.zoo.cards.model_card` for the keys that it knows.
+    see ``dynzoo.zoo.cards.model_card`` for the keys that it knows.
 
     Args:
         model: a built model made of Keras' and dynzoo's layers.
         path: the folder to write.
         metadata: what is known of the model; values that JSON has.
         overwrite: replace a preset that stands there already.
-        weights_dtype: `"float16"` stores arrays of more than 100,000 entries in half the size.
-            Their rounding, up to 2^-11 of each entry, is in the weights that `from_preset` gives;
-            it imposes the model's constraints on them (`dynzoo.project`), and what it gives is what
-            is to be certified.
+        weights_dtype: ``"float16"`` stores arrays of more than 100,000 entries in half the size.
+            Their rounding, up to 2^-11 of each entry, is in the weights that ``from_preset`` gives;
+            it imposes the model's constraints on them (``dynzoo.project``), and what it gives is
+            what is to be certified.
 
     Raises:
         FileExistsError: the folder exists and is not empty, or is not a preset.
         ValueError: a model with several inputs or outputs, a layer that a preset may not hold,
-            metadata that JSON cannot hold, or weights that `weights_dtype` cannot.
+            metadata that JSON cannot hold, or weights that ``weights_dtype`` cannot.
 
     Example:
 
@@ -310,7 +311,7 @@ def _ends_problem(model: keras.Model) -> str:
 
 
 def _check_readable(model: keras.Model, work: Path, target: Path) -> None:
-    """What is written must be what `from_preset` takes, or nothing is written."""
+    """What is written must be what ``from_preset`` takes, or nothing is written."""
     try:
         metadata = files.read_metadata(work)
         found = files.verify(work, metadata)
@@ -363,7 +364,7 @@ def _with_classes(model: keras.Model, config: dict, num_classes: int, folder: Pa
 def _with_preprocessing(
     model: keras.Model, metadata: dict, image_size: tuple[int, int] | None, folder: Path
 ) -> keras.Model:
-    """The model behind a `Resize` and a `Rescaling`, which stands where its input did."""
+    """The model behind a ``Resize`` and a ``Rescaling``, which stands where its input did."""
     low, high = metadata.get("input_range") or (0.0, 1.0)
     if len(model.input_shape) != 4 or None in model.input_shape[1:]:
         raise ValueError(
