@@ -44,11 +44,17 @@ class CertifiedAccuracy(keras.callbacks.Callback):
 
     Example:
 
-    >>> certified = dynzoo.callbacks.CertifiedAccuracy(x_val, y_val, eps=36 / 255)
-    >>> best = keras.callbacks.ModelCheckpoint(
-    ...     "best.keras", monitor="val_certified_accuracy", mode="max", save_best_only=True
-    ... )
-    >>> model.fit(x, y, epochs=10, callbacks=[certified, best])
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    >>> x, y = np.random.default_rng(0).random((9, 4)).astype("float32"), np.arange(9) % 3
+    >>> certified = dynzoo.callbacks.CertifiedAccuracy(x, y, eps=36 / 255)
+    >>> stop = keras.callbacks.EarlyStopping("val_certified_accuracy", mode="max")
+    >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[certified, stop])
+    >>> "val_certified_accuracy" in history.history
+    True
     """
 
     def __init__(

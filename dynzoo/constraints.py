@@ -78,6 +78,8 @@ class SpectralNorm(keras.constraints.Constraint):
 
     Example:
 
+    >>> import keras
+    >>> from dynzoo.constraints import SpectralNorm
     >>> layer = keras.layers.Dense(8, kernel_constraint=SpectralNorm(1.0))
 
     Reference: Delattre et al., ICML 2023 (Gram iteration); Sedghi et al., ICLR 2019 (symbols).
@@ -185,6 +187,8 @@ class Orthonormal(keras.constraints.Constraint):
 
     Example:
 
+    >>> import keras
+    >>> from dynzoo.constraints import Orthonormal
     >>> layer = keras.layers.Dense(8, kernel_constraint=Orthonormal())
 
     Reference: Björck and Bowie, SIAM J. Numer. Anal. 8 (1971), whose iterations of higher order
@@ -237,8 +241,16 @@ def project(model) -> None:
 
     Example:
 
-    >>> model.set_weights(other_weights)
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> from dynzoo.constraints import Orthonormal
+    >>> layer = keras.layers.Dense(8, kernel_constraint=Orthonormal())
+    >>> model = keras.Sequential([keras.Input((4,)), layer])
+    >>> model.set_weights([2.0 * w for w in model.get_weights()])
     >>> dynzoo.project(model)
+    >>> bool(np.linalg.norm(layer.kernel, 2) < 1.0 + 1e-5)
+    True
     """
     constrained = [v for v in model.variables if getattr(v, "constraint", None) is not None]
     values = []
@@ -276,6 +288,13 @@ def unmet(model, tolerance: float = _UNMET) -> dict[str, float]:
 
     Example:
 
+    >>> import keras
+    >>> import dynzoo
+    >>> from dynzoo.constraints import Orthonormal, unmet
+    >>> layer = keras.layers.Dense(8, kernel_constraint=Orthonormal())
+    >>> model = keras.Sequential([keras.Input((4,)), layer])
+    >>> [path.rpartition("/")[2] for path in unmet(model)]  # as it was drawn
+    ['kernel']
     >>> dynzoo.project(model)
     >>> unmet(model)
     {}
@@ -312,7 +331,10 @@ def hint_at_unmet(model, stacklevel: int = 3) -> None:
 
     Example:
 
-    >>> hint_at_unmet(model)
+    >>> import keras
+    >>> from dynzoo.constraints import Orthonormal, hint_at_unmet
+    >>> layer = keras.layers.Dense(8, kernel_constraint=Orthonormal())
+    >>> hint_at_unmet(keras.Sequential([keras.Input((4,)), layer]))  # not trained: no warning
     """
     iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
     if iterations is None or not int(backend.value_of(iterations)):
@@ -331,7 +353,19 @@ def hint_at_unmet(model, stacklevel: int = 3) -> None:
 
 
 def projected_at_end(model) -> bool:
-    """Whether a callback of this file projects the model when the training that runs now ends."""
+    """Whether a callback of this file projects the model when the training that runs now ends.
+
+    Args:
+        model: a ``keras.Model``.
+
+    Example:
+
+    >>> import keras
+    >>> from dynzoo.constraints import projected_at_end
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> projected_at_end(model)  # nothing trains it now
+    False
+    """
     return model in _PROJECTED_AT_END
 
 
@@ -350,7 +384,16 @@ class ProjectWeights(keras.callbacks.Callback):
 
     Example:
 
-    >>> model.fit(x, y, callbacks=[dynzoo.constraints.ProjectWeights()])
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.constraints import Orthonormal, ProjectWeights, unmet
+    >>> layer = keras.layers.Dense(2, kernel_constraint=Orthonormal())
+    >>> model = keras.Sequential([keras.Input((4,)), layer])
+    >>> model.compile(keras.optimizers.AdamW(use_ema=True), "mse")
+    >>> x, y = np.ones((8, 4)), np.ones((8, 2))
+    >>> history = model.fit(x, y, verbose=0, callbacks=[ProjectWeights()])
+    >>> unmet(model)
+    {}
     """
 
     def __init__(self, every_epoch=False):
@@ -393,9 +436,17 @@ class SwapProjectedEMAWeights(keras.callbacks.SwapEMAWeights):
 
     Example:
 
-    >>> model.compile(keras.optimizers.AdamW(use_ema=True), loss)
-    >>> swap = dynzoo.constraints.SwapProjectedEMAWeights(swap_on_epoch=True)
-    >>> model.fit(x, y, validation_data=held_out, callbacks=[swap, checkpoint])
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.constraints import Orthonormal, SwapProjectedEMAWeights, unmet
+    >>> layer = keras.layers.Dense(2, kernel_constraint=Orthonormal())
+    >>> model = keras.Sequential([keras.Input((4,)), layer])
+    >>> model.compile(keras.optimizers.AdamW(use_ema=True), "mse")
+    >>> x, y = np.ones((8, 4)), np.ones((8, 2))
+    >>> swap = SwapProjectedEMAWeights(swap_on_epoch=True)
+    >>> history = model.fit(x, y, validation_data=(x, y), verbose=0, callbacks=[swap])
+    >>> unmet(model)
+    {}
     """
 
     def __init__(self, swap_on_epoch=False):

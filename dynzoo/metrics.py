@@ -46,11 +46,17 @@ class CertifiedAccuracy(keras.metrics.Mean):
 
     Example:
 
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> metric = dynzoo.metrics.CertifiedAccuracy(36 / 255)
-    >>> model.compile("adam", dynzoo.losses.OffsetCrossentropy(), metrics=["accuracy", metric])
-    >>> certify = dynzoo.callbacks.CertifiedAccuracy()
-    >>> stop = keras.callbacks.EarlyStopping("val_certified_accuracy", mode="max")
-    >>> model.fit(x, y, validation_data=(x_val, y_val), callbacks=[certify, stop])
+    >>> model.compile("sgd", dynzoo.losses.OffsetCrossentropy(), metrics=["accuracy", metric])
+    >>> x, y = np.random.default_rng(0).random((9, 4)).astype("float32"), np.arange(9) % 3
+    >>> measure = dynzoo.callbacks.CertifiedAccuracy()
+    >>> history = model.fit(x, y, validation_data=(x, y), verbose=0, callbacks=[measure])
+    >>> "val_certified_accuracy" in history.history
+    True
 
     Reference: Tsuzuku, Sato and Sugiyama, "Lipschitz-margin training", NeurIPS 2018.
     """

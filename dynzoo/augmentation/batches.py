@@ -37,6 +37,15 @@ def random_crop_flip(x, dy, dx, flip, padding: int, mode: str = "reflect"):
 
     Returns:
         Images (n, h, w, c) of the type of ``x``.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from dynzoo.augmentation import random_crop_flip
+    >>> x = np.random.default_rng(0).random((2, 8, 8, 3))
+    >>> same = random_crop_flip(x, [2, 2], [2, 2], [False, False], padding=2)
+    >>> tuple(same.shape)
+    (2, 8, 8, 3)
     """
     _check(padding, mode, x.shape)
     height, width, channels = x.shape[1:]
@@ -91,9 +100,11 @@ class RandomCropFlip(keras.layers.Layer):
 
     Example:
 
+    >>> import numpy as np
+    >>> from dynzoo.augmentation import RandomCropFlip
     >>> layer = RandomCropFlip(padding=4, seed=0)
-    >>> layer(images, training=True).shape == images.shape
-    True
+    >>> tuple(layer(np.zeros((2, 8, 8, 3), "float32"), training=True).shape)
+    (2, 8, 8, 3)
     """
 
     def __init__(self, padding=4, flip=True, mode="reflect", seed=None, **kwargs):
@@ -176,8 +187,15 @@ class Augmented(keras.utils.PyDataset):
 
     Example:
 
-    >>> batches = Augmented(x_train, y_train, batch_size=256, seed=0)
-    >>> model.fit(batches, epochs=10, callbacks=[batches.follow_epochs()])
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.augmentation import Augmented
+    >>> x, y = np.random.default_rng(0).random((8, 8, 8, 3)).astype("float32"), np.arange(8) % 2
+    >>> batches = Augmented(x, y, batch_size=4, padding=1, seed=0)
+    >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+    >>> model.add(keras.layers.Dense(2))
+    >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    >>> history = model.fit(batches, epochs=2, verbose=0, callbacks=[batches.follow_epochs()])
     """
 
     def __init__(
@@ -270,7 +288,12 @@ class Augmented(keras.utils.PyDataset):
 
         Example:
 
-        >>> chosen, dy, dx, mirror, draws = batches.numbers(0)
+        >>> import numpy as np
+        >>> from dynzoo.augmentation import Augmented
+        >>> x, y = np.zeros((8, 8, 8, 3), "uint8"), np.arange(8)
+        >>> chosen, dy, dx, mirror, draws = Augmented(x, y, batch_size=4).numbers(0)
+        >>> chosen.shape, draws.shape
+        ((4,), (4, 5))
         """
         return self._numbers(self.epoch, index)
 

@@ -82,6 +82,15 @@ class Audit:
         class_bound: the certificate's bound of it, or ``None`` if it has none.
         precision: ``"float64"``, or ``"float32"`` where the model has no float64 twin.
         settings: arguments of the search.
+
+    Example:
+
+    >>> import keras
+    >>> from dynzoo.certificates import audit
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> found = audit(model, pairs=4, steps=5)
+    >>> found.slope <= found.bound
+    True
     """
 
     slope: float
@@ -180,6 +189,8 @@ def audit(
 
     Example:
 
+    >>> import keras
+    >>> from dynzoo.certificates import audit
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> audit(model).tightness > 0.999
     True

@@ -73,6 +73,9 @@ def certify(model: keras.Model, rounding: str = "probable") -> Certificate:
 
     Example:
 
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo import certify
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> labels, radii = certify(model).radii(np.random.rand(5, 4))
 
@@ -115,6 +118,16 @@ class Certificate:
         weights_sha256: hash of the weights the certificate is for.
 
     Made by ``certify``.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo import certify
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> certificate = certify(model)
+    >>> bool(certificate.lipschitz >= np.linalg.norm(model.layers[0].kernel, 2))
+    True
     """
 
     def __init__(
@@ -177,8 +190,14 @@ class Certificate:
 
         Example:
 
-        >>> gap = np.linalg.norm(model.predict(x) - forward_float64(model, x), axis=1)
-        >>> np.all(gap <= certify(model).logit_error(x, "worst-case"))
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo import certify
+        >>> from dynzoo.certificates import forward_float64
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x = np.random.default_rng(0).random((5, 4)).astype("float32")
+        >>> gap = np.linalg.norm(model.predict(x, verbose=0) - forward_float64(model, x), axis=1)
+        >>> bool(np.all(gap <= certify(model).logit_error(x, "worst-case")))
         True
         """
         images = self._check_images(x).astype(input_dtype(self._model))
@@ -213,8 +232,13 @@ class Certificate:
 
         Example:
 
-        >>> labels, radii = certify(model).radii(x_test)
-        >>> certified_accuracy = np.mean((labels == y_test) & (radii >= 36 / 255))
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo import certify
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> labels, radii = certify(model).radii(x)
+        >>> certified_accuracy = np.mean((labels == y) & (radii >= 36 / 255))
         """
         kinds = rounding_kinds(rounding or self.assumed)
         raw, images, moved = self._logits(x, batch_size)
@@ -255,8 +279,13 @@ class Certificate:
 
         Example:
 
-        >>> places, radii = certify(model).topk_radii(x_test, y_test, k=(1, 5))
-        >>> top5, certified_top5 = np.mean(places < 5), np.mean(radii[:, 1] >= 36 / 255)
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo import certify
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> places, radii = certify(model).topk_radii(x, y, k=(1, 2))
+        >>> top2, certified_top2 = np.mean(places < 2), np.mean(radii[:, 1] >= 36 / 255)
         """
         classes = len(self.pair_distances)
         ks: list[int] = np.atleast_1d(k).tolist()
@@ -300,7 +329,12 @@ class Certificate:
 
         Example:
 
-        >>> low, high = certify(model).distances_behind(x_test)
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo import certify
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> low, high = certify(model).distances_behind(x)
         >>> too_far = low > 36 / 255  # classes that no attack of this size can bring about
         """
         kinds = rounding_kinds(rounding or self.assumed)
@@ -337,7 +371,11 @@ class Certificate:
 
         Example:
 
-        >>> needed = certify(model).needed_margins(36 / 255)
+        >>> import keras
+        >>> from dynzoo import certify
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> certify(model).needed_margins(36 / 255).shape
+        (3, 3)
         """
         eps = number("eps", eps, closed="low")
         low, high = input_range(self._model) or (0.0, 1.0)

@@ -35,6 +35,14 @@ class LayerBound(NamedTuple):
     """A row of the table: the layer's own gain, and the bound from the model input to here.
 
     ``gain`` is None for a layer that joins branches: it has no constant of its own.
+
+    Example:
+
+    >>> import keras
+    >>> from dynzoo import certify
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> certify(model).layers[0].class_name
+    'Dense'
     """
 
     name: str

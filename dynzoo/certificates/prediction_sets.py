@@ -68,9 +68,16 @@ def prediction_sets(
 
     Example:
 
-    >>> sets = dynzoo.certificates.prediction_sets(model, x_val, y_val, alpha=0.1, eps=36 / 255)
-    >>> inside = sets(x_test)  # bool (n, classes)
-    >>> sets.coverage(x_test, y_test), sets.sizes(x_test).mean()
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import prediction_sets
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> sets = prediction_sets(model, x, y, alpha=0.2, eps=36 / 255)
+    >>> sets(x).shape
+    (20, 3)
+    >>> sets.coverage(x, y) >= 0.8  # on the calibration images themselves
+    True
 
     Reference: Vovk, Gammerman and Shafer, "Algorithmic learning in a random world" (2005), for
     split conformal prediction; Gendler et al., "Adversarially robust conformal prediction" (ICLR
@@ -113,6 +120,17 @@ class PredictionSets:
         eps: L2 size of the attacks.
         images: number of calibration images.
         certificate: the ``Certificate`` behind them.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import prediction_sets
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> sets = prediction_sets(model, x, y, alpha=0.2, eps=0.1)
+    >>> sets(x).shape
+    (20, 3)
     """
 
     def __init__(
@@ -141,7 +159,13 @@ class PredictionSets:
 
         Example:
 
-        >>> [np.flatnonzero(row) for row in sets(x_test[:3])]
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo.certificates import prediction_sets
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> sets = prediction_sets(model, x, y, alpha=0.2, eps=0.1)
+        >>> answers = [np.flatnonzero(row) for row in sets(x[:3])]
         """
         size = self.eps if eps is None else number("eps", eps, closed="low")
         low, _ = self.certificate.distances_behind(x, batch_size)
@@ -156,7 +180,13 @@ class PredictionSets:
 
         Example:
 
-        >>> low, _ = sets.certificate.distances_behind(x_test)
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo.certificates import prediction_sets
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> sets = prediction_sets(model, x, y, alpha=0.2, eps=0.1)
+        >>> low, _ = sets.certificate.distances_behind(x)
         >>> by_size = {e: sets.holding(low, e) for e in (0.1, 0.5)}
         """
         return low <= (self.threshold + eps) + 1e-12 * (abs(self.threshold) + eps)
@@ -166,7 +196,14 @@ class PredictionSets:
 
         Example:
 
-        >>> sets.sizes(x_test).mean()
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo.certificates import prediction_sets
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> sets = prediction_sets(model, x, y, alpha=0.2, eps=0.1)
+        >>> bool(sets.sizes(x).mean() <= 3)
+        True
         """
         return self(x, eps, batch_size).sum(axis=1)
 
@@ -184,7 +221,14 @@ class PredictionSets:
 
         Example:
 
-        >>> sets.coverage(attack(model, x_test, y_test), y_test) >= 1 - sets.alpha - 0.02
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo.certificates import prediction_sets
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> sets = prediction_sets(model, x, y, alpha=0.2, eps=0.1)
+        >>> x_attacked = np.clip(x + 0.1 / np.sqrt(4), 0, 1)  # all pixels up, by 0.1 in L2
+        >>> sets.certified_coverage(x, y) <= sets.coverage(x_attacked, y)
         True
         """
         labels = self._labels(x, y)
@@ -206,7 +250,13 @@ class PredictionSets:
 
         Example:
 
-        >>> sets.certified_coverage(x_test, y_test) <= sets.coverage(x_attacked, y_test)
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo.certificates import prediction_sets
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> sets = prediction_sets(model, x, y, alpha=0.2, eps=0.1)
+        >>> sets.certified_coverage(x, y) <= sets.coverage(x, y)
         True
         """
         labels = self._labels(x, y)
@@ -239,6 +289,7 @@ def needed_images(alpha: float) -> int:
 
     Example:
 
+    >>> from dynzoo.certificates.prediction_sets import needed_images
     >>> needed_images(0.1)
     9
     """

@@ -44,6 +44,7 @@ def lower_confidence_bound(successes: int, trials: int, alpha: float) -> float:
 
     Example:
 
+    >>> from dynzoo.certificates.smoothing import lower_confidence_bound
     >>> round(lower_confidence_bound(100, 100, 0.001), 6)
     0.933254
     """
@@ -114,6 +115,9 @@ def smooth(
 
     Example:
 
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import smooth
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> labels, radii = smooth(model, sigma=0.25).radii(np.random.rand(5, 4))
 
@@ -124,7 +128,31 @@ def smooth(
 
 
 class SmoothedClassifier:
-    """A smoothed classifier; made by ``smooth``, whose arguments are its attributes."""
+    """A smoothed classifier, as ``smooth`` gives it.
+
+    Args:
+        model: built Keras model, inputs to logits (n, K), deterministic at inference.
+        sigma: standard deviation of the noise in units of x, > 0.
+        samples: draws for the bound.
+        selection: draws that choose the class.
+        alpha: probability of failure for one image, in (0, 1).
+        seed: non-negative seed of the noise.
+        batch_size: noisy images per forward pass.
+        progress: called with (images done, images in all) after each image.
+
+    Raises:
+        ValueError: as ``smooth``.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import smooth
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> smoothed = smooth(model, sigma=0.25, samples=100)
+    >>> smoothed.predict(np.full((2, 4), 0.5, "float32")).shape
+    (2,)
+    """
 
     def __init__(
         self,
@@ -194,8 +222,13 @@ class SmoothedClassifier:
 
         Example:
 
-        >>> labels, radii = smoothed.radii(x_test[:100])
-        >>> certified_accuracy = np.mean((labels == y_test[:100]) & (radii > 0.25))
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo.certificates import smooth
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.full((2, 4), 0.5, "float32"), np.array([0, 1])
+        >>> labels, radii = smooth(model, sigma=0.25, samples=100).radii(x)
+        >>> certified_accuracy = np.mean((labels == y) & (radii > 0.25))
         """
         from scipy import stats
 

@@ -74,6 +74,7 @@ def corrupt(x: Any, name: str, severity: int, seed: int = 0, indices: Any = None
     Example:
 
     >>> import numpy as np
+    >>> from dynzoo.corruptions import corrupt
     >>> x = np.random.default_rng(0).random((2, 32, 32, 3))
     >>> corrupt(x, "fog", severity=3).shape
     (2, 32, 32, 3)

@@ -59,6 +59,7 @@ def add_noise(x: Any, kind: str, level: float, streams: Streams) -> np.ndarray:
 
     Example:
 
+    >>> from dynzoo.corruptions import Streams, add_noise
     >>> import numpy as np
     >>> x = np.full((2, 8, 8, 3), 0.5, "float32")
     >>> add_noise(x, "uniform", 0.1, Streams(0, "uniform", np.arange(2))).shape

@@ -25,6 +25,7 @@ class Streams:
 
     Example:
 
+    >>> from dynzoo.corruptions import Streams
     >>> import numpy as np
     >>> Streams(0, "fog", np.arange(3))(lambda rng: rng.standard_normal((8, 8))).shape
     (3, 8, 8)

@@ -55,6 +55,15 @@ def numbers_of(
     Args:
         certificate: what ``certificate_of`` returned.
         image_range: smallest and largest number of the images that the graph is made for.
+
+    Example:
+
+    >>> import keras
+    >>> import dynzoo
+    >>> from dynzoo.export import numbers_of
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> numbers_of(dynzoo.certify(model))["certified"]
+    True
     """
     if isinstance(certificate, str):
         return {"certified": False, "reason": certificate}
@@ -99,8 +108,14 @@ def radii(
 
     Example:
 
-    >>> logits = onnxruntime.InferenceSession("exported/model.onnx").run(None, {"images": x})[0]
-    >>> labels, radii = dynzoo.export.radii(logits, "exported/certificate.json", x)
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x = np.random.default_rng(0).random((5, 4)).astype("float32")
+    >>> certificate = dynzoo.export.numbers_of(dynzoo.certify(model))
+    >>> logits = model.predict(x, verbose=0)  # or those of the exported graph
+    >>> labels, radii = dynzoo.export.radii(logits, certificate, x)
     """
     if isinstance(certificate, (str, os.PathLike)):
         where, numbers = os.fspath(certificate), certificate_file.read(certificate)

@@ -82,8 +82,12 @@ def export_model(
 
     Example:
 
-    >>> model = dynzoo.from_preset("isometric_small_cifar10")
-    >>> export_model(model, "exported", "onnx")["lipschitz"]
+    >>> import keras
+    >>> from dynzoo.export import export_model
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> about = export_model(model, "exported", "onnx")
+    >>> about["graph"]["file"]
+    'model.onnx'
     """
     target = check_target(path, format, check)
     _check_model(model)

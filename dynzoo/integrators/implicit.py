@@ -34,6 +34,14 @@ class ImplicitMidpoint:
 
     Args:
         iterations: iterations a step, a positive integer.
+        name: identifier, as used in configs.
+        preserves: what a step keeps, in words of ``dynzoo.integrators.registry``.
+
+    Example:
+
+    >>> from dynzoo import integrators
+    >>> integrators.ImplicitMidpoint(iterations=12).order
+    2
     """
 
     iterations: int = 12

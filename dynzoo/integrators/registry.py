@@ -47,6 +47,12 @@ class Integrator:
         preserves: words of ``INVARIANTS``.
         source: reference.
         method: the method itself.
+
+    Example:
+
+    >>> from dynzoo import integrators
+    >>> [row.solver for row in integrators.table() if row.name == "cayley"]
+    ['linearly implicit']
     """
 
     name: str
@@ -66,7 +72,9 @@ def table() -> list[Integrator]:
 
     Example:
 
-    >>> [row.name for row in table() if "norm" in row.preserves and row.order == 4]
+    >>> from dynzoo import integrators
+    >>> rows = integrators.table()
+    >>> [row.name for row in rows if "norm" in row.preserves and row.order == 4]
     ['projected_rk4']
     """
     methods = [

@@ -28,6 +28,12 @@ class Splitting:
         drifts: the c_i, multiples of the step by which q moves.
         kicks: the d_i, multiples of the step by which p moves, each after its drift.
         preserves: what a step keeps, in words of ``dynzoo.integrators.registry``.
+
+    Example:
+
+    >>> from dynzoo import integrators
+    >>> integrators.Splitting("leapfrog", 2, (0.5, 0.5), (1.0, 0.0)) == integrators.LEAPFROG
+    True
     """
 
     name: str

@@ -73,8 +73,11 @@ class ContractiveHamiltonianFlow(PhaseSpaceFlow):
 
     Example:
 
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import ContractiveHamiltonianFlow
     >>> layer = ContractiveHamiltonianFlow(operators.Dense(32), steps=3)
-    >>> layer(np.ones((2, 32), "float32")).shape
+    >>> tuple(layer(np.ones((2, 32), "float32")).shape)
     (2, 32)
     >>> layer.rate > 0
     True

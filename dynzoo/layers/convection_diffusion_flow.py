@@ -85,8 +85,11 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
 
     Example:
 
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import ConvectionDiffusionFlow
     >>> layer = ConvectionDiffusionFlow(operators.Dense(16), sigma=0.1, steps=3)
-    >>> layer(np.ones((2, 32), "float32")).shape
+    >>> tuple(layer(np.ones((2, 32), "float32")).shape)
     (2, 32)
 
     Reference: T. Wang et al., "An axiomatized PDE model of deep neural networks" (arXiv

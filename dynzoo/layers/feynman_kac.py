@@ -34,9 +34,13 @@ def feynman_kac_mean(model, x, samples=16, seed=0, batch_size=256) -> np.ndarray
 
     Example:
 
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import ConvectionDiffusionFlow, feynman_kac_mean
     >>> flow = ConvectionDiffusionFlow(operators.Dense(4), inference="random")
     >>> model = keras.Sequential([keras.Input((4,)), flow, keras.layers.Dense(3)])
-    >>> feynman_kac_mean(model, np.ones((5, 4)), samples=32).shape
+    >>> tuple(feynman_kac_mean(model, np.ones((5, 4)), samples=32).shape)
     (5, 3)
     """
     positive_integer("samples", samples)

@@ -63,8 +63,10 @@ class GraphDiffusion(keras.layers.Layer):
 
     Example:
 
+    >>> import numpy as np
+    >>> from dynzoo.layers import GraphDiffusion
     >>> path = [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
-    >>> GraphDiffusion(0.5, steps=2, adjacency=path)(np.eye(3, dtype="float32")).shape
+    >>> tuple(GraphDiffusion(0.5, steps=2, adjacency=path)(np.eye(3, dtype="float32")).shape)
     (3, 3)
 
     Reference: T. Wang et al., "Convection-diffusion equation: a theoretically certified framework

@@ -42,7 +42,9 @@ class UnitRowDense(keras.layers.Layer):
 
     Example:
 
-    >>> UnitRowDense(10)(np.ones((2, 64), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import UnitRowDense
+    >>> tuple(UnitRowDense(10)(np.ones((2, 64), "float32")).shape)
     (2, 10)
 
     Reference: Singla, Singla and Feizi, "Improved deterministic l2 robustness on CIFAR-10 and

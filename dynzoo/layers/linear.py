@@ -43,7 +43,9 @@ class OrthonormalDense(keras.layers.Layer):
 
     Example:
 
-    >>> OrthonormalDense(16)(np.ones((2, 64), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import OrthonormalDense
+    >>> tuple(OrthonormalDense(16)(np.ones((2, 64), "float32")).shape)
     (2, 16)
 
     Reference: orthonormality by Newton-Schulz: Björck and Bowie (1971).
@@ -131,7 +133,9 @@ class OrthonormalPointwise(OrthonormalDense):
 
     Example:
 
-    >>> OrthonormalPointwise(8)(np.ones((2, 4, 4, 32), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import OrthonormalPointwise
+    >>> tuple(OrthonormalPointwise(8)(np.ones((2, 4, 4, 32), "float32")).shape)
     (2, 4, 4, 8)
     """
 
@@ -156,7 +160,9 @@ class PositionOffset(keras.layers.Layer):
 
     Example:
 
-    >>> PositionOffset()(np.ones((2, 4, 4, 8), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import PositionOffset
+    >>> tuple(PositionOffset()(np.ones((2, 4, 4, 8), "float32")).shape)
     (2, 4, 4, 8)
     """
 
@@ -203,7 +209,9 @@ class ScaledAveragePooling2D(keras.layers.Layer):
 
     Example:
 
-    >>> ScaledAveragePooling2D(2)(np.ones((1, 4, 4, 3), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import ScaledAveragePooling2D
+    >>> tuple(ScaledAveragePooling2D(2)(np.ones((1, 4, 4, 3), "float32")).shape)
     (1, 2, 2, 3)
     """
 

@@ -74,8 +74,14 @@ class MassPreservingFlow(SkewFlow):
 
     Example:
 
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import MassPreservingFlow
     >>> x = np.array([[0.9, 0.1, 0.0]], "float32")
-    >>> float(ops.sum(MassPreservingFlow(operators.Dense(16), steps=3)(x)))  # 1.0
+    >>> y = MassPreservingFlow(operators.Dense(16), steps=3)(x)
+    >>> round(float(ops.convert_to_numpy(y).sum()), 5)
+    1.0
 
     Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023
     (arXiv 2210.02373), mass-preserving networks; general weights are ours.
@@ -136,7 +142,9 @@ class SumLift(keras.layers.Layer):
 
     Example:
 
-    >>> SumLift(10)(np.ones((2, 3), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import SumLift
+    >>> tuple(SumLift(10)(np.ones((2, 3), "float32")).shape)
     (2, 10)
 
     Reference: E. Celledoni et al., arXiv 2210.02373, mass-preserving networks.
@@ -201,7 +209,12 @@ class SumProjection(keras.layers.Layer):
 
     Example:
 
-    >>> SumProjection(2)(np.array([[1.0, 2.0, 4.0]], "float32"))  # [[3, 4]]
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from dynzoo.layers import SumProjection
+    >>> y = SumProjection(2)(np.array([[1.0, 2.0, 4.0]], "float32"))
+    >>> ops.convert_to_numpy(y)
+    array([[3., 4.]], dtype=float32)
 
     Reference: E. Celledoni et al., arXiv 2210.02373, mass-preserving networks.
     """

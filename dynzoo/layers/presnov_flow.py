@@ -59,7 +59,11 @@ class PresnovFlow(SkewFlow):
 
     Example:
 
-    >>> PresnovFlow(operators.Dense(16), splitting="strang")(np.ones((2, 8), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import PresnovFlow
+    >>> layer = PresnovFlow(operators.Dense(16), splitting="strang")
+    >>> tuple(layer(np.ones((2, 8), "float32")).shape)
     (2, 8)
 
     Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023

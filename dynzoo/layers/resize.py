@@ -73,7 +73,9 @@ class Resize(keras.layers.Layer):
 
     Example:
 
-    >>> Resize(32, 32)(np.zeros((1, 480, 640, 3), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import Resize
+    >>> tuple(Resize(32, 32)(np.zeros((1, 480, 640, 3), "float32")).shape)
     (1, 32, 32, 3)
 
     Reference: R. Keys, IEEE Trans. ASSP 29 (1981); the norm is elementary.

@@ -48,7 +48,9 @@ class SpatialShift(_Shifting):
 
     Example:
 
-    >>> SpatialShift()(np.zeros((1, 8, 8, 16), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import SpatialShift
+    >>> tuple(SpatialShift()(np.zeros((1, 8, 8, 16), "float32")).shape)
     (1, 8, 8, 16)
 
     Reference: Wu et al., "Shift: a zero FLOP, zero parameter alternative", CVPR 2018.
@@ -81,7 +83,9 @@ class MaxMinShift(_Shifting, MaxMin):
 
     Example:
 
-    >>> MaxMinShift()(np.zeros((1, 8, 8, 16), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import MaxMinShift
+    >>> tuple(MaxMinShift()(np.zeros((1, 8, 8, 16), "float32")).shape)
     (1, 8, 8, 16)
 
     Reference: those of ``MaxMin`` and ``SpatialShift``.

@@ -69,8 +69,11 @@ class SphericalFlow(SkewFlow):
 
     Example:
 
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import SphericalFlow
     >>> layer = SphericalFlow(operators.Dense(16), integrator="cayley", steps=3)
-    >>> layer(np.ones((2, 8), "float32")).shape
+    >>> tuple(layer(np.ones((2, 8), "float32")).shape)
     (2, 8)
 
     Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023

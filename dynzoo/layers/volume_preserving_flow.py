@@ -61,9 +61,15 @@ class VolumePreservingFlow(Invertible, PhaseSpaceFlow):
 
     Example:
 
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import VolumePreservingFlow
     >>> layer = VolumePreservingFlow(operators.Dense(16), step_size=0.1, steps=3)
-    >>> y = layer(np.ones((2, 32), "float32"))
-    >>> x = layer.inverse(y)
+    >>> x = np.ones((2, 32), "float32")
+    >>> back = ops.convert_to_numpy(layer.inverse(layer(x)))
+    >>> np.allclose(back, x, atol=1e-5)
+    True
 
     Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023
     (arXiv 2210.02373), section on volume-preserving networks.

@@ -86,9 +86,10 @@ def convection_diffusion_classifier(
 
     Example:
 
+    >>> from dynzoo.models import convection_diffusion_classifier
     >>> model = convection_diffusion_classifier(widths=(8, 16), steps=(1, 1), diffusion=0.2)
-    >>> model(np.zeros((2, 32, 32, 3), "float32")).shape
-    (2, 10)
+    >>> model.output_shape
+    (None, 10)
 
     Reference: T. Wang et al., "An axiomatized PDE model of deep neural networks" (arXiv
     2307.12333); B. Wang et al., "ResNets ensemble via the Feynman-Kac formalism" (NeurIPS 2019).
@@ -161,8 +162,13 @@ def feynman_kac_model(model, samples=8, name=None) -> keras.Model:
 
     Example:
 
-    >>> mean = feynman_kac_model(convection_diffusion_classifier(inference="random"), samples=4)
-    >>> x_adv = dynzoo.attacks.PGD(eps=0.1)(mean, x, y)
+    >>> from dynzoo.models import convection_diffusion_classifier, feynman_kac_model
+    >>> model = convection_diffusion_classifier(
+    ...     (8, 8, 3), widths=(8,), steps=(1,), diffusion=0.2, inference="random"
+    ... )
+    >>> mean = feynman_kac_model(model, samples=4)
+    >>> mean.output_shape
+    (None, 10)
 
     Reference: A. Athalye, N. Carlini and D. Wagner, "Obfuscated gradients give a false sense of
     security" (ICML 2018), section 4 (expectation over transformation).

@@ -60,9 +60,10 @@ def resnet_classifier(
 
     Example:
 
+    >>> from dynzoo.models import resnet_classifier
     >>> model = resnet_classifier(widths=(8, 16), steps=(1, 1))
-    >>> model(np.zeros((2, 32, 32, 3), "float32")).shape
-    (2, 10)
+    >>> model.output_shape
+    (None, 10)
 
     Reference: K. He et al., "Identity mappings in deep residual networks" (ECCV 2016).
     """

@@ -94,8 +94,11 @@ def structured_classifier(
 
     Example:
 
-    >>> model = structured_classifier("flexible", widths=(8,), convolutions=2)
-    >>> dynzoo.certify(model).lipschitz
+    >>> import dynzoo
+    >>> from dynzoo.models import structured_classifier
+    >>> model = structured_classifier("flexible", "published", widths=(8,), convolutions=2)
+    >>> dynzoo.certify(model).lipschitz > 1.0
+    True
 
     Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023
     (arXiv 2210.02373), section of numerical experiments.

@@ -32,6 +32,17 @@ class Comparison:
         names: A name for each report.
         reports: the reports.
         notes: where the reports differ in how they were made.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> reports = [dynzoo.evaluate(model, x, y, attacks="none", eps=e) for e in (0.1, 0.1)]
+    >>> dynzoo.compare(reports, names=["first", "second"]).differences("first", "second", 0.1)
+    (0, 0)
     """
 
     names: list[str]
@@ -145,7 +156,14 @@ def compare(
 
     Example:
 
-    >>> compare([dynzoo.evaluate(a, x, y), dynzoo.evaluate(b, x, y)]).save("both.html")
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> a, b = (keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]) for _ in "ab")
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> reports = [dynzoo.evaluate(model, x, y, attacks="none") for model in (a, b)]
+    >>> dynzoo.compare(reports, names=["a", "b"]).save("both.html").name
+    'both.html'
     """
     read = [read_report(r) if isinstance(r, (str, os.PathLike)) else r for r in reports]
     if not read:

@@ -185,11 +185,13 @@ def evaluate_corruptions(
 
     Example:
 
-    >>> import keras, numpy as np
-    >>> model = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Flatten(),
-    ...                           keras.layers.Dense(3)])
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> layers = [keras.Input((16, 16, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    >>> model = keras.Sequential(layers)
     >>> x, y = np.random.default_rng(0).random((5, 16, 16, 3)), np.zeros(5, "int64")
-    >>> evaluate_corruptions(model, x, y, names=["fog", "snow"]).accuracy.shape
+    >>> dynzoo.evaluate_corruptions(model, x, y, names=["fog", "snow"]).accuracy.shape
     (2, 5)
 
     Reference: Hendrycks and Dietterich, "Benchmarking neural network robustness to common

@@ -127,10 +127,12 @@ def evaluate(
 
     Example:
 
-    >>> import keras, numpy as np
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> x, y = np.full((5, 4), 0.5, "float32"), np.zeros(5, "int64")
-    >>> report = evaluate(model, x, y, eps=0.1, attacks="fast", certificate=False)
+    >>> report = dynzoo.evaluate(model, x, y, eps=0.1, attacks="fast", certificate=False)
     >>> report.robust[0.1] <= report.clean
     True
 

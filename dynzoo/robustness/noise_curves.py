@@ -160,10 +160,13 @@ def noise_curve(
 
     Example:
 
-    >>> import keras, numpy as np
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> x, y = np.full((5, 4), 0.5, "float32"), np.zeros(5, "int64")
-    >>> noise_curve(model, x, y, kinds=["gaussian"], levels=[0.1, 0.2]).mean("gaussian").shape
+    >>> curve = dynzoo.noise_curve(model, x, y, kinds=["gaussian"], levels=[0.1, 0.2])
+    >>> curve.mean("gaussian").shape
     (2,)
 
     Reference: Hendrycks and Dietterich, "Benchmarking neural network robustness to common

@@ -99,6 +99,19 @@ class RobustnessReport:
             radius, ``"certified_coverage"`` under any attack, how many ``"calibration_images"`` and
             other ``"images"`` these numbers are of, and the ``"threshold"`` (``None``: too few
             images).
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> report = dynzoo.evaluate(model, x, y, eps=0.1, attacks="none")
+    >>> report.certified[0.1] <= report.clean
+    True
+    >>> report.save("report.html").name
+    'report.html'
     """
 
     norm: str

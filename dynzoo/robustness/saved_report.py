@@ -30,6 +30,19 @@ class SavedReport:
         per_image: ``"correct"`` (n,), ``"robust"`` (radii, n) or ``None``, both bool, ``"labels"``
             (n,), and ``"radii"`` (n,) or ``None``.
         details: all that the file holds, but for ``per_image``.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> from dynzoo.robustness import read_report
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> dynzoo.evaluate(model, x, y, attacks="none").save("report.json").name
+    'report.json'
+    >>> read_report("report.json").images
+    20
     """
 
     norm: str
@@ -58,12 +71,25 @@ class SavedReport:
 def read_report(path: str | os.PathLike[str]) -> SavedReport:
     """A report from the file that ``RobustnessReport.save("report.json")`` wrote.
 
+    Args:
+        path: the JSON file.
+
+    Returns:
+        A ``SavedReport``.
+
     Raises:
         ValueError: if the file is something else, damaged, or without the fate of each image.
 
     Example:
 
-    >>> report.save("report.json")
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> from dynzoo.robustness import read_report
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> report = dynzoo.evaluate(model, x, y, attacks="none")
+    >>> path = report.save("report.json")
     >>> read_report("report.json").clean == report.clean
     True
     """

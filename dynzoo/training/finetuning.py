@@ -68,9 +68,17 @@ def finetune(
 
     Example:
 
-    >>> model = dynzoo.from_preset("isometric_small_cifar10", num_classes=10)
-    >>> (x_train, y_train), _ = dynzoo.data.load("digits")
-    >>> finetune(model, x_train, y_train, epochs=5)
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> from dynzoo.models import isometric_classifier
+    >>> from dynzoo.training import finetune
+    >>> model = isometric_classifier(
+    ...     (8, 8, 1), 10, widths=(8,), steps=(1,), mean=None, neck_units=8, dense_steps=1
+    ... )
+    >>> x, y = np.random.default_rng(0).random((64, 8, 8, 1)), np.arange(64) % 10
+    >>> history = finetune(model, x, y, epochs=1, verbose=0)
+    >>> dynzoo.constraints.unmet(model)
+    {}
     """
     epochs = positive_integer("epochs", epochs)
     batch_size = positive_integer("batch_size", batch_size)

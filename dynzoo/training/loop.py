@@ -32,7 +32,28 @@ _RESERVE = 10.0  # seconds of a run by the clock that are kept for its last look
 
 
 def build_model(recipe: dict, num_classes: int, input_shape, dtype=None) -> keras.Model:
-    """The model that a (validated) recipe describes, with fresh weights."""
+    """The model that a (validated) recipe describes, with fresh weights.
+
+    Args:
+        recipe: a complete recipe, as ``dynzoo.recipes.load`` gives it.
+        num_classes: number of classes, unless the recipe's architecture says one.
+        input_shape: (height, width, channels), unless the recipe's architecture says one.
+        dtype: a Keras dtype policy in place of the recipe's.
+
+    Returns:
+        A ``keras.Model`` from images in [0, 1] to logits.
+
+    Raises:
+        RecipeError: if the architecture has an argument that its function does not take.
+
+    Example:
+
+    >>> import dynzoo
+    >>> from dynzoo.training import build_model
+    >>> recipe = dynzoo.recipes.load("isometric_tiny_cifar10")
+    >>> build_model(recipe, num_classes=10, input_shape=(32, 32, 3)).count_params()
+    1502986
+    """
     from dynzoo.models import ARCHITECTURES
 
     arguments = dict(recipe["architecture"])
@@ -119,7 +140,8 @@ def train(
 
     Example:
 
-    >>> train("isometric_small_cifar10", max_seconds=600, resume=True)
+    >>> from dynzoo.training import train
+    >>> model = train("isometric_small_cifar10", max_seconds=600, resume=True)
     """
     started = time.monotonic()
     _check_arguments(max_seconds, distribute, devices, pilot, weights_dtype)

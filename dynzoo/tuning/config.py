@@ -56,8 +56,14 @@ _SCHEMA = Schema(
 class SearchConfig:
     """A complete search: recipe, dimensions of the space, and settings.
 
+    Args:
+        recipe: the recipe around which is searched, complete.
+        space: dimensions of the space: keys of the recipe and the values that they may take.
+        settings: the section ``search``, complete: tuner, objective, limits.
+
     Example:
 
+    >>> from dynzoo.tuning import SearchConfig
     >>> SearchConfig.load("digits").settings["max_trials"]
     20
     """

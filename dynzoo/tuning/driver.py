@@ -88,8 +88,10 @@ def search(
 
     Example:
 
+    >>> from dynzoo.tuning import search
     >>> result = search("digits", max_trials=3)
-    >>> result.best["certified"]
+    >>> result.best["certified"] > 0.5
+    True
     """
     for name, seconds in (("timeout", timeout), ("wait", wait)):
         if not 0 < seconds < math.inf:

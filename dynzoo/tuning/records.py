@@ -49,6 +49,14 @@ class SearchResult:
         trials: a mapping a trial: ``trial``, ``status``, ``values`` by key of the recipe,
             ``parameters``, ``clean``, ``certified``, ``attacked`` (shares in [0, 1] of the held-out
             images, ``None`` where not measured), ``epochs``, ``seconds``, ``reason``, ``worker``.
+
+    Example:
+
+    >>> from pathlib import Path
+    >>> from dynzoo.tuning import SearchResult
+    >>> trial = {"trial": "0", "status": "completed", "certified": 0.5}
+    >>> SearchResult(Path("runs/digits_search"), "certified", [trial]).best["certified"]
+    0.5
     """
 
     folder: Path

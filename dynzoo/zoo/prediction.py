@@ -164,9 +164,15 @@ def predict(
 
     Example:
 
-    >>> model = dynzoo.from_preset("isometric_small_cifar10")
-    >>> print(dynzoo.predict(model, ["photo.jpg"]))
-    photo.jpg: cat, then dog with a logit 0.31 lower; it stays cat under every change ...
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> layers = [keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    >>> model = keras.Sequential(layers)
+    >>> image = np.full((4, 4, 3), 0.5, "float32")  # or a file: "photo.jpg"
+    >>> found = dynzoo.predict(model, image, class_names=["cat", "dog"])
+    >>> len(found.to_dict())
+    1
     """
     shape = tuple(model.input_shape[1:])
     names, x = _pictures(images, shape)

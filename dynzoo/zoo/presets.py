@@ -47,8 +47,10 @@ def presets() -> dict[str, dict]:
 
     Example:
 
+    >>> import dynzoo
     >>> for name, about in dynzoo.presets().items():
     ...     print(name, about["dataset"], about["parameters"])
+    isometric_...
     """
     return {name: files.read_metadata(folder) for name, folder in _shipped().items()}
 
@@ -91,8 +93,10 @@ def from_preset(
 
     Example:
 
-    >>> model = dynzoo.from_preset(next(iter(dynzoo.presets())), num_classes=3)
-    >>> model.fit(x_train, y_train)
+    >>> import dynzoo
+    >>> model = dynzoo.from_preset("isometric_tiny_cifar10", num_classes=3)
+    >>> model.output_shape
+    (None, 3)
     """
     if image_size is not None and not preprocess:
         raise ValueError(
@@ -154,8 +158,12 @@ def save_to_preset(
 
     Example:
 
+    >>> import keras
+    >>> import dynzoo
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> dynzoo.save_to_preset(model, "my_preset", {"dataset": "digits", "accuracy": 0.98})
-    >>> model = dynzoo.from_preset("my_preset")
+    >>> dynzoo.from_preset("my_preset").output_shape
+    (None, 3)
     """
     target = Path(path).absolute()
     files.check_target(target, overwrite)

@@ -67,6 +67,9 @@ def certify_local(
 
     Example:
 
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import certify_local
     >>> model = keras.Sequential(
     ...     [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)]
     ... )
@@ -87,6 +90,16 @@ class LocalCertificate:
         lipschitz: its global bound.
         iterations: balls tried for each image.
         exact_units: largest layer that is bounded unit by unit.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import certify_local
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)]
+    ... )
+    >>> labels, radii = certify_local(model).radii(np.random.default_rng(0).random((5, 4)))
     """
 
     def __init__(

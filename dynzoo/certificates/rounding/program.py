@@ -45,6 +45,9 @@ def forward_float64(model: Any, x: Any) -> np.ndarray:
 
     Example:
 
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import forward_float64
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     >>> forward_float64(model, np.zeros((3, 4))).shape
     (3, 2)
@@ -128,6 +131,7 @@ def factor_unit(dtype: str) -> float:
 
     Example:
 
+    >>> from dynzoo.certificates.rounding.program import factor_unit
     >>> factor_unit("float32")
     0.0
     """
