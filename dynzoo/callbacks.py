@@ -85,7 +85,7 @@ class CertifiedAccuracy(keras.callbacks.Callback):
         compiled = _metrics(model)
         for metric in compiled:
             metric.attach(1)
-        if self.x is not None:
+        if self.x is not None and self.y is not None:
             _measured(model, self.x[:1], self.y[:1], self.eps, 1)
             check_labels(self.y, len(self.x), model.output_shape[-1])
         elif not compiled:

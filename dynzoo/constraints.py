@@ -453,6 +453,7 @@ class SwapProjectedEMAWeights(keras.callbacks.SwapEMAWeights):
         super().__init__(swap_on_epoch)
         self._training = False
         self._raw: list = []
+        self._ema_weights_in_model = False
 
     def _averaged(self):
         """Pairs (weight, its average) of the optimizers that average."""

@@ -47,11 +47,11 @@ class Distortion(keras.layers.Layer):
 
     def call(self, inputs):
         x, draws = inputs
-        angle, zoom, *factors = (draws[:, i] for i in range(len(DRAWS)))
+        angle, zoom, brightness, contrast, saturation = (draws[:, i] for i in range(len(DRAWS)))
         if self.turn:
             x = rotate_and_zoom(x, angle, zoom, ops)
         if self.recolor:
-            x = color_jitter(x, *factors, ops)
+            x = color_jitter(x, brightness, contrast, saturation, ops)
         return x
 
     def compute_output_shape(self, input_shape):

@@ -118,7 +118,9 @@ def _check_weights(name: str, layer: Any) -> None:
             )
 
 
-def bound_layers(program: Program, shapes: dict[int, Shape]) -> tuple[dict[int, float], list]:
+def bound_layers(
+    program: Program, shapes: dict[int, Shape]
+) -> tuple[dict[int, float], list[LayerBound]]:
     """Upper bound of the Lipschitz constant of every slot with respect to the model's input.
 
     Args:

@@ -46,7 +46,7 @@ class TensorCall:
     dtype: str
 
     @property
-    def weights(self) -> list:
+    def weights(self) -> list[Any]:
         return []
 
     @property

@@ -7,7 +7,7 @@ with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -276,7 +276,9 @@ class SmoothedClassifier:
         names = ("sigma", "samples", "selection", "alpha", "seed")
         return {"type": "randomised smoothing", **{name: getattr(self, name) for name in names}}
 
-    def _answers(self, x, rows, count, batch_size=None):
+    def _answers(
+        self, x: np.ndarray, rows: np.ndarray, count: int, batch_size: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """(position, the model's answers to ``count`` noisy copies) of each image in turn."""
         size = self.batch_size if batch_size is None else positive_int("batch_size", batch_size)
         tolerance, first = rounding_of(self.model), None
@@ -305,7 +307,7 @@ class SmoothedClassifier:
             # What the model remembers of so many calls shows now.
             _compare(first[1], predict_logits(self.model, first[0], 1), SAME)
 
-    def _check(self, x, indices):
+    def _check(self, x: Any, indices: Any) -> tuple[np.ndarray, np.ndarray]:
         x = x if isinstance(x, np.ndarray) else to_numpy(x)
         if x.ndim < 2 or x.dtype.kind != "f" or not np.isfinite(x).all():
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -108,8 +109,8 @@ class GraphDiffusion(keras.layers.Layer):
                 + ("None" if adjacency is None else "an array")
             )
         # A plain list of lists: what a config can hold.
-        self.adjacency = None if adjacency is None else _checked_adjacency(adjacency).tolist()
-        self._matrix = None
+        self.adjacency: Any = None if adjacency is None else _checked_adjacency(adjacency).tolist()
+        self._matrix: Any = None
         if adjacency is not None:
             if self.sigma2 > self.step_limit * (1 + 1e-12):
                 raise ValueError(

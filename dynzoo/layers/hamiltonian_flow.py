@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -127,7 +128,8 @@ class HamiltonianFlow(Invertible, PhaseSpaceFlow):
             )
         self._maps = 2 if separable else 1
         self._on_halves = separable
-        self._method = splitting.get(self.integrator) if separable else None
+        # only separable fields are split
+        self._method: Any = splitting.get(self.integrator) if separable else None
         self.step_size = self._checked_step_size(step_size)
         self._midpoint = ImplicitMidpoint(self.solver_iterations)
 

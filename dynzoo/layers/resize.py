@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -85,7 +86,7 @@ class Resize(keras.layers.Layer):
         super().__init__(**kwargs)
         self.height = positive_integer("height", height)
         self.width = positive_integer("width", width)
-        self.value_range = None if value_range is None else _checked_range(value_range)
+        self.value_range: Any = None if value_range is None else _checked_range(value_range)
 
     def build(self, input_shape):
         if len(input_shape) != 4 or None in input_shape[1:]:

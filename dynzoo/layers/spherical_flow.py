@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
 from dynzoo.guarantees import Guarantee
@@ -12,7 +14,7 @@ from dynzoo.utils.arguments import one_of
 
 __all__ = ["SPHERE_INTEGRATORS", "SphericalFlow"]
 
-SPHERE_INTEGRATORS = {**PROJECTED, **CAYLEY}
+SPHERE_INTEGRATORS: dict[str, Any] = {**PROJECTED, **CAYLEY}
 
 
 def norm_guarantee(what: str) -> Guarantee:

@@ -208,7 +208,7 @@ class SwitchingFlow(keras.layers.Layer):
             chosen.insert(0, self.raw_contractions[i])
         return [read(raw) for raw in chosen]
 
-    def _kernels(self, i, read):
+    def _kernels(self, i, read) -> tuple[Any, Any]:
         j = 0 if self.shared else i
         kernel = read(self.kernels[j])
         xp = np if isinstance(kernel, np.ndarray) else ops
@@ -251,14 +251,15 @@ class SwitchingFlow(keras.layers.Layer):
 
     def call(self, x):
         for i in range(self.steps):
-            kernels = self._kernels(i, ops.convert_to_tensor)
+            kernel, wide = self._kernels(i, ops.convert_to_tensor)
             biases = self._biases(i, ops.convert_to_tensor, None)
             # The room is a property of the weights, not a path for their gradients: these would
             # be the noise of a number that the constraint keeps near 0.
-            frozen = [ops.stop_gradient(k) for k in kernels]
-            sizes = substep_sizes(self, *frozen, self._raws(i, ops.convert_to_tensor), ops)
+            frozen, frozen_wide = ops.stop_gradient(kernel), ops.stop_gradient(wide)
+            raws = self._raws(i, ops.convert_to_tensor)
+            sizes = substep_sizes(self, frozen, frozen_wide, raws, ops)
             h, e = (ops.cast(size, x.dtype) for size in sizes)
-            kernels = [ops.cast(k, x.dtype) for k in kernels]
+            kernels = [ops.cast(k, x.dtype) for k in (kernel, wide)]
             x = time_step(self, x, h, e, kernels, biases)
         return x
 

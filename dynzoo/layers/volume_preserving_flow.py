@@ -118,7 +118,8 @@ class VolumePreservingFlow(Invertible, PhaseSpaceFlow):
 
     def _split(self, step, x, fields, h, xp):
         drift = (lambda v: v) if self.second_order else fields[0]
-        return join(*step(drift, fields[-1], *halves(x, xp), h), xp=xp)
+        x, v = step(drift, fields[-1], *halves(x, xp), h)
+        return join(x, v, xp)
 
     def _advance(self, x, fields, h, xp):
         return self._split(self._method.step, x, fields, h, xp)

@@ -67,7 +67,7 @@ class ResidentEpochs(Epochs):
         self._data = jax.device_put((self.images, self.labels.astype("int32")))
         self.seconds_a_step = 0.0
         self.seconds_to_compile = 0.0
-        self._padding: int | None = None
+        self._padding = 0
         self._compiled: Callable[..., Any] | None = None
         self._pool = ThreadPoolExecutor(1)
         self._ahead: dict[Any, Future] = {}

@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from dynzoo.utils import interruption
 __all__ = ["move_into_place", "sha256", "to_json", "write_atomically"]
 
 
-def write_atomically(path, content: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file so that at every moment either the old or the new content is there.
 
     Nothing else is left behind where it fails.
@@ -43,10 +45,10 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def to_json(metadata: dict) -> str:
+def to_json(metadata: Mapping[str, Any]) -> str:
     """Metadata as JSON text; NumPy numbers become plain ones, NaN is refused."""
 
-    def plain(value):
+    def plain(value: Any) -> Any:
         if isinstance(value, (np.generic, np.ndarray)):
             return value.tolist()
         raise TypeError(f"{type(value).__name__} {value!r}")

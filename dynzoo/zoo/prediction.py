@@ -232,7 +232,7 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _pictures(images: Any, shape: tuple) -> tuple[list[str], np.ndarray]:
+def _pictures(images: Any, shape: tuple[int, ...]) -> tuple[list[str], np.ndarray]:
     if isinstance(images, (str, os.PathLike)):
         images = [images]
     if isinstance(images, (list, tuple)) and all(isinstance(i, (str, os.PathLike)) for i in images):
@@ -250,7 +250,7 @@ def _pictures(images: Any, shape: tuple) -> tuple[list[str], np.ndarray]:
     return [str(i) for i in range(len(x))], x
 
 
-def _read(files: list[Path], shape: tuple) -> np.ndarray:
+def _read(files: list[Path], shape: tuple[int, ...]) -> np.ndarray:
     if len(shape) != 3 or shape[2] not in MODES or None in shape:
         raise ValueError(
             "`images` can be files for a model of images with 1 or 3 channels and a known size. "

@@ -42,7 +42,7 @@ RESIZING = "cut in the middle to the input's proportions, then bicubic with anti
 _SHARD_BYTES = 15 * 2**20  # git hosts and reviewers dislike larger files
 
 
-def presets() -> dict[str, dict]:
+def presets() -> dict[str, dict[str, Any]]:
     """All presets that come with dynzoo: name -> metadata.
 
     Example:
@@ -56,7 +56,7 @@ def presets() -> dict[str, dict]:
 
 
 def from_preset(
-    name_or_path: str | os.PathLike,
+    name_or_path: str | os.PathLike[str],
     num_classes: int | None = None,
     load_weights: bool = True,
     *,
@@ -129,7 +129,7 @@ def from_preset(
 
 def save_to_preset(
     model: keras.Model,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     metadata: Mapping[str, Any] | None = None,
     *,
     overwrite: bool = False,
@@ -245,7 +245,9 @@ def _resolve(name: str) -> Path:
     )
 
 
-def _load(folder: Path, metadata: dict, load_weights: bool) -> tuple[keras.Model, dict]:
+def _load(
+    folder: Path, metadata: dict[str, Any], load_weights: bool
+) -> tuple[keras.Model, dict[str, Any]]:
     """The model of a folder and its config; nothing is made that the files do not fill."""
     found = files.verify(folder, metadata)
     where = folder / "config.json"
@@ -277,14 +279,18 @@ def _load(folder: Path, metadata: dict, load_weights: bool) -> tuple[keras.Model
     return model, config
 
 
-def _check_fit(found: files.PresetFiles, stored, model: keras.Model, where: Path) -> None:
+def _check_fit(
+    found: files.PresetFiles, stored: list[weights_file.Stored], model: keras.Model, where: Path
+) -> None:
     if found.in_parts:
         weight_parts.check_fit(stored, model, found.weights, where)
     else:
         weights_file.check_fit(stored, model.variables, found.weights, where)
 
 
-def _load_weights(model: keras.Model, found: files.PresetFiles, stored) -> None:
+def _load_weights(
+    model: keras.Model, found: files.PresetFiles, stored: list[weights_file.Stored]
+) -> None:
     if not found.in_parts:
         model.load_weights(str(found.weights))
         return
@@ -335,7 +341,7 @@ def _check_readable(model: keras.Model, work: Path, target: Path) -> None:
         raise ValueError(f"The model cannot be saved as a preset: {reason}") from None
 
 
-def _deserialize(config: dict, folder: Path) -> keras.Model:
+def _deserialize(config: dict[str, Any], folder: Path) -> keras.Model:
     try:
         # of a copy, for Keras takes the config apart while it reads it
         model = keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
@@ -348,7 +354,9 @@ def _deserialize(config: dict, folder: Path) -> keras.Model:
     return model
 
 
-def _with_classes(model: keras.Model, config: dict, num_classes: int, folder: Path) -> keras.Model:
+def _with_classes(
+    model: keras.Model, config: dict[str, Any], num_classes: int, folder: Path
+) -> keras.Model:
     head = model.layers[-1]
     if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
         raise ValueError(f"`num_classes` must be an integer >= 2. Received: {num_classes!r}")
@@ -356,7 +364,8 @@ def _with_classes(model: keras.Model, config: dict, num_classes: int, folder: Pa
     if getattr(head, "units", None) == num_classes:
         return model
     layers = config["config"].get("layers", [])
-    entry: dict = next((layer for layer in layers if layer["config"].get("name") == head.name), {})
+    named = (layer for layer in layers if layer["config"].get("name") == head.name)
+    entry: dict[str, Any] = next(named, {})
     if "units" not in entry.get("config", {}):
         raise ValueError(
             f"`num_classes` needs a model whose last layer has `units`; {head.name!r} has none. "
@@ -370,7 +379,7 @@ def _with_classes(model: keras.Model, config: dict, num_classes: int, folder: Pa
 
 
 def _with_preprocessing(
-    model: keras.Model, metadata: dict, image_size: tuple[int, int] | None, folder: Path
+    model: keras.Model, metadata: dict[str, Any], image_size: tuple[int, int] | None, folder: Path
 ) -> keras.Model:
     """The model behind a ``Resize`` and a ``Rescaling``, which stands where its input did."""
     low, high = metadata.get("input_range") or (0.0, 1.0)

@@ -39,10 +39,10 @@ from dynzoo.certificates.lipschitz import Head, LayerBound
 from dynzoo.certificates.operations import TensorCall, class_name
 from dynzoo.certificates.rounding.floating_point import Arithmetic, Budget, few_roundings
 from dynzoo.certificates.rounding.operations import operation_rounding
-from dynzoo.certificates.rounding.program import run_program
+from dynzoo.certificates.rounding.program import run_program, run_step
 from dynzoo.certificates.rules.joins import JOINS
 from dynzoo.certificates.rules.linear import Shape
-from dynzoo.certificates.twin import call_step, run_step
+from dynzoo.certificates.twin import call_step
 
 __all__ = [
     "ANCHORS",

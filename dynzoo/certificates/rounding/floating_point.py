@@ -19,7 +19,7 @@ J. Sci. Comput. 41 (2019).
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -204,7 +204,7 @@ class Budget:
         scaled = self.mapped(abs(float(factor)))
         return scaled if math.frexp(float(factor))[0] in (0.5, -0.5) else scaled.rounded(2.0)
 
-    def _with(self, size, worst, probable, peak=None) -> Budget:
+    def _with(self, size: Any, worst: Any, probable: Any, peak: Any = None) -> Budget:
         peak = self.peak if peak is None else peak
         peak = np.maximum(peak, size + worst)
         return Budget(size, self.arithmetic, worst, probable, peak, self.measured)
