@@ -1,4 +1,4 @@
-r"""The search behind `audit`: a power iteration on $J^TJ$ whose base point climbs.
+r"""The search behind ``audit``: a power iteration on $J^TJ$ whose base point climbs.
 
 Compiled for the model's backend; the slopes that it returns are float32 and only rank the pairs.
 """

@@ -41,7 +41,7 @@ def read_image(file: Path, image_shape: tuple[int, ...] | None = None) -> np.nda
 
     Args:
         file: where it is.
-        image_shape: (height, width, channels) to bring it to; `None` for its own size in colour.
+        image_shape: (height, width, channels) to bring it to; ``None`` for its own size in colour.
 
     Raises:
         ValueError: naming the file.

@@ -92,7 +92,7 @@ class _Steady(keras_tuner.Oracle):
 
     @property
     def last_heard(self) -> float:
-        """When any worker was last heard of, by `time.monotonic`."""
+        """When any worker was last heard of, by ``time.monotonic``."""
         return max(self._heard.values(), default=-math.inf)
 
     def get_trial(self, trial_id):

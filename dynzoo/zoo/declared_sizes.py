@@ -163,7 +163,7 @@ def planned(declared: Declared) -> Iterator[Callable[[keras.Model], None]]:
 
 
 def check_tensors(model: keras.Model, where: str) -> None:
-    """Refuse a model that makes a tensor of more than `MAX_ENTRIES` of one image.
+    """Refuse a model that makes a tensor of more than ``MAX_ENTRIES`` of one image.
 
     Raises:
         ValueError: naming the layer and the shape.

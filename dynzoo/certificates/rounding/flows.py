@@ -1,4 +1,4 @@
-"""What rounding adds in dynzoo's own layers; see `rounding_rules`."""
+"""What rounding adds in dynzoo's own layers; see ``rounding_rules``."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ _OPERATORS = (
 def _operator_product(
     b: Budget, operator: Any, kernel: np.ndarray, norm: float, adjoint: bool
 ) -> Budget:
-    """A x, or its adjoint; `ShiftedPointwise` moves pixels besides, which rounds nothing."""
+    """A x, or its adjoint; ``ShiftedPointwise`` moves pixels besides, which rounds nothing."""
     taps = math.prod(kernel.shape[:-2])
     if adjoint:
         kernel = np.moveaxis(kernel, -1, -2)
@@ -105,7 +105,7 @@ class _Field:
 
     Args:
         layer: a flow with an ``operator``.
-        activation: the `MonotoneActivation`.
+        activation: the ``MonotoneActivation``.
         kernel: float64 kernel of A.
         bias: float64 bias, or None.
         step: h.
