@@ -10,7 +10,6 @@ from dynzoo.export.runtimes import check_available
 
 # What is not run, and why.
 NOT_RUN = {
-    "dynzoo.data.load_image_folder": "reads a folder of photographs",
     "dynzoo.training.train": "needs CIFAR-10 and ten minutes",
     "dynzoo.tuning.search": "trains three networks for minutes",
 }
