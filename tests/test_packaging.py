@@ -67,6 +67,7 @@ def test_wheel_and_sdist_hold_presets_and_recipes(built):
             assert any(entry.endswith(f"/{kind}/{name}") for entry in sdist)
     for kind in (wheel, [entry.partition("/")[2] for entry in sdist]):
         assert "dynzoo/zoo/published_results.csv" in kind
+        assert "dynzoo/py.typed" in kind
     assert "dynzoo = dynzoo.cli:main" in entry_points
     assert not [name for name in wheel if name.startswith(("tests/", "pretrained/"))]
 
