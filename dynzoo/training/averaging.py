@@ -44,7 +44,7 @@ def take_mean(
 
     >>> take_mean(model, ["runs/mine/epoch_40.npz", "runs/mine/epoch_80.npz"])
     """
-    total = [np.float64(0.0)] * len(model.trainable_variables)
+    total: list[np.ndarray] = [np.zeros(())] * len(model.trainable_variables)
     for path in paths:
         checkpoints.read(path, model, check)
         weights = [backend.value_of(v) for v in model.trainable_variables]
