@@ -108,6 +108,8 @@ def finetune(
             metrics=["accuracy"],
             jit_compile=backend.fit_with_jit(),
         )
+        if backend.fit_builds_late():
+            optimization.build_variables(model, y[0] if y.ndim == 2 else None)
         history = model.fit(**images, epochs=epochs, verbose=verbose)
     if freeze_body:
         # What was compiled knows of the head alone.
