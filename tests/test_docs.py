@@ -75,8 +75,10 @@ def test_picture_shows_the_numbers_of_a_card(tables):
 def test_table(tables):
     text = tables.results_table([ABOUT])
     header, _, row, _, note = text.splitlines()
-    assert tables.results_table([ABOUT, {**ABOUT, "name": "other"}]).splitlines()[-1] == note
-    slower = {**ABOUT, "name": "other", "training": {"hardware": "a GPU", "seconds": 60}}
+    command = {"command": "dynzoo evaluate other"}
+    other = {**ABOUT, "name": "other", "evaluation": {**ABOUT["evaluation"], **command}}
+    assert tables.results_table([ABOUT, other]).splitlines()[-1] == note
+    slower = {**other, "training": {"hardware": "a GPU", "seconds": 60}}
     named = tables.results_table([ABOUT, slower]).splitlines()[-2:]
     assert named[0] == f"* small: {note}" and "a GPU" in named[1]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
