@@ -413,7 +413,7 @@ def _report(
             "seed": run.seed,
             "batch_size": run.batch_size,
             "seconds": round(time.perf_counter() - run.began, 3),
-            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": versions(),
         },
     )

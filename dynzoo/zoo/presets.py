@@ -13,7 +13,7 @@ import numbers
 import os
 import uuid
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ def save_to_preset(
             "parameters": bare.count_params(),
             **_known(model, metadata or {}),
             "versions": _versions(),
-            "saved": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "saved": datetime.now(UTC).strftime("%Y-%m-%d"),
             "files": {file.name: files.sha256(file) for file in sorted(work.iterdir())},
         }
         text = files.to_json(about)
@@ -405,7 +405,5 @@ def _save_weights(model: keras.Model, folder: Path, dtype: str) -> int:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"keras": keras.__version__, "backend": keras.backend.backend()}
-    if "unknown" not in version():  # as that of a checkout that was not installed
-        versions["dynzoo"] = version()
-    return versions
+    backend = keras.backend.backend()
+    return {"keras": keras.__version__, "backend": backend, "dynzoo": version()}
