@@ -15,7 +15,7 @@ from dynzoo.attacks.passes import loss_and_gradient
 from dynzoo.attacks.pgd import LOOK
 from dynzoo.inference.batching import Pool
 from dynzoo.inference.passes import pure, scalar
-from dynzoo.utils.arguments import positive_int
+from dynzoo.utils.arguments import integer, one_of
 
 APGD_LOSSES = ("margin", "ce", "dlr")
 MOMENTUM = 0.75
@@ -91,14 +91,13 @@ class APGD(Attack):
         batch_size: int = 256,
     ) -> None:
         super().__init__(norm, eps, seed, False, restarts, batch_size)
-        if loss not in APGD_LOSSES:
-            raise ValueError(f"`loss` must be one of {APGD_LOSSES}. Received: loss={loss!r}")
+        one_of("loss", loss, APGD_LOSSES)
         if not 0.0 < float(rho) < 1.0:
             raise ValueError(f"`rho` must be in (0, 1). Received: rho={rho!r}")
-        self.steps = positive_int("steps", steps)
+        self.steps = integer("steps", steps)
         self.loss = loss
         self.rho = float(rho)
-        self.eot = positive_int("eot", eot)
+        self.eot = integer("eot", eot)
 
     def check_classes(self, classes: int) -> None:
         require_classes(self.loss, classes)
@@ -191,7 +190,7 @@ class TargetedAPGD(APGD):
         batch_size: int = 256,
     ) -> None:
         super().__init__(norm, eps, seed, steps, restarts, "margin", rho, eot, batch_size)
-        self.targets = positive_int("targets", targets)
+        self.targets = integer("targets", targets)
 
     def runs(self, classes: int) -> int:
         return self.restarts * min(self.targets, classes - 1)

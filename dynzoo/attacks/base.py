@@ -14,7 +14,7 @@ from dynzoo.inference.answers import answers
 from dynzoo.inference.batching import batches, fastest
 from dynzoo.inference.image_checks import check_unit_range, unit_images, unit_images_or_stream
 from dynzoo.inference.passes import mean_logits, noise
-from dynzoo.utils.arguments import positive_float, positive_int
+from dynzoo.utils.arguments import integer, number, one_of
 
 __all__ = ["Attack"]
 
@@ -75,14 +75,13 @@ class Attack:
         restarts: int = 1,
         batch_size: int = 256,
     ) -> None:
-        if norm not in NORMS:
-            raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={norm!r}")
+        one_of("norm", norm, NORMS)
         self.norm = norm
-        self.eps = positive_float("eps", eps)
-        self.seed = positive_int("seed", seed, least=0)
+        self.eps = number("eps", eps)
+        self.seed = integer("seed", seed, least=0)
         self.targeted = bool(targeted)
-        self.restarts = positive_int("restarts", restarts)
-        self.batch_size = positive_int("batch_size", batch_size)
+        self.restarts = integer("restarts", restarts)
+        self.batch_size = integer("batch_size", batch_size)
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments, JSON-able: `type(attack)(**attack.get_config())` is its copy."""

@@ -16,6 +16,7 @@ from dynzoo.attacks.noise import GaussianNoise, UniformNoise
 from dynzoo.attacks.pgd import PGD
 from dynzoo.attacks.square import Square
 from dynzoo.attacks.transfer import Transfer
+from dynzoo.utils.arguments import one_of
 
 
 def standard(norm: str, seed: int = 0, batch_size: int = 256) -> list[Attack]:
@@ -59,8 +60,7 @@ def makers(attacks: Any, norm: str, seed: int, batch_size: int) -> list[Callable
     Raises:
         ValueError: If there is no attack, or one is unknown, targeted or of another norm.
     """
-    if norm not in NORMS:
-        raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={norm!r}")
+    one_of("norm", norm, NORMS)
     common: dict[str, Any] = dict(norm=norm, seed=seed, batch_size=batch_size)
     named: dict[str, Callable[[], list[Attack]]] = {
         "standard": lambda: standard(**common),

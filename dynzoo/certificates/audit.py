@@ -19,7 +19,7 @@ from dynzoo.certificates.local.certificate import LocalCertificate
 from dynzoo.certificates.rounding.program import allowed_gap, check_reference, run_program
 from dynzoo.certificates.slope_search import length, search, start_images
 from dynzoo.inference.passes import predict_logits
-from dynzoo.utils.arguments import positive_int
+from dynzoo.utils.arguments import integer
 
 __all__ = ["Audit", "AuditViolation", "audit"]
 
@@ -187,8 +187,8 @@ def audit(
     Reference: power iteration on $J^TJ$ by gradients: Virmaux and Scaman, *Lipschitz regularity
     of deep neural networks* (NeurIPS 2018), section 3.
     """
-    pairs, steps = positive_int("pairs", pairs), positive_int("steps", steps)
-    restarts, seed = positive_int("restarts", restarts), positive_int("seed", seed, least=0)
+    pairs, steps = integer("pairs", pairs), integer("steps", steps)
+    restarts, seed = integer("restarts", restarts), integer("seed", seed, least=0)
     certificate = certify(model) if certificate is None else certificate
     if isinstance(certificate, LocalCertificate):
         certificate = certificate.certificate

@@ -20,7 +20,7 @@ from dynzoo.inference.draws import layers_with
 from dynzoo.inference.image_checks import check_range
 from dynzoo.inference.label_checks import check_labels
 from dynzoo.inference.passes import predict_logits
-from dynzoo.utils.arguments import listed, positive_float, positive_int
+from dynzoo.utils.arguments import integer, listed, number
 
 __all__ = ["ABSTAIN", "SmoothedClassifier", "lower_confidence_bound", "smooth"]
 
@@ -139,14 +139,14 @@ class SmoothedClassifier:
     ):
         _check_layers(model)
         self.model = model
-        self.sigma = positive_float("sigma", sigma)
-        self.samples = positive_int("samples", samples)
-        self.selection = positive_int("selection", selection)
-        self.alpha = positive_float("alpha", alpha)
+        self.sigma = number("sigma", sigma)
+        self.samples = integer("samples", samples)
+        self.selection = integer("selection", selection)
+        self.alpha = number("alpha", alpha)
         if self.alpha >= 1.0:
             raise ValueError(f"`alpha` must be in (0, 1). Received: alpha={alpha}")
-        self.seed = positive_int("seed", seed, least=0)
-        self.batch_size = positive_int("batch_size", batch_size)
+        self.seed = integer("seed", seed, least=0)
+        self.batch_size = integer("batch_size", batch_size)
         self.progress = progress
 
     def predict(self, x: Any, indices: Iterable[int] | None = None) -> np.ndarray:
@@ -245,7 +245,7 @@ class SmoothedClassifier:
 
     def _answers(self, x, rows, count, batch_size=None):
         """(position, the model's answers to ``count`` noisy copies) of each image in turn."""
-        size = self.batch_size if batch_size is None else positive_int("batch_size", batch_size)
+        size = self.batch_size if batch_size is None else integer("batch_size", batch_size)
         tolerance, first = rounding_of(self.model), None
         for i, (image, row) in enumerate(zip(x, rows, strict=True)):
             rng = np.random.default_rng([self.seed, int(row)])

@@ -7,7 +7,7 @@ from keras import ops
 
 from dynzoo import backend
 from dynzoo.inference.draws import Draws, layers_with
-from dynzoo.utils.arguments import positive_integer
+from dynzoo.utils.arguments import integer
 
 __all__ = ["feynman_kac_mean"]
 
@@ -39,8 +39,8 @@ def feynman_kac_mean(model, x, samples=16, seed=0, batch_size=256) -> np.ndarray
     >>> feynman_kac_mean(model, np.ones((5, 4)), samples=32).shape
     (5, 3)
     """
-    positive_integer("samples", samples)
-    positive_integer("batch_size", batch_size)
+    integer("samples", samples)
+    integer("batch_size", batch_size)
     if not layers_with(model, "random_at_inference"):
         raise ValueError(
             "`model` must have a layer that is random at inference, such as "

@@ -13,7 +13,7 @@ from dynzoo.guarantees import Guarantee
 from dynzoo.integrators.discrete_gradient import DiscreteGradient
 from dynzoo.integrators.projected import INTEGRAL_TOLERANCE, PROJECTED
 from dynzoo.layers.skew_flow import SkewFlow
-from dynzoo.utils.arguments import number, one_of, positive_integer
+from dynzoo.utils.arguments import integer, number, one_of
 
 __all__ = ["FirstIntegralFlow"]
 
@@ -106,9 +106,9 @@ class FirstIntegralFlow(SkewFlow):
         if vector is not None:
             vector = [number("vector", v, -math.inf) for v in np.ravel(vector).tolist()]
         self.vector = vector
-        self.integral_units = positive_integer("integral_units", integral_units)
+        self.integral_units = integer("integral_units", integral_units)
         self.integrator = one_of("integrator", integrator, ("discrete_gradient", *PROJECTED))
-        self.iterations = positive_integer("iterations", iterations)
+        self.iterations = integer("iterations", iterations)
 
     def build(self, input_shape):
         super().build(input_shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 
 import keras
 import numpy as np
@@ -14,7 +13,7 @@ from dynzoo.fields.gradient import gradient_field, gradient_field_float64
 from dynzoo.guarantees import Guarantee
 from dynzoo.layers.gradient_bound import gradient_bound, gradient_guarantees
 from dynzoo.operators import base as operators
-from dynzoo.utils.arguments import float64, positive_integer
+from dynzoo.utils.arguments import float64, integer, number_or_word
 
 __all__ = ["GradientFlow"]
 
@@ -112,7 +111,7 @@ class GradientFlow(keras.layers.Layer):
             raise ValueError(f"`max_step` must be positive. Received: max_step={max_step}")
         self.direction = direction
         self.constraint = constraint
-        self.steps = positive_integer("steps", steps)
+        self.steps = integer("steps", steps)
         self.max_norm = float(max_norm)
         self.max_step = float(max_step)
         self.projection_steps = projection_steps
@@ -145,14 +144,7 @@ class GradientFlow(keras.layers.Layer):
                     f"Received: step_size={step_size!r}"
                 )
             return step_size
-        number = isinstance(step_size, numbers.Real) and not isinstance(step_size, bool)
-        if not (number and math.isfinite(step_size) and 0 < step_size <= limit):
-            allowed = f"(0, {limit:g}]" if math.isfinite(limit) else "(0, inf)"
-            raise ValueError(
-                f"`step_size` must be in {allowed}, 'maximal' or 'learned'. "
-                f"Received: step_size={step_size!r}"
-            )
-        return float(step_size)
+        return number_or_word("step_size", step_size, ("maximal", "learned"), high=limit)
 
     def build(self, input_shape):
         shape = self.operator.kernel_shape(input_shape)

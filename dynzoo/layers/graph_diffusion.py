@@ -10,7 +10,7 @@ from keras import ops
 
 from dynzoo.fields import convection_diffusion as field
 from dynzoo.guarantees import Guarantee
-from dynzoo.utils.arguments import number, one_of, positive_integer
+from dynzoo.utils.arguments import integer, number, one_of
 
 __all__ = ["GraphDiffusion"]
 
@@ -86,14 +86,14 @@ class GraphDiffusion(keras.layers.Layer):
         # Inputs are taken as they come: a graph rounded to bfloat16 is another graph.
         super().__init__(autocast=False, **kwargs)
         self.sigma2 = number("sigma2", sigma2)
-        self.steps = positive_integer("steps", steps)
+        self.steps = integer("steps", steps)
         if graph is None:
             graph = "adjacency" if adjacency is None else "constant"
         self.graph = one_of("graph", graph, ("constant", "adjacency", "knn"))
         self.self_loops = bool(self_loops)
         self.normalize = bool(normalize)
-        self.neighbours = positive_integer("neighbours", neighbours)
-        self.scale_neighbour = positive_integer("scale_neighbour", scale_neighbour)
+        self.neighbours = integer("neighbours", neighbours)
+        self.scale_neighbour = integer("scale_neighbour", scale_neighbour)
         if self.scale_neighbour > self.neighbours:
             raise ValueError(
                 f"`scale_neighbour` must be at most `neighbours`={self.neighbours}. "

@@ -9,7 +9,7 @@ from keras import ops
 from dynzoo import spectral
 from dynzoo.guarantees import Guarantee
 from dynzoo.operators.dense import matmul_channels
-from dynzoo.utils.arguments import float64, positive_integer
+from dynzoo.utils.arguments import float64, integer
 
 __all__ = ["UnitRowDense"]
 
@@ -51,7 +51,7 @@ class UnitRowDense(keras.layers.Layer):
 
     def __init__(self, units, use_bias=True, seed=None, **kwargs):
         super().__init__(**kwargs)
-        self.units = positive_integer("units", units)
+        self.units = integer("units", units)
         self.use_bias = bool(use_bias)
         self.seed = seed
 

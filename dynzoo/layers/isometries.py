@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo.guarantees import Guarantee
-from dynzoo.utils.arguments import number, positive_integer
+from dynzoo.utils.arguments import integer, number
 
 __all__ = ["BetaAbs", "ChannelPadding", "Isometry", "MaxMin", "MeanShift", "SpaceToDepth"]
 
@@ -156,7 +156,7 @@ class SpaceToDepth(Isometry):
 
     def __init__(self, block_size=2, **kwargs):
         super().__init__(**kwargs)
-        self.block_size = positive_integer("block_size", block_size)
+        self.block_size = integer("block_size", block_size)
 
     def build(self, input_shape):
         b = self.block_size
@@ -211,7 +211,7 @@ class ChannelPadding(Isometry):
 
     def __init__(self, channels, **kwargs):
         super().__init__(**kwargs)
-        self.channels = positive_integer("channels", channels)
+        self.channels = integer("channels", channels)
 
     def build(self, input_shape):
         if input_shape[-1] > self.channels:

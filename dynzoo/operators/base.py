@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from dynzoo import constraints, spectral
-from dynzoo.utils.arguments import positive_integer
+from dynzoo.utils.arguments import integer
 
 __all__ = ["Operator", "get"]
 
@@ -79,7 +79,7 @@ class MatrixOperator(Operator):
     """Shared by the operators whose kernel is one matrix (inputs, outputs) on the last axis."""
 
     def __init__(self, units):
-        self.units = positive_integer("units", units)
+        self.units = integer("units", units)
 
     def kernel_shape(self, input_shape):
         return (int(input_shape[-1]), self.units)

@@ -18,7 +18,7 @@ from dynzoo.inference.draws import Draws
 from dynzoo.inference.image_checks import check_unit_range
 from dynzoo.inference.passes import predict_logits
 from dynzoo.robustness.checks.model import check_examples
-from dynzoo.utils.arguments import positive_int
+from dynzoo.utils.arguments import integer
 
 __all__ = ["CorruptionResult", "evaluate_corruptions", "hits"]
 
@@ -201,7 +201,7 @@ def evaluate_corruptions(
     levels = tuple(severities)
     if not levels or any(isinstance(s, bool) or s not in SEVERITIES for s in levels):
         raise ValueError(f"`severities` must be some of {SEVERITIES}. Received: {levels}")
-    batch_size, seed = positive_int("batch_size", batch_size), positive_int("seed", seed, least=0)
+    batch_size, seed = integer("batch_size", batch_size), integer("seed", seed, least=0)
     files = None if official is None else OfficialFiles(official, chosen, x, y)
     check_pictures(x)
 

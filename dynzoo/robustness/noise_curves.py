@@ -17,7 +17,7 @@ from dynzoo.inference.draws import Draws
 from dynzoo.inference.image_checks import check_unit_range
 from dynzoo.robustness.checks.model import check_examples
 from dynzoo.robustness.corruptions import hits
-from dynzoo.utils.arguments import listed, positive_int
+from dynzoo.utils.arguments import integer, listed
 
 __all__ = ["LEVELS", "NoiseCurve", "noise_curve"]
 
@@ -172,8 +172,8 @@ def noise_curve(
     x, y = check_images(x, y)
     check_unit_range(model)
     chosen = _levels((kinds,) if isinstance(kinds, str) else tuple(kinds), levels)
-    draws, seed = positive_int("draws", draws), positive_int("seed", seed, least=0)
-    batch_size = positive_int("batch_size", batch_size)
+    draws, seed = integer("draws", draws), integer("seed", seed, least=0)
+    batch_size = integer("batch_size", batch_size)
     total = draws * sum(len(v) for v in chosen.values())
     done, accuracies = 0, {}
     with Draws(model, seed) as states:

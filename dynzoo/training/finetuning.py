@@ -19,7 +19,7 @@ from dynzoo.inference.label_checks import training_labels
 from dynzoo.inference.streamed_images import StreamedImages
 from dynzoo.training import builders as optimization
 from dynzoo.training.allocator import keep_freed_memory
-from dynzoo.utils.arguments import positive_integer
+from dynzoo.utils.arguments import integer
 
 __all__ = ["finetune", "fit_arguments"]
 
@@ -72,8 +72,8 @@ def finetune(
     >>> (x_train, y_train), _ = dynzoo.data.load("digits")
     >>> finetune(model, x_train, y_train, epochs=5)
     """
-    epochs = positive_integer("epochs", epochs)
-    batch_size = positive_integer("batch_size", batch_size)
+    epochs = integer("epochs", epochs)
+    batch_size = integer("batch_size", batch_size)
     if not 0 < learning_rate < math.inf:
         raise ValueError(
             f"`learning_rate` must be positive. Received: learning_rate={learning_rate}"
