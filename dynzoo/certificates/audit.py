@@ -20,6 +20,7 @@ from dynzoo.certificates.rounding.program import allowed_gap, check_reference, r
 from dynzoo.certificates.slope_search import length, search, start_images
 from dynzoo.inference.passes import predict_logits
 from dynzoo.utils.arguments import integer
+from dynzoo.utils.formatting import percent
 
 __all__ = ["Audit", "AuditViolation", "audit"]
 
@@ -125,11 +126,11 @@ class Audit:
         rows: list[tuple[str, Any]] = [
             ("largest slope found", self.slope),
             ("certified bound", self.bound),
-            ("tightness", f"{100 * self.tightness:.1f} %"),
+            ("tightness", percent(self.tightness, 1)),
         ]
         if self.classes is not None and self.class_tightness is not None:
             name = f"classes {self.classes[0]} and {self.classes[1]}"
-            rows.append((f"tightness, {name}", f"{100 * self.class_tightness:.1f} %"))
+            rows.append((f"tightness, {name}", percent(self.class_tightness, 1)))
         search = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         rows.append(("search", f"{search}; slopes in {self.precision}"))
         return "Audit of the certificate", rows

@@ -18,6 +18,7 @@ from dynzoo.robustness.checks.warning import EvaluationWarning
 from dynzoo.robustness.comparison import compare
 from dynzoo.robustness.evaluation import CertificateViolation, evaluate
 from dynzoo.robustness.report import interval
+from dynzoo.utils.formatting import percent
 
 EPS = (0.1, 0.3, 0.5)
 
@@ -305,7 +306,7 @@ def test_page_is_complete_and_self_contained(report, tmp_path):
     # who cannot see the pictures reads what they show
     alts = re.findall(r'<img alt="([^"]*)"', page)
     assert len(alts) == len(sources) == len(set(alts))
-    assert f"clean {report.clean:.1%}; at " in alts[0]
+    assert f"clean {percent(report.clean, 1)}; at " in alts[0]
     for e in EPS:
         shares = f"certified {report.certified[e]:.1%} and under attack {report.robust[e]:.1%}"
         assert shares in alts[0]

@@ -22,6 +22,7 @@ from dynzoo.inference.companions import differs, find_mixing
 from dynzoo.inference.draws import Draws, layers_with
 from dynzoo.inference.passes import predict_logits
 from dynzoo.robustness.checks.warning import SAMPLE, TOLERANCE, EvaluationWarning
+from dynzoo.utils.formatting import percent
 
 
 def check_layers(model: Any, x: np.ndarray) -> list[EvaluationWarning]:
@@ -149,7 +150,7 @@ def check_unbounded(
     return [
         EvaluationWarning(
             "unbounded-attack-fails",
-            f"{left:.0%} of the tested images resist an attack without any limit on the "
+            f"{percent(left, 0)} of the tested images resist an attack without any limit on the "
             "perturbation, so the attack is broken by the model and not defeated by robustness.",
         )
     ]
