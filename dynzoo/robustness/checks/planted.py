@@ -137,6 +137,7 @@ def check_active(
         EvaluationWarning(
             "active-test-failed",
             f"{type(attack).__name__} finds {percent(share, 0)} of {len(found)} adversarial "
-            "examples that were planted in readouts of this model: its failures say nothing of robustness.",
+            "examples that were planted in readouts of this model: its failures say nothing of "
+            "robustness.",
         )
     ]
