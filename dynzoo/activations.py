@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
-__all__ = ["MonotoneActivation", "get", "names"]
+__all__ = ["ACTIVATIONS", "MonotoneActivation", "get", "names"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def _leaky(slope: float, name: str) -> MonotoneActivation:
     )
 
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     a.name: a
     for a in (
         MonotoneActivation("relu", 0.0, 1.0, ops.relu, lambda x: np.maximum(x, 0)),
@@ -76,7 +76,7 @@ _ACTIVATIONS = {
 
 def names() -> list[str]:
     """Names of the activations that a gradient flow accepts."""
-    return sorted(_ACTIVATIONS)
+    return sorted(ACTIVATIONS)
 
 
 def get(identifier) -> MonotoneActivation:
@@ -97,9 +97,9 @@ def get(identifier) -> MonotoneActivation:
     if callable(identifier):
         known = {keras.activations.get(n): n for n in names() if hasattr(keras.activations, n)}
         identifier = known.get(identifier, identifier)
-    if not isinstance(identifier, str) or identifier not in _ACTIVATIONS:
+    if not isinstance(identifier, str) or identifier not in ACTIVATIONS:
         raise ValueError(
             "`activation` must have slopes known to lie in [0, 1]: one of "
             f"{', '.join(names())}. Received: activation={identifier!r}"
         )
-    return _ACTIVATIONS[identifier]
+    return ACTIVATIONS[identifier]

@@ -17,6 +17,7 @@ from dynzoo import backend, operators
 from dynzoo import layers as dl
 from dynzoo.fields.hamiltonian import canonical_matrix
 from dynzoo.guarantees import Guarantee
+from dynzoo.inference.model_layers import is_random
 
 __all__ = ["Portrait", "TIMES", "portraits"]
 
@@ -132,7 +133,7 @@ def _trajectories(layer: Any, starts: np.ndarray, times: int) -> np.ndarray:
             weight.assign(rng.normal(0, 0.5, weight.shape))
     step = layer
     # compiled once; a layer that draws has a state, which a plain compiled function must not change
-    if not getattr(layer, "random_at_inference", False):
+    if not is_random(layer):
         step = backend.jit(layer)
     step = backend.without_grad(step)
     path = [ops.convert_to_tensor(starts)]

@@ -89,6 +89,10 @@ class AutoAttack(Attack):
             *targeted,
         ]
 
+    def cost(self) -> float:
+        """Forward passes that an image which resists takes, roughly: those of all members."""
+        return sum(member.cost() for member in self.members())
+
     def _attack(
         self, model: Any, given: np.ndarray, x: np.ndarray, y: np.ndarray, indices: np.ndarray
     ) -> np.ndarray:

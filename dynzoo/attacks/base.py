@@ -18,6 +18,9 @@ from dynzoo.utils.arguments import integer, number, one_of
 
 __all__ = ["Attack"]
 
+# A gradient step costs a forward and a backward pass, about three times a forward pass.
+_GRADIENT_STEP = 3.0
+
 
 def check_images(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     """`x` and `y` as arrays, or a ValueError that says what is wrong with them."""
@@ -62,9 +65,14 @@ class Attack:
         ValueError: If an argument is out of its range.
     """
 
-    # What the checks of an evaluation ask: whether it does without gradients of the attacked model
-    # by its nature, or with those of another one.
-    black_box = transferred = False
+    # What an evaluation asks of every attack; a subclass or its constructor says otherwise.
+    black_box = False  # does without gradients by its nature
+    transferred = False  # looks for its points on another model
+    loss = ""  # what its gradient steps climb, one of `ATTACK_LOSSES`
+    steps = 0  # gradient steps of one run
+    queries = 0  # forward passes of one run beside those of its gradient steps
+    targets = 1  # classes that are tried one after another
+    eot = 1  # passes through a random model whose logits and gradients are averaged
 
     def __init__(
         self,
@@ -127,6 +135,16 @@ class Attack:
 
     def check_classes(self, classes: int) -> None:
         """Raise a ValueError if the attack is not defined for this number of classes."""
+
+    @property
+    def uses_gradients(self) -> bool:
+        """Whether it follows gradients of the attacked model."""
+        return self.steps > 0 and not (self.black_box or self.transferred)
+
+    def cost(self) -> float:
+        """Forward passes that an image which resists takes, roughly."""
+        passes = max(_GRADIENT_STEP * self.steps + self.queries, 1.0)
+        return passes * self.restarts * self.targets * self.eot
 
     def runs(self, classes: int) -> int:
         """How often images that still resist are attacked, for this number of classes."""

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-LOSSES = ("margin", "ce", "dlr", "pairwise", "pairwise_dlr")
+ATTACK_LOSSES = ("margin", "ce", "dlr", "pairwise", "pairwise_dlr")
 # Stands for infinity where logits are subtracted from each other, a little inside float32.
 _LARGEST = 3e38
 
@@ -60,7 +60,7 @@ def attack_loss(name: str, logits: Any, y: Any, rival: Any, targeted: bool) -> A
     """The loss called `name`, per image.
 
     Args:
-        name: One of `LOSSES`.
+        name: One of `ATTACK_LOSSES`.
         logits: Float tensor of shape (n, classes).
         y: Integer tensor of shape (n,): labels, or targets if `targeted`.
         rival: Integer tensor of shape (n,): the fixed runner-up of the pairwise losses.

@@ -26,7 +26,7 @@ class _Noise(Attack):
         batch_size: int = 256,
     ) -> None:
         super().__init__(norm, eps, seed, False, 1, batch_size)
-        self.draws = integer("draws", draws)
+        self.draws = self.queries = integer("draws", draws)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """One random perturbation in the ball."""

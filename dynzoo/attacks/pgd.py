@@ -10,7 +10,7 @@ from keras import ops
 
 from dynzoo.attacks.base import Attack
 from dynzoo.attacks.geometry import INSIDE, per_image, project, random_points, steepest
-from dynzoo.attacks.losses import LOSSES, require_classes, runner_up
+from dynzoo.attacks.losses import ATTACK_LOSSES, require_classes, runner_up
 from dynzoo.attacks.passes import loss_and_gradient
 from dynzoo.inference.batching import Pool
 from dynzoo.inference.passes import pure, scalar
@@ -81,7 +81,7 @@ class PGD(Attack):
         eot: int = 1,
     ) -> None:
         super().__init__(norm, eps, seed, targeted, restarts, batch_size)
-        one_of("loss", loss, LOSSES)
+        one_of("loss", loss, ATTACK_LOSSES)
         self._pairwise = loss.startswith("pairwise")
         if self._pairwise and targeted:
             raise ValueError(

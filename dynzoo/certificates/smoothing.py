@@ -16,9 +16,9 @@ from dynzoo.backend import to_numpy
 from dynzoo.inference.answers import NO_ANSWER, answers
 from dynzoo.inference.batch_mixing import mixing_calls, training_calls
 from dynzoo.inference.companions import SAME, differs, find_difference, rounding_of
-from dynzoo.inference.draws import layers_with
 from dynzoo.inference.image_checks import check_range
 from dynzoo.inference.label_checks import check_labels
+from dynzoo.inference.model_layers import random_layers
 from dynzoo.inference.passes import predict_logits
 from dynzoo.utils.arguments import integer, listed, number
 
@@ -307,7 +307,7 @@ _WHY = "so that draws of noise would not be independent."
 
 def _check_layers(model: Any) -> None:
     """A ValueError where the graph shows what answers would depend on."""
-    for name in layers_with(model, "random_at_inference"):
+    for name in random_layers(model):
         raise ValueError(f"{_MUST} Layer {name!r} is random at inference, {_WHY}")
     for call in mixing_calls(model):
         raise ValueError(f"{_MUST} {call.kind} {call.name!r} mixes the examples of a batch, {_WHY}")

@@ -6,7 +6,8 @@ import numpy as np
 from keras import ops
 
 from dynzoo import backend
-from dynzoo.inference.draws import Draws, layers_with
+from dynzoo.inference.draws import Draws
+from dynzoo.inference.model_layers import random_layers
 from dynzoo.utils.arguments import integer
 
 __all__ = ["feynman_kac_mean"]
@@ -41,7 +42,7 @@ def feynman_kac_mean(model, x, samples=16, seed=0, batch_size=256) -> np.ndarray
     """
     integer("samples", samples)
     integer("batch_size", batch_size)
-    if not layers_with(model, "random_at_inference"):
+    if not random_layers(model):
         raise ValueError(
             "`model` must have a layer that is random at inference, such as "
             "ConvectionDiffusionFlow(..., inference='random'): the mean of others is one pass."

@@ -108,6 +108,7 @@ class GraphDiffusion(keras.layers.Layer):
         # A plain list of lists: what a config can hold.
         self.adjacency = None if adjacency is None else _checked_adjacency(adjacency).tolist()
         self._matrix = None
+        self._nodes_are_batch = True  # until `build` sees a shape
         if adjacency is not None:
             if self.sigma2 > self.step_limit * (1 + 1e-12):
                 raise ValueError(
@@ -135,7 +136,7 @@ class GraphDiffusion(keras.layers.Layer):
     @property
     def depends_on_batch(self) -> bool:
         """Whether an example's output depends on the others in its batch (once built)."""
-        return bool(getattr(self, "_nodes_are_batch", True))
+        return self._nodes_are_batch
 
     def build(self, input_shape):
         shape, other = _shapes(input_shape)

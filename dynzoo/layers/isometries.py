@@ -30,8 +30,6 @@ class Isometry(keras.layers.Layer):
 
     def guarantees(self) -> list[Guarantee]:
         """What holds for this layer as it is configured."""
-        if getattr(self, "padding", "circular") == "zero":
-            return [Guarantee("1-Lipschitz", "what leaves the image is dropped", 1.0)]
         return [Guarantee("1-Lipschitz", self._kept, 1.0)]
 
     def compute_output_shape(self, input_shape):

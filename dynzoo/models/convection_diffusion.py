@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from dynzoo import operators
-from dynzoo.inference.draws import layers_with
+from dynzoo.inference.model_layers import random_layers
 from dynzoo.layers.convection_diffusion_flow import ConvectionDiffusionFlow
 from dynzoo.layers.isometries import SpaceToDepth
 from dynzoo.models.arguments import check_classes, check_image, check_stages
@@ -168,7 +168,7 @@ def feynman_kac_model(model, samples=8, name=None) -> keras.Model:
     security" (ICML 2018), section 4 (expectation over transformation).
     """
     integer("samples", samples)
-    if not layers_with(model, "random_at_inference"):
+    if not random_layers(model):
         raise ValueError(
             "`model` must have a layer that is random at inference: the mean of others is one pass."
         )

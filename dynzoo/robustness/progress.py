@@ -17,22 +17,13 @@ from dynzoo.utils.formatting import clock, eps_text, percent
 
 __all__ = ["Progress", "seconds_left"]
 
-# A gradient step costs a forward and a backward pass, about three times a forward pass.
-_GRADIENT_STEP = 3.0
 _TERMINAL = 0.5  # seconds between two updates of a line on a terminal
-
-
-def cost(attack: Any) -> float:
-    """Forward passes that an attack needs for an image that resists, roughly."""
-    passes = _GRADIENT_STEP * getattr(attack, "steps", 0) + getattr(attack, "queries", 0)
-    runs = getattr(attack, "restarts", 1) * getattr(attack, "targets", 1)
-    return max(passes, 1.0) * runs * getattr(attack, "eot", 1)
 
 
 def seconds_left(campaign: Campaign) -> float | None:
     """Time that the rest of a campaign takes if no more images fall; `None` while unknown."""
     outcomes = campaign.outcomes
-    costs = np.array([[cost(attack) for attack in row] for row in campaign.attacks]).T
+    costs = np.array([[attack.cost() for attack in row] for row in campaign.attacks]).T
     done = outcomes.attacked.sum(axis=0)
     if not (done * costs).any():
         return None

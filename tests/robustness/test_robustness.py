@@ -308,7 +308,8 @@ def test_page_is_complete_and_self_contained(report, tmp_path):
     assert len(alts) == len(sources) == len(set(alts))
     assert f"clean {percent(report.clean, 1)}; at " in alts[0]
     for e in EPS:
-        shares = f"certified {report.certified[e]:.1%} and under attack {report.robust[e]:.1%}"
+        shares = f"certified {percent(report.certified[e], 1)} and under attack "
+        shares += percent(report.robust[e], 1)
         assert shares in alts[0]
     assert re.fullmatch(r"Image \d+, clean: .+", alts[1])
     for query in ("prefers-color-scheme:dark", "max-width:40rem", "@media print"):

@@ -113,7 +113,7 @@ def _transferred(outcomes: Outcomes, attacks: Sequence[Attack]) -> list[Evaluati
 
 
 def _crossentropy_only(outcomes: Outcomes, attacks: Sequence[Attack]) -> list[EvaluationWarning]:
-    if len(attacks) < 2 or getattr(attacks[0], "loss", None) != "ce":
+    if len(attacks) < 2 or attacks[0].loss != "ce":
         return []
     shares = outcomes.cumulative()
     gap = shares[0] - shares[-1]
