@@ -92,7 +92,8 @@ def _systems() -> dict[str, tuple[Any, str, Check]]:
             dl.SphericalFlow(dense(8), step_size=0.2, seed=3), "norm kept", _norms,
         ),
         "Presnov flow: gradient + spheres": (
-            dl.PresnovFlow(dense(8), step_size=0.05, seed=4), "norm kept", _norms_of_sphere_part,
+            dl.PresnovFlow(dense(8), step_size=0.05, seed=4),
+            "norm kept by the sphere part", _norms_of_sphere_part,
         ),
         "mass preserving: x + y kept": (
             dl.MassPreservingFlow(dense(8), step_size=0.1, seed=5), "linear invariant kept", _sums,

@@ -150,7 +150,7 @@ def test_config_round_trip():
     assert again.get_config() == layer.get_config()
     for key, value in FULL.items():
         assert getattr(again, key) == value
-    assert [g.property for g in layer.guarantees()] == ["norm kept", "norm change bounded"]
+    assert [g.property for g in layer.guarantees()] == ["norm kept by the sphere part", "norm change bounded"]
 
 
 def test_save_and_load(tmp_path):
