@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -79,8 +80,12 @@ def names() -> list[str]:
     return sorted(ACTIVATIONS)
 
 
-def get(identifier) -> MonotoneActivation:
+def get(identifier: Any, argument: str = "activation") -> MonotoneActivation:
     """Looks an activation up by name, by Keras function, or passes a `MonotoneActivation` on.
+
+    Args:
+        identifier: the name, the function or the activation.
+        argument: name of the argument, for the error.
 
     Raises:
         ValueError: for anything whose slopes are not known to lie in [0, 1].
@@ -88,7 +93,7 @@ def get(identifier) -> MonotoneActivation:
     if isinstance(identifier, MonotoneActivation):
         if not 0 <= identifier.slope_min <= identifier.slope_max <= 1:
             raise ValueError(
-                "`activation` must have slopes in [0, 1]. Received: "
+                f"`{argument}` must have slopes in [0, 1]. Received: "
                 f"slopes in [{identifier.slope_min}, {identifier.slope_max}]"
             )
         return identifier
@@ -99,7 +104,7 @@ def get(identifier) -> MonotoneActivation:
         identifier = known.get(identifier, identifier)
     if not isinstance(identifier, str) or identifier not in ACTIVATIONS:
         raise ValueError(
-            "`activation` must have slopes known to lie in [0, 1]: one of "
-            f"{', '.join(names())}. Received: activation={identifier!r}"
+            f"`{argument}` must have slopes known to lie in [0, 1]: one of "
+            f"{', '.join(names())}. Received: {argument}={identifier!r}"
         )
     return ACTIVATIONS[identifier]

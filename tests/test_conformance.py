@@ -200,7 +200,9 @@ ALWAYS = ["config", "shapes", "dtypes", "saving", "guarantees", "certificate"]
 
 
 def arguments_of(cls):
-    return {n: p for n, p in inspect.signature(cls).parameters.items() if n not in ("args", "kwargs")}
+    return {
+        n: p for n, p in inspect.signature(cls).parameters.items() if n not in ("args", "kwargs")
+    }
 
 
 def test_every_layer_is_in_the_table_with_every_argument_varied():
@@ -231,3 +233,135 @@ def test_layer(name):
     bound = hasattr(cls, "lipschitz_bound") and name not in ("convection_full", "graph_full")
     assert ("lipschitz bound" in made) == bound
     assert not layer.built
+
+
+def refused(make, name):
+    """Whether a wrong value of an argument is refused in one line that names it."""
+    with pytest.raises(ValueError) as error:
+        make(name)
+    text = str(error.value)
+    assert f"`{name}`" in text and "Received: " in text and "\n" not in text, text
+
+
+@pytest.mark.parametrize("cls", PUBLIC, ids=lambda cls: cls.__name__)
+def test_wrong_arguments_of_a_layer_are_named(cls):
+    arguments = next(a for c, a, _ in LAYERS.values() if c is cls)
+    for name, parameter in arguments_of(cls).items():
+        # `kernel_regularizer` is refused by Keras, in its own words.
+        if not isinstance(parameter.default, bool) and name != "kernel_regularizer":
+            refused(lambda name: cls(**{**arguments, name: object()}), name)
+
+
+# --- attacks -----------------------------------------------------------------------------------
+
+FEW = {"steps": 4, "queries": 20, "draws": 5, "targets": 2}
+
+
+def short(attack):
+    """The attack with few steps: what holds of it does not depend on their number."""
+    config = attack.get_config()
+    made = type(attack)(**{**config, **{k: v for k, v in FEW.items() if k in config}})
+    if hasattr(attack, "members"):
+        made.members = lambda *_: [short(member) for member in attack.members()]
+    return made
+
+
+@pytest.fixture(scope="module")
+def target():
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
+    model.add(keras.layers.Dense(4))
+    x = np.random.default_rng(0).uniform(size=(7, 4, 4, 1)).astype("float32")
+    return model, x, np.argmax(backend.to_numpy(model(x)), axis=1)
+
+
+def test_every_attack_is_in_the_table():
+    kinds = {c for c in vars(dynzoo.attacks).values() if inspect.isclass(c)}
+    kinds = {c for c in kinds if issubclass(c, Attack)}
+    made = {type(make()) for make in ATTACKS.values()}
+    assert kinds - {Attack, Transfer} == made
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attack(name, target):
+    model, x, y = target
+    for norm in ("l2",) if name == "ddn" else ("l2", "linf"):
+        attack = short(ATTACKS[name](norm=norm, eps=0.3, seed=3))
+        stored = json.loads(json.dumps(attack.get_config(), allow_nan=False))
+        assert repr(type(attack)(**stored)) == repr(attack)
+        assert attack.at(0.1).eps == 0.1 and type(attack.at(0.1)) is type(attack)
+        assert set(arguments_of(type(attack))) == set(stored)
+        assert attack.cost() >= 1 and not (attack.uses_gradients and attack.black_box)
+        moved = attack(model, x, y)
+        assert moved.dtype == np.float32 and moved.shape == x.shape
+        assert moved.min() >= 0 and moved.max() <= 1
+        change = (moved.astype(np.float64) - x).reshape(len(x), -1)
+        order = 2 if norm == "l2" else np.inf
+        assert np.linalg.norm(change, order, axis=1).max() <= 0.3 * (1 + 1e-6)
+        smaller = short(ATTACKS[name](norm=norm, eps=0.3, seed=3, batch_size=3))
+        np.testing.assert_allclose(smaller(model, x, y), moved, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_wrong_arguments_of_an_attack_are_named(name):
+    made = ATTACKS[name]()
+    for argument, parameter in arguments_of(type(made)).items():
+        if not isinstance(parameter.default, bool):
+            refused(lambda n: type(made)(**{**made.get_config(), n: object()}), argument)
+
+
+# --- data sets, losses, optimizers, architectures ----------------------------------------------
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset(name, monkeypatch, tmp_path):
+    entry = DATASETS[name]
+    assert dynzoo.data.class_names(name) == list(entry.classes) and len(entry.classes) > 1
+    assert len(set(entry.classes)) == len(entry.classes) and entry.about
+    with pytest.raises(ValueError, match=f"'{name}'.*Received: name='nothing'"):
+        dynzoo.data.load("nothing")
+    with pytest.raises(ValueError, match="`dtype` must be .*Received: dtype='int8'"):
+        dynzoo.data.load(name, dtype="int8")
+    if entry.url:  # what is not on this machine is refused by name, with what to do
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+        monkeypatch.setattr(loading, "_unreachable", lambda url: f"no network: {url}")
+        with pytest.raises(RuntimeError, match=f"'{name}' is not in .*{entry.url}.*Do one of"):
+            dynzoo.data.load(name)
+        side, classes = 4, len(entry.classes)
+        images = np.arange(2 * classes * side * side * 3).reshape(-1, side, side, 3) % 256
+        part = images.astype("uint8"), np.arange(2 * classes) % classes
+        stored = loading.Dataset(entry.about, entry.classes, lambda _: (part, part))
+        monkeypatch.setitem(DATASETS, name, stored)
+    floats, whole = dynzoo.data.load(name), dynzoo.data.load(name, dtype="uint8")
+    for (x, y), (raw, same) in zip(floats, whole, strict=True):
+        assert x.dtype == np.float32 and raw.dtype == np.uint8 and x.shape == raw.shape
+        np.testing.assert_array_equal(x, raw / np.float32(255))
+        np.testing.assert_array_equal(y, same)
+        assert y.dtype.kind == "i" and y.shape == (len(x),) and x.ndim == 4
+        assert set(np.unique(y)) == set(range(len(entry.classes)))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss(name):
+    loss = LOSSES[name]()
+    value = backend.to_numpy(loss(np.array([0, 2]), np.eye(2, 3, dtype="float32")))
+    assert np.isfinite(value) and value.shape == ()
+    stored = json.loads(json.dumps(keras.saving.serialize_keras_object(loss)))
+    again = keras.saving.deserialize_keras_object(stored)
+    assert again.get_config() == loss.get_config()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer(name):
+    optimizer = OPTIMIZERS[name](learning_rate=0.01)(0.01)
+    stored = json.loads(json.dumps(keras.saving.serialize_keras_object(optimizer)))
+    again = keras.saving.deserialize_keras_object(stored)
+    assert again.get_config() == optimizer.get_config()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architecture(name):
+    model = ARCHITECTURES[name](num_classes=3)
+    assert model.output_shape == (None, 3) and model.input_shape[-1] == 3
+    config = json.dumps(keras.saving.serialize_keras_object(model))
+    assert f'"{model.layers[-1].name}"' in config

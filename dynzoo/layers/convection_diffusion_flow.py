@@ -21,7 +21,7 @@ from dynzoo.fields.gradient import contractive_factor
 from dynzoo.guarantees import Guarantee
 from dynzoo.layers.gradient_flow import _Scaled
 from dynzoo.operators import base as operators
-from dynzoo.utils.arguments import float64, integer, number, one_of
+from dynzoo.utils.arguments import float64, integer, number, one_of, seed_or_none
 
 __all__ = ["ConvectionDiffusionFlow"]
 
@@ -124,7 +124,7 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
         self.samples = integer("samples", samples)
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
-        self.seed = _checked_seed(seed)
+        self.seed = seed_or_none(seed)
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
 
@@ -297,7 +297,3 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
             "operator": keras.saving.serialize_keras_object(self.operator),
             **{name: getattr(self, name) for name in _ARGUMENTS},
         }
-
-
-def _checked_seed(seed):
-    return None if seed is None else integer("seed", seed, least=0)

@@ -10,7 +10,7 @@ from keras import ops
 
 from dynzoo.fields import convection_diffusion as field
 from dynzoo.guarantees import Guarantee
-from dynzoo.utils.arguments import integer, number, one_of
+from dynzoo.utils.arguments import array, integer, number, one_of
 
 __all__ = ["GraphDiffusion"]
 
@@ -284,11 +284,11 @@ def _shapes(input_shape):
 
 
 def _checked_adjacency(adjacency) -> np.ndarray:
-    array = np.asarray(adjacency, dtype=np.float64)
-    square = array.ndim == 2 and array.shape[0] == array.shape[1] > 0
-    if not (square and np.isfinite(array).all() and (array >= 0).all()):
+    weights = array("adjacency", adjacency)
+    square = weights.ndim == 2 and weights.shape[0] == weights.shape[1] > 0
+    if not (square and np.isfinite(weights).all() and (weights >= 0).all()):
         raise ValueError(
             "`adjacency` must be a square matrix of finite weights that are not negative. "
-            f"Received: an array of shape {array.shape}"
+            f"Received: an array of shape {weights.shape}"
         )
-    return array
+    return weights

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo.guarantees import Guarantee
-from dynzoo.utils.arguments import integer, number
+from dynzoo.utils.arguments import array, integer, number
 
 __all__ = ["BetaAbs", "ChannelPadding", "Isometry", "MaxMin", "MeanShift", "SpaceToDepth"]
 
@@ -255,7 +255,7 @@ class MeanShift(Isometry):
 
     def __init__(self, mean, **kwargs):
         super().__init__(**kwargs)
-        self.mean = [float(m) for m in mean]
+        self.mean = array("mean", mean).ravel().tolist()
 
     def build(self, input_shape):
         if input_shape[-1] != len(self.mean):

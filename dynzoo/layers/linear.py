@@ -10,7 +10,7 @@ from dynzoo import constraints, spectral
 from dynzoo.constraints import ORTHONORMAL_KEPT
 from dynzoo.guarantees import Guarantee
 from dynzoo.operators.dense import matmul_channels
-from dynzoo.utils.arguments import float64, integer
+from dynzoo.utils.arguments import float64, integer, seed_or_none
 
 __all__ = [
     "OrthonormalDense",
@@ -54,7 +54,7 @@ class OrthonormalDense(keras.layers.Layer):
         self.units = integer("units", units)
         self.use_bias = bool(use_bias)
         self.projection_steps = integer("projection_steps", projection_steps)
-        self.seed = seed
+        self.seed = seed_or_none(seed)
 
     def build(self, input_shape):
         self.kernel = self.add_weight(

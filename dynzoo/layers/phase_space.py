@@ -10,7 +10,7 @@ from keras import ops
 
 from dynzoo import activations
 from dynzoo.operators import base as operators
-from dynzoo.utils.arguments import float64, integer, number, number_or_word
+from dynzoo.utils.arguments import float64, integer, number, number_or_word, seed_or_none
 
 __all__ = ["INVERSE", "Invertible", "PhaseSpaceFlow"]
 
@@ -58,7 +58,7 @@ class PhaseSpaceFlow(keras.layers.Layer):
         self.constraint = constraint
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
-        self.seed = seed
+        self.seed = seed_or_none(seed)
         self.supports_masking = True
 
     # --- what a subclass defines -----------------------------------------------------------

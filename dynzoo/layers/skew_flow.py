@@ -11,7 +11,7 @@ from keras import ops
 from dynzoo import activations
 from dynzoo.fields.skew import SkewNetwork
 from dynzoo.operators import base as operators
-from dynzoo.utils.arguments import float64, integer, number
+from dynzoo.utils.arguments import float64, integer, number, seed_or_none
 
 __all__ = ["SkewFlow"]
 
@@ -45,7 +45,7 @@ class SkewFlow(keras.layers.Layer):
         self.steps = integer("steps", steps)
         self.max_step = number("max_step", max_step)
         self.shared = bool(shared)
-        self.seed = seed
+        self.seed = seed_or_none(seed)
 
     def _seed(self, place):
         return None if self.seed is None else self.seed + place

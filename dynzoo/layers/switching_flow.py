@@ -15,7 +15,7 @@ from dynzoo.layers.switching_bound import check_shape, switching_bound, switchin
 from dynzoo.layers.switching_fields import time_step, time_step_float64
 from dynzoo.layers.switching_steps import checked_range, inverse_sizes, substep_sizes
 from dynzoo.operators import base as operators
-from dynzoo.utils.arguments import float64, integer, number, one_of
+from dynzoo.utils.arguments import float64, integer, number, one_of, seed_or_none
 
 __all__ = ["SwitchingFlow"]
 
@@ -134,7 +134,7 @@ class SwitchingFlow(keras.layers.Layer):
         kinds = ("generic", "gradient", "tied")
         self.expansion = one_of("expansion", expansion or expansion_default, kinds)
         self._expansion_activation = activations.get(
-            expansion_activation or activation_default or activation
+            expansion_activation or activation_default or activation, "expansion_activation"
         )
         self.expansion_activation = self._expansion_activation.name
         matrix = isinstance(self.operator, operators.MatrixOperator)
@@ -149,7 +149,7 @@ class SwitchingFlow(keras.layers.Layer):
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.seed = seed
+        self.seed = seed_or_none(seed)
         if step_size != "learned":
             step_size = number("step_size", step_size, 0.0, 2.0 * self.substeps)
         self.step_size = step_size

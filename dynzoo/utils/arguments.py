@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 __all__ = [
+    "array",
     "float64",
     "integer",
     "listed",
@@ -18,13 +19,22 @@ __all__ = [
     "number_or_word",
     "one_of",
     "positive_floats",
+    "seed_or_none",
 ]
 
 
 def number(
     name: str, value: Any, low: float = 0.0, high: float = math.inf, closed: str = "high"
 ) -> float:
-    """A finite float in an interval: its ``closed`` ends ("low", "high", "both") belong to it."""
+    """A finite float in an interval, of which ``closed`` ends are a part.
+
+    Args:
+        name: of the argument.
+        value: what was passed.
+        low: lower end.
+        high: upper end.
+        closed: ``"low"``, ``"high"``, ``"both"`` or ``"none"``.
+    """
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     above = real and (value >= low if closed in ("low", "both") else value > low)
     below = real and (value <= high if closed in ("high", "both") else value < high)
@@ -82,6 +92,20 @@ def integer(name: str, value: Any, least: int = 1) -> int:
         what = words.get(least, f"an integer of at least {least}")
         raise ValueError(f"`{name}` must be {what}. Received: {name}={value!r}")
     return int(value)
+
+
+def seed_or_none(value: Any) -> int | None:
+    """A seed as an int, or ``None``."""
+    return None if value is None else integer("seed", value, least=0)
+
+
+def array(name: str, value: Any) -> np.ndarray:
+    """Numbers as a float64 array, or a ValueError that names the argument."""
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        received = " ".join(f"{name}={value!r}".split())
+        raise ValueError(f"`{name}` must be numbers. Received: {received}") from None
 
 
 def positive_floats(name: str, values: Any) -> list[float]:
