@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dynzoo import attacks as attacks
     from dynzoo import callbacks as callbacks
     from dynzoo import certificates as certificates
+    from dynzoo import convert as convert
     from dynzoo import corruptions as corruptions
     from dynzoo import data as data
     from dynzoo import export as export
@@ -54,6 +55,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "attacks": ("dynzoo.attacks", None),
     "callbacks": ("dynzoo.callbacks", None),
     "certificates": ("dynzoo.certificates", None),
+    "convert": ("dynzoo.convert", None),
     "corruptions": ("dynzoo.corruptions", None),
     "data": ("dynzoo.data", None),
     "distribution": ("dynzoo.training.distribution", None),

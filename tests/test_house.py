@@ -31,7 +31,7 @@ augmentation corruptions
 attacks
 robustness
 data
-export
+export convert
 zoo
 training
 tuning
