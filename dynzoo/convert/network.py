@@ -266,9 +266,8 @@ class Network:
         if array.ndim == x.rank and array.shape[0] == 1:
             array = array[0]
         array = array.reshape((1,) * (len(x.axes) - array.ndim) + array.shape)
-        if array.ndim != len(x.axes) or any(
-            n not in (1, m) for n, m in zip(array.shape, x.shape, strict=True)
-        ):
+        fits = array.ndim == len(x.axes)
+        if not fits or np.broadcast_shapes(array.shape, x.shape) != x.shape:
             raise self.refuse(
                 f"a constant of shape {_text(np.shape(value))} does not fit a tensor of shape "
                 f"{_text(('n', *x.shape))}."

@@ -78,6 +78,8 @@ def from_torch(
         run = _runner(module, len(shape))
         try:
             run(random_images(shape)[:2])
+        except ConversionError:
+            raise
         except (RuntimeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
