@@ -19,6 +19,8 @@ from dynzoo.certificates.operations import TensorCall
 from dynzoo.certificates.rules.linear import float64
 from dynzoo.certificates.rules.table import is_identity
 from dynzoo.convert.comparison import check
+from dynzoo.operators.shift import _MOVES as MOVES
+from dynzoo.operators.shift import _sizes as shift_sizes
 
 __all__ = ["PLAIN", "to_plain"]
 
@@ -28,10 +30,11 @@ kl = keras.layers
 def to_plain(model: keras.Model) -> keras.Model:
     """The same function of images at inference, in Keras' own layers.
 
-    Orthonormal and norm-constrained layers become Dense and Conv2D, a gradient flow by Euler steps
-    two of them with a sum, isometries reshapes, padding and operations. Constraints are gone: the
-    result may be trained as any network, but then nothing bounds it. Dropout and other identities
-    are gone, too. A layer without such a form stays as it is, as the other flows do.
+    Orthonormal and norm-constrained layers become Dense and Conv2D, each Euler step of a gradient
+    or switching flow two of them and a sum, isometries reshapes, padding and slices. Constraints
+    are gone: the result may be trained as any network, but then nothing bounds it. Dropout and
+    other identities are gone, too. A layer without such a form, as the other flows, stays one of
+    dynzoo's.
 
     `dynzoo.certify` proves the same constant for it as long as the layers are single maps. Of
     a flow it no longer knows that its two summands belong together: each step then counts 1 +
@@ -226,28 +229,126 @@ def _max_min(build: _Builder, layer: Any, x: Any) -> Any:
     return build.layer(kl.Concatenate, [large, small], axis=-1)
 
 
+def _spatial_shift(build: _Builder, layer: Any, x: Any) -> Any:
+    return _shifted(build, x, layer.reverse, layer.padding, layer.fraction)
+
+
+def _max_min_shift(build: _Builder, layer: Any, x: Any) -> Any:
+    return _spatial_shift(build, layer, _max_min(build, layer, x))
+
+
+def _shifted(build: _Builder, x: Any, reverse: bool, padding: str, fraction: float) -> Any:
+    """Four groups of channels by one pixel each, as slices that are joined again."""
+    sizes = shift_sizes(x.shape[-1], fraction)
+    if sizes[1] == 0:
+        return x
+    ends = np.cumsum(sizes).tolist()
+    parts = [x[..., : ends[0]]] if ends[0] else []
+    for start, end, (axis, sign) in zip(ends, ends[1:], MOVES, strict=False):
+        group = x[..., start:end]
+        first = (sign > 0) != reverse  # whether something comes in before the first row
+        key: list[Any] = [slice(None)] * 4
+        key[axis] = slice(None, -1) if first else slice(1, None)
+        body = group[tuple(key)]
+        if padding == "circular":
+            key[axis] = slice(-1, None) if first else slice(None, 1)
+            edge = group[tuple(key)]
+            joined = [edge, body] if first else [body, edge]
+            parts.append(build.layer(kl.Concatenate, joined, axis=axis))
+            continue
+        pads = [(0, 0), (0, 0)]
+        pads[axis - 1] = (1, 0) if first else (0, 1)
+        parts.append(
+            build.layer(kl.ZeroPadding2D, body, padding=tuple(pads), data_format="channels_last")
+        )
+    return build.layer(kl.Concatenate, parts, axis=-1)
+
+
+class _Operator:
+    """A linear operator of a flow, and its adjoint, in Keras' layers."""
+
+    def __init__(self, build: _Builder, operator: Any):
+        self._build = build
+        self._operator = operator
+
+    @staticmethod
+    def has_form(operator: Any) -> bool:
+        """Whether there are such layers."""
+        if type(operator) is operators.Conv:
+            return operator.padding == "zero"
+        return type(operator) in (
+            operators.Dense,
+            operators.Pointwise,
+            operators.ShiftedPointwise,
+        )
+
+    def apply(self, x: Any, kernel: np.ndarray, bias: Any) -> Any:
+        """A x + b."""
+        operator = self._operator
+        bias = bias if np.ndim(bias) else None
+        if type(operator) is operators.Conv:
+            size = len(kernel)
+            return self._build.conv(x, kernel, bias, (size - 1) // 2, size // 2)
+        if type(operator) is operators.ShiftedPointwise:
+            x = _shifted(self._build, x, False, operator.padding, operator.fraction)
+        return self._build.matrix(x, kernel, bias)
+
+    def adjoint(self, y: Any, kernel: np.ndarray) -> Any:
+        """A^T y."""
+        operator = self._operator
+        if type(operator) is operators.Conv:
+            size = len(kernel)
+            flipped = np.swapaxes(np.flip(kernel, (0, 1)), 2, 3)
+            return self._build.conv(y, flipped, None, size // 2, (size - 1) // 2)
+        x = self._build.matrix(y, kernel.T)
+        if type(operator) is operators.ShiftedPointwise:
+            return _shifted(self._build, x, True, operator.padding, operator.fraction)
+        return x
+
+    def step(self, x: Any, kernel: np.ndarray, bias: Any, activation: str, scale: float) -> Any:
+        """x + c A^T rho(Ax + b)."""
+        inner = self._build.activation(self.apply(x, kernel, bias), activation)
+        return self._build.layer(kl.Add, [x, self.adjoint(inner, scale * kernel)])
+
+
 def _gradient_flow(build: _Builder, layer: Any, x: Any) -> Any:
-    operator = layer.operator
-    plain = (operators.Dense, operators.Pointwise, operators.Conv)
-    circular = getattr(operator, "padding", "zero") == "circular"
-    if layer.integrator != "euler" or type(operator) not in plain or circular:
+    if layer.integrator != "euler" or not _has_form(layer, x):
         return None
-    if type(operator) is not operators.Conv and len(x.shape) not in (2, 4):
-        return None
+    operator = _Operator(build, layer.operator)
     sign = -1.0 if layer.direction == "contractive" else 1.0
     for i, h in enumerate(layer.step_sizes()):
         j = 0 if layer.shared else i
-        kernel = float64(layer.kernels[j])
         bias = float64(layer.biases[j]) if layer.use_bias else None
-        if type(operator) is operators.Conv:
-            before, after = (len(kernel) - 1) // 2, len(kernel) // 2
-            inner = build.activation(build.conv(x, kernel, bias, before, after), layer.activation)
-            flipped = np.swapaxes(np.flip(kernel, (0, 1)), 2, 3)
-            y = build.conv(inner, sign * h * flipped, None, after, before)
-        else:
-            inner = build.activation(build.matrix(x, kernel, bias), layer.activation)
-            y = build.matrix(inner, sign * h * kernel.T)
-        x = build.layer(kl.Add, [x, y])
+        kernel = float64(layer.kernels[j])
+        x = operator.step(x, kernel, bias, layer.activation, sign * h)
+    return x
+
+
+def _has_form(layer: Any, x: Any) -> bool:
+    return _Operator.has_form(layer.operator) and len(x.shape) in (2, 4)
+
+
+def _switching_flow(build: _Builder, layer: Any, x: Any) -> Any:
+    if not _has_form(layer, x):
+        return None
+    operator = _Operator(build, layer.operator)
+    expanding = layer._expansion_activation.name
+    for i, (h, e) in enumerate(layer._substeps_float64()):
+        (kernel, wide), (bias, shift) = layer._kernels(i, float64), layer._biases(i, float64, 0.0)
+
+        def contract(x, kernel=kernel, bias=bias, h=float(h)):
+            return operator.step(x, kernel, bias, layer._activation.name, -h)
+
+        def expand(x, kernel=wide, bias=shift, e=float(e)):
+            if layer.expansion != "generic":
+                return operator.step(x, kernel, bias, expanding, e)
+            y = build.activation(operator.apply(x, kernel, bias), expanding)
+            return build.layer(kl.Add, [x, build.layer(kl.Rescaling, y, scale=e)])
+
+        flexible = layer.mode == "flexible"
+        for _ in range(layer.substeps):
+            x = contract(x if flexible else expand(x))
+        x = expand(x) if flexible else x
     return x
 
 
@@ -263,5 +364,8 @@ PLAIN: dict[type, Callable[[_Builder, Any, Any], Any]] = {
     dl.SpaceToDepth: _space_to_depth,
     dl.ChannelPadding: _channel_padding,
     dl.MaxMin: _max_min,
+    dl.SpatialShift: _spatial_shift,
+    dl.MaxMinShift: _max_min_shift,
     dl.GradientFlow: _gradient_flow,
+    dl.SwitchingFlow: _switching_flow,
 }

@@ -46,6 +46,18 @@ MADE = {
     "ChannelPadding": (dl.ChannelPadding(7), IMAGE),
     "ChannelPadding of vectors": (dl.ChannelPadding(11), VECTOR),
     "MaxMin": (dl.MaxMin(), IMAGE),
+    "SpatialShift": (dl.SpatialShift(), IMAGE),
+    "SpatialShift back over zeros": (dl.SpatialShift(True, "zero", 1.0), IMAGE),
+    "MaxMinShift": (dl.MaxMinShift(reverse=True, fraction=1.0), IMAGE),
+    "SwitchingFlow": (dl.SwitchingFlow(operators.Dense(8)), VECTOR),
+    "SwitchingFlow of images": (
+        dl.SwitchingFlow(operators.Conv(4), mode="flexible", expansion="generic"),
+        IMAGE,
+    ),
+    "GradientFlow of shifted pixels": (
+        dl.GradientFlow(operators.ShiftedPointwise(3, "zero", 1.0)),
+        IMAGE,
+    ),
     "GradientFlow": (dl.GradientFlow(operators.Dense(5), steps=2), VECTOR),
     "GradientFlow of pixels": (
         dl.GradientFlow(operators.Pointwise(3), "half_leaky_relu", 0.7, shared=True, steps=2),
@@ -60,7 +72,9 @@ MADE = {
         IMAGE,
     ),
 }
-SAME_BOUND = [name for name in MADE if not name.startswith(("GradientFlow", "MaxMin"))]
+# Their certificate knows what single layers do not: that two summands, or a pair, belong together.
+UNEQUAL = ("GradientFlow", "SwitchingFlow", "MaxMin", "SpatialShift")
+SAME_BOUND = [name for name in MADE if not name.startswith(UNEQUAL)]
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -93,7 +107,7 @@ def test_layers_without_a_form_stay():
 
 
 def test_classifier(tmp_path):
-    """All but the shifts of the shipped architecture, saved and loaded without dynzoo's classes."""
+    """The shipped architecture, saved and loaded without classes of dynzoo."""
     model = dynzoo.models.isometric_classifier(
         input_shape=(8, 8, 3),
         num_classes=4,
@@ -101,7 +115,6 @@ def test_classifier(tmp_path):
         steps=(1, 1),
         neck_units=16,
         dense_steps=1,
-        operator="conv",
     )
     plain = to_plain(model)
     assert is_plain(plain)
