@@ -98,7 +98,8 @@ def _conv(
     weight = array(weight)
     steps, wide = (_tuple(v, weight.ndim - 2) for v in (stride, dilation))
     pads = _pads(net, padding, weight, wide)
-    return windows.conv(net, input, weight, array(bias), steps, pads, wide, groups)
+    geometry = windows.Geometry(steps, pads, wide, groups)
+    return windows.conv(net, input, weight, array(bias), geometry)
 
 
 def _conv_transpose(
@@ -117,7 +118,8 @@ def _conv_transpose(
     spatial = weight.ndim - 2
     steps, wide, more = (_tuple(v, spatial) for v in (stride, dilation, output_padding))
     pads = [(p, p) for p in _tuple(padding, spatial)]
-    return windows.conv_transpose(net, input, weight, array(bias), steps, pads, wide, groups, more)
+    geometry = windows.Geometry(steps, pads, wide, groups, more)
+    return windows.conv_transpose(net, input, weight, array(bias), geometry)
 
 
 def _batch_norm(

@@ -267,7 +267,8 @@ def _conv(net: Network, a: Attributes, x: Tensor, w: Any, b: Any = None) -> Tens
     sizes = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilation, strict=True)]
     pads = _pads(net, a, x.shape[1:], sizes)
     strides = a.get("strides", [1] * spatial)
-    return windows.conv(net, x, w, b, strides, pads, dilation, a.get("group", 1))
+    geometry = windows.Geometry(strides, pads, dilation, a.get("group", 1))
+    return windows.conv(net, x, w, b, geometry)
 
 
 def _conv_transpose(net: Network, a: Attributes, x: Tensor, w: Any, b: Any = None) -> Tensor:
@@ -275,17 +276,14 @@ def _conv_transpose(net: Network, a: Attributes, x: Tensor, w: Any, b: Any = Non
     spatial = w.ndim - 2
     if a.get("auto_pad", "NOTSET") not in ("NOTSET", "") or "output_shape" in a:
         raise net.refuse("only explicit pads are known.")
-    return windows.conv_transpose(
-        net,
-        x,
-        w,
-        b,
+    geometry = windows.Geometry(
         a.get("strides", [1] * spatial),
         _pads(net, a, x.shape[1:], w.shape[2:]),
         a.get("dilations", [1] * spatial),
         a.get("group", 1),
         a.get("output_padding", [0] * spatial),
     )
+    return windows.conv_transpose(net, x, w, b, geometry)
 
 
 def _batch_normalization(

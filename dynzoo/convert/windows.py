@@ -16,10 +16,28 @@ import numpy as np
 from dynzoo.certificates.rules.linear import same_padding
 from dynzoo.convert.network import Network, Tensor
 
-__all__ = ["adaptive_pool", "average_pool", "conv", "conv_transpose", "max_pool"]
+__all__ = ["Geometry", "adaptive_pool", "average_pool", "conv", "conv_transpose", "max_pool"]
 
 kl = keras.layers
 Pads = Sequence[tuple[int, int]]
+
+
+class Geometry(NamedTuple):
+    """How the window of a convolution moves, one entry a spatial axis.
+
+    Attributes:
+        strides: pixels from one window to the next.
+        pads: zeros before and after the image.
+        dilation: pixels from one tap to the next.
+        groups: of channels that do not mix.
+        more: rows at the end of a transposed convolution that no window reaches.
+    """
+
+    strides: Sequence[int]
+    pads: Pads
+    dilation: Sequence[int]
+    groups: int = 1
+    more: Sequence[int] = ()
 
 
 class _Axis(NamedTuple):
@@ -81,16 +99,10 @@ def _spaced(kernel: np.ndarray, dilation: Sequence[int]) -> np.ndarray:
 
 
 def conv(
-    net: Network,
-    x: Tensor,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    strides: Sequence[int],
-    pads: Pads,
-    dilation: Sequence[int],
-    groups: int,
+    net: Network, x: Tensor, weight: np.ndarray, bias: np.ndarray | None, geometry: Geometry
 ) -> Tensor:
     """A convolution with a weight of shape (outputs, inputs / groups, ...)."""
+    strides, pads, dilation, groups, _ = geometry
     spatial = weight.ndim - 2
     x = net.image(x, (spatial + 2,))
     channels = x.shape[0]
@@ -123,29 +135,13 @@ def conv(
 
 
 def conv_transpose(
-    net: Network,
-    x: Tensor,
-    weight: np.ndarray,
-    bias: np.ndarray | None,
-    strides: Sequence[int],
-    pads: Pads,
-    dilation: Sequence[int],
-    groups: int,
-    more: Sequence[int],
+    net: Network, x: Tensor, weight: np.ndarray, bias: np.ndarray | None, geometry: Geometry
 ) -> Tensor:
     """The adjoint of a convolution, with a weight of shape (inputs, outputs / groups, ...).
 
-    Args:
-        net: the network.
-        x: its input.
-        weight: of the convolution whose adjoint it is.
-        bias: or None.
-        strides: of that convolution.
-        pads: of that convolution.
-        dilation: of that convolution.
-        groups: of that convolution; a block of the kernel each, as Keras' layer has none.
-        more: rows and columns at the end that no window reaches (`output_padding`).
+    Each group becomes a block of the kernel, as Keras' layer has none.
     """
+    strides, pads, dilation, groups, more = geometry
     spatial = weight.ndim - 2
     x = net.image(x, (spatial + 2,))
     inputs, part = weight.shape[:2]

@@ -1,6 +1,7 @@
 """`dynzoo import`: weights of PyTorch and ONNX files as presets."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_weights_become_a_preset(network, capsys):
     with torch.no_grad():
         expected = network(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
     np.testing.assert_allclose(backend.to_numpy(model(x, training=False)), expected, atol=1e-5)
-    about = json.loads(open("mine/metadata.json").read())
+    about = json.loads(Path("mine/metadata.json").read_text())
     assert about["dataset"] == "cifar10" and about["imported"]["file"] == "small.pth"
     assert "mine holds a preset already" in said(capsys, line, 2)
 

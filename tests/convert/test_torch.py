@@ -1,5 +1,7 @@
 """`from_torch`: every module and function that it knows, against PyTorch on random weights."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -424,6 +426,14 @@ def test_other_numbers_are_refused(monkeypatch):
 def test_input_shape_is_checked(shape):
     with pytest.raises(ValueError, match="`input_shape` must be that of one image"):
         from_torch(nn.ReLU(), shape)
+
+
+def test_without_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(
+        ImportError, match=r"needs PyTorch to read .*: pip install 'dynzoo\[torch\]'"
+    ):
+        from_torch(nn.ReLU(), IMAGE)
 
 
 def test_images_that_do_not_fit():
