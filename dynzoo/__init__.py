@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dynzoo import callbacks as callbacks
     from dynzoo import certificates as certificates
     from dynzoo import constraints as constraints
+    from dynzoo import convert as convert
     from dynzoo import corruptions as corruptions
     from dynzoo import data as data
     from dynzoo import export as export
@@ -55,6 +56,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "callbacks": ("dynzoo.callbacks", None),
     "certificates": ("dynzoo.certificates", None),
     "constraints": ("dynzoo.constraints", None),
+    "convert": ("dynzoo.convert", None),
     "corruptions": ("dynzoo.corruptions", None),
     "data": ("dynzoo.data", None),
     "distribution": ("dynzoo.training.distribution", None),

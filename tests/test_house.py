@@ -32,7 +32,7 @@ augmentation corruptions
 attacks
 robustness
 data
-export
+export convert
 zoo
 training
 tuning

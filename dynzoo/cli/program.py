@@ -18,6 +18,7 @@ from dynzoo.cli import (
     evaluate,
     export,
     finetune,
+    import_network,
     info,
     list_presets,
     predict,
@@ -55,6 +56,7 @@ _MODULES: tuple[Command, ...] = (
     finetune,
     train,
     search,
+    import_network,
     export,
 )
 COMMANDS = {command.NAME: command for command in _MODULES}

@@ -87,6 +87,14 @@ REFUSED = {
     "search digits --timeout 0": "`timeout` must be positive",
     "search digits --role chief --chief here": "`chief` must be HOST:PORT",
     "search digits --chief here:80": "`chief` needs a `role`",
+    "import gone.pth --arch file": "There is no file gone.pth",
+    "import file": "--arch is needed with weights of PyTorch",
+    "import file --arch gone.yaml": "There is no file gone.yaml",
+    "import file --arch file --input-shape 32x32": "--input-shape: must be numbers of pixels",
+    "import file --arch file --network -1": "--network: must be at least 0",
+    "import a.onnx --arch file": "--arch and --network go with weights of PyTorch",
+    "import file --arch file --output file": "file exists and is not a preset",
+    "import file --arch file --dataset svhn": "`name` must be one of",
     f"export {PRESET} --format tflite": "invalid choice: 'tflite'",
     "export gone --format onnx": "There is no preset 'gone'",
     f"export {PRESET} --format torch --data gone.npz": "There is no data file gone.npz",
@@ -113,6 +121,7 @@ def answers(tmp_path_factory):
     """(exit code, what was said, modules that were loaded) of each line, all by one process."""
     folder = tmp_path_factory.mktemp("light")
     (folder / "file").touch()
+    (folder / "a.onnx").touch()
     (folder / "pictures").mkdir()
     for size in (5, 6):
         Image.fromarray(np.zeros((size, 5, 3), np.uint8)).save(folder / f"pictures/{size}.png")
