@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dynzoo.data.image_folder import class_folders, load_image_folder
+from dynzoo.data.sources import check_source
 from dynzoo.inference.class_names import CLASSES
 from dynzoo.inference.streamed_images import StreamedImages
 
@@ -79,16 +80,14 @@ def _stored(
     stream: bool | None = False,
 ) -> tuple[Split, Split]:
     """The data as they are kept: bytes, or the floats of an ``.npz`` file."""
-    key = os.fspath(name)
+    key = check_source(name)
     if key.endswith(".npz"):
         return _load_npz(Path(key))
     if key == "digits":
         return _load_digits()
     if key in _SOURCES:
         return _load_tfds(key)
-    if Path(key).is_dir():
-        return load_image_folder(key, image_shape, stream=stream)
-    raise ValueError(_unknown(key))
+    return load_image_folder(key, image_shape, stream=stream)
 
 
 def class_names(name: str | os.PathLike) -> list[str]:
@@ -109,25 +108,16 @@ def class_names(name: str | os.PathLike) -> list[str]:
     >>> dynzoo.data.class_names("cifar10")[:3]
     ['airplane', 'automobile', 'bird']
     """
-    key = os.fspath(name)
+    key = check_source(name)
     if key in CLASSES:
         return list(CLASSES[key])
     if not key.endswith(".npz"):
-        if Path(key).is_dir():
-            return class_folders(key)
-        raise ValueError(_unknown(key))
+        return class_folders(key)
     with open(key, "rb") as stream, np.load(stream, allow_pickle=False) as file:
         for entry in ("class_names", "label_names", "fine_label_names"):
             if entry in file.files:
                 return [str(value) for value in file[entry]]
         return [str(i) for i in range(int(file["y_train"].max()) + 1)]
-
-
-def _unknown(key: str) -> str:
-    return (
-        f"`name` must be one of {sorted(CLASSES)}, the path of an '.npz' file or a folder of "
-        f"images. Received: name={key!r}"
-    )
 
 
 def split_validation(
@@ -250,8 +240,6 @@ def _load_digits() -> tuple[Split, Split]:
 
 
 def _load_npz(path: Path) -> tuple[Split, Split]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no data file {path}.")
     arrays = {}
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:

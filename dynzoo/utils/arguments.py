@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 __all__ = [
     "float64",
@@ -49,6 +48,8 @@ def one_of(name: str, value: Any, choices: Iterable[Any]) -> Any:
 
 def float64(variable: Any) -> np.ndarray:
     """A weight's present value as a NumPy float64 array."""
+    from keras import ops  # the command checks numbers here before it loads Keras
+
     return np.asarray(ops.convert_to_numpy(variable.value), dtype=np.float64)
 
 
