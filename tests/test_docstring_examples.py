@@ -6,7 +6,7 @@ import pytest
 from public_names import documented
 
 from dynzoo import backend
-from dynzoo.export.runtimes import check_available
+from dynzoo.export.formats import check_available
 
 # What is not run, and why.
 NOT_RUN = {

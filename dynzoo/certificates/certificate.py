@@ -246,22 +246,27 @@ class Certificate:
     def logits_and_radii(
         self, x: Any, batch_size: int = 256, rounding: str | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The logits of one pass, and what `radii` says of them.
+        """The logits of one pass, and what ``radii`` says of them.
 
         Args:
-            x: float images (n, ...), as in `radii`.
+            x: float images (n, ...), as in ``radii``.
             batch_size: images per forward pass, at most.
-            rounding: as in `radii`.
+            rounding: as in ``radii``.
 
         Returns:
             (logits (n, K) as the model computed them, labels (n,), radii (n,)).
 
         Raises:
-            StaleCertificateError, ReferenceMismatchError, ValueError: as `radii`.
+            StaleCertificateError, ReferenceMismatchError, ValueError: as ``radii``.
 
         Example:
 
-        >>> logits, labels, radii = certify(model).logits_and_radii(x_test)
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo import certify
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x = np.random.default_rng(0).random((5, 4))
+        >>> logits, labels, radii = certify(model).logits_and_radii(x)
         """
         kinds = rounding_kinds(rounding or self.assumed)
         raw, images, moved = self._logits(x, batch_size)

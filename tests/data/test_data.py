@@ -226,4 +226,4 @@ def test_superclasses_are_five_classes_each():
 
 
 def test_the_table_has_the_names_that_are_checked_without_it():
-    assert sorted(labels.CLASSES) == list(sources.NAMES)
+    assert sorted(data.DATASETS) == list(sources.NAMES)
