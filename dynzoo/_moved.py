@@ -56,7 +56,7 @@ MOVED = {
     "checkpoints": "training.checkpoints",
     "claims": "robustness.certified",
     "command_inputs": "cli.inputs",
-    "commands": "cli.commands",
+    "commands": "cli.program",
     "companions": "inference.companions",
     "comparison": "robustness.comparison",
     "comparison_command": "cli.compare",

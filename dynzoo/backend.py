@@ -47,16 +47,25 @@ def fit_with_jit() -> bool | str:
     return "auto"
 
 
-def builds_metrics_late() -> bool:
-    """Whether `fit` and `evaluate` build metrics in their first step, after callbacks have begun.
+def fit_builds_late() -> bool:
+    """Whether `fit` makes the variables of optimizer and metrics in its first step.
 
-    TensorFlow does unless a strategy distributes the model; the others build them before.
+    TensorFlow does unless a strategy distributes the model; the others make them before.
     """
     if name() != "tensorflow":
         return False
     import tensorflow as tf
 
-    return not tf.executing_eagerly() and not tf.distribute.has_strategy()
+    return not tf.distribute.has_strategy()
+
+
+def builds_metrics_late() -> bool:
+    """Whether metrics are being built in the first step, after callbacks have begun."""
+    if not fit_builds_late():
+        return False
+    import tensorflow as tf
+
+    return not tf.executing_eagerly()
 
 
 def to_numpy(x: Any) -> np.ndarray:

@@ -215,6 +215,29 @@ class Certificate:
         >>> labels, radii = certify(model).radii(x_test)
         >>> certified_accuracy = np.mean((labels == y_test) & (radii >= 36 / 255))
         """
+        _, labels, radii = self.logits_and_radii(x, batch_size, rounding)
+        return labels, radii
+
+    def logits_and_radii(
+        self, x: Any, batch_size: int = 256, rounding: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The logits of one pass, and what `radii` says of them.
+
+        Args:
+            x: float images (n, ...), as in `radii`.
+            batch_size: images per forward pass, at most.
+            rounding: as in `radii`.
+
+        Returns:
+            (logits (n, K) as the model computed them, labels (n,), radii (n,)).
+
+        Raises:
+            StaleCertificateError, ReferenceMismatchError, ValueError: as `radii`.
+
+        Example:
+
+        >>> logits, labels, radii = certify(model).logits_and_radii(x_test)
+        """
         kinds = rounding_kinds(rounding or self.assumed)
         raw, images, moved = self._logits(x, batch_size)
         labels, radii = np.zeros(len(raw), np.int64), np.zeros(len(raw), np.float64)
@@ -222,7 +245,7 @@ class Certificate:
             labels[block] = np.argmax(margins.replaced(raw[block]), axis=1)
             found = self._limits(raw[block], images[block], labels[block], kinds)
             radii[block] = found.min(axis=1)
-        return labels, margins.shrunk(radii, moved)
+        return raw, labels, margins.shrunk(radii, moved)
 
     def topk_radii(
         self,

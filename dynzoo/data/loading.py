@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dynzoo.data.image_folder import class_folders, load_image_folder
+from dynzoo.data.sources import check_source
 from dynzoo.inference.class_names import CIFAR10, CIFAR100, DIGITS
 from dynzoo.inference.streamed_images import StreamedImages
 
@@ -90,14 +91,12 @@ def _stored(
     stream: bool | None = False,
 ) -> tuple[Split, Split]:
     """The data as they are kept: bytes, or the floats of an `.npz` file."""
-    key = os.fspath(name)
+    key = check_source(name)
     if key.endswith(".npz"):
         return _load_npz(Path(key))
     if key in DATASETS:
         return DATASETS[key].read(key)
-    if Path(key).is_dir():
-        return load_image_folder(key, image_shape, stream=stream)
-    raise ValueError(_unknown(key))
+    return load_image_folder(key, image_shape, stream=stream)
 
 
 def class_names(name: str | os.PathLike) -> list[str]:
@@ -111,25 +110,16 @@ def class_names(name: str | os.PathLike) -> list[str]:
     >>> dynzoo.data.class_names("cifar10")[:3]
     ['airplane', 'automobile', 'bird']
     """
-    key = os.fspath(name)
+    key = check_source(name)
     if key in DATASETS:
         return list(DATASETS[key].classes)
     if not key.endswith(".npz"):
-        if Path(key).is_dir():
-            return class_folders(key)
-        raise ValueError(_unknown(key))
+        return class_folders(key)
     with open(key, "rb") as stream, np.load(stream, allow_pickle=False) as file:
         for entry in ("class_names", "label_names", "fine_label_names"):
             if entry in file.files:
                 return [str(value) for value in file[entry]]
         return [str(i) for i in range(int(file["y_train"].max()) + 1)]
-
-
-def _unknown(key: str) -> str:
-    return (
-        f"`name` must be one of {sorted(DATASETS)}, the path of an '.npz' file or a folder of "
-        f"images. Received: name={key!r}"
-    )
 
 
 def split_validation(
@@ -215,8 +205,6 @@ def _load_digits() -> tuple[Split, Split]:
 
 
 def _load_npz(path: Path) -> tuple[Split, Split]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no data file {path}.")
     arrays = {}
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:

@@ -26,8 +26,9 @@ from dynzoo.certificates.rounding.program import check_reference, probe_images, 
 from dynzoo.export.certificate import CERTIFICATE, certificate_of
 from dynzoo.export.certificate import numbers_of as numbers_of
 from dynzoo.export.certificate import radii as radii
+from dynzoo.export.formats import FORMATS, check_writable
 from dynzoo.export.inference_graph import inference_graph
-from dynzoo.export.runtimes import FORMATS, Run, check_available, load
+from dynzoo.export.runtimes import Run, load
 from dynzoo.inference.model_layers import random_layers
 from dynzoo.robustness import provenance
 from dynzoo.utils import interruption
@@ -129,11 +130,7 @@ def check_target(path: str | os.PathLike, format: str, check: bool = True) -> Pa
         ValueError: if the backend cannot write the format, or a package is missing.
         FileExistsError: if the path exists.
     """
-    check_available(format, backend.name(), run=check)
-    target = Path(path).absolute()
-    if os.path.lexists(target):
-        raise FileExistsError(f"{target} exists already: choose another folder.")
-    return target
+    return check_writable(path, format, backend.name(), run=check)
 
 
 def _check_model(model: keras.Model) -> None:

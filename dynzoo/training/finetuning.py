@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from dynzoo.inference.label_checks import training_labels
 from dynzoo.inference.streamed_images import StreamedImages
 from dynzoo.training import builders as optimization
 from dynzoo.training.allocator import keep_freed_memory
+from dynzoo.training.arguments import check_crop_padding, check_finetuning
 from dynzoo.utils.arguments import integer
 
 __all__ = ["finetune", "fit_arguments"]
@@ -74,10 +74,7 @@ def finetune(
     """
     epochs = integer("epochs", epochs)
     batch_size = integer("batch_size", batch_size)
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(
-            f"`learning_rate` must be positive. Received: learning_rate={learning_rate}"
-        )
+    check_finetuning(learning_rate)
     if isinstance(x, StreamedImages):
         check_shape(x, model)
         check_unit_range(model)
@@ -85,12 +82,7 @@ def finetune(
     else:
         x = fitting_images(x, model)
     y = training_labels(y, len(x), model.output_shape[-1])
-    side = min(x.shape[1:3])
-    if not isinstance(crop_padding, numbers.Integral) or not 0 <= crop_padding < side:
-        raise ValueError(
-            f"`crop_padding` must be an integer in [0, {side}), less than the image's height and "
-            f"width. Received: crop_padding={crop_padding}"
-        )
+    check_crop_padding(crop_padding, x.shape[1:])
     labels.declare_names(model, None)  # those of the data are not known here
     keep_freed_memory()
     keras.utils.set_random_seed(seed)
@@ -108,6 +100,8 @@ def finetune(
             metrics=["accuracy"],
             jit_compile=backend.fit_with_jit(),
         )
+        if backend.fit_builds_late():
+            optimization.build_variables(model, y[0] if y.ndim == 2 else None)
         history = model.fit(**images, epochs=epochs, verbose=verbose)
     if freeze_body:
         # What was compiled knows of the head alone.

@@ -13,6 +13,7 @@ from dynzoo.augmentation.on_device import distorted_model
 from dynzoo.training import builders as optimization
 from dynzoo.training import checkpoints, recipes
 from dynzoo.training.allocator import keep_freed_memory
+from dynzoo.training.arguments import check_training
 from dynzoo.training.averaging import take_mean
 from dynzoo.training.builders import GivenRate
 from dynzoo.training.distribution import OneDevice, Replicas
@@ -122,7 +123,7 @@ def train(
     >>> train("isometric_small_cifar10", max_seconds=600, resume=True)
     """
     started = time.monotonic()
-    _check_arguments(max_seconds, distribute, devices, pilot, weights_dtype)
+    check_training(max_seconds, distribute, devices, pilot, weights_dtype)
     recipe = recipes.load(config)
     settings = recipe["training"]
     _check_engine(settings, max_seconds, distribute, pilot)
@@ -262,20 +263,6 @@ def _engine(settings, model, x, y, replicas, verbose) -> FittedEpochs | Resident
     if settings["resident"]:
         return ResidentEpochs(*arguments)
     return FittedEpochs(*arguments, replicas=replicas, verbose=verbose, total=settings["epochs"])
-
-
-def _check_arguments(max_seconds, distribute, devices, pilot, weights_dtype) -> None:
-    """A ValueError for an argument of `train` that is out of its range, whatever the recipe."""
-    if max_seconds is not None and not max_seconds > 0:
-        raise ValueError(f"`max_seconds` must be positive. Received: max_seconds={max_seconds}")
-    if devices is not None and not distribute:
-        raise ValueError(f"`devices` needs `distribute=True`. Received: devices={devices}")
-    if pilot is not None and not 0 < pilot < float("inf"):
-        raise ValueError(f"`pilot` must be a positive number of seconds. Received: pilot={pilot}")
-    if weights_dtype not in ("float32", "float16"):
-        raise ValueError(
-            f"`weights_dtype` must be 'float32' or 'float16'. Received: {weights_dtype!r}"
-        )
 
 
 def _with_distortions(model: keras.Model, section: dict) -> keras.Model:

@@ -12,14 +12,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 
 from dynzoo import backend
 from dynzoo.augmentation.batches import DISTORTIONS, Augmented, random_crop_flip
 from dynzoo.data import loading as data
-from dynzoo.training.builders import GivenRate
+from dynzoo.training.builders import GivenRate, build_variables
 from dynzoo.training.fitted_epochs import Epochs, Stretch
 from dynzoo.utils import interruption
 
@@ -72,7 +70,7 @@ class ResidentEpochs(Epochs):
         self._pool = ThreadPoolExecutor(1)
         self._ahead: dict[Any, Future] = {}
         self._numbers: tuple[Any, Any] = (None, None)
-        _build_metrics(self.model)
+        build_variables(self.model)
 
     def prepare(self, epoch: int, section: dict[str, Any]) -> None:
         """Begins to draw the numbers of an epoch, in a thread.
@@ -249,10 +247,3 @@ def resident_needs_jax() -> str:
         "KERAS_BACKEND=jax, or leave `training.resident` out. "
         f"Received: the backend {backend.name()!r}"
     )
-
-
-def _build_metrics(model: keras.Model) -> None:
-    """Makes the variables of the metrics, which cannot be made inside a compiled function."""
-    classes = model.output_shape[-1]
-    model.compute_metrics(None, ops.zeros((1,), "int32"), ops.zeros((1, classes)))
-    model.reset_metrics()

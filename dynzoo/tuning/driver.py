@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,9 +90,7 @@ def search(
     >>> result = search("digits", max_trials=3)
     >>> result.best["certified"]
     """
-    for name, seconds in (("timeout", timeout), ("wait", wait)):
-        if not 0 < seconds < math.inf:
-            raise ValueError(f"`{name}` must be positive. Received: {name}={seconds}")
+    cluster.check_times(timeout, wait)
     plan = SearchConfig.load(config).with_settings(max_trials=max_trials)
     member = cluster.Member.of(role, chief, worker_id)
     folder = Path(output) if output else Path("runs") / f"{plan.recipe['name']}_search"

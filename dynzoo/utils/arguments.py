@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 __all__ = [
     "array",
@@ -72,6 +71,8 @@ def one_of(name: str, value: Any, choices: Iterable) -> Any:
 
 def float64(variable) -> np.ndarray:
     """A weight's present value as a NumPy float64 array."""
+    from keras import ops  # the command checks numbers here before it loads Keras
+
     return np.asarray(ops.convert_to_numpy(variable.value), dtype=np.float64)
 
 

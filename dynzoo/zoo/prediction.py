@@ -17,15 +17,15 @@ from dynzoo.certificates import UncertifiableLayerError, certify
 from dynzoo.certificates.certificate import Certificate
 from dynzoo.inference import class_names as labels
 from dynzoo.inference.image_checks import fitting_images, input_range
-from dynzoo.inference.image_files import MODES, endings, read_image, told_apart
+from dynzoo.inference.image_files import MODES, read_image, told_apart
+from dynzoo.inference.image_paths import image_paths
 from dynzoo.utils.csv_text import csv_text
-from dynzoo.utils.files import write_atomically
+from dynzoo.utils.files import check_output, write_atomically
 from dynzoo.utils.html import table, text
 
-__all__ = ["COLUMNS", "Predictions", "check_output", "image_paths", "predict"]
+__all__ = ["COLUMNS", "Predictions", "predict"]
 
 COLUMNS = ("image", "label", "class", "runner_up", "margin", "certified_radius", "unit")
-_SUFFIXES = (".csv", ".json")
 
 
 @dataclass(frozen=True)
@@ -178,12 +178,16 @@ def predict(
             certificate = certify(model)
         except UncertifiableLayerError as error:
             reason = str(error)
-    logits = backend.to_numpy(model.predict(x, batch_size=batch_size, verbose=0))
+    answers, radii = None, None
+    if isinstance(certificate, Certificate):
+        logits, answers, radii = certificate.logits_and_radii(x, batch_size)
+    else:
+        logits = backend.to_numpy(model.predict(x, batch_size=batch_size, verbose=0))
+        if certificate is not None:  # a local one, whose passes are its own
+            answers, radii = certificate.radii(x, batch_size=batch_size)
     logits = logits.astype(np.float64)
     order = np.argsort(-logits, axis=1, kind="stable")
-    answers, radii = order[:, 0], None
-    if certificate is not None:
-        answers, radii = certificate.radii(x, batch_size=batch_size)
+    answers = order[:, 0] if answers is None else answers
     seconds = np.where(order[:, 0] == answers, order[:, 1], order[:, 0])
     rows = np.arange(len(x))
     return Predictions(
@@ -197,33 +201,6 @@ def predict(
         pixels=input_range(model),
         reason=reason,
     )
-
-
-def image_paths(path: str | os.PathLike[str]) -> list[Path]:
-    """A file itself, or the images in a folder, by name.
-
-    Raises:
-        ValueError: if there is no such file, or no image in the folder.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        if not path.exists():
-            raise ValueError(f"There is no file {path}.")
-        return [path]
-    found = sorted(
-        f for f in path.iterdir() if f.suffix.lower() in endings() and not f.name.startswith(".")
-    )
-    if not found:
-        raise ValueError(f"{path} holds no images. Known endings: {', '.join(sorted(endings()))}")
-    return found
-
-
-def check_output(path: str | os.PathLike[str]) -> Path:
-    """The path, if predictions can be written to a file of its name."""
-    path = Path(path)
-    if path.suffix not in _SUFFIXES:
-        raise ValueError(f"The name must end in .csv or .json. Received: {path}")
-    return path
 
 
 def _pictures(images: Any, shape: tuple) -> tuple[list[str], np.ndarray]:

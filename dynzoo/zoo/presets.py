@@ -32,26 +32,16 @@ from dynzoo.inference import class_names as labels
 from dynzoo.inference.image_checks import declare_range, input_range
 from dynzoo.utils import interruption
 from dynzoo.utils.strict_json import short
-from dynzoo.zoo import files, weight_parts, weights_file
+from dynzoo.zoo import files, shipped, weight_parts, weights_file
 from dynzoo.zoo.cards import model_card
 from dynzoo.zoo.declared_sizes import Declared, check_numbers, check_tensors, planned
 from dynzoo.zoo.metadata_check import check_metadata
 from dynzoo.zoo.safe_config import check_config, without_compile_config
+from dynzoo.zoo.shipped import presets as presets
 
 # How pictures of another size are brought to that of a preset, by `load` and by `Resize`.
 RESIZING = "cut in the middle to the input's proportions, then bicubic with antialiasing"
 _SHARD_BYTES = 15 * 2**20  # git hosts and reviewers dislike larger files
-
-
-def presets() -> dict[str, dict]:
-    """All presets that come with dynzoo: name -> metadata.
-
-    Example:
-
-    >>> for name, about in dynzoo.presets().items():
-    ...     print(name, about["dataset"], about["parameters"])
-    """
-    return {name: files.read_metadata(folder) for name, folder in _shipped().items()}
 
 
 def from_preset(
@@ -99,7 +89,7 @@ def from_preset(
             f"`image_size` needs `preprocess=True`. Received: image_size={image_size}, "
             f"preprocess={preprocess}"
         )
-    folder = _resolve(os.fspath(name_or_path))
+    folder = shipped.find(os.fspath(name_or_path))
     metadata = files.read_metadata(folder)
     model, config = _load(folder, metadata, load_weights)
     if num_classes is not None:
@@ -221,30 +211,6 @@ def _known(model: keras.Model, metadata: Mapping[str, Any]) -> dict[str, Any]:
     if len(model.input_shape) == 4:
         known["resizing"] = RESIZING
     return {key: value for key, value in known.items() if value is not None}
-
-
-def _root() -> Path:
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "_pretrained"
-    return installed if installed.is_dir() else package.parent / "pretrained"  # a checkout
-
-
-def _shipped() -> dict[str, Path]:
-    root = _root()
-    folders = sorted(root.iterdir()) if root.is_dir() else []
-    return {f.name: f for f in folders if (f / "metadata.json").is_file()}
-
-
-def _resolve(name: str) -> Path:
-    shipped = _shipped()
-    if name in shipped:
-        return shipped[name]
-    if Path(name).is_dir():
-        return Path(name)
-    raise ValueError(
-        f"There is no preset {name!r}, nor a folder of that name. "
-        f"Presets: {', '.join(shipped) or 'none'}."
-    )
 
 
 def _load(folder: Path, metadata: dict, load_weights: bool) -> tuple[keras.Model, dict]:
