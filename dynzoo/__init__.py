@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dynzoo import optimizers as optimizers
     from dynzoo import regularizers as regularizers
     from dynzoo import robustness as robustness
+    from dynzoo import testing as testing
     from dynzoo import training as training
     from dynzoo import tuning as tuning
     from dynzoo.certificates import certify as certify
@@ -71,6 +72,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "recipes": ("dynzoo.training.recipes", None),
     "regularizers": ("dynzoo.regularizers", None),
     "robustness": ("dynzoo.robustness", None),
+    "testing": ("dynzoo.testing", None),
     "training": ("dynzoo.training", None),
     "tuning": ("dynzoo.tuning", None),
     "certify": ("dynzoo.certificates", "certify"),

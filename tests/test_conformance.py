@@ -243,7 +243,9 @@ def refused(make, name):
     assert f"`{name}`" in text and "Received: " in text and "\n" not in text, text
 
 
-@pytest.mark.parametrize("cls", PUBLIC, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "cls", sorted(PUBLIC, key=lambda c: c.__name__), ids=lambda cls: cls.__name__
+)
 def test_wrong_arguments_of_a_layer_are_named(cls):
     arguments = next(a for c, a, _ in LAYERS.values() if c is cls)
     for name, parameter in arguments_of(cls).items():
