@@ -63,7 +63,7 @@ def pairs(values: Mapping[str, Any], title: str | None = None) -> None:
 
 def percent(share: float | None) -> str:
     """A share in [0, 1] for people; a dash where there is none."""
-    return "–" if share is None else f"{100 * share:.2f} %"
+    return formatting.percent(share, missing="–")
 
 
 @contextmanager

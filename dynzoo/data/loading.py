@@ -19,7 +19,7 @@ Split = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set that `load` knows by name.
+    """A data set that ``dynzoo.data.load`` knows by name.
 
     Args:
         about: what it is, in a few words.
@@ -27,6 +27,12 @@ class Dataset:
         read: from the name to the images and labels as they are kept.
         url: where its maintainers serve it. Asked once, so that a machine without network is told
             so at once instead of after the minutes that TensorFlow Datasets spends on retries.
+
+    Example:
+
+    >>> from dynzoo.data import DATASETS
+    >>> DATASETS["cifar10"].classes[:2]
+    ['airplane', 'automobile']
     """
 
     about: str
