@@ -80,7 +80,7 @@ def names() -> list[str]:
 
 
 def get(identifier) -> MonotoneActivation:
-    """Looks an activation up by name, by Keras function, or passes a `MonotoneActivation` on.
+    """Looks an activation up by name, by Keras function, or passes a ``MonotoneActivation`` on.
 
     Raises:
         ValueError: for anything whose slopes are not known to lie in [0, 1].

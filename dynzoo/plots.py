@@ -59,6 +59,27 @@ def certified_curve(radii: np.ndarray, stop: float) -> tuple[np.ndarray, np.ndar
     return grid, 1.0 - np.searchsorted(ordered, grid, side="right") / len(radii)
 
 
+def wilson_interval(share: float, images: int) -> tuple[float, float]:
+    r"""The 95 % Wilson interval of a share of so many images.
+
+    $$\frac{p + z^2/2n \mp z\sqrt{p(1-p)/n + z^2/4n^2}}{1 + z^2/n}, \qquad z = 1.96$$
+
+    Args:
+        share: Share p that was found, in [0, 1].
+        images: Number n of images that it was found on.
+
+    Example:
+
+    >>> low, high = wilson_interval(0.5, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.404, 0.596)
+    """
+    z = 1.959963984540054
+    middle, scale = share + z * z / (2 * images), 1 + z * z / images
+    half = z * (share * (1 - share) / images + (z / (2 * images)) ** 2) ** 0.5
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
 def robustness_figure(
     clean: float,
     robust: Mapping[float, float | None],

@@ -51,18 +51,18 @@ class APGD(Attack):
     of 1-Lipschitz networks.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius of the ball, > 0.
-        seed: Seed of the random starts.
-        steps: Number of gradient steps, >= 1.
-        restarts: Runs on images that still resist, >= 1.
-        loss: `"margin"`, `"ce"` or `"dlr"`, see `dynzoo.attacks.losses`.
-        rho: Share of steps that must raise the loss, in (0, 1).
-        eot: Passes through a random model whose losses, margins and gradients are averaged.
-        batch_size: Images processed at once.
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius of the ball, > 0.
+        seed: seed of the random starts.
+        steps: number of gradient steps, >= 1.
+        restarts: runs on images that still resist, >= 1.
+        loss: ``"margin"``, ``"ce"`` or ``"dlr"``, see ``dynzoo.attacks.losses``.
+        rho: share of steps that must raise the loss, in (0, 1).
+        eot: passes through a random model whose losses, margins and gradients are averaged.
+        batch_size: images processed at once.
 
     Raises:
-        ValueError: If an argument is out of its range, or the model has too few classes for the
+        ValueError: if an argument is out of its range, or the model has too few classes for the
             loss.
 
     Example:
@@ -74,8 +74,8 @@ class APGD(Attack):
     >>> APGD(norm="linf", eps=0.1, steps=5)(model, x, y).shape
     (5, 4)
 
-    Reference: Croce and Hein, *Reliable evaluation of adversarial robustness with an ensemble of
-    diverse parameter-free attacks* (2020), section 3, algorithm 1.
+    Reference: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of
+    diverse parameter-free attacks" (2020), section 3, algorithm 1.
     """
 
     def __init__(
@@ -148,22 +148,22 @@ class TargetedAPGD(APGD):
     Run number $k$ climbs the targeted DLR loss
     $$\frac{z_t - z_y}{z_{(1)} - (z_{(3)} + z_{(4)})/2}$$
     for $t$ the class of the $k$-th largest wrong logit of the clean image, or $z_t - z_y$ for a
-    model of two or three classes, where that loss is not defined. See `APGD` for the iteration.
+    model of two or three classes, where that loss is not defined. See ``APGD`` for the iteration.
     There are $\min(\text{targets}, K - 1)$ runs on images that still resist.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius of the ball, > 0.
-        seed: Seed of the random starts.
-        steps: Number of gradient steps of each run, >= 1.
-        restarts: How often all targets are tried, >= 1.
-        targets: Number of classes to aim at, >= 1.
-        rho: Share of steps that must raise the loss, in (0, 1).
-        eot: Passes through a random model whose losses, margins and gradients are averaged.
-        batch_size: Images processed at once.
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius of the ball, > 0.
+        seed: seed of the random starts.
+        steps: number of gradient steps of each run, >= 1.
+        restarts: how often all targets are tried, >= 1.
+        targets: number of classes to aim at, >= 1.
+        rho: share of steps that must raise the loss, in (0, 1).
+        eot: passes through a random model whose losses, margins and gradients are averaged.
+        batch_size: images processed at once.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: if an argument is out of its range.
 
     Example:
 
@@ -174,8 +174,8 @@ class TargetedAPGD(APGD):
     >>> TargetedAPGD(norm="linf", eps=0.1, steps=5)(model, x, y).shape
     (5, 4)
 
-    Reference: Croce and Hein, *Reliable evaluation of adversarial robustness with an ensemble of
-    diverse parameter-free attacks* (2020), section 4.2, equation 7.
+    Reference: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of
+    diverse parameter-free attacks" (2020), section 4.2, equation 7.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class TargetedAPGD(APGD):
 
 
 def _begin(start: Any, step: float) -> list[Any]:
-    """The state at the start: what `_make_advance` takes and gives."""
+    """The state at the start: what ``_make_advance`` takes and gives."""
     count = start.shape[0]
 
     def filled(value: float) -> Any:

@@ -20,13 +20,13 @@ __all__ = ["Attack"]
 
 
 def check_images(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """`x` and `y` as arrays, or a ValueError that says what is wrong with them."""
+    """``x`` and ``y`` as arrays, or a ValueError that says what is wrong with them."""
     x = unit_images(x)
     return x, label_checks.check_labels(y, len(x))
 
 
 def check_images_or_stream(x: Any, y: Any) -> tuple[Any, np.ndarray]:
-    """As `check_images`, but images in files stay there until they are indexed."""
+    """As ``check_images``, but images in files stay there until they are indexed."""
     x = unit_images_or_stream(x)
     return x, label_checks.check_labels(y, len(x))
 
@@ -39,7 +39,7 @@ def check_labels(y: np.ndarray, classes: int) -> None:
 class Attack:
     r"""Search for $x'$ with $\|x' - x\| \le \varepsilon$, $x' \in [0, 1]^d$, that fools a model.
 
-    A subclass implements `search`. Calling an attack returns float32 points of which each lies in
+    A subclass implements ``search``. Calling an attack returns float32 points of which each lies in
     the ball and in the box (checked in float64) and which are the best found: a point that fools
     the model in inference mode if there was one, else the one of the highest loss. Images that
     need no attack (already wrong, or already the target class) are returned unchanged. The result
@@ -48,18 +48,31 @@ class Attack:
     A point at which a logit is NaN fools the model, whose answer is gone; it reaches no target.
 
     A model that is random at inference sees fresh noise, a function of the seed, in each pass, and
-    is fooled where the mean of its logits over `dynzoo.inference.passes.JUDGE_DRAWS` draws is.
+    is fooled where the mean of its logits over ``dynzoo.inference.passes.JUDGE_DRAWS`` draws is.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius of the ball, in units of the pixel range [0, 1], > 0.
-        seed: Non-negative seed of everything random.
-        targeted: If true, `y` is the class to reach; else it is the true label.
-        restarts: How often images that still resist are attacked, >= 1.
-        batch_size: Images processed at once, >= 1.
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius of the ball, in units of the pixel range [0, 1], > 0.
+        seed: non-negative seed of everything random.
+        targeted: if true, ``y`` is the class to reach; else it is the true label.
+        restarts: how often images that still resist are attacked, >= 1.
+        batch_size: images processed at once, >= 1.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: if an argument is out of its range.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.attacks import Attack
+    >>> class Brighter(Attack):  # tries one point: all pixels up
+    ...     def search(self, model, x, y, logits, indices, real, restart):
+    ...         return np.clip(x + self.eps, 0.0, 1.0), np.zeros(len(x))
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.full((5, 4), 0.5, "float32"), np.zeros(5, "int64")
+    >>> Brighter(norm="linf", eps=0.1)(model, x, y).shape
+    (5, 4)
     """
 
     # What the checks of an evaluation ask: whether it does without gradients of the attacked model
@@ -85,7 +98,7 @@ class Attack:
         self.batch_size = positive_int("batch_size", batch_size)
 
     def get_config(self) -> dict[str, Any]:
-        """Constructor arguments, JSON-able: `type(attack)(**attack.get_config())` is its copy."""
+        """Constructor arguments, JSON-able: ``type(attack)(**attack.get_config())`` is its copy."""
         names = [p for p in inspect.signature(type(self).__init__).parameters if p != "self"]
         return {name: getattr(self, name) for name in names}
 
@@ -113,13 +126,13 @@ class Attack:
         """One run on one padded batch.
 
         Args:
-            model: The attacked Keras model.
-            x: Float32 array of shape (batch, ...).
-            y: Int64 array of shape (batch,): labels or targets.
-            logits: Float32 array of shape (batch, classes): logits of the clean images.
-            indices: Int64 array of shape (batch,): key of each image's random numbers.
-            real: Only the first `real` rows are images; the rest is padding.
-            restart: Number of the run, from 0.
+            model: the attacked Keras model.
+            x: float32 array of shape (batch, ...).
+            y: int64 array of shape (batch,): labels or targets.
+            logits: float32 array of shape (batch, classes): logits of the clean images.
+            indices: int64 array of shape (batch,): key of each image's random numbers.
+            real: only the first ``real`` rows are images; the rest is padding.
+            restart: number of the run, from 0.
 
         Returns:
             Points of shape (batch, ...) and the loss of each, of shape (batch,).
@@ -149,18 +162,19 @@ class Attack:
         """Attack images.
 
         Args:
-            model: Built Keras model that maps a batch of images to logits.
-            x: Array of shape (n, ...) with values in [0, 1].
-            y: Integer array of shape (n,) or (n, 1), or one-hot rows: true labels, or targets if
-                `targeted`.
-            indices: Integer array of shape (n,) that keys each image's random numbers; 0 to n-1
+            model: built Keras model that maps a batch of images to logits.
+            x: array of shape (n, ...) with values in [0, 1].
+            y: integer array of shape (n,) or (n, 1), or one-hot rows: true labels, or targets if
+                ``targeted``.
+            indices: integer array of shape (n,) that keys each image's random numbers; 0 to n-1
                 by default. A caller that attacks a part of a data set passes positions in it.
 
         Returns:
-            Float32 array of the shape of `x`.
+            Float32 array of the shape of ``x``.
 
         Raises:
-            ValueError: If `x` is not finite or not in [0, 1], or `y` does not fit `x` or the model.
+            ValueError: if ``x`` is not finite or not in [0, 1], or ``y`` does not fit ``x`` or the
+                model.
         """
         given, y = check_images(x, y)
         check_unit_range(model)

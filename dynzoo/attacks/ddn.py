@@ -37,20 +37,20 @@ class DDN(MinimumNorm):
     decision boundary, never a proof of it.
 
     Args:
-        norm: `"l2"`, the only norm of this attack.
-        eps: Radius within which an image counts as fallen, > 0; `minimum_norm` needs none.
-        seed: Seed of the random starts of all but the first restart.
-        steps: Number of gradient steps, >= 1.
-        gamma: Share by which the norm changes in a step, in (0, 1).
-        init_eps: Norm of the first step, > 0.
-        restarts: Runs, the first from the image and the others from random points.
-        loss: `"margin"`, `"ce"` or `"dlr"`, see `dynzoo.attacks.losses`. The published attack
-            takes `"ce"`, which misleads it on 1-Lipschitz networks.
-        batch_size: Images processed at once.
-        eot: Passes through a random model whose margins and gradients are averaged.
+        norm: ``"l2"``, the only norm of this attack.
+        eps: radius within which an image counts as fallen, > 0; ``minimum_norm`` needs none.
+        seed: seed of the random starts of all but the first restart.
+        steps: number of gradient steps, >= 1.
+        gamma: share by which the norm changes in a step, in (0, 1).
+        init_eps: norm of the first step, > 0.
+        restarts: runs, the first from the image and the others from random points.
+        loss: ``"margin"``, ``"ce"`` or ``"dlr"``, see ``dynzoo.attacks.losses``. The published
+            attack takes ``"ce"``, which misleads it on 1-Lipschitz networks.
+        batch_size: images processed at once.
+        eot: passes through a random model whose margins and gradients are averaged.
 
     Raises:
-        ValueError: If an argument is out of its range, or the model has too few classes for the
+        ValueError: if an argument is out of its range, or the model has too few classes for the
             loss.
 
     Example:
@@ -63,8 +63,8 @@ class DDN(MinimumNorm):
     >>> points.shape, distances.shape
     ((5, 4), (5,))
 
-    Reference: Rony et al., *Decoupling direction and norm for efficient gradient-based L2
-    adversarial attacks and defenses* (2019), algorithm 1.
+    Reference: Rony et al., "Decoupling direction and norm for efficient gradient-based L2
+    adversarial attacks and defenses" (2019), algorithm 1.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from dynzoo.attacks.transfer import Transfer
 
 
 def standard(norm: str, seed: int = 0, batch_size: int = 256) -> list[Attack]:
-    """The members of the standard version of `AutoAttack`, each to be recorded by itself."""
+    """The members of the standard version of ``AutoAttack``, each to be recorded by itself."""
     return AutoAttack(norm=norm, seed=seed, batch_size=batch_size).members()
 
 
@@ -28,7 +28,7 @@ def pgd_margin(norm: str, seed: int = 0, batch_size: int = 256) -> list[Attack]:
 
     The margin breaks nearly all of what can be broken in a 1-Lipschitz network, the runner-ups
     most of the rest; cross-entropy is there for networks whose margin is flat at the image. It
-    takes a small part of the time of `standard`.
+    takes a small part of the time of ``standard``.
     """
     common: dict[str, Any] = dict(norm=norm, seed=seed, steps=100, batch_size=batch_size)
     return [
@@ -44,20 +44,20 @@ def fast(norm: str, seed: int = 0, batch_size: int = 256) -> list[Attack]:
 
 
 def makers(attacks: Any, norm: str, seed: int, batch_size: int) -> list[Callable[[float], Attack]]:
-    """One function `eps -> Attack` for each attack that `dynzoo.evaluate` was asked for.
+    """One function ``eps -> Attack`` for each attack that ``dynzoo.evaluate`` was asked for.
 
     Args:
-        attacks: A name, an `Attack`, a factory called with `norm`, `eps` and `seed`, or a
-            sequence of these. Names are the ensembles `"standard"`, `"pgd_margin"` and `"fast"`,
-            and the single attacks `"apgd-ce"`, `"apgd-dlr"`, `"apgd-margin"`, `"apgd-t"`,
-            `"fab-t"`, `"square"`, `"fgsm"`, `"pgd"`, `"ddn"`, `"gaussian"`, `"uniform"` and
-            `"autoattack"`, which is `"standard"` in one.
-        norm: `"l2"` or `"linf"`.
-        seed: Seed of attacks that are made here.
-        batch_size: Batch size of attacks that are made here by name.
+        attacks: A name, an ``Attack``, a factory called with ``norm``, ``eps`` and ``seed``, or a
+            sequence of these. Names are the ensembles ``"standard"``, ``"pgd_margin"`` and
+            ``"fast"``, and the single attacks ``"apgd-ce"``, ``"apgd-dlr"``, ``"apgd-margin"``,
+            ``"apgd-t"``, ``"fab-t"``, ``"square"``, ``"fgsm"``, ``"pgd"``, ``"ddn"``,
+            ``"gaussian"``, ``"uniform"`` and ``"autoattack"``, which is ``"standard"`` in one.
+        norm: ``"l2"`` or ``"linf"``.
+        seed: seed of attacks that are made here.
+        batch_size: batch size of attacks that are made here by name.
 
     Raises:
-        ValueError: If there is no attack, or one is unknown, targeted or of another norm.
+        ValueError: if there is no attack, or one is unknown, targeted or of another norm.
     """
     if norm not in NORMS:
         raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={norm!r}")

@@ -33,27 +33,27 @@ class FAB(MinimumNorm):
     that the scale of the logits does not matter. At the end a line search goes from the best point
     towards the image. The result is an upper bound of the model's robustness, never a proof of it.
 
-    The rivals $t$ are the `targets` largest wrong logits of the clean image, or all K - 1 if there
-    are fewer: one run of `steps` against each. With `targeted_rivals=False` there is one run in
-    all, whose $t$ is the class with the smallest $|D_t|/\|\nabla D_t\|_q$ at $u_k$ (q the dual
-    norm), at K - 1 gradients a step.
+    The rivals $t$ are the ``targets`` largest wrong logits of the clean image, or all K - 1 if
+    there are fewer: one run of ``steps`` against each. With ``targeted_rivals=False`` there is one
+    run in all, whose $t$ is the class with the smallest $|D_t|/\|\nabla D_t\|_q$ at $u_k$ (q the
+    dual norm), at K - 1 gradients a step.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius within which an image counts as fallen, > 0; `minimum_norm` needs none.
-        seed: Seed of the random starts of all but the first restart.
-        steps: Iterations of a run, >= 1.
-        restarts: How often images that resist are attacked against all rivals, >= 1.
-        targets: Number of rivals, >= 1.
-        alpha_max: Largest share of the step that starts at the image, in (0, 1].
-        eta: Overshoot beyond the linearised boundary, >= 1.
-        beta: Share of the way from the image at which the search goes on, in (0, 1].
-        targeted_rivals: Whether each run has one fixed rival.
-        batch_size: Images processed at once.
-        eot: Passes through a random model whose logits and gradients are averaged.
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius within which an image counts as fallen, > 0; ``minimum_norm`` needs none.
+        seed: seed of the random starts of all but the first restart.
+        steps: iterations of a run, >= 1.
+        restarts: how often images that resist are attacked against all rivals, >= 1.
+        targets: number of rivals, >= 1.
+        alpha_max: largest share of the step that starts at the image, in (0, 1].
+        eta: overshoot beyond the linearised boundary, >= 1.
+        beta: share of the way from the image at which the search goes on, in (0, 1].
+        targeted_rivals: whether each run has one fixed rival.
+        batch_size: images processed at once.
+        eot: passes through a random model whose logits and gradients are averaged.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: if an argument is out of its range.
 
     Example:
 
@@ -65,9 +65,9 @@ class FAB(MinimumNorm):
     >>> points.shape, distances.shape
     ((5, 4), (5,))
 
-    Reference: Croce and Hein, *Minimally distorted adversarial examples with a fast adaptive
-    boundary attack* (2020), algorithm 1; *Reliable evaluation of adversarial robustness with an
-    ensemble of diverse parameter-free attacks* (2020), for the fixed rivals.
+    Reference: Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive
+    boundary attack" (2020), algorithm 1; "Reliable evaluation of adversarial robustness with an
+    ensemble of diverse parameter-free attacks" (2020), for the fixed rivals.
     """
 
     def __init__(

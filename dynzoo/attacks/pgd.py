@@ -29,27 +29,27 @@ class PGD(Attack):
     highest loss. The result is an upper bound of the model's robustness, never a proof of it.
 
     The default loss is the margin, because cross-entropy misses many adversarial examples of
-    1-Lipschitz networks. `loss="pairwise"` climbs $z_r - z_y$ for one fixed runner-up $r$: run
+    1-Lipschitz networks. ``loss="pairwise"`` climbs $z_r - z_y$ for one fixed runner-up $r$: run
     (restart) number k takes the (k+1)-th largest wrong logit of the clean image.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius of the ball, > 0.
-        seed: Seed of the random starts.
-        steps: Number of gradient steps, >= 1.
-        step_size: Length of a step in the chosen norm; `2.5 * eps / steps` if `None`.
-        restarts: Runs on images that still resist, >= 1.
-        random_start: Start every run from a random point of the ball. If false, the first run
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius of the ball, > 0.
+        seed: seed of the random starts.
+        steps: number of gradient steps, >= 1.
+        step_size: length of a step in the chosen norm; ``2.5 * eps / steps`` if ``None``.
+        restarts: runs on images that still resist, >= 1.
+        random_start: start every run from a random point of the ball. If false, the first run
             starts at the image itself; later ones are random in any case, except for the runs of
-            `"pairwise"`, which differ by their runner-up.
-        loss: `"margin"`, `"ce"`, `"dlr"`, `"pairwise"` or `"pairwise_dlr"`, see
-            `dynzoo.attacks.losses`.
-        targeted: If true, `y` is the class to reach.
-        batch_size: Images processed at once.
-        eot: Passes through a random model whose losses, margins and gradients are averaged.
+            ``"pairwise"``, which differ by their runner-up.
+        loss: ``"margin"``, ``"ce"``, ``"dlr"``, ``"pairwise"`` or ``"pairwise_dlr"``, see
+            ``dynzoo.attacks.losses``.
+        targeted: if true, ``y`` is the class to reach.
+        batch_size: images processed at once.
+        eot: passes through a random model whose losses, margins and gradients are averaged.
 
     Raises:
-        ValueError: If an argument is out of its range, or the model has too few classes for the
+        ValueError: if an argument is out of its range, or the model has too few classes for the
             loss.
 
     Example:
@@ -61,8 +61,8 @@ class PGD(Attack):
     >>> PGD(norm="linf", eps=0.1, steps=5)(model, x, y).shape
     (5, 4)
 
-    Reference: Madry et al., *Towards deep learning models resistant to adversarial attacks* (2018),
-    section 2.1; Carlini and Wagner, *Towards evaluating the robustness of neural networks* (2017),
+    Reference: Madry et al., "Towards deep learning models resistant to adversarial attacks" (2018),
+    section 2.1; Carlini and Wagner, "Towards evaluating the robustness of neural networks" (2017),
     for the margin loss.
     """
 

@@ -35,27 +35,27 @@ class Square(Attack):
     Linf: the window takes the value $\pm\varepsilon$, one sign for each channel, and the opposite
     signs where these would change nothing. L2: the window takes a signed pattern on top of what it
     held, and the norm of a second window, which is set to zero; the whole keeps norm
-    $\varepsilon$. Windows cover `p_init` of the pixels at first, and half as much after 10, 50,
+    $\varepsilon$. Windows cover ``p_init`` of the pixels at first, and half as much after 10, 50,
     200, 500, 1000, 2000, 4000, 6000 and 8000 queries. Every place at which a window fits, the last
     row and column included, is as likely as the others, and is drawn for each image by itself.
 
     The result is an upper bound of the model's robustness, never a proof of it.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius of the ball, > 0.
-        seed: Seed of the windows.
-        queries: Forward passes of an image that resists, >= 1.
-        p_init: Share of the pixels in the first windows, in (0, 1].
-        restarts: Runs on images that still resist, >= 1.
-        batch_size: Images processed at once.
-        eot: Passes through a random model whose logits are averaged, in each query.
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius of the ball, > 0.
+        seed: seed of the windows.
+        queries: forward passes of an image that resists, >= 1.
+        p_init: share of the pixels in the first windows, in (0, 1].
+        restarts: runs on images that still resist, >= 1.
+        batch_size: images processed at once.
+        eot: passes through a random model whose logits are averaged, in each query.
 
     Inputs are images (n, h, w, c) or (n, h, w), or vectors (n, d), which are taken for square
     images of one channel where d is a perfect square, and for images of one row elsewhere.
 
     Raises:
-        ValueError: If an argument is out of its range, or the inputs have another rank.
+        ValueError: if an argument is out of its range, or the inputs have another rank.
 
     Example:
 
@@ -66,8 +66,8 @@ class Square(Attack):
     >>> Square(norm="linf", eps=0.1, queries=5)(model, x, y).shape
     (5, 4)
 
-    Reference: Andriushchenko et al., *Square attack: a query-efficient black-box adversarial attack
-    via random search* (2020), algorithms 1 to 3.
+    Reference: Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack
+    via random search" (2020), algorithms 1 to 3.
     """
 
     black_box = True
@@ -168,7 +168,7 @@ def _keep_better(logits: Any, candidate: Any, point: Any, best: Any, label: Any)
 
 
 def _corner(uniform: Any, size: Any, length: int) -> Any:
-    """First row or column of each window, from 0 to `length - size` inclusive."""
+    """First row or column of each window, from 0 to ``length - size`` inclusive."""
     return ops.minimum(ops.floor(uniform * (length - size + 1.0)), length - size)
 
 

@@ -45,8 +45,13 @@ def from_onnx(
 
     Example:
 
-    >>> model = from_onnx("network.onnx")
-    >>> dynzoo.certify(model).lipschitz
+    >>> import dynzoo, onnx.parser
+    >>> network = onnx.parser.parse_model(
+    ...     '<ir_version: 10, opset_import: ["": 20]>'
+    ...     "network (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }"
+    ... )
+    >>> dynzoo.convert.from_onnx(network).output_shape
+    (None, 4)
     """
     try:
         import onnx  # takes time, and is not needed to use dynzoo

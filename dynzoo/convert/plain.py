@@ -53,8 +53,11 @@ def to_plain(model: keras.Model) -> keras.Model:
 
     Example:
 
-    >>> plain = to_plain(dynzoo.from_preset("isometric_small_cifar10"))
-    >>> plain.save("plain.keras")
+    >>> import dynzoo, keras
+    >>> layers = [keras.Input((4,)), dynzoo.layers.UnitRowDense(3)]
+    >>> plain = dynzoo.convert.to_plain(keras.Sequential(layers))
+    >>> type(plain.layers[-1]).__name__
+    'Dense'
     """
     program = trace(model)
     for step in program.steps:

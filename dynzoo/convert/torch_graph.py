@@ -57,9 +57,11 @@ def from_torch(
 
     Example:
 
+    >>> import torch, dynzoo
     >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
-    >>> model = from_torch(network, (2, 2, 3))
-    >>> dynzoo.certify(model).lipschitz
+    >>> model = dynzoo.convert.from_torch(network, (2, 2, 3))
+    >>> model.output_shape
+    (None, 3)
     """
     torch = _torch()
     if isinstance(source, torch.nn.Module):

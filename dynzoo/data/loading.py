@@ -1,4 +1,4 @@
-"""Image data sets as arrays: CIFAR by TensorFlow Datasets, digits, `.npz` files, and folders."""
+"""Image data sets as arrays: CIFAR by TensorFlow Datasets, digits, ``.npz`` files, and folders."""
 
 import os
 import threading
@@ -29,34 +29,36 @@ def load(
     image_shape: tuple[int, ...] | None = None,
     stream: bool | None = False,
 ) -> tuple[Split, Split]:
-    """Load `(x_train, y_train), (x_test, y_test)`: NHWC images and integer labels.
+    """Load ``(x_train, y_train), (x_test, y_test)``: NHWC images and integer labels.
 
     Float images are the stored bytes divided by 255, hence in [0, 1] and exact to the byte. CIFAR
     comes in its original order, which published protocols count in ("the first 1000 test images").
 
     Args:
-        name: `"cifar10"`, `"cifar100"`, `"mnist"` (TensorFlow Datasets, from the folder that the
-            environment variable `TFDS_DATA_DIR` names), `"digits"` (1437 + 360 handwritten digits
-            that come with scikit-learn, upsampled to 32x32x3; no download), or the path of an
-            `.npz` file laid out as `keras.datasets` does: `x_train`, `y_train`, `x_test`, `y_test`;
-            or a folder of images, see `dynzoo.data.image_folder.load_image_folder`.
-        dtype: `"float32"` for images in [0, 1], or `"uint8"` for the bytes.
+        name: ``"cifar10"``, ``"cifar100"``, ``"mnist"`` (TensorFlow Datasets, from the folder that
+            the environment variable ``TFDS_DATA_DIR`` names), ``"digits"`` (1437 + 360 handwritten
+            digits that come with scikit-learn, upsampled to 32x32x3; no download), or the path of
+            an ``.npz`` file laid out as ``keras.datasets`` does: ``x_train``, ``y_train``,
+            ``x_test``, ``y_test``; or a folder of images, see
+            ``dynzoo.data.image_folder.load_image_folder``.
+        dtype: ``"float32"`` for images in [0, 1], or ``"uint8"`` for the bytes.
         image_shape: (height, width, channels) to which the images of a folder are brought.
-        stream: True leaves the images of a folder in their files until they are asked for; `None`
-            does so where they would take more than 1 GiB as floats.
+        stream: ``True`` leaves the images of a folder in their files until they are asked for;
+            ``None`` does so where they would take more than 1 GiB as floats.
 
     Returns:
         Images of shape (n, height, width, channels), labels int64 of shape (n,), for each split.
-        Streamed images are a `dynzoo.inference.streamed_images.StreamedImages`, which is indexed as
-        an array and goes into `dynzoo.augmentation.Augmented`, `finetune` and `evaluate`.
+        Streamed images are a ``dynzoo.inference.streamed_images.StreamedImages``, which is indexed
+        as an array and goes into ``dynzoo.augmentation.Augmented``, ``finetune`` and ``evaluate``.
 
     Raises:
         ValueError: unknown name, or a file whose content is not as described (it names the key).
-        FileNotFoundError: no such `.npz` file.
+        FileNotFoundError: no such ``.npz`` file.
         RuntimeError: the data are neither on this machine nor to be had over the network.
 
     Example:
 
+    >>> import dynzoo
     >>> (x_train, y_train), (x_test, y_test) = dynzoo.data.load("digits")
     >>> x_test.shape
     (360, 32, 32, 3)
@@ -77,7 +79,7 @@ def _stored(
     image_shape: tuple[int, ...] | None = None,
     stream: bool | None = False,
 ) -> tuple[Split, Split]:
-    """The data as they are kept: bytes, or the floats of an `.npz` file."""
+    """The data as they are kept: bytes, or the floats of an ``.npz`` file."""
     key = check_source(name)
     if key.endswith(".npz"):
         return _load_npz(Path(key))
@@ -89,13 +91,20 @@ def _stored(
 
 
 def class_names(name: str | os.PathLike) -> list[str]:
-    """Names of the classes of a data set that `load` knows, in the order of the labels.
+    """Names of the classes of a data set that ``load`` knows, in the order of the labels.
 
-    For an `.npz` file these are its key `class_names` or `label_names`, else the numbers as text;
-    for a folder of images the names of its subfolders.
+    For an ``.npz`` file these are its key ``class_names`` or ``label_names``, else the numbers as
+    text; for a folder of images the names of its subfolders.
+
+    Args:
+        name: as in ``load``.
+
+    Returns:
+        One text a class.
 
     Example:
 
+    >>> import dynzoo
     >>> dynzoo.data.class_names("cifar10")[:3]
     ['airplane', 'automobile', 'bird']
     """
@@ -123,7 +132,16 @@ def split_validation(
         seed: seed of the choice.
 
     Returns:
-        `(x_train, y_train), (x_val, y_val)`; both keep the order of the original.
+        ``(x_train, y_train), (x_val, y_val)``; both keep the order of the original.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from dynzoo.data import split_validation
+    >>> x, y = np.zeros((10, 8, 8, 3)), np.arange(10)
+    >>> (x_train, y_train), (x_val, y_val) = split_validation(x, y, 0.2)
+    >>> len(x_train), len(x_val)
+    (8, 2)
     """
     n = len(x)
     count = round(size * n) if isinstance(size, float) and 0 < size < 1 else size
@@ -139,7 +157,21 @@ def split_validation(
 
 
 def load_exact(name: str | os.PathLike) -> tuple[Split, Split]:
-    """What `load` gives: as bytes, or as float32 in [0, 1] where the images are no bytes / 255."""
+    """What ``load`` gives: as bytes, or as float32 in [0, 1] where the images are no bytes / 255.
+
+    Args:
+        name: as in ``load``.
+
+    Returns:
+        ``(x_train, y_train), (x_test, y_test)``, as ``load`` does.
+
+    Example:
+
+    >>> import dynzoo
+    >>> (x_train, y_train), (x_test, y_test) = dynzoo.data.load_exact("digits")
+    >>> x_test.dtype
+    dtype('uint8')
+    """
     splits = _stored(name)
     parts = [x if x.dtype == np.uint8 else _bytes_or_floats(x) for x, _ in splits]
     if len({x.dtype for x in parts}) > 1:
@@ -156,7 +188,21 @@ def _bytes_or_floats(x: np.ndarray) -> np.ndarray:
 
 
 def to_float(x: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] as float32; bytes are divided by 255."""
+    """Images in [0, 1] as float32; bytes are divided by 255.
+
+    Args:
+        x: images, of bytes or of floats in [0, 1]; or ``StreamedImages``.
+
+    Returns:
+        The same as float32.
+
+    Example:
+
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> dynzoo.data.to_float(np.array([0, 51, 255], "uint8"))
+    array([0. , 0.2, 1. ], dtype=float32)
+    """
     if isinstance(x, StreamedImages):
         return x.astype("float32")
     if x.dtype == np.uint8:
@@ -312,7 +358,7 @@ def _keep_tensorflow_off_the_gpu() -> None:
 
 
 def _unreachable(url: str, timeout: float = 5.0) -> str | None:
-    """Why `url` cannot be fetched, or None. A thread, for name look-ups ignore socket timeouts."""
+    """Why ``url`` cannot be fetched, or None. In a thread: look-ups ignore socket timeouts."""
     answer = [f"no answer from {url} within {timeout:g} s"]
 
     def ask() -> None:

@@ -29,6 +29,8 @@ class Call(NamedTuple):
 
 # A tensor's batch axis: its position, or None where it is not known.
 _Axis = int | None
+_Known = Sequence[_Axis]
+_Mixes = Callable[[], None]
 
 # Operations that move axes about, or whose `axis` is no axis that they work along.
 _MOVERS = {
@@ -192,7 +194,7 @@ def _walk(
     return last
 
 
-def _default(node: Any, known: Sequence[_Axis], result: Any) -> _Axis:
+def _default(node: Any, known: _Known, result: Any) -> _Axis:
     """Where the batch axis is after a call of which nothing is known."""
     if not known or any(axis != known[0] for axis in known):
         return None
@@ -203,7 +205,7 @@ def _default(node: Any, known: Sequence[_Axis], result: Any) -> _Axis:
 # --- one call ---
 
 
-def _call(node: Any, known: Sequence[_Axis], mixes: Callable[[], None]) -> list[_Axis] | None:
+def _call(node: Any, known: _Known, mixes: _Mixes) -> list[_Axis] | None:
     """The batch axes of the results; `None` for those of `_default`."""
     operation, kind = node.operation, type(node.operation).__name__
     if not known or known[0] is None:
@@ -247,7 +249,7 @@ def _along(operation: Any, rank: int) -> set[int]:
     return axes
 
 
-def _pairwise(node: Any, known: Sequence[_Axis], mixes: Callable[[], None]) -> list[_Axis]:
+def _pairwise(node: Any, known: _Known, mixes: _Mixes) -> list[_Axis]:
     """Axes are matched from the last one on: two batch axes at different places make pairs."""
     if None in known:
         return [None]
@@ -259,17 +261,17 @@ def _pairwise(node: Any, known: Sequence[_Axis], mixes: Callable[[], None]) -> l
     return [len(node.outputs[0].shape) - 1 - places.pop()]
 
 
-def _transpose(node, known, axis, rank, mixes):
+def _transpose(node: Any, known: _Known, axis: int, rank: int, mixes: _Mixes) -> list[_Axis]:
     order = node.operation.axes
     return [rank - 1 - axis if order is None else [a % rank for a in order].index(axis)]
 
 
-def _swap(node, known, axis, rank, mixes):
+def _swap(node: Any, known: _Known, axis: int, rank: int, mixes: _Mixes) -> list[_Axis]:
     pair = [node.operation.axis1 % rank, node.operation.axis2 % rank]
     return [pair[1 - pair.index(axis)] if axis in pair else axis]
 
 
-def _insert(node, known, axis, rank, mixes):
+def _insert(node: Any, known: _Known, axis: int, rank: int, mixes: _Mixes) -> list[_Axis]:
     if any(other != axis for other in known):
         return [None]
     at = node.operation.axis
@@ -278,7 +280,7 @@ def _insert(node, known, axis, rank, mixes):
     return [axis + (at % (rank + 1) <= axis)]
 
 
-def _reshape(node, known, axis, rank, mixes):
+def _reshape(node: Any, known: _Known, axis: int, rank: int, mixes: _Mixes) -> list[_Axis]:
     before, after = tuple(node.input_tensors[0].shape), tuple(node.outputs[0].shape)
     rows = axis == 0 and after and after[0] == before[0]
     sizes = [*before[1:], *after[1:]]
@@ -291,7 +293,7 @@ def _reshape(node, known, axis, rank, mixes):
     return [0 if counts[0] == counts[1] else None]
 
 
-def _item(node, known, axis, rank, mixes):
+def _item(node: Any, known: _Known, axis: int, rank: int, mixes: _Mixes) -> list[_Axis]:
     args = node.arguments.args
     key = args[1] if len(args) > 1 else node.arguments.kwargs.get("key")
     first = key[0] if isinstance(key, tuple) and key else key
@@ -304,7 +306,7 @@ def _item(node, known, axis, rank, mixes):
     return [None]
 
 
-def _matmul(node, known, axis, rank, mixes):
+def _matmul(node: Any, known: _Known, axis: int, rank: int, mixes: _Mixes) -> list[_Axis]:
     tensors = node.input_tensors
     if len(tensors) != 2:
         # One factor is a constant, and which one is not told: only the inner axes are certain.
@@ -320,7 +322,7 @@ def _matmul(node, known, axis, rank, mixes):
     return [len(node.outputs[0].shape) - (rank - axis)]
 
 
-def _einsum(node, known, axis, rank, mixes):
+def _einsum(node: Any, known: _Known, axis: int, rank: int, mixes: _Mixes) -> list[_Axis]:
     formula = node.operation.subscripts.replace(" ", "")
     terms, _, result = formula.partition("->")
     parts = terms.split(",")

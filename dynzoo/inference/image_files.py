@@ -43,7 +43,7 @@ def read_image(
 
     Args:
         file: where it is.
-        image_shape: (height, width, channels) to bring it to; `None` for its own size.
+        image_shape: (height, width, channels) to bring it to; ``None`` for its own size.
         channels: of an image of its own size, 3 for colour or 1 for gray.
 
     Raises:

@@ -1,7 +1,7 @@
 """Every integrator as a row of a table: what it solves, its order, its radius, what it keeps.
 
 The rows hold no numbers of their own: each is read off the method, which is what the layers use.
-`tests/integrators/` measure every order and check every invariant and radius.
+``tests/integrators/`` measure every order and check every invariant and radius.
 """
 
 from __future__ import annotations
@@ -44,9 +44,15 @@ class Integrator:
         order: order of convergence.
         general_order: order where it is lower outside the setting of ``order``.
         circle_contractivity_radius: r of a Runge-Kutta method, else ``None``.
-        preserves: words of `INVARIANTS`.
+        preserves: words of ``INVARIANTS``.
         source: reference.
         method: the method itself.
+
+    Example:
+
+    >>> from dynzoo import integrators
+    >>> [row.solver for row in integrators.table() if row.name == "cayley"]
+    ['linearly implicit']
     """
 
     name: str
@@ -66,7 +72,9 @@ def table() -> list[Integrator]:
 
     Example:
 
-    >>> [row.name for row in table() if "norm" in row.preserves and row.order == 4]
+    >>> from dynzoo import integrators
+    >>> rows = integrators.table()
+    >>> [row.name for row in rows if "norm" in row.preserves and row.order == 4]
     ['projected_rk4']
     """
     methods = [

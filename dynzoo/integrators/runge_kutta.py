@@ -28,7 +28,14 @@ class RungeKutta:
         order: order of consistency.
         stages: strictly lower triangular coefficients a_ij, one tuple a stage.
         weights: the b_i.
-        preserves: what a step keeps, in words of `dynzoo.integrators.registry`.
+        preserves: what a step keeps, in words of ``dynzoo.integrators.registry``.
+
+    Example:
+
+    >>> from dynzoo import integrators
+    >>> heun = integrators.RungeKutta("heun", 2, ((), (1.0,)), (0.5, 0.5))
+    >>> heun.step(lambda x: -x, 1.0, 0.1)
+    0.905
     """
 
     name: str
@@ -91,15 +98,31 @@ _METHODS = {m.name: m for m in (EULER, HEUN, SSP3, RK4)}
 
 
 def names() -> list[str]:
-    """Names of the integrators."""
+    """Names of the integrators.
+
+    Example:
+
+    >>> from dynzoo import integrators
+    >>> integrators.names()
+    ['euler', 'heun', 'ssp3', 'rk4']
+    """
     return list(_METHODS)
 
 
 def get(identifier) -> RungeKutta:
-    """Looks an integrator up by name, or passes a `RungeKutta` on.
+    """Looks an integrator up by name, or passes a ``RungeKutta`` on.
+
+    Args:
+        identifier: ``"euler"``, ``"heun"``, ``"ssp3"``, ``"rk4"``, or a ``RungeKutta``.
 
     Raises:
         ValueError: for an unknown name.
+
+    Example:
+
+    >>> from dynzoo import integrators
+    >>> integrators.get("rk4").order
+    4
     """
     if isinstance(identifier, RungeKutta):
         return identifier

@@ -27,7 +27,13 @@ class Splitting:
         order: order of consistency.
         drifts: the c_i, multiples of the step by which q moves.
         kicks: the d_i, multiples of the step by which p moves, each after its drift.
-        preserves: what a step keeps, in words of `dynzoo.integrators.registry`.
+        preserves: what a step keeps, in words of ``dynzoo.integrators.registry``.
+
+    Example:
+
+    >>> from dynzoo import integrators
+    >>> integrators.Splitting("leapfrog", 2, (0.5, 0.5), (1.0, 0.0)) == integrators.LEAPFROG
+    True
     """
 
     name: str
@@ -56,7 +62,7 @@ class Splitting:
         return q, p
 
     def inverse_step(self, drift, kick, q, p, step_size):
-        """Undoes `step`: the same shears backwards, exact but for rounding."""
+        """Undoes ``step``: the same shears backwards, exact but for rounding."""
         for c, d in zip(reversed(self.drifts), reversed(self.kicks), strict=True):
             if d:
                 p = p - (step_size * d) * kick(q)
@@ -107,7 +113,7 @@ def names() -> list[str]:
 
 
 def get(identifier) -> Splitting:
-    """Looks a splitting up by name, or passes a `Splitting` on.
+    """Looks a splitting up by name, or passes a ``Splitting`` on.
 
     Raises:
         ValueError: for an unknown name.

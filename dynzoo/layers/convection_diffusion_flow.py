@@ -42,7 +42,7 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
     with $v(x) = -A^T\sigma(Ax + b)$ (``velocity="gradient"``) or $B^T\sigma(Ax + b)$ (``"free"``).
     The mean over the noise of a function f behind the layer, $u(x) = E f(X_T)$, solves the
     convection-diffusion equation $u_t = v \cdot \nabla u + \sigma^2 \Delta u$ up to the error of
-    the step. `feynman_kac_mean` computes that mean for a whole model.
+    the step. ``feynman_kac_mean`` computes that mean for a whole model.
 
     Which noise acts: in training, a fresh draw for each example and step, from a Keras
     ``SeedGenerator``. In inference, by ``inference``:
@@ -50,7 +50,7 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
     * ``"mean"``: the mean of the state over ``samples`` fixed paths, drawn once from ``seed`` by
       NumPy and shared by all examples. Nothing is random between calls, no example sees another.
       The last noise has mean zero and is left out exactly: a single step costs no samples.
-    * ``"random"``: a fresh draw in every call, as in training (`random_at_inference` is true).
+    * ``"random"``: a fresh draw in every call, as in training (``random_at_inference`` is true).
     * ``"deterministic"``: none, the residual network itself.
 
     Guarantee: one increment has variance $2\sigma^2h$ in each entry. u obeys the maximum principle
@@ -85,8 +85,11 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
 
     Example:
 
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import ConvectionDiffusionFlow
     >>> layer = ConvectionDiffusionFlow(operators.Dense(16), sigma=0.1, steps=3)
-    >>> layer(np.ones((2, 32), "float32")).shape
+    >>> tuple(layer(np.ones((2, 32), "float32")).shape)
     (2, 32)
 
     Reference: T. Wang et al., "An axiomatized PDE model of deep neural networks" (arXiv

@@ -15,7 +15,7 @@ __all__ = ["feynman_kac_mean"]
 def feynman_kac_mean(model, x, samples=16, seed=0, batch_size=256) -> np.ndarray:
     r"""Monte-Carlo mean of a model's outputs over the noise of its layers, $u(x) = E f(X_T)$.
 
-    The noise is that of the layers that draw in inference mode, such as `ConvectionDiffusionFlow`
+    The noise is that of the layers that draw in inference mode, such as ``ConvectionDiffusionFlow``
     with ``inference="random"``; its draws depend on ``seed``, the batch size and the backend alone.
     The states of the model's seed generators are put back.
 
@@ -34,9 +34,13 @@ def feynman_kac_mean(model, x, samples=16, seed=0, batch_size=256) -> np.ndarray
 
     Example:
 
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import ConvectionDiffusionFlow, feynman_kac_mean
     >>> flow = ConvectionDiffusionFlow(operators.Dense(4), inference="random")
     >>> model = keras.Sequential([keras.Input((4,)), flow, keras.layers.Dense(3)])
-    >>> feynman_kac_mean(model, np.ones((5, 4)), samples=32).shape
+    >>> tuple(feynman_kac_mean(model, np.ones((5, 4)), samples=32).shape)
     (5, 3)
     """
     positive_integer("samples", samples)

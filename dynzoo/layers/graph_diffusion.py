@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -37,7 +38,7 @@ class GraphDiffusion(keras.layers.Layer):
       $w_{ij} = \exp(-(d_{ij}/d_i^{(s)})^2)$ for $d_{ij} < d_i^{(k)}$, normalised, symmetrised.
 
     Nodes are the last axis but one. With u of shape (nodes, channels) the nodes **are** the batch:
-    an example's output depends on the others (`depends_on_batch` is true), so that an attack must
+    an example's output depends on the others (``depends_on_batch`` is true), so that an attack must
     hold the whole batch in its loop, and there is no certificate for one example. With u of shape
     (batch, nodes, channels) each example has its own graph. The steps run in float32 or better
     whatever the compute type, for averages in bfloat16 are none.
@@ -63,8 +64,10 @@ class GraphDiffusion(keras.layers.Layer):
 
     Example:
 
+    >>> import numpy as np
+    >>> from dynzoo.layers import GraphDiffusion
     >>> path = [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
-    >>> GraphDiffusion(0.5, steps=2, adjacency=path)(np.eye(3, dtype="float32")).shape
+    >>> tuple(GraphDiffusion(0.5, steps=2, adjacency=path)(np.eye(3, dtype="float32")).shape)
     (3, 3)
 
     Reference: T. Wang et al., "Convection-diffusion equation: a theoretically certified framework
@@ -106,8 +109,8 @@ class GraphDiffusion(keras.layers.Layer):
                 + ("None" if adjacency is None else "an array")
             )
         # A plain list of lists: what a config can hold.
-        self.adjacency = None if adjacency is None else _checked_adjacency(adjacency).tolist()
-        self._matrix = None
+        self.adjacency: Any = None if adjacency is None else _checked_adjacency(adjacency).tolist()
+        self._matrix: Any = None
         if adjacency is not None:
             if self.sigma2 > self.step_limit * (1 + 1e-12):
                 raise ValueError(

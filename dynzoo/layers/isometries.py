@@ -15,7 +15,8 @@ __all__ = ["BetaAbs", "ChannelPadding", "Isometry", "MaxMin", "MeanShift", "Spac
 class Isometry(keras.layers.Layer):
     """A layer with Lipschitz constant 1, whatever its (few) settings.
 
-    Each class below states its bound anew beside its `call`: `certify` believes no inherited one.
+    Each class below states its bound anew beside its ``call``: ``certify`` believes no inherited
+    one.
     """
 
     _kept = "every distance is kept"
@@ -54,7 +55,12 @@ class MaxMin(Isometry):
 
     Example:
 
-    >>> MaxMin()(np.array([[1.0, 2.0, 3.0, 0.0]], "float32"))  # [[3, 2, 1, 0]]
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from dynzoo.layers import MaxMin
+    >>> y = MaxMin()(np.array([[1.0, 2.0, 3.0, 0.0]], "float32"))
+    >>> ops.convert_to_numpy(y)
+    array([[3., 2., 1., 0.]], dtype=float32)
 
     Reference: Anil, Lucas and Grosse, "Sorting out Lipschitz function approximation", ICML 2019.
     """
@@ -106,7 +112,12 @@ class BetaAbs(Isometry):
 
     Example:
 
-    >>> BetaAbs(0.5)(np.array([[-1.0, 2.0, -3.0, 4.0]], "float32"))  # [[1, 2, -3, 4]]
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from dynzoo.layers import BetaAbs
+    >>> y = BetaAbs(0.5)(np.array([[-1.0, 2.0, -3.0, 4.0]], "float32"))
+    >>> ops.convert_to_numpy(y)
+    array([[ 1.,  2., -3.,  4.]], dtype=float32)
 
     Reference: K. Hu, H. Hu and M. Fredrikson, "LipNeXt" (arXiv 2601.18513).
     """
@@ -150,7 +161,9 @@ class SpaceToDepth(Isometry):
 
     Example:
 
-    >>> SpaceToDepth(2)(np.zeros((1, 32, 32, 3), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import SpaceToDepth
+    >>> tuple(SpaceToDepth(2)(np.zeros((1, 32, 32, 3), "float32")).shape)
     (1, 16, 16, 12)
     """
 
@@ -205,7 +218,9 @@ class ChannelPadding(Isometry):
 
     Example:
 
-    >>> ChannelPadding(64)(np.zeros((1, 16, 16, 12), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import ChannelPadding
+    >>> tuple(ChannelPadding(64)(np.zeros((1, 16, 16, 12), "float32")).shape)
     (1, 16, 16, 64)
     """
 
@@ -252,7 +267,12 @@ class MeanShift(Isometry):
 
     Example:
 
-    >>> MeanShift([0.5, 0.5, 0.5])(np.zeros((1, 4, 4, 3), "float32"))
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from dynzoo.layers import MeanShift
+    >>> y = MeanShift([0.5, 0.25])(np.ones((1, 1, 1, 2), "float32"))
+    >>> ops.convert_to_numpy(y)
+    array([[[[0.5 , 0.75]]]], dtype=float32)
     """
 
     def __init__(self, mean, **kwargs):

@@ -33,7 +33,7 @@ class OrthonormalDense(keras.layers.Layer):
         units: number of outputs, a positive integer.
         use_bias: add a bias.
         projection_steps: least effort of the projection after each optimizer update, as the
-            ``steps`` of `dynzoo.constraints.Orthonormal`.
+            ``steps`` of ``dynzoo.constraints.Orthonormal``.
         seed: integer seed of the orthogonal initialiser, or ``None``.
 
     Input shape: (batch, ..., inputs). Output shape: (batch, ..., units).
@@ -43,7 +43,9 @@ class OrthonormalDense(keras.layers.Layer):
 
     Example:
 
-    >>> OrthonormalDense(16)(np.ones((2, 64), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import OrthonormalDense
+    >>> tuple(OrthonormalDense(16)(np.ones((2, 64), "float32")).shape)
     (2, 16)
 
     Reference: orthonormality by Newton-Schulz: Björck and Bowie (1971).
@@ -115,13 +117,13 @@ class OrthonormalDense(keras.layers.Layer):
 class OrthonormalPointwise(OrthonormalDense):
     """The same orthonormal matrix on the channels of each pixel (a 1x1 convolution).
 
-    Guarantee: as `OrthonormalDense`, for every image size.
+    Guarantee: as ``OrthonormalDense``, for every image size.
 
     Args:
         units: number of output channels, a positive integer.
         use_bias: add a bias.
         projection_steps: least effort of the projection after each optimizer update, as the
-            ``steps`` of `dynzoo.constraints.Orthonormal`.
+            ``steps`` of ``dynzoo.constraints.Orthonormal``.
         seed: integer seed of the orthogonal initialiser, or ``None``.
 
     Input shape: (batch, height, width, channels).
@@ -131,7 +133,9 @@ class OrthonormalPointwise(OrthonormalDense):
 
     Example:
 
-    >>> OrthonormalPointwise(8)(np.ones((2, 4, 4, 32), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import OrthonormalPointwise
+    >>> tuple(OrthonormalPointwise(8)(np.ones((2, 4, 4, 32), "float32")).shape)
     (2, 4, 4, 8)
     """
 
@@ -156,7 +160,9 @@ class PositionOffset(keras.layers.Layer):
 
     Example:
 
-    >>> PositionOffset()(np.ones((2, 4, 4, 8), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import PositionOffset
+    >>> tuple(PositionOffset()(np.ones((2, 4, 4, 8), "float32")).shape)
     (2, 4, 4, 8)
     """
 
@@ -203,7 +209,9 @@ class ScaledAveragePooling2D(keras.layers.Layer):
 
     Example:
 
-    >>> ScaledAveragePooling2D(2)(np.ones((1, 4, 4, 3), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import ScaledAveragePooling2D
+    >>> tuple(ScaledAveragePooling2D(2)(np.ones((1, 4, 4, 3), "float32")).shape)
     (1, 2, 2, 3)
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -211,6 +212,16 @@ class PhaseSpaceFlow(keras.layers.Layer):
 
 class Invertible:
     """Adds the inverse pass to a `PhaseSpaceFlow` whose steps can be undone (``_retreat``)."""
+
+    built: bool
+    build: Any
+    compute_dtype: str
+    steps: int
+    step_sizes: Any
+    _fields: Any
+    _fields_float64: Any
+    _step: Any
+    _retreat: Any
 
     def inverse(self, y):
         """The input that the flow maps to y, on the backend."""

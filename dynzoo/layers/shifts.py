@@ -48,7 +48,9 @@ class SpatialShift(_Shifting):
 
     Example:
 
-    >>> SpatialShift()(np.zeros((1, 8, 8, 16), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import SpatialShift
+    >>> tuple(SpatialShift()(np.zeros((1, 8, 8, 16), "float32")).shape)
     (1, 8, 8, 16)
 
     Reference: Wu et al., "Shift: a zero FLOP, zero parameter alternative", CVPR 2018.
@@ -67,7 +69,7 @@ class SpatialShift(_Shifting):
 
 @keras.saving.register_keras_serializable(package="dynzoo")
 class MaxMinShift(_Shifting, MaxMin):
-    """`MaxMin`, then `SpatialShift`, without the copy in between: a third less to move.
+    """``MaxMin``, then ``SpatialShift``, without the copy in between: a third less to move.
 
     Guarantee: 1-Lipschitz, as both are; with circular padding the Jacobian is a permutation.
 
@@ -81,10 +83,12 @@ class MaxMinShift(_Shifting, MaxMin):
 
     Example:
 
-    >>> MaxMinShift()(np.zeros((1, 8, 8, 16), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import MaxMinShift
+    >>> tuple(MaxMinShift()(np.zeros((1, 8, 8, 16), "float32")).shape)
     (1, 8, 8, 16)
 
-    Reference: those of `MaxMin` and `SpatialShift`.
+    Reference: those of ``MaxMin`` and ``SpatialShift``.
     """
 
     def call(self, x):

@@ -49,7 +49,7 @@ class SwitchingFlow(keras.layers.Layer):
     leaves no room: then e = 0 and the contraction alone remains. (For a 3x3 convolution the bound
     of $\kappa$ is cautious; matrix operators, kept orthonormal, lose nothing.) With
     ``spectrum="assumed"`` (the published variant) singular values are taken to be 1, and the
-    guarantee is only as true as that is; `lipschitz_bound` states the true bound either way.
+    guarantee is only as true as that is; ``lipschitz_bound`` states the true bound either way.
 
     Args:
         operator: linear operator A, for example ``dynzoo.operators.Dense(units)``. A must be
@@ -86,8 +86,11 @@ class SwitchingFlow(keras.layers.Layer):
 
     Example:
 
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import SwitchingFlow
     >>> layer = SwitchingFlow(operators.Dense(8), mode="flexible", steps=2)
-    >>> layer(np.ones((2, 8), "float32")).shape
+    >>> tuple(layer(np.ones((2, 8), "float32")).shape)
     (2, 8)
 
     Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023
@@ -205,7 +208,7 @@ class SwitchingFlow(keras.layers.Layer):
             chosen.insert(0, self.raw_contractions[i])
         return [read(raw) for raw in chosen]
 
-    def _kernels(self, i, read):
+    def _kernels(self, i, read) -> tuple[Any, Any]:
         j = 0 if self.shared else i
         kernel = read(self.kernels[j])
         xp = np if isinstance(kernel, np.ndarray) else ops
@@ -233,7 +236,7 @@ class SwitchingFlow(keras.layers.Layer):
         ]
 
     def assign_step_sizes(self, sizes):
-        """Sets learned times (contraction, expansion), one pair a time step, in `step_sizes` units.
+        """Sets learned times (contraction, expansion), a pair a step, in ``step_sizes`` units.
 
         What is not admissible is clamped, with its sign; a fixed contraction stays.
         """
@@ -248,14 +251,15 @@ class SwitchingFlow(keras.layers.Layer):
 
     def call(self, x):
         for i in range(self.steps):
-            kernels = self._kernels(i, ops.convert_to_tensor)
+            kernel, wide = self._kernels(i, ops.convert_to_tensor)
             biases = self._biases(i, ops.convert_to_tensor, None)
             # The room is a property of the weights, not a path for their gradients: these would
             # be the noise of a number that the constraint keeps near 0.
-            frozen = [ops.stop_gradient(k) for k in kernels]
-            sizes = substep_sizes(self, *frozen, self._raws(i, ops.convert_to_tensor), ops)
+            frozen, frozen_wide = ops.stop_gradient(kernel), ops.stop_gradient(wide)
+            raws = self._raws(i, ops.convert_to_tensor)
+            sizes = substep_sizes(self, frozen, frozen_wide, raws, ops)
             h, e = (ops.cast(size, x.dtype) for size in sizes)
-            kernels = [ops.cast(k, x.dtype) for k in kernels]
+            kernels = [ops.cast(k, x.dtype) for k in (kernel, wide)]
             x = time_step(self, x, h, e, kernels, biases)
         return x
 

@@ -1,4 +1,4 @@
-"""From the raw weights of a `SwitchingFlow` to admissible step sizes, and back."""
+"""From the raw weights of a ``SwitchingFlow`` to admissible step sizes, and back."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def substep_sizes(layer, kernel, expansion_kernel, raws, xp):
     """Contractive and (signed) expansive substep of one time step.
 
     Args:
-        layer: a `SwitchingFlow`, for its configuration.
+        layer: a ``SwitchingFlow``, for its configuration.
         kernel: kernel of A.
         expansion_kernel: kernel of W, or that of A.
         raws: raw contraction (if learned) and raw expansion, real numbers.

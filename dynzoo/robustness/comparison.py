@@ -30,8 +30,19 @@ class Comparison:
 
     Args:
         names: A name for each report.
-        reports: The reports.
-        notes: Where the reports differ in how they were made.
+        reports: the reports.
+        notes: where the reports differ in how they were made.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> reports = [dynzoo.evaluate(model, x, y, attacks="none", eps=e) for e in (0.1, 0.1)]
+    >>> dynzoo.compare(reports, names=["first", "second"]).differences("first", "second", 0.1)
+    (0, 0)
     """
 
     names: list[str]
@@ -67,7 +78,7 @@ class Comparison:
         unless one of these counts is much larger than the other (McNemar's test).
 
         Raises:
-            ValueError: If a name is none of these, or neither attacks nor certificates are there
+            ValueError: if a name is none of these, or neither attacks nor certificates are there
                 for both.
         """
         one, other = (self._report(name) for name in (first, second))
@@ -105,10 +116,10 @@ class Comparison:
         return figure
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a page (`.html`), data (`.json`) or the rows (`.csv`), complete or not at all.
+        """Write a page (``.html``), data (``.json``) or rows (``.csv``), complete or not at all.
 
         Raises:
-            ValueError: If the suffix is another one.
+            ValueError: if the suffix is another one.
         """
         path = Path(path)
         if path.suffix.lower() == ".html":
@@ -129,23 +140,30 @@ def compare(
     reports: Iterable[RobustnessReport | SavedReport | str | os.PathLike[str]],
     names: Sequence[str] | None = None,
 ) -> Comparison:
-    """Put reports of `dynzoo.evaluate` side by side.
+    """Put reports of ``dynzoo.evaluate`` side by side.
 
     Args:
-        reports: At least one report, or JSON file of a report that was saved; all of the same
+        reports: at least one report, or JSON file of a report that was saved; all of the same
             images, norm and radii.
         names: A name for each; by default the name of its model, with a number if not unique.
 
     Returns:
-        A `Comparison`.
+        A ``Comparison``.
 
     Raises:
-        ValueError: If there is no report, a file holds none, or they are of other images, norms
+        ValueError: if there is no report, a file holds none, or they are of other images, norms
             or radii.
 
     Example:
 
-    >>> compare([dynzoo.evaluate(a, x, y), dynzoo.evaluate(b, x, y)]).save("both.html")
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> a, b = (keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]) for _ in "ab")
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> reports = [dynzoo.evaluate(model, x, y, attacks="none") for model in (a, b)]
+    >>> dynzoo.compare(reports, names=["a", "b"]).save("both.html").name
+    'both.html'
     """
     read = [read_report(r) if isinstance(r, (str, os.PathLike)) else r for r in reports]
     if not read:

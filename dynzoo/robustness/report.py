@@ -60,7 +60,7 @@ def attacked_images(
 
 
 def spread(examples: list[AttackedImage]) -> list[AttackedImage]:
-    """At most `EXAMPLES` of the examples, taken from each radius in turn, smallest first."""
+    """At most ``EXAMPLES`` of the examples, taken from each radius in turn, smallest first."""
     ranked = []
     seen: dict[float, int] = {}
     for example in examples:
@@ -72,32 +72,46 @@ def spread(examples: list[AttackedImage]) -> list[AttackedImage]:
 
 @dataclass
 class RobustnessReport:
-    r"""What `dynzoo.evaluate` found.
+    r"""What ``dynzoo.evaluate`` found.
 
     At every radius $\text{certified} \le \text{true robust accuracy} \le \text{robust}$: the first
     is proved, the last is what survived the attacks that were tried.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        clean: Accuracy without an attack.
-        robust: Accuracy under attack at each radius; `None` values if nothing was attacked.
-        certified: Certified accuracy at each radius; `None` values if there is no certificate.
-        warnings: Named reasons to doubt the numbers.
-        per_image: `"correct"` (n,), `"robust"` (radii, n) or `None`, both bool, `"labels"` (n,),
-            and `"radii"`: certified L2 radii (n,), 0 for wrong images, or `None`.
-        outcomes: What each attack did to each image at each radius.
+        norm: ``"l2"`` or ``"linf"``.
+        clean: accuracy without an attack.
+        robust: accuracy under attack at each radius; ``None`` values if nothing was attacked.
+        certified: certified accuracy at each radius; ``None`` values if there is no certificate.
+        warnings: named reasons to doubt the numbers.
+        per_image: ``"correct"`` (n,), ``"robust"`` (radii, n) or ``None``, both bool, ``"labels"``
+            (n,), and ``"radii"``: certified L2 radii (n,), 0 for wrong images, or ``None``.
+        outcomes: what each attack did to each image at each radius.
         examples: A few attacked images.
-        details: Attacks with every parameter, certificate, seed, versions, time.
-        title: Heading of the page.
-        class_names: Names of the classes.
-        sections: Further parts of the page, pairs of a heading and a text, a list of (name, value),
+        details: attacks with every parameter, certificate, seed, versions, time.
+        title: heading of the page.
+        class_names: names of the classes.
+        sections: further parts of the page, pairs of a heading and a text, a list of (name, value),
             a PNG or SVG file as bytes, or a tuple of these.
-        smoothed: Numbers of a smoothed classifier, which is another classifier than the model:
-            `"clean"`, `"abstained"`, `"certified"` at each radius and its `"settings"`.
-        prediction_sets: Sets of labels that hold the right one under attack with a probability of
-            1 - `"alpha"`: `"coverage"` and mean `"size"` on clean images at radius 0 and each
-            radius, `"certified_coverage"` under any attack, how many `"calibration_images"` and
-            other `"images"` these numbers are of, and the `"threshold"` (`None`: too few images).
+        smoothed: numbers of a smoothed classifier, which is another classifier than the model:
+            ``"clean"``, ``"abstained"``, ``"certified"`` at each radius and its ``"settings"``.
+        prediction_sets: sets of labels that hold the right one under attack with a probability of
+            1 - ``"alpha"``: ``"coverage"`` and mean ``"size"`` on clean images at radius 0 and each
+            radius, ``"certified_coverage"`` under any attack, how many ``"calibration_images"`` and
+            other ``"images"`` these numbers are of, and the ``"threshold"`` (``None``: too few
+            images).
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> report = dynzoo.evaluate(model, x, y, eps=0.1, attacks="none")
+    >>> report.certified[0.1] <= report.clean
+    True
+    >>> report.save("report.html").name
+    'report.html'
     """
 
     norm: str
@@ -126,7 +140,7 @@ class RobustnessReport:
         return self.per_image["robust"] is not None
 
     def radii(self) -> np.ndarray | None:
-        """Certified radius of each image in the report's norm, or `None`."""
+        """Certified radius of each image in the report's norm, or ``None``."""
         radii = self.per_image.get("radii")
         if radii is None or self.norm == "l2":
             return radii
@@ -151,7 +165,7 @@ class RobustnessReport:
         return np.flatnonzero(left & ~proved)
 
     def to_dict(self, per_image: bool = False) -> dict[str, Any]:
-        """The report as JSON-able data; `per_image=True` adds one entry for every image."""
+        """The report as JSON-able data; ``per_image=True`` adds one entry for every image."""
         result: dict[str, Any] = {
             "schema": 1,
             "title": self.title,
@@ -192,7 +206,7 @@ class RobustnessReport:
         return notebook(self)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Accuracy versus radius as a matplotlib figure; saved too if `path` is given."""
+        """Accuracy versus radius as a matplotlib figure; saved too if ``path`` is given."""
         figure = plots.robustness_figure(
             self.clean, self.robust, self.radii(), self.norm, self.after_each_attack()
         )
@@ -203,12 +217,12 @@ class RobustnessReport:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the report; the file appears complete or not at all.
 
-        `.html` is a page for people, `.json` all numbers and settings and which images are right
-        and robust, which `dynzoo compare` reads, `.csv` and `.npz` what each attack did to each
-        image (`Outcomes`).
+        ``.html`` is a page for people, ``.json`` all numbers and settings and which images are
+        right and robust, which ``dynzoo compare`` reads, ``.csv`` and ``.npz`` what each attack did
+        to each image (``Outcomes``).
 
         Raises:
-            ValueError: If the suffix is another one.
+            ValueError: if the suffix is another one.
         """
         path = Path(path)
         if path.suffix.lower() == ".html":
@@ -243,7 +257,7 @@ _LISTED = 20
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share that was measured on `count` images."""
+    """95 % Wilson interval of a share that was measured on ``count`` images."""
     z2 = 1.959964**2
     center = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = np.sqrt(share * (1 - share) * z2 / count + z2**2 / (4 * count**2)) / (1 + z2 / count)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from dynzoo import losses, optimizers
@@ -17,6 +18,7 @@ __all__ = [
     "GivenRate",
     "PiecewiseLinear",
     "Trapezoid",
+    "build_variables",
     "make_loss",
     "make_optimizer",
 ]
@@ -238,3 +240,21 @@ def make_optimizer(
         return OPTIMIZERS[config["name"]](**arguments)(rate)
     except (TypeError, ValueError) as error:
         raise ValueError(f"`training.optimizer`: {error}") from None
+
+
+def build_variables(model: keras.Model, label: np.ndarray | None = None) -> None:
+    """Makes the variables of the optimizer and of the metrics of a compiled model now.
+
+    A compiled loop cannot make them, and TensorFlow, whose `fit` makes them in its first step,
+    traces that step a second time for it: half of what there is to wait before a training begins.
+
+    Args:
+        model: the compiled model.
+        label: the label of an image, a share for each class; an integer if `None`.
+    """
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    labels = np.zeros((1,), "int32") if label is None else label[None]
+    logits = ops.zeros((1, model.output_shape[-1]))
+    model.compute_metrics(None, ops.convert_to_tensor(labels), logits)
+    model.reset_metrics()

@@ -21,7 +21,9 @@ __all__ = [
 ]
 
 
-def number(name: str, value, low: float = 0.0, high: float = math.inf, closed: str = "high"):
+def number(
+    name: str, value: Any, low: float = 0.0, high: float = math.inf, closed: str = "high"
+) -> float:
     """A finite float in an interval: its ``closed`` ends ("low", "high", "both") belong to it."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     above = real and (value >= low if closed in ("low", "both") else value > low)
@@ -35,7 +37,7 @@ def number(name: str, value, low: float = 0.0, high: float = math.inf, closed: s
     return float(value)
 
 
-def one_of(name: str, value, choices: Iterable):
+def one_of(name: str, value: Any, choices: Iterable[Any]) -> Any:
     choices = tuple(choices)
     if value not in choices:
         raise ValueError(
@@ -44,7 +46,7 @@ def one_of(name: str, value, choices: Iterable):
     return value
 
 
-def float64(variable) -> np.ndarray:
+def float64(variable: Any) -> np.ndarray:
     """A weight's present value as a NumPy float64 array."""
     from keras import ops  # the command checks numbers here before it loads Keras
 
@@ -59,7 +61,7 @@ def listed(values: Any) -> list[Any]:
         return [values]
 
 
-def positive_integer(name: str, value) -> int:
+def positive_integer(name: str, value: Any) -> int:
     """`value` as an int, NumPy's integers too, or a ValueError that names the argument."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")

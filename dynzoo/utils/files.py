@@ -6,15 +6,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dynzoo.utils import interruption
 
 __all__ = ["check_output", "move_into_place", "sha256", "to_json", "write_atomically"]
 
 
-def write_atomically(path, content: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file so that at every moment either the old or the new content is there.
 
     Nothing else is left behind where it fails.
@@ -54,11 +55,11 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def to_json(metadata: dict) -> str:
+def to_json(metadata: Mapping[str, Any]) -> str:
     """Metadata as JSON text; NumPy numbers become plain ones, NaN is refused."""
 
-    def plain(value):
-        import numpy as np  # half of the time of `dynzoo list`, which writes nothing
+    def plain(value: Any) -> Any:
+        import numpy as np  # half of the time of ``dynzoo list``, which writes nothing
 
         if isinstance(value, (np.generic, np.ndarray)):
             return value.tolist()

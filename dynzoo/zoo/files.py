@@ -46,7 +46,7 @@ def _check_regular(path: Path) -> None:
         raise ValueError(f"{path} is refused: it is not a regular file.")
 
 
-def read_metadata(folder: Path) -> dict:
+def read_metadata(folder: Path) -> dict[str, Any]:
     """Metadata of a preset folder, with a table of files that has the right form."""
     path = folder / "metadata.json"
     metadata = parse_json(path)
@@ -62,7 +62,7 @@ def read_metadata(folder: Path) -> dict:
     return metadata
 
 
-def verify(folder: Path, metadata: dict) -> PresetFiles:
+def verify(folder: Path, metadata: dict[str, Any]) -> PresetFiles:
     """Check every file against the metadata, by name, kind and SHA-256."""
     listed = metadata["files"]
     for name, expected in listed.items():

@@ -215,7 +215,9 @@ def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, batch_size: int =
     return float((answers(logits) == y).mean())
 
 
-def _all_images(correct, proved, eps, factor) -> tuple[str, Any]:
+def _all_images(
+    correct: np.ndarray, proved: np.ndarray, eps: Sequence[float], factor: float
+) -> tuple[str, Any]:
     rows = [("clean", f"{100 * correct.mean():.2f} %")]
     for e, share in _shares(proved, eps, factor).items():
         rows.append((f"certified at {radius_text(e)}", f"{100 * share:.2f} %"))
@@ -279,7 +281,8 @@ def update_card(
         evaluation["warnings"] = [warning.name for warning in measured.report.warnings]
     metadata["evaluation"] = {**evaluation, **about}
     if keep_attacks and not measured.attacked_images:
-        kept = {k: before[k] for k in ("attacked_accuracy", "audited_slope") if k in before}
+        names = ("attacked_accuracy", "audited_slope")
+        kept: dict[str, Any] = {name: before[name] for name in names if name in before}
         metadata.update(kept)
         command = about.get("command")
         again = {"certified_numbers": f"`{command}` on {about.get('backend')}"} if command else {}

@@ -140,15 +140,15 @@ def predict(
 ) -> Predictions:
     r"""Asks a network what is on some pictures, and how far its answers are proved to hold.
 
-    Guarantee: as for `Certificate.radii`: no change of L2 norm up to the radius changes the answer.
-    It is about the picture as the network gets it. Files of another size are cut in the middle
-    and scaled first, and then it is about the scaled picture; a model of
+    Guarantee: as for ``Certificate.radii``: no change of L2 norm up to the radius changes the
+    answer. It is about the picture as the network gets it. Files of another size are cut in the
+    middle and scaled first, and then it is about the scaled picture; a model of
     ``from_preset(..., preprocess=True, image_size=...)`` scales inside, and is certified for the
     pixels of the file.
 
     Args:
         model: classifier from images (n, height, width, channels) to logits (n, K), such as
-            `from_preset` gives; without a certificate there are no radii.
+            ``from_preset`` gives; without a certificate there are no radii.
         images: a file, a folder of files, or a list of them, of any size; or an array
             (n, height, width, channels), or one image (height, width, channels), in the range that
             the model takes (uint8 counts as bytes).
@@ -157,16 +157,22 @@ def predict(
         batch_size: images at once.
 
     Returns:
-        `Predictions`.
+        ``Predictions``.
 
     Raises:
         ValueError: if an image cannot be read or does not fit, naming it.
 
     Example:
 
-    >>> model = dynzoo.from_preset("isometric_small_cifar10")
-    >>> print(dynzoo.predict(model, ["photo.jpg"]))
-    photo.jpg: cat, then dog with a logit 0.31 lower; it stays cat under every change ...
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> layers = [keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    >>> model = keras.Sequential(layers)
+    >>> image = np.full((4, 4, 3), 0.5, "float32")  # or a file: "photo.jpg"
+    >>> found = dynzoo.predict(model, image, class_names=["cat", "dog"])
+    >>> len(found.to_dict())
+    1
     """
     shape = tuple(model.input_shape[1:])
     names, x = _pictures(images, shape)
@@ -203,7 +209,7 @@ def predict(
     )
 
 
-def _pictures(images: Any, shape: tuple) -> tuple[list[str], np.ndarray]:
+def _pictures(images: Any, shape: tuple[int, ...]) -> tuple[list[str], np.ndarray]:
     if isinstance(images, (str, os.PathLike)):
         images = [images]
     if isinstance(images, (list, tuple)) and all(isinstance(i, (str, os.PathLike)) for i in images):
@@ -221,7 +227,7 @@ def _pictures(images: Any, shape: tuple) -> tuple[list[str], np.ndarray]:
     return [str(i) for i in range(len(x))], x
 
 
-def _read(files: list[Path], shape: tuple) -> np.ndarray:
+def _read(files: list[Path], shape: tuple[int, ...]) -> np.ndarray:
     if len(shape) != 3 or shape[2] not in MODES or None in shape:
         raise ValueError(
             "`images` can be files for a model of images with 1 or 3 channels and a known size. "

@@ -15,8 +15,10 @@ def presets() -> dict[str, dict[str, Any]]:
 
     Example:
 
+    >>> import dynzoo
     >>> for name, about in dynzoo.presets().items():
     ...     print(name, about["dataset"], about["parameters"])
+    isometric_...
     """
     return {name: files.read_metadata(folder) for name, folder in folders().items()}
 

@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 from keras import ops
 from robustness_fixtures import MarginCertificate, centroids, held_out, ridge
+from scipy import stats
 
 from dynzoo.attacks import FGSM, PGD, Attack
 from dynzoo.certificates import certify
 from dynzoo.inference.passes import predict_logits
-from dynzoo.plots import certified_curve, displayable, eps_text, robustness_figure
+from dynzoo.plots import (
+    certified_curve,
+    displayable,
+    eps_text,
+    robustness_figure,
+    wilson_interval,
+)
 from dynzoo.robustness.checks.warning import EvaluationWarning
 from dynzoo.robustness.comparison import compare
 from dynzoo.robustness.evaluation import CertificateViolation, evaluate
@@ -420,3 +427,9 @@ def test_verbose_prints_progress(nearest, capsys):
     assert "broke" in capsys.readouterr().out
     evaluate(nearest, *held_out(20), eps=0.1, attacks="fast", certificate=False)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 10), (3, 10), (250, 256), (1024, 1024)])
+def test_wilson_interval_is_that_of_scipy(right, images):
+    expected = stats.binomtest(right, images).proportion_ci(method="wilson")
+    assert wilson_interval(right / images, images) == pytest.approx(tuple(expected), abs=1e-12)

@@ -34,7 +34,7 @@ _TOLERANCE = 0.01
 def certify_local(
     model: keras.Model, iterations: int = 12, exact_units: int = 512, rounding: str = "probable"
 ) -> LocalCertificate:
-    r"""Certifies each image on its own ball; never less than `certify` does.
+    r"""Certifies each image on its own ball; never less than ``certify`` does.
 
     For a ball $B(x, r)$ the model is enclosed between linear functions: units that cannot switch
     in the ball are exact, the others are lines with a slack. If
@@ -43,7 +43,7 @@ def certify_local(
     rounding; r is found by bisection. Where no unit switches, this is the distance to the
     decision boundary.
 
-    Guarantee: as `Certificate.radii`, with the same bounds of rounding. It is cheap for small
+    Guarantee: as ``Certificate.radii``, with the same bounds of rounding. It is cheap for small
     dense networks. An image of a large convolutional network costs a float64 backward pass for
     each near class and ball, and gained nothing on a published non-expansive CIFAR-10 network: 7 %
     of its units could switch in the global radius, as their inputs are bounded by norms alone.
@@ -56,10 +56,10 @@ def certify_local(
         iterations: balls tried for each image, at least 1.
         exact_units: rectified layers of at most so many units are bounded unit by unit with a
             backward pass each, which costs its square; larger ones by norms.
-        rounding: what the radii assume of roundings, as in `certify`.
+        rounding: what the radii assume of roundings, as in ``certify``.
 
     Returns:
-        A `LocalCertificate`.
+        A ``LocalCertificate``.
 
     Raises:
         ValueError: if the model cannot be certified, or at a layer that local bounds do not know,
@@ -67,26 +67,39 @@ def certify_local(
 
     Example:
 
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import certify_local
     >>> model = keras.Sequential(
     ...     [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)]
     ... )
     >>> labels, radii = certify_local(model).radii(np.random.rand(5, 4))
 
-    Reference: Hein and Andriushchenko, *Formal guarantees on the robustness of a classifier against
-    adversarial manipulation* (NeurIPS 2017), theorem 2.1; Zhang et al., *Efficient neural network
-    robustness certification with general activation functions* (NeurIPS 2018).
+    Reference: Hein and Andriushchenko, "Formal guarantees on the robustness of a classifier against
+    adversarial manipulation" (NeurIPS 2017), theorem 2.1; Zhang et al., "Efficient neural network
+    robustness certification with general activation functions" (NeurIPS 2018).
     """
     return LocalCertificate(certify(model, rounding), model, iterations, exact_units)
 
 
 class LocalCertificate:
-    """Radii from local bounds; made by `certify_local`.
+    """Radii from local bounds; made by ``certify_local``.
 
     Attributes:
-        certificate: the global `Certificate` underneath.
+        certificate: the global ``Certificate`` underneath.
         lipschitz: its global bound.
         iterations: balls tried for each image.
         exact_units: largest layer that is bounded unit by unit.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import certify_local
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)]
+    ... )
+    >>> labels, radii = certify_local(model).radii(np.random.default_rng(0).random((5, 4)))
     """
 
     def __init__(
@@ -108,7 +121,7 @@ class LocalCertificate:
         Args:
             x: float images (n, ...) of the model's input shape, in the scale the model takes.
             batch_size: images per forward pass of the model.
-            rounding: what is assumed of roundings, as in `Certificate.radii`.
+            rounding: what is assumed of roundings, as in ``Certificate.radii``.
 
         Returns:
             (labels (n,) int64, radii (n,) float64 in the units of x).
@@ -218,7 +231,7 @@ class LocalCertificate:
         growth: np.ndarray,
         start: np.ndarray,
     ) -> np.ndarray:
-        """The largest certified radius that a bisection from `start` finds, for each image."""
+        """The largest certified radius that a bisection from ``start`` finds, for each image."""
         certificate, classes = self.certificate, margins.shape[1]
         pairs = product(certificate.body_lipschitz, certificate.pair_distances)
         speeds = pairs[labels] + growth
