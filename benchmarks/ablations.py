@@ -32,6 +32,7 @@ from dynzoo import backend, data, plots, training
 from dynzoo.inference.class_names import superclasses
 from dynzoo.training import recipes
 from dynzoo.training import run as runs
+from dynzoo.utils.formatting import eps_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 STUDIES_FILE = Path(__file__).with_suffix(".yaml")
@@ -142,7 +143,7 @@ def run_arm(study, arm, seed, args, base):
         "epochs": args.epochs,
         "accuracy": last["val_accuracy"],
         "certified": last["val_certified"],
-        "radius": plots.eps_text(recipe["evaluation"]["eps"][0]),
+        "radius": eps_text(recipe["evaluation"]["eps"][0]),
         "seconds": round(seconds + float(last["seconds"]), 1),
         "parameters": parameters,
         "held_out_images": recipe["data"]["validation"],

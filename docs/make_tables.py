@@ -19,8 +19,9 @@ from fractions import Fraction
 from pathlib import Path
 from statistics import mean
 
+from dynzoo.utils.formatting import duration, percent
 from dynzoo.zoo import leaderboard
-from dynzoo.zoo.leaderboard import duration, line
+from dynzoo.zoo.leaderboard import line
 
 ROOT = Path(__file__).resolve().parents[1]
 LEADERBOARD = """# Leaderboard
@@ -59,10 +60,10 @@ def results_table(presets: list[dict]) -> str:
             f"[{about['name']}](pretrained/{about['name']}/README.md)",
             str(about.get("dataset", "")),
             f"{about['parameters']:,}",
-            _percent(about.get("accuracy")),
+            percent(about.get("accuracy")),
         ]
-        cells += [_percent(certified.get(radius)) for radius in radii]
-        cells += [_percent(attacked.get(radius)) for radius in radii[:1]]
+        cells += [percent(certified.get(radius)) for radius in radii]
+        cells += [percent(attacked.get(radius)) for radius in radii[:1]]
         cells += [duration(training.get("seconds"))]
         lines.append(line(cells))
     return "\n".join([*lines, "", _notes(presets)])
@@ -230,10 +231,6 @@ def _note(about: dict) -> str:
     if "command" in how:
         text += f" Measured by `{how['command'].replace(about['name'], 'PRESET')}`."
     return text
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.2f} %"
 
 
 if __name__ == "__main__":

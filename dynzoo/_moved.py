@@ -68,7 +68,7 @@ MOVED = {
     "distorted_model": "augmentation.on_device",
     "distortions": "augmentation.distortions",
     "distribution": "training.distribution",
-    "durations": "utils.durations",
+    "durations": "utils.formatting",
     "evaluation": "zoo.measurement",
     "evaluation_command": "cli.evaluate",
     "export_command": "cli.export",

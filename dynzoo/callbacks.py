@@ -13,7 +13,7 @@ import numpy as np
 from dynzoo import metrics
 from dynzoo.constraints import hint_at_unmet, projected_at_end
 from dynzoo.inference.label_checks import check_labels
-from dynzoo.utils.arguments import listed, number, positive_integer
+from dynzoo.utils.arguments import integer, listed, number
 
 __all__ = ["CertifiedAccuracy"]
 
@@ -73,7 +73,7 @@ class CertifiedAccuracy(keras.callbacks.Callback):
         self.eps = [number("eps", e) for e in listed(eps)]
         if not self.eps:
             raise ValueError("`eps` must hold at least one radius. Received: an empty sequence")
-        self.batch_size = positive_integer("batch_size", batch_size)
+        self.batch_size = integer("batch_size", batch_size)
         self._tested: list[metrics.CertifiedAccuracy] = []
 
     def __deepcopy__(self, memo: dict) -> CertifiedAccuracy:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
+
+from dynzoo.utils.formatting import eps_text as eps_text
+from dynzoo.utils.formatting import norm_text as norm_text
+from dynzoo.utils.formatting import percent
 
 INK = "#1d2433"
 CERTIFIED = "#1b7f5c"
@@ -15,20 +18,6 @@ CLEAN = "#5b6478"
 _MARKERS = "os^DvP"
 # Of the attacks of an ensemble, first to last.
 _DASHES = ((0, (1, 1.5)), (0, (4, 2)), (0, (6, 1.5, 1, 1.5)), (0, (8, 2)))
-
-
-def eps_text(eps: float) -> str:
-    """`eps` the way papers write it: `36/255` if it is a multiple of 1/255, else a decimal."""
-    steps = eps * 255.0
-    if abs(steps - round(steps)) < 1e-6 and round(steps) > 0 and eps < 1.0:
-        return f"{round(steps)}/255"
-    simple = Fraction(eps).limit_denominator(1000)
-    return f"{float(simple):g}" if abs(float(simple) - eps) < 1e-9 else f"{eps:.4g}"
-
-
-def norm_text(norm: str) -> str:
-    """`norm` the way papers write it."""
-    return {"l2": "L2", "linf": "Linf"}[norm]
 
 
 def new_figure(
@@ -188,7 +177,7 @@ def accuracy_axis(axes: Any) -> None:
     ticks = np.linspace(0, 1, 6)
     axes.set_ylabel("accuracy", color=INK)
     axes.set_ylim(0.0, 1.0)
-    axes.set_yticks(ticks, [f"{v:.0%}" for v in ticks])
+    axes.set_yticks(ticks, [percent(v, 0, unit="%") for v in ticks])
 
 
 def _radius_axis(axes: Any, radii: Sequence[float], norm: str) -> None:

@@ -26,6 +26,7 @@ layers
 models
 gallery
 certificates
+testing
 callbacks metrics
 augmentation corruptions
 attacks

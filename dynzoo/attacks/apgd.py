@@ -15,7 +15,7 @@ from dynzoo.attacks.passes import loss_and_gradient
 from dynzoo.attacks.pgd import LOOK
 from dynzoo.inference.batching import Pool
 from dynzoo.inference.passes import pure, scalar
-from dynzoo.utils.arguments import positive_int
+from dynzoo.utils.arguments import integer, number, one_of
 
 APGD_LOSSES = ("margin", "ce", "dlr")
 MOMENTUM = 0.75
@@ -91,14 +91,11 @@ class APGD(Attack):
         batch_size: int = 256,
     ) -> None:
         super().__init__(norm, eps, seed, False, restarts, batch_size)
-        if loss not in APGD_LOSSES:
-            raise ValueError(f"`loss` must be one of {APGD_LOSSES}. Received: loss={loss!r}")
-        if not 0.0 < float(rho) < 1.0:
-            raise ValueError(f"`rho` must be in (0, 1). Received: rho={rho!r}")
-        self.steps = positive_int("steps", steps)
+        one_of("loss", loss, APGD_LOSSES)
+        self.steps = integer("steps", steps)
         self.loss = loss
-        self.rho = float(rho)
-        self.eot = positive_int("eot", eot)
+        self.rho = number("rho", rho, high=1.0, closed="none")
+        self.eot = integer("eot", eot)
 
     def check_classes(self, classes: int) -> None:
         require_classes(self.loss, classes)
@@ -126,14 +123,14 @@ class APGD(Attack):
         moving = _begin(ops.convert_to_tensor(start, dtype="float32"), 2.0 * self.eps)
         eps, momentum, none = (scalar(v) for v in (self.eps * INSIDE, 1.0 - MOMENTUM, 0.0))
         pool = Pool(real, len(x), 2, self.rows_at_once(x))
-        for number in range(self.steps + 1):  # the last pass only judges the last iterate
+        for iteration in range(self.steps + 1):  # the last pass only judges the last iterate
             center, *labels = fixed
             point = moving[3]
-            advance = pure(_make_advance, self.norm, number in reviews)
-            enough = scalar(self.rho * reviews.get(number, 0))
-            inertia = momentum if number else none
+            advance = pure(_make_advance, self.norm, iteration in reviews)
+            enough = scalar(self.rho * reviews.get(iteration, 0))
+            inertia = momentum if iteration else none
             moving = advance(eps, inertia, enough, center, *look(point, *labels), *moving)
-            if number % LOOK == LOOK - 1:
+            if iteration % LOOK == LOOK - 1:
                 packed = pool.pack(moving[2], [*moving, *fixed])
                 moving, fixed = packed[: len(moving)], packed[len(moving) :]
                 if not pool.open:
@@ -191,7 +188,7 @@ class TargetedAPGD(APGD):
         batch_size: int = 256,
     ) -> None:
         super().__init__(norm, eps, seed, steps, restarts, "margin", rho, eot, batch_size)
-        self.targets = positive_int("targets", targets)
+        self.targets = integer("targets", targets)
 
     def runs(self, classes: int) -> int:
         return self.restarts * min(self.targets, classes - 1)

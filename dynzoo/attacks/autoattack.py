@@ -12,6 +12,7 @@ from dynzoo.attacks.fab import FAB
 from dynzoo.attacks.losses import classes_needed, margins
 from dynzoo.attacks.square import Square
 from dynzoo.inference.passes import mean_logits
+from dynzoo.utils.arguments import one_of
 
 VERSIONS = ("standard", "plus", "rand")
 # Passes whose losses and gradients the version for random models averages.
@@ -65,8 +66,7 @@ class AutoAttack(Attack):
         batch_size: int = 256,
     ) -> None:
         super().__init__(norm, eps, seed, False, 1, batch_size)
-        if version not in VERSIONS:
-            raise ValueError(f"`version` must be one of {VERSIONS}. Received: version={version!r}")
+        one_of("version", version, VERSIONS)
         self.version = version
 
     def members(self, classes: int | None = None) -> list[Attack]:
@@ -88,6 +88,10 @@ class AutoAttack(Attack):
             Square(**common),
             *targeted,
         ]
+
+    def cost(self) -> float:
+        """Forward passes that an image which resists takes, roughly: those of all members."""
+        return sum(member.cost() for member in self.members())
 
     def _attack(
         self, model: Any, given: np.ndarray, x: np.ndarray, y: np.ndarray, indices: np.ndarray

@@ -14,9 +14,12 @@ from dynzoo.inference.answers import answers
 from dynzoo.inference.batching import batches, fastest
 from dynzoo.inference.image_checks import check_unit_range, unit_images, unit_images_or_stream
 from dynzoo.inference.passes import mean_logits, noise
-from dynzoo.utils.arguments import positive_float, positive_int
+from dynzoo.utils.arguments import integer, number, one_of
 
 __all__ = ["Attack"]
+
+# A gradient step costs a forward and a backward pass, about three times a forward pass.
+_GRADIENT_STEP = 3.0
 
 
 def check_images(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -75,9 +78,14 @@ class Attack:
     (5, 4)
     """
 
-    # What the checks of an evaluation ask: whether it does without gradients of the attacked model
-    # by its nature, or with those of another one.
-    black_box = transferred = False
+    # What an evaluation asks of every attack; a subclass or its constructor says otherwise.
+    black_box = False  # does without gradients by its nature
+    transferred = False  # looks for its points on another model
+    loss = ""  # what its gradient steps climb, one of `ATTACK_LOSSES`
+    steps = 0  # gradient steps of one run
+    queries = 0  # forward passes of one run beside those of its gradient steps
+    targets = 1  # classes that are tried one after another
+    eot = 1  # passes through a random model whose logits and gradients are averaged
 
     def __init__(
         self,
@@ -88,14 +96,13 @@ class Attack:
         restarts: int = 1,
         batch_size: int = 256,
     ) -> None:
-        if norm not in NORMS:
-            raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={norm!r}")
+        one_of("norm", norm, NORMS)
         self.norm = norm
-        self.eps = positive_float("eps", eps)
-        self.seed = positive_int("seed", seed, least=0)
+        self.eps = number("eps", eps)
+        self.seed = integer("seed", seed, least=0)
         self.targeted = bool(targeted)
-        self.restarts = positive_int("restarts", restarts)
-        self.batch_size = positive_int("batch_size", batch_size)
+        self.restarts = integer("restarts", restarts)
+        self.batch_size = integer("batch_size", batch_size)
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments, JSON-able: ``type(attack)(**attack.get_config())`` is its copy."""
@@ -141,6 +148,16 @@ class Attack:
 
     def check_classes(self, classes: int) -> None:
         """Raise a ValueError if the attack is not defined for this number of classes."""
+
+    @property
+    def uses_gradients(self) -> bool:
+        """Whether it follows gradients of the attacked model."""
+        return self.steps > 0 and not (self.black_box or self.transferred)
+
+    def cost(self) -> float:
+        """Forward passes that an image which resists takes, roughly."""
+        passes = max(_GRADIENT_STEP * self.steps + self.queries, 1.0)
+        return passes * self.restarts * self.targets * self.eot
 
     def runs(self, classes: int) -> int:
         """How often images that still resist are attacked, for this number of classes."""

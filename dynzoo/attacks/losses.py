@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-LOSSES = ("margin", "ce", "dlr", "pairwise", "pairwise_dlr")
+ATTACK_LOSSES = ("margin", "ce", "dlr", "pairwise", "pairwise_dlr")
 # Stands for infinity where logits are subtracted from each other, a little inside float32.
 _LARGEST = 3e38
 
@@ -60,7 +60,7 @@ def attack_loss(name: str, logits: Any, y: Any, rival: Any, targeted: bool) -> A
     """The loss called ``name``, per image.
 
     Args:
-        name: one of ``LOSSES``.
+        name: one of ``ATTACK_LOSSES``.
         logits: float tensor of shape (n, classes).
         y: integer tensor of shape (n,): labels, or targets if ``targeted``.
         rival: integer tensor of shape (n,): the fixed runner-up of the pairwise losses.

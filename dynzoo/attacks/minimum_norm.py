@@ -28,8 +28,6 @@ class MinimumNorm(Attack):
     ``eps`` is found, and takes no more steps; ``minimum_norm`` goes on to the end.
     """
 
-    eot = 1  # passes through a random model whose logits are averaged, where a subclass does so
-
     def nearest(
         self,
         model: Any,

@@ -9,7 +9,7 @@ import numpy as np
 from dynzoo.attacks.base import Attack
 from dynzoo.attacks.losses import margins
 from dynzoo.inference.passes import mean_logits
-from dynzoo.utils.arguments import positive_int
+from dynzoo.utils.arguments import integer
 
 
 class _Noise(Attack):
@@ -26,7 +26,7 @@ class _Noise(Attack):
         batch_size: int = 256,
     ) -> None:
         super().__init__(norm, eps, seed, False, 1, batch_size)
-        self.draws = positive_int("draws", draws)
+        self.draws = self.queries = integer("draws", draws)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """One random perturbation in the ball."""

@@ -10,11 +10,11 @@ from keras import ops
 
 from dynzoo.attacks.base import Attack
 from dynzoo.attacks.geometry import INSIDE, per_image, project, random_points, steepest
-from dynzoo.attacks.losses import LOSSES, require_classes, runner_up
+from dynzoo.attacks.losses import ATTACK_LOSSES, require_classes, runner_up
 from dynzoo.attacks.passes import loss_and_gradient
 from dynzoo.inference.batching import Pool
 from dynzoo.inference.passes import pure, scalar
-from dynzoo.utils.arguments import positive_float, positive_int
+from dynzoo.utils.arguments import integer, number, one_of
 
 # How many steps pass between two looks at which images of the batch have fallen.
 LOOK = 10
@@ -81,19 +81,18 @@ class PGD(Attack):
         eot: int = 1,
     ) -> None:
         super().__init__(norm, eps, seed, targeted, restarts, batch_size)
-        if loss not in LOSSES:
-            raise ValueError(f"`loss` must be one of {LOSSES}. Received: loss={loss!r}")
+        one_of("loss", loss, ATTACK_LOSSES)
         self._pairwise = loss.startswith("pairwise")
         if self._pairwise and targeted:
             raise ValueError(
                 f'`loss="{loss}"` picks its own rival class; a targeted attack needs "margin", '
                 '"ce" or "dlr". Received: targeted=True'
             )
-        self.steps = positive_int("steps", steps)
-        self.step_size = None if step_size is None else positive_float("step_size", step_size)
+        self.steps = integer("steps", steps)
+        self.step_size = None if step_size is None else number("step_size", step_size)
         self.random_start = bool(random_start)
         self.loss = loss
-        self.eot = positive_int("eot", eot)
+        self.eot = integer("eot", eot)
 
     def check_classes(self, classes: int) -> None:
         require_classes(self.loss, classes, self.targeted)
@@ -129,11 +128,11 @@ class PGD(Attack):
             ops.convert_to_tensor(rival.astype("int32")),
         ]
         pool = Pool(real, len(x), 2, self.rows_at_once(x))
-        for number in range(self.steps + 1):  # the last pass only judges the last iterate
+        for iteration in range(self.steps + 1):  # the last pass only judges the last iterate
             point, center, *labels = state[3:]
             moved = advance(*scalars, *look(point, *labels), *state[:4], center)
             state = [*moved, center, *labels]
-            if number % LOOK == LOOK - 1:
+            if iteration % LOOK == LOOK - 1:
                 state = pool.pack(state[2], state)
                 if not pool.open:
                     break

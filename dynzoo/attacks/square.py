@@ -17,7 +17,7 @@ from dynzoo.attacks.square_windows import bump_table, layout, start, window_shar
 from dynzoo.backend import to_numpy
 from dynzoo.inference.batching import Pool
 from dynzoo.inference.passes import pure, scalar
-from dynzoo.utils.arguments import positive_float, positive_int
+from dynzoo.utils.arguments import integer, number
 
 # Queries whose random numbers are drawn at once.
 _BLOCK = 256
@@ -84,11 +84,9 @@ class Square(Attack):
         eot: int = 1,
     ) -> None:
         super().__init__(norm, eps, seed, False, restarts, batch_size)
-        self.queries = positive_int("queries", queries)
-        self.p_init = positive_float("p_init", p_init)
-        if self.p_init > 1.0:
-            raise ValueError(f"`p_init` must be in (0, 1]. Received: p_init={p_init!r}")
-        self.eot = positive_int("eot", eot)
+        self.queries = integer("queries", queries)
+        self.p_init = number("p_init", p_init, high=1.0)
+        self.eot = integer("eot", eot)
 
     def search(
         self,

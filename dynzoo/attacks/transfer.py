@@ -61,6 +61,10 @@ class Transfer(Attack):
             "source": identity_of(self.source_model),
         }
 
+    def cost(self) -> float:
+        """Forward passes that an image which resists takes, roughly: those on the source."""
+        return self.attack.cost()
+
     def at(self, eps: float) -> Transfer:
         return Transfer(self.attack.at(eps), self.source_model)
 

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from dynzoo.augmentation.distortions import color_jitter, rotate_and_zoom
 from dynzoo.augmentation.on_device import DRAWS
-from dynzoo.utils.arguments import number, positive_integer
+from dynzoo.utils.arguments import integer, number, one_of
 
 _MODES = ("reflect", "constant")
 DISTORTIONS = ("rotation", "zoom", "color_jitter")  # arguments of `Augmented` that 0 turns off
@@ -71,8 +71,7 @@ def _fold(index, size: int):
 
 
 def _check(padding: int, mode: str, shape) -> None:
-    if mode not in _MODES:
-        raise ValueError(f"`mode` must be one of {_MODES}. Received: mode={mode!r}")
+    one_of("mode", mode, _MODES)
     if padding != int(padding) or padding < 0:
         raise ValueError(f"`padding` must be an integer >= 0. Received: padding={padding}")
     if len(shape) != 4 or shape[1] is None or shape[2] is None or shape[3] is None:
@@ -111,8 +110,7 @@ class RandomCropFlip(keras.layers.Layer):
         super().__init__(**kwargs)
         if padding != int(padding) or padding < 0:
             raise ValueError(f"`padding` must be an integer >= 0. Received: padding={padding}")
-        if mode not in _MODES:
-            raise ValueError(f"`mode` must be one of {_MODES}. Received: mode={mode!r}")
+        one_of("mode", mode, _MODES)
         self.padding = int(padding)
         self.flip = bool(flip)
         self.mode = mode
@@ -217,8 +215,8 @@ class Augmented(keras.utils.PyDataset):
         use_multiprocessing: bool = False,
         max_queue_size: int = 10,
     ):
-        workers = positive_integer("workers", workers)
-        max_queue_size = positive_integer("max_queue_size", max_queue_size)
+        workers = integer("workers", workers)
+        max_queue_size = integer("max_queue_size", max_queue_size)
         super().__init__(max_queue_size=max_queue_size)
         if use_multiprocessing:
             raise ValueError(

@@ -19,7 +19,8 @@ from dynzoo.certificates.local.certificate import LocalCertificate
 from dynzoo.certificates.rounding.program import allowed_gap, check_reference, run_program
 from dynzoo.certificates.slope_search import length, search, start_images
 from dynzoo.inference.passes import predict_logits
-from dynzoo.utils.arguments import positive_int
+from dynzoo.utils.arguments import integer
+from dynzoo.utils.formatting import percent
 
 __all__ = ["Audit", "AuditViolation", "audit"]
 
@@ -134,11 +135,11 @@ class Audit:
         rows: list[tuple[str, Any]] = [
             ("largest slope found", self.slope),
             ("certified bound", self.bound),
-            ("tightness", f"{100 * self.tightness:.1f} %"),
+            ("tightness", percent(self.tightness, 1)),
         ]
         if self.classes is not None and self.class_tightness is not None:
             name = f"classes {self.classes[0]} and {self.classes[1]}"
-            rows.append((f"tightness, {name}", f"{100 * self.class_tightness:.1f} %"))
+            rows.append((f"tightness, {name}", percent(self.class_tightness, 1)))
         search = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         rows.append(("search", f"{search}; slopes in {self.precision}"))
         return "Audit of the certificate", rows
@@ -198,8 +199,8 @@ def audit(
     Reference: power iteration on $J^TJ$ by gradients: Virmaux and Scaman, "Lipschitz regularity
     of deep neural networks" (NeurIPS 2018), section 3.
     """
-    pairs, steps = positive_int("pairs", pairs), positive_int("steps", steps)
-    restarts, seed = positive_int("restarts", restarts), positive_int("seed", seed, least=0)
+    pairs, steps = integer("pairs", pairs), integer("steps", steps)
+    restarts, seed = integer("restarts", restarts), integer("seed", seed, least=0)
     certificate = certify(model) if certificate is None else certificate
     if isinstance(certificate, LocalCertificate):
         certificate = certificate.certificate

@@ -33,7 +33,7 @@ from dynzoo.certificates.settings import Settings, difference, freeze_settings, 
 from dynzoo.constraints import hint_at_unmet
 from dynzoo.inference.image_checks import check_range, input_range
 from dynzoo.inference.label_checks import check_labels
-from dynzoo.utils.arguments import number, positive_integer
+from dynzoo.utils.arguments import integer, number
 
 __all__ = ["Certificate", "certify"]
 
@@ -516,7 +516,7 @@ class Certificate:
     def _logits(self, x: Any, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Logits of checked images, the images as the model sees them, and how far these are."""
         given = self._check_images(x)
-        positive_integer("batch_size", batch_size)
+        integer("batch_size", batch_size)
         self._check_current()
         with np.errstate(over="ignore", invalid="ignore"):
             images = given.astype(input_dtype(self._model))

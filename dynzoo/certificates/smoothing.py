@@ -16,11 +16,11 @@ from dynzoo.backend import to_numpy
 from dynzoo.inference.answers import NO_ANSWER, answers
 from dynzoo.inference.batch_mixing import mixing_calls, training_calls
 from dynzoo.inference.companions import SAME, differs, find_difference, rounding_of
-from dynzoo.inference.draws import layers_with
 from dynzoo.inference.image_checks import check_range
 from dynzoo.inference.label_checks import check_labels
+from dynzoo.inference.model_layers import random_layers
 from dynzoo.inference.passes import predict_logits
-from dynzoo.utils.arguments import listed, positive_float, positive_int
+from dynzoo.utils.arguments import integer, listed, number
 
 __all__ = ["ABSTAIN", "SmoothedClassifier", "lower_confidence_bound", "smooth"]
 
@@ -167,14 +167,14 @@ class SmoothedClassifier:
     ):
         _check_layers(model)
         self.model = model
-        self.sigma = positive_float("sigma", sigma)
-        self.samples = positive_int("samples", samples)
-        self.selection = positive_int("selection", selection)
-        self.alpha = positive_float("alpha", alpha)
+        self.sigma = number("sigma", sigma)
+        self.samples = integer("samples", samples)
+        self.selection = integer("selection", selection)
+        self.alpha = number("alpha", alpha)
         if self.alpha >= 1.0:
             raise ValueError(f"`alpha` must be in (0, 1). Received: alpha={alpha}")
-        self.seed = positive_int("seed", seed, least=0)
-        self.batch_size = positive_int("batch_size", batch_size)
+        self.seed = integer("seed", seed, least=0)
+        self.batch_size = integer("batch_size", batch_size)
         self.progress = progress
 
     def predict(self, x: Any, indices: Iterable[int] | None = None) -> np.ndarray:
@@ -280,7 +280,7 @@ class SmoothedClassifier:
         self, x: np.ndarray, rows: np.ndarray, count: int, batch_size: int | None = None
     ) -> Iterator[tuple[int, np.ndarray]]:
         """(position, the model's answers to ``count`` noisy copies) of each image in turn."""
-        size = self.batch_size if batch_size is None else positive_int("batch_size", batch_size)
+        size = self.batch_size if batch_size is None else integer("batch_size", batch_size)
         tolerance, first = rounding_of(self.model), None
         for i, (image, row) in enumerate(zip(x, rows, strict=True)):
             rng = np.random.default_rng([self.seed, int(row)])
@@ -342,7 +342,7 @@ _WHY = "so that draws of noise would not be independent."
 
 def _check_layers(model: Any) -> None:
     """A ValueError where the graph shows what answers would depend on."""
-    for name in layers_with(model, "random_at_inference"):
+    for name in random_layers(model):
         raise ValueError(f"{_MUST} Layer {name!r} is random at inference, {_WHY}")
     for call in mixing_calls(model):
         raise ValueError(f"{_MUST} {call.kind} {call.name!r} mixes the examples of a batch, {_WHY}")

@@ -23,6 +23,7 @@ import numpy as np
 
 from dynzoo.corruptions import blur, digital, noise, weather
 from dynzoo.corruptions.streams import Streams
+from dynzoo.utils.arguments import integer, one_of
 
 __all__ = ["CORRUPTIONS", "PROVENANCE", "SEVERITIES", "Streams", "add_noise", "corrupt"]
 
@@ -83,12 +84,10 @@ def corrupt(x: Any, name: str, severity: int, seed: int = 0, indices: Any = None
     corruptions and perturbations" (ICLR 2019).
     """
     x = check_pictures(x)
-    if name not in CORRUPTIONS:
-        raise ValueError(f"`name` must be one of {list(CORRUPTIONS)}. Received: name={name!r}")
+    one_of("name", name, CORRUPTIONS)
     if isinstance(severity, bool) or severity not in SEVERITIES:
         raise ValueError(f"`severity` must be 1, 2, 3, 4 or 5. Received: severity={severity!r}")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"`seed` must be a non-negative integer. Received: seed={seed!r}")
+    seed = integer("seed", seed, least=0)
     indices = np.arange(len(x)) if indices is None else np.asarray(indices)
     if indices.shape != (len(x),) or indices.dtype.kind not in "iu" or (indices < 0).any():
         raise ValueError(
@@ -100,7 +99,7 @@ def corrupt(x: Any, name: str, severity: int, seed: int = 0, indices: Any = None
     for start in range(0, len(x), _PART):
         rows = slice(start, start + _PART)
         clean = np.rint(255.0 * x[rows].astype(np.float64)) / 255.0
-        streams = Streams(int(seed), name, indices[rows])
+        streams = Streams(seed, name, indices[rows])
         changed = function(clean, parameters[int(severity) - 1], streams)
         # truncated as in the official files; what is a multiple of 1/255 up to rounding stays
         levels = np.floor(255.0 * np.clip(changed, 0.0, 1.0) + 1e-3)

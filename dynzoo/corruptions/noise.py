@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dynzoo.corruptions.streams import Streams
+from dynzoo.utils.arguments import one_of
 
 __all__ = ["KINDS", "TABLE", "add_noise", "gaussian_noise", "impulse_noise", "shot_noise"]
 
@@ -65,8 +66,7 @@ def add_noise(x: Any, kind: str, level: float, streams: Streams) -> np.ndarray:
     >>> add_noise(x, "uniform", 0.1, Streams(0, "uniform", np.arange(2))).shape
     (2, 8, 8, 3)
     """
-    if kind not in KINDS:
-        raise ValueError(f"`kind` must be one of {sorted(KINDS)}. Received: kind={kind!r}")
+    one_of("kind", kind, KINDS)
     high = 1.0 if kind == "salt_and_pepper" else np.inf
     if not (np.isfinite(level) and 0.0 <= level <= high):
         interval = "[0, 1]" if high == 1.0 else "[0, inf)"

@@ -3,24 +3,36 @@
 import os
 import threading
 import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dynzoo.data.image_folder import class_folders, load_image_folder
 from dynzoo.data.sources import check_source
-from dynzoo.inference.class_names import CLASSES
+from dynzoo.inference.class_names import CIFAR10, CIFAR100, DIGITS
 from dynzoo.inference.streamed_images import StreamedImages
 
 Split = tuple[np.ndarray, np.ndarray]
 
-# where the maintainers of each set serve it; asked once, so that a machine without network
-# is told so at once instead of after the minutes that TensorFlow Datasets spends on retries
-_SOURCES = {
-    "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-    "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/t10k-labels-idx1-ubyte.gz",
-}
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set that `load` knows by name.
+
+    Args:
+        about: what it is, in a few words.
+        classes: names of the classes, in the order of the labels.
+        read: from the name to the images and labels as they are kept.
+        url: where its maintainers serve it. Asked once, so that a machine without network is told
+            so at once instead of after the minutes that TensorFlow Datasets spends on retries.
+    """
+
+    about: str
+    classes: Sequence[str]
+    read: Callable[[str], tuple[Split, Split]]
+    url: str = ""
 
 
 def load(
@@ -35,11 +47,11 @@ def load(
     comes in its original order, which published protocols count in ("the first 1000 test images").
 
     Args:
-        name: ``"cifar10"``, ``"cifar100"``, ``"mnist"`` (TensorFlow Datasets, from the folder that
-            the environment variable ``TFDS_DATA_DIR`` names), ``"digits"`` (1437 + 360 handwritten
-            digits that come with scikit-learn, upsampled to 32x32x3; no download), or the path of
-            an ``.npz`` file laid out as ``keras.datasets`` does: ``x_train``, ``y_train``,
-            ``x_test``, ``y_test``; or a folder of images, see
+        name: one of ``DATASETS``: ``"cifar10"``, ``"cifar100"``, ``"mnist"`` (TensorFlow Datasets,
+            from the folder that the environment variable ``TFDS_DATA_DIR`` names), ``"digits"``
+            (1437 + 360 handwritten digits that come with scikit-learn, upsampled to 32x32x3; no
+            download); or the path of an ``.npz`` file laid out as ``keras.datasets`` does:
+            ``x_train``, ``y_train``, ``x_test``, ``y_test``; or a folder of images, see
             ``dynzoo.data.image_folder.load_image_folder``.
         dtype: ``"float32"`` for images in [0, 1], or ``"uint8"`` for the bytes.
         image_shape: (height, width, channels) to which the images of a folder are brought.
@@ -83,10 +95,8 @@ def _stored(
     key = check_source(name)
     if key.endswith(".npz"):
         return _load_npz(Path(key))
-    if key == "digits":
-        return _load_digits()
-    if key in _SOURCES:
-        return _load_tfds(key)
+    if key in DATASETS:
+        return DATASETS[key].read(key)
     return load_image_folder(key, image_shape, stream=stream)
 
 
@@ -109,8 +119,8 @@ def class_names(name: str | os.PathLike) -> list[str]:
     ['airplane', 'automobile', 'bird']
     """
     key = check_source(name)
-    if key in CLASSES:
-        return list(CLASSES[key])
+    if key in DATASETS:
+        return list(DATASETS[key].classes)
     if not key.endswith(".npz"):
         return class_folders(key)
     with open(key, "rb") as stream, np.load(stream, allow_pickle=False) as file:
@@ -302,7 +312,7 @@ def _load_tfds(name: str) -> tuple[Split, Split]:
     # The folder is looked at before the slow import of TensorFlow. Cloud addresses are left to it.
     cloud = "://" in data_dir
     there = [] if cloud else sorted(Path(data_dir, name).glob("*/dataset_info.json"))
-    problem = None if cloud or there else _unreachable(_SOURCES[name])
+    problem = None if cloud or there else _unreachable(DATASETS[name].url)
     if problem:
         raise RuntimeError(_remedies(name, data_dir, problem))
     try:
@@ -313,7 +323,7 @@ def _load_tfds(name: str) -> tuple[Split, Split]:
     versions = [file.parent.name for file in there]
     wanted = str(tfds.builder_cls(name).VERSION)
     # Asked of the class: a builder would ask the network for minutes.
-    if versions and wanted not in versions and (problem := _unreachable(_SOURCES[name])):
+    if versions and wanted not in versions and (problem := _unreachable(DATASETS[name].url)):
         raise RuntimeError(
             f"The data set {name!r} is in {data_dir} in version {', '.join(versions)}, but the "
             f"installed tensorflow-datasets reads version {wanted}, which could not be fetched "
@@ -382,3 +392,31 @@ def _remedies(name: str, data_dir: str, problem: str) -> str:
         f"{name!r}; run once with network access; or pass the path of an '.npz' file with the keys "
         "x_train, y_train, x_test, y_test. The data set 'digits' needs no download."
     )
+
+
+# Below the functions that it names.
+DATASETS: dict[str, Dataset] = {
+    "cifar10": Dataset(
+        "32x32 photographs in 10 classes",
+        CIFAR10,
+        _load_tfds,
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    ),
+    "cifar100": Dataset(
+        "32x32 photographs in 100 classes",
+        CIFAR100,
+        _load_tfds,
+        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    ),
+    "mnist": Dataset(
+        "28x28 handwritten digits",
+        DIGITS,
+        _load_tfds,
+        "https://storage.googleapis.com/cvdf-datasets/mnist/t10k-labels-idx1-ubyte.gz",
+    ),
+    "digits": Dataset(
+        "handwritten digits of scikit-learn, upsampled to 32x32; no download",
+        DIGITS,
+        lambda name: _load_digits(),
+    ),
+}

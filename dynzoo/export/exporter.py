@@ -30,7 +30,7 @@ from dynzoo.export.certificate import radii as radii
 from dynzoo.export.formats import FORMATS, check_writable
 from dynzoo.export.inference_graph import inference_graph
 from dynzoo.export.runtimes import Run, load
-from dynzoo.inference.draws import layers_with
+from dynzoo.inference.model_layers import random_layers
 from dynzoo.robustness import provenance
 from dynzoo.utils import interruption
 from dynzoo.utils.files import move_into_place, sha256, to_json
@@ -233,7 +233,7 @@ def _compare(model: keras.Model, run: Run, images: np.ndarray) -> dict[str, Any]
         raise ExportCheckError(
             f"The exported graph gives shape {logits.shape}, the model {expected.shape}."
         )
-    if layers_with(model, "random_at_inference"):
+    if random_layers(model):
         return {"images": len(images), "compared": "shapes only: the model draws in every pass"}
     alone = np.asarray(run(images[:1]))
     size = float(np.max(np.abs(expected)))

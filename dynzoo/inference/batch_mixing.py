@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from dynzoo.inference.draws import layers_with
+from dynzoo.inference.model_layers import flat_layers, mixing_layers
 
 __all__ = ["Call", "hides_code", "mixing_calls", "training_calls"]
 
@@ -65,9 +65,8 @@ def mixing_calls(model: Any) -> list[Call]:
     >>> mixing_calls(keras.Model(x, x - ops.mean(x, axis=0)))
     [Call(name='mean', kind='Mean')]
     """
-    layers: list[Any] = getattr(model, "_flatten_layers", list)()
-    kinds = {layer.name: type(layer).__name__ for layer in layers}
-    found = [Call(name, kinds[name]) for name in layers_with(model, "depends_on_batch")]
+    kinds = {layer.name: type(layer).__name__ for layer in flat_layers(model)}
+    found = [Call(name, kinds[name]) for name in mixing_layers(model)]
     _walk(model, None, "", found)
     return list(dict.fromkeys(found))
 
@@ -96,7 +95,7 @@ def hides_code(model: Any) -> bool:
 
     That is a layer, a model or an activation of the user's own, or a `Lambda`.
     """
-    layers = [model, *getattr(model, "_flatten_layers", list)()]
+    layers = [model, *flat_layers(model)]
     if any(isinstance(layer, keras.Model) and _graph(layer) is None for layer in layers):
         return True
     classes = {type(layer) for layer in layers if not isinstance(layer, keras.Model)}

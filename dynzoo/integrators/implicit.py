@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dynzoo.fields.hamiltonian import complex_multiply
+from dynzoo.integrators.base import OneStepMethod
 
 __all__ = ["ImplicitMidpoint"]
 
 
 @dataclass(frozen=True)
-class ImplicitMidpoint:
+class ImplicitMidpoint(OneStepMethod):
     r"""The implicit midpoint rule with a fixed number of iterations, from 1.
 
     The order is 2 from two iterations on. The exact rule is symplectic for $\gamma = 0$ and keeps

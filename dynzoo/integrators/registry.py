@@ -15,7 +15,7 @@ from dynzoo.integrators.discrete_gradient import DiscreteGradient
 from dynzoo.integrators.implicit import ImplicitMidpoint
 from dynzoo.integrators.projected import PROJECTED
 
-__all__ = ["INVARIANTS", "Integrator", "table"]
+__all__ = ["INTEGRATORS", "INVARIANTS", "Integrator", "table"]
 
 # The words of `preserves`: what one step keeps, where the equation that it solves keeps it.
 INVARIANTS = {
@@ -28,6 +28,17 @@ INVARIANTS = {
     "symplectic form": "M^T J M = J for the Jacobian M of the step, if the field is Hamiltonian",
     "invertibility": "the step has an inverse, which is as cheap as the step",
     "contractivity": "distances fall, if the damping makes those of the equation fall",
+}
+
+
+# Name -> method, family by family; the layers look theirs up in the table of its family.
+INTEGRATORS: dict[str, Any] = {
+    **runge_kutta.RUNGE_KUTTA,
+    **splitting.SPLITTINGS,
+    ImplicitMidpoint.name: ImplicitMidpoint(),
+    **CAYLEY,
+    **PROJECTED,
+    DiscreteGradient.name: DiscreteGradient(),
 }
 
 
@@ -77,15 +88,7 @@ def table() -> list[Integrator]:
     >>> [row.name for row in rows if "norm" in row.preserves and row.order == 4]
     ['projected_rk4']
     """
-    methods = [
-        *(runge_kutta.get(name) for name in runge_kutta.names()),
-        *(splitting.get(name) for name in splitting.names()),
-        ImplicitMidpoint(),
-        *CAYLEY.values(),
-        *PROJECTED.values(),
-        DiscreteGradient(),
-    ]
-    return [_row(method) for method in methods]
+    return [_row(method) for method in INTEGRATORS.values()]
 
 
 def _row(method: Any) -> Integrator:
@@ -95,8 +98,8 @@ def _row(method: Any) -> Integrator:
         equation=method.equation,
         solver=method.solver,
         order=method.order,
-        general_order=getattr(method, "general_order", method.order),
-        circle_contractivity_radius=getattr(method, "circle_contractivity_radius", None),
+        general_order=method.general_order,
+        circle_contractivity_radius=method.circle_contractivity_radius,
         preserves=method.preserves,
         source=method.source,
         method=method,

@@ -16,11 +16,14 @@ from typing import ClassVar
 
 import numpy as np
 
-__all__ = ["RungeKutta", "get", "names"]
+from dynzoo.integrators.base import OneStepMethod
+from dynzoo.utils.arguments import one_of
+
+__all__ = ["RUNGE_KUTTA", "RungeKutta", "get", "names"]
 
 
 @dataclass(frozen=True)
-class RungeKutta:
+class RungeKutta(OneStepMethod):
     """An explicit Runge-Kutta method given by its Butcher tableau.
 
     Args:
@@ -94,7 +97,7 @@ HEUN = RungeKutta("heun", 2, ((), (1.0,)), (0.5, 0.5))
 SSP3 = RungeKutta("ssp3", 3, ((), (1.0,), (0.25, 0.25)), (1 / 6, 1 / 6, 2 / 3))
 RK4 = RungeKutta("rk4", 4, ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
 
-_METHODS = {m.name: m for m in (EULER, HEUN, SSP3, RK4)}
+RUNGE_KUTTA = {m.name: m for m in (EULER, HEUN, SSP3, RK4)}
 
 
 def names() -> list[str]:
@@ -106,7 +109,7 @@ def names() -> list[str]:
     >>> integrators.names()
     ['euler', 'heun', 'ssp3', 'rk4']
     """
-    return list(_METHODS)
+    return list(RUNGE_KUTTA)
 
 
 def get(identifier) -> RungeKutta:
@@ -126,8 +129,4 @@ def get(identifier) -> RungeKutta:
     """
     if isinstance(identifier, RungeKutta):
         return identifier
-    if identifier not in _METHODS:
-        raise ValueError(
-            f"`integrator` must be one of {', '.join(names())}. Received: integrator={identifier!r}"
-        )
-    return _METHODS[identifier]
+    return RUNGE_KUTTA[one_of("integrator", identifier, RUNGE_KUTTA)]

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dynzoo.fields.volume import shear_norm
+from dynzoo.integrators.base import OneStepMethod
+from dynzoo.utils.arguments import one_of
 
 __all__ = ["LEAPFROG", "SYMPLECTIC_EULER", "YOSHIDA4", "Splitting", "get", "names"]
 
 
 @dataclass(frozen=True)
-class Splitting:
+class Splitting(OneStepMethod):
     """A composition of shears.
 
     Args:
@@ -104,12 +106,12 @@ YOSHIDA4 = Splitting(
     "yoshida4", 4, (_W1 / 2, (_W0 + _W1) / 2, (_W0 + _W1) / 2, _W1 / 2), (_W1, _W0, _W1, 0.0)
 )
 
-_METHODS = {m.name: m for m in (SYMPLECTIC_EULER, LEAPFROG, YOSHIDA4)}
+SPLITTINGS = {m.name: m for m in (SYMPLECTIC_EULER, LEAPFROG, YOSHIDA4)}
 
 
 def names() -> list[str]:
     """Names of the splittings."""
-    return list(_METHODS)
+    return list(SPLITTINGS)
 
 
 def get(identifier) -> Splitting:
@@ -120,8 +122,4 @@ def get(identifier) -> Splitting:
     """
     if isinstance(identifier, Splitting):
         return identifier
-    if identifier not in _METHODS:
-        raise ValueError(
-            f"`integrator` must be one of {', '.join(names())}. Received: integrator={identifier!r}"
-        )
-    return _METHODS[identifier]
+    return SPLITTINGS[one_of("integrator", identifier, SPLITTINGS)]

@@ -13,7 +13,7 @@ from dynzoo.fields.hamiltonian import complex_multiply
 from dynzoo.guarantees import Guarantee
 from dynzoo.integrators.implicit import ImplicitMidpoint
 from dynzoo.layers.phase_space import PhaseSpaceFlow
-from dynzoo.utils.arguments import number, one_of, positive_integer
+from dynzoo.utils.arguments import integer, number, one_of
 
 __all__ = ["ContractiveHamiltonianFlow"]
 
@@ -116,7 +116,7 @@ class ContractiveHamiltonianFlow(PhaseSpaceFlow):
         self.bound = one_of("bound", bound, ("sharp", "paper", "paper_mnist"))
         self.margin = number("margin", margin)
         self.integrator = one_of("integrator", integrator, ("euler", "implicit_midpoint"))
-        self.iterations = positive_integer("iterations", iterations)
+        self.iterations = integer("iterations", iterations)
         self._midpoint = ImplicitMidpoint(self.iterations)
         # Hessian bounds that hold for every kernel inside the constraint
         self._c1, self._c2 = self._hessian_bounds(self.max_norm * _CONSTRAINT_EXCESS)

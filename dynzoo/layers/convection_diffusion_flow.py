@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 
 import keras
 from keras import ops
@@ -22,7 +21,7 @@ from dynzoo.fields.gradient import contractive_factor
 from dynzoo.guarantees import Guarantee
 from dynzoo.layers.gradient_flow import _Scaled
 from dynzoo.operators import base as operators
-from dynzoo.utils.arguments import float64, number, one_of, positive_integer
+from dynzoo.utils.arguments import float64, integer, number, one_of, seed_or_none
 
 __all__ = ["ConvectionDiffusionFlow"]
 
@@ -122,13 +121,13 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
         self.velocity = one_of("velocity", velocity, ("gradient", "free"))
         self.max_norm = None if max_norm is None else number("max_norm", max_norm)
         self.step_size = number("step_size", step_size, high=self.step_limit)
-        self.steps = positive_integer("steps", steps)
+        self.steps = integer("steps", steps)
         self.noise_scaling = one_of("noise_scaling", noise_scaling, ("constant", "tensor_std"))
         self.inference = one_of("inference", inference, ("mean", "random", "deterministic"))
-        self.samples = positive_integer("samples", samples)
+        self.samples = integer("samples", samples)
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
-        self.seed = _checked_seed(seed)
+        self.seed = seed_or_none(seed)
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
 
@@ -301,10 +300,3 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
             "operator": keras.saving.serialize_keras_object(self.operator),
             **{name: getattr(self, name) for name in _ARGUMENTS},
         }
-
-
-def _checked_seed(seed):
-    integer = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-    if seed is not None and not (integer and seed >= 0):
-        raise ValueError(f"`seed` must be a non-negative integer or None. Received: seed={seed!r}")
-    return seed if seed is None else int(seed)

@@ -6,8 +6,9 @@ import numpy as np
 from keras import ops
 
 from dynzoo import backend
-from dynzoo.inference.draws import Draws, layers_with
-from dynzoo.utils.arguments import positive_integer
+from dynzoo.inference.draws import Draws
+from dynzoo.inference.model_layers import random_layers
+from dynzoo.utils.arguments import integer
 
 __all__ = ["feynman_kac_mean"]
 
@@ -43,9 +44,9 @@ def feynman_kac_mean(model, x, samples=16, seed=0, batch_size=256) -> np.ndarray
     >>> tuple(feynman_kac_mean(model, np.ones((5, 4)), samples=32).shape)
     (5, 3)
     """
-    positive_integer("samples", samples)
-    positive_integer("batch_size", batch_size)
-    if not layers_with(model, "random_at_inference"):
+    integer("samples", samples)
+    integer("batch_size", batch_size)
+    if not random_layers(model):
         raise ValueError(
             "`model` must have a layer that is random at inference, such as "
             "ConvectionDiffusionFlow(..., inference='random'): the mean of others is one pass."

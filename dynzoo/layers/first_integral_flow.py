@@ -13,7 +13,7 @@ from dynzoo.guarantees import Guarantee
 from dynzoo.integrators.discrete_gradient import DiscreteGradient
 from dynzoo.integrators.projected import INTEGRAL_TOLERANCE, PROJECTED
 from dynzoo.layers.skew_flow import SkewFlow
-from dynzoo.utils.arguments import number, one_of, positive_integer
+from dynzoo.utils.arguments import array, integer, number, one_of
 
 __all__ = ["FirstIntegralFlow"]
 
@@ -21,7 +21,7 @@ __all__ = ["FirstIntegralFlow"]
 def _positive_definite(matrix):
     if matrix is None:
         return None
-    a = np.asarray(matrix, dtype=np.float64)
+    a = array("matrix", matrix)
     square = a.ndim == 2 and a.shape[0] == a.shape[1] and bool(np.isfinite(a).all())
     if not (square and np.array_equal(a, a.T) and np.linalg.eigvalsh(a)[0] > 0):
         raise ValueError(
@@ -109,11 +109,13 @@ class FirstIntegralFlow(SkewFlow):
         self.integral = one_of("integral", integral, ("quadratic", "convex"))
         self.matrix = _positive_definite(matrix)
         if vector is not None:
-            vector = [number("vector", v, -math.inf) for v in np.ravel(vector).tolist()]
+            vector = [
+                number("vector", v, -math.inf) for v in array("vector", vector).ravel().tolist()
+            ]
         self.vector = vector
-        self.integral_units = positive_integer("integral_units", integral_units)
+        self.integral_units = integer("integral_units", integral_units)
         self.integrator = one_of("integrator", integrator, ("discrete_gradient", *PROJECTED))
-        self.iterations = positive_integer("iterations", iterations)
+        self.iterations = integer("iterations", iterations)
 
     def build(self, input_shape):
         super().build(input_shape)

@@ -15,7 +15,7 @@ from dynzoo.guarantees import Guarantee
 from dynzoo.integrators import splitting
 from dynzoo.integrators.implicit import ImplicitMidpoint
 from dynzoo.layers.phase_space import INVERSE, Invertible, PhaseSpaceFlow
-from dynzoo.utils.arguments import one_of, positive_integer
+from dynzoo.utils.arguments import integer, one_of
 
 __all__ = ["HamiltonianFlow"]
 
@@ -119,7 +119,7 @@ class HamiltonianFlow(Invertible, PhaseSpaceFlow):
             integrator = "leapfrog" if separable else "implicit_midpoint"
         self.integrator = one_of("integrator", integrator, allowed)
         if iterations is not None:
-            positive_integer("iterations", iterations)
+            integer("iterations", iterations)
         self.iterations = iterations
         if self.integrator == "implicit_midpoint" and constraint is None:
             raise ValueError(

@@ -9,7 +9,7 @@ from keras import ops
 from dynzoo import spectral
 from dynzoo.guarantees import Guarantee
 from dynzoo.operators.dense import matmul_channels
-from dynzoo.utils.arguments import float64, positive_integer
+from dynzoo.utils.arguments import float64, integer, seed_or_none
 
 __all__ = ["UnitRowDense"]
 
@@ -53,9 +53,9 @@ class UnitRowDense(keras.layers.Layer):
 
     def __init__(self, units, use_bias=True, seed=None, **kwargs):
         super().__init__(**kwargs)
-        self.units = positive_integer("units", units)
+        self.units = integer("units", units)
         self.use_bias = bool(use_bias)
-        self.seed = seed
+        self.seed = seed_or_none(seed)
 
     def build(self, input_shape):
         self.kernel = self.add_weight(

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo.guarantees import Guarantee
-from dynzoo.utils.arguments import number, positive_integer
+from dynzoo.utils.arguments import array, integer, number
 
 __all__ = ["BetaAbs", "ChannelPadding", "Isometry", "MaxMin", "MeanShift", "SpaceToDepth"]
 
@@ -31,8 +31,6 @@ class Isometry(keras.layers.Layer):
 
     def guarantees(self) -> list[Guarantee]:
         """What holds for this layer as it is configured."""
-        if getattr(self, "padding", "circular") == "zero":
-            return [Guarantee("1-Lipschitz", "what leaves the image is dropped", 1.0)]
         return [Guarantee("1-Lipschitz", self._kept, 1.0)]
 
     def compute_output_shape(self, input_shape):
@@ -169,7 +167,7 @@ class SpaceToDepth(Isometry):
 
     def __init__(self, block_size=2, **kwargs):
         super().__init__(**kwargs)
-        self.block_size = positive_integer("block_size", block_size)
+        self.block_size = integer("block_size", block_size)
 
     def build(self, input_shape):
         b = self.block_size
@@ -226,7 +224,7 @@ class ChannelPadding(Isometry):
 
     def __init__(self, channels, **kwargs):
         super().__init__(**kwargs)
-        self.channels = positive_integer("channels", channels)
+        self.channels = integer("channels", channels)
 
     def build(self, input_shape):
         if input_shape[-1] > self.channels:
@@ -277,7 +275,7 @@ class MeanShift(Isometry):
 
     def __init__(self, mean, **kwargs):
         super().__init__(**kwargs)
-        self.mean = [float(m) for m in mean]
+        self.mean = array("mean", mean).ravel().tolist()
 
     def build(self, input_shape):
         if input_shape[-1] != len(self.mean):

@@ -10,7 +10,7 @@ from dynzoo import constraints, spectral
 from dynzoo.constraints import ORTHONORMAL_KEPT
 from dynzoo.guarantees import Guarantee
 from dynzoo.operators.dense import matmul_channels
-from dynzoo.utils.arguments import float64, positive_integer
+from dynzoo.utils.arguments import float64, integer, seed_or_none
 
 __all__ = [
     "OrthonormalDense",
@@ -53,10 +53,10 @@ class OrthonormalDense(keras.layers.Layer):
 
     def __init__(self, units, use_bias=False, projection_steps=2, seed=None, **kwargs):
         super().__init__(**kwargs)
-        self.units = positive_integer("units", units)
+        self.units = integer("units", units)
         self.use_bias = bool(use_bias)
-        self.projection_steps = positive_integer("projection_steps", projection_steps)
-        self.seed = seed
+        self.projection_steps = integer("projection_steps", projection_steps)
+        self.seed = seed_or_none(seed)
 
     def build(self, input_shape):
         self.kernel = self.add_weight(
@@ -217,7 +217,7 @@ class ScaledAveragePooling2D(keras.layers.Layer):
 
     def __init__(self, pool_size=2, **kwargs):
         super().__init__(**kwargs)
-        self.pool_size = positive_integer("pool_size", pool_size)
+        self.pool_size = integer("pool_size", pool_size)
 
     def build(self, input_shape):
         p = self.pool_size

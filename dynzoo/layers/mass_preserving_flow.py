@@ -12,7 +12,7 @@ from dynzoo import integrators
 from dynzoo.fields.mass import SUM_TOLERANCE, mass_field, sum_lift, sum_projection, tangent_step
 from dynzoo.guarantees import Guarantee
 from dynzoo.layers.skew_flow import SkewFlow
-from dynzoo.utils.arguments import number, one_of, positive_integer
+from dynzoo.utils.arguments import integer, number, one_of
 
 __all__ = ["MassPreservingFlow", "SumLift", "SumProjection"]
 
@@ -152,7 +152,7 @@ class SumLift(keras.layers.Layer):
 
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
-        self.units = positive_integer("units", units)
+        self.units = integer("units", units)
 
     def build(self, input_shape):
         if input_shape[-1] is None or input_shape[-1] > self.units:
@@ -221,7 +221,7 @@ class SumProjection(keras.layers.Layer):
 
     def __init__(self, units, weights=None, **kwargs):
         super().__init__(**kwargs)
-        self.units = positive_integer("units", units)
+        self.units = integer("units", units)
         self.invariant_weights = _checked_weights(weights)
 
     def build(self, input_shape):

@@ -126,7 +126,7 @@ class PresnovFlow(SkewFlow):
     def guarantees(self) -> list[Guarantee]:
         """What holds for this flow as it is configured."""
         return [
-            norm_guarantee("the sphere part of every step"),
+            norm_guarantee("the sphere part of every step", "norm kept by the sphere part"),
             Guarantee(
                 "norm change bounded",
                 "| |x(t + h)| - |x(t)| | <= h max |grad U| over the stages of the gradient "

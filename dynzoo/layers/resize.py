@@ -11,7 +11,7 @@ from keras import ops
 
 from dynzoo import spectral
 from dynzoo.guarantees import Guarantee
-from dynzoo.utils.arguments import number, positive_integer
+from dynzoo.utils.arguments import integer, number
 
 __all__ = ["Resize", "bicubic"]
 
@@ -84,8 +84,8 @@ class Resize(keras.layers.Layer):
 
     def __init__(self, height, width, value_range=None, **kwargs):
         super().__init__(**kwargs)
-        self.height = positive_integer("height", height)
-        self.width = positive_integer("width", width)
+        self.height = integer("height", height)
+        self.width = integer("width", width)
         self.value_range: Any = None if value_range is None else _checked_range(value_range)
 
     def build(self, input_shape):

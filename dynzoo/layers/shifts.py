@@ -5,8 +5,10 @@ from __future__ import annotations
 import keras
 import numpy as np
 
+from dynzoo.guarantees import Guarantee
 from dynzoo.layers.isometries import Isometry, MaxMin
 from dynzoo.operators.shift import check_padding, shift, shift_float64, shift_joined
+from dynzoo.utils.arguments import number
 
 __all__ = ["MaxMinShift", "SpatialShift"]
 
@@ -18,9 +20,13 @@ class _Shifting(Isometry):
         super().__init__(**kwargs)
         self.reverse = bool(reverse)
         self.padding = check_padding(padding)
-        if not 0 < fraction <= 1:
-            raise ValueError(f"`fraction` must be in (0, 1]. Received: fraction={fraction}")
-        self.fraction = float(fraction)
+        self.fraction = number("fraction", fraction, high=1.0)
+
+    def guarantees(self) -> list[Guarantee]:
+        """What holds for this layer as it is configured."""
+        if self.padding == "zero":
+            return [Guarantee("1-Lipschitz", "what leaves the image is dropped", 1.0)]
+        return super().guarantees()
 
     def get_config(self):
         return {

@@ -17,10 +17,10 @@ __all__ = ["SPHERE_INTEGRATORS", "SphericalFlow"]
 SPHERE_INTEGRATORS: dict[str, Any] = {**PROJECTED, **CAYLEY}
 
 
-def norm_guarantee(what: str) -> Guarantee:
+def norm_guarantee(what: str, name: str = "norm kept") -> Guarantee:
     """The statement that the layers with a sphere step share."""
     return Guarantee(
-        "norm kept",
+        name,
         f"{what} keeps |x| of every vector along the last axis (of every pixel, hence of the "
         "whole image); the value is the rounding in float32, relative to |x|",
         value=1e-6,

@@ -15,7 +15,7 @@ from dynzoo.layers.switching_bound import check_shape, switching_bound, switchin
 from dynzoo.layers.switching_fields import time_step, time_step_float64
 from dynzoo.layers.switching_steps import checked_range, inverse_sizes, substep_sizes
 from dynzoo.operators import base as operators
-from dynzoo.utils.arguments import float64, number, one_of, positive_integer
+from dynzoo.utils.arguments import float64, integer, number, one_of, seed_or_none
 
 __all__ = ["SwitchingFlow"]
 
@@ -137,7 +137,7 @@ class SwitchingFlow(keras.layers.Layer):
         kinds = ("generic", "gradient", "tied")
         self.expansion = one_of("expansion", expansion or expansion_default, kinds)
         self._expansion_activation = activations.get(
-            expansion_activation or activation_default or activation
+            expansion_activation or activation_default or activation, "expansion_activation"
         )
         self.expansion_activation = self._expansion_activation.name
         matrix = isinstance(self.operator, operators.MatrixOperator)
@@ -145,14 +145,14 @@ class SwitchingFlow(keras.layers.Layer):
             constraint = "orthonormal" if matrix else "spectral_norm"
         self.constraint = one_of("constraint", constraint, ("orthonormal", "spectral_norm", None))
         self.spectrum = one_of("spectrum", spectrum, ("measured", "assumed"))
-        self.steps = positive_integer("steps", steps)
-        self.substeps = positive_integer("substeps", substeps)
+        self.steps = integer("steps", steps)
+        self.substeps = integer("substeps", substeps)
         self.max_expansion = number("max_expansion", max_expansion)
-        self.projection_steps = positive_integer("projection_steps", projection_steps)
+        self.projection_steps = integer("projection_steps", projection_steps)
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.seed = seed
+        self.seed = seed_or_none(seed)
         if step_size != "learned":
             step_size = number("step_size", step_size, 0.0, 2.0 * self.substeps)
         self.step_size = step_size

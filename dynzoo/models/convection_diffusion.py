@@ -6,11 +6,11 @@ import keras
 from keras import ops
 
 from dynzoo import operators
-from dynzoo.inference.draws import layers_with
+from dynzoo.inference.model_layers import random_layers
 from dynzoo.layers.convection_diffusion_flow import ConvectionDiffusionFlow
 from dynzoo.layers.isometries import SpaceToDepth
 from dynzoo.models.arguments import check_classes, check_image, check_stages
-from dynzoo.utils.arguments import number, positive_integer
+from dynzoo.utils.arguments import integer, number
 
 __all__ = ["convection_diffusion_classifier", "feynman_kac_model"]
 
@@ -99,7 +99,7 @@ def convection_diffusion_classifier(
     check_stages(widths, steps)
     number("diffusion", diffusion, closed="low")
     number("input_noise", input_noise, closed="low")
-    positive_integer("block_size", block_size)
+    integer("block_size", block_size)
     check_classes(num_classes)
     check_image(input_shape, block_size * 2 ** (len(widths) - 1))
     seeds = iter(range(1000 * seed, 1000 * seed + 1000, 50))
@@ -173,8 +173,8 @@ def feynman_kac_model(model, samples=8, name=None) -> keras.Model:
     Reference: A. Athalye, N. Carlini and D. Wagner, "Obfuscated gradients give a false sense of
     security" (ICML 2018), section 4 (expectation over transformation).
     """
-    positive_integer("samples", samples)
-    if not layers_with(model, "random_at_inference"):
+    integer("samples", samples)
+    if not random_layers(model):
         raise ValueError(
             "`model` must have a layer that is random at inference: the mean of others is one pass."
         )

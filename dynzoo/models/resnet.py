@@ -6,7 +6,7 @@ import keras
 
 from dynzoo.layers.isometries import SpaceToDepth
 from dynzoo.models.arguments import check_classes, check_image, check_stages
-from dynzoo.utils.arguments import positive_integer
+from dynzoo.utils.arguments import integer
 
 __all__ = ["resnet_classifier"]
 
@@ -69,7 +69,7 @@ def resnet_classifier(
     """
     widths, steps = tuple(widths), tuple(steps)
     check_stages(widths, steps)
-    positive_integer("block_size", block_size)
+    integer("block_size", block_size)
     check_classes(num_classes)
     check_image(input_shape, block_size * 2 ** (len(widths) - 1))
     seeds = iter(range(1000 * seed, 1000 * seed + 1000))

@@ -10,7 +10,7 @@ from dynzoo.layers.learned_scale import LearnedScale
 from dynzoo.layers.switching_flow import SwitchingFlow
 from dynzoo.models.arguments import check_classes, check_image
 from dynzoo.regularizers import Orthogonality
-from dynzoo.utils.arguments import number, one_of, positive_integer
+from dynzoo.utils.arguments import integer, number, one_of
 
 __all__ = ["structured_classifier"]
 
@@ -109,7 +109,7 @@ def structured_classifier(
     if certified and kind == "unconstrained":
         raise ValueError("`form` must be 'published' for kind='unconstrained', which has no bound.")
     operator = one_of("operator", operator or ("shifted" if certified else "conv"), _OPERATORS)
-    positive_integer("convolutions", convolutions)
+    integer("convolutions", convolutions)
     if kind in ("prescribed", "flexible") and convolutions % 2:
         raise ValueError(
             f"`convolutions` must be even for kind={kind!r}. Received: convolutions={convolutions}"

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from dynzoo import constraints, spectral
-from dynzoo.utils.arguments import positive_integer
+from dynzoo.utils.arguments import integer
 
 __all__ = ["Operator", "get"]
 
@@ -95,7 +95,7 @@ class MatrixOperator(Operator):
     """
 
     def __init__(self, units):
-        self.units = positive_integer("units", units)
+        self.units = integer("units", units)
 
     def kernel_shape(self, input_shape):
         return (int(input_shape[-1]), self.units)

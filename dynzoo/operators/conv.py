@@ -9,7 +9,7 @@ from keras import ops
 from dynzoo import constraints, spectral
 from dynzoo.operators.base import Operator
 from dynzoo.operators.shift import check_padding
-from dynzoo.utils.arguments import positive_integer
+from dynzoo.utils.arguments import integer
 
 __all__ = ["Conv"]
 
@@ -43,8 +43,8 @@ class Conv(Operator):
     """
 
     def __init__(self, filters, kernel_size=3, padding="zero"):
-        self.filters = positive_integer("filters", filters)
-        self.kernel_size = positive_integer("kernel_size", kernel_size)
+        self.filters = integer("filters", filters)
+        self.kernel_size = integer("kernel_size", kernel_size)
         self.padding = check_padding(padding)
 
     @property

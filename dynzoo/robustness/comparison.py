@@ -16,6 +16,7 @@ from dynzoo.robustness.report import RobustnessReport, interval
 from dynzoo.robustness.saved_report import SavedReport, read_report
 from dynzoo.utils.csv_text import csv_text
 from dynzoo.utils.files import write_atomically
+from dynzoo.utils.formatting import eps_text, norm_text
 from dynzoo.utils.html import document, image, percent, table, text
 
 __all__ = ["Comparison", "compare"]
@@ -226,7 +227,7 @@ def render(comparison: Comparison) -> str:
     """The comparison as one HTML page without any reference to another file."""
     first = comparison.reports[0]
     intro = (
-        f"{first.images} images, {plots.norm_text(first.norm)} perturbations inside the pixel "
+        f"{first.images} images, {norm_text(first.norm)} perturbations inside the pixel "
         "range [0, 1]."
     )
     figure = image(plots.svg(comparison.plot()), _curves_text(comparison))
@@ -259,7 +260,7 @@ def _numbers(comparison: Comparison) -> str:
     rows = [
         [
             text(row["model"]),
-            text(plots.eps_text(row["eps"])),
+            text(eps_text(row["eps"])),
             *(_measured(row[key], count) for key in ("clean", "certified", "attacked")),
             text(row["warnings"]),
         ]
@@ -284,12 +285,12 @@ def _curves_text(comparison: Comparison) -> str:
     parts = []
     for row in comparison.rows():
         known = [
-            f"{name} {row[key]:.1%}"
+            f"{name} {percent(row[key])}"
             for name, key in (("certified", "certified"), ("under attack", "attacked"))
             if row[key] is not None
         ]
         known = known or ["nothing known"]
-        parts.append(f"{row['model']} at {plots.eps_text(row['eps'])}: {' and '.join(known)}")
+        parts.append(f"{row['model']} at {eps_text(row['eps'])}: {' and '.join(known)}")
     return "Accuracy of each model by radius. " + "; ".join(parts)
 
 
@@ -330,7 +331,7 @@ def _pairs(comparison: Comparison) -> str:
                     only_a, only_b = comparison.differences(a, b, e)
                 except ValueError:  # one of them neither attacked nor certified
                     continue
-                cells = [f"{a} / {b}", plots.eps_text(e), only_a, only_b]
+                cells = [f"{a} / {b}", eps_text(e), only_a, only_b]
                 rows.append([text(cell) for cell in cells])
     note = (
         '<p class="note">Images that stay right under attack with one model only; of two models '

@@ -18,7 +18,8 @@ from dynzoo.inference.draws import Draws
 from dynzoo.inference.image_checks import check_unit_range
 from dynzoo.inference.passes import predict_logits
 from dynzoo.robustness.checks.model import check_examples
-from dynzoo.utils.arguments import positive_int
+from dynzoo.utils.arguments import integer
+from dynzoo.utils.formatting import percent
 
 __all__ = ["CorruptionResult", "evaluate_corruptions", "hits"]
 
@@ -125,13 +126,14 @@ class CorruptionResult:
         lines = self.accuracy.mean(axis=1)
         worst, best = int(lines.argmin()), int(lines.argmax())
         facts = [
-            ("clean accuracy", f"{100 * self.clean:.1f} %"),
+            ("clean accuracy", percent(self.clean, 1)),
             (
                 f"mean over {lines.size} corruptions at {len(self.severities)} severities",
-                f"{100 * self.mean:.1f} % (standard error {100 * self.standard_error:.1f} points)",
+                f"{percent(self.mean, 1)} "
+                f"(standard error {percent(self.standard_error, 1, unit='')} points)",
             ),
-            ("lowest", f"{self.names[worst]}, {100 * lines[worst]:.1f} %"),
-            ("highest", f"{self.names[best]}, {100 * lines[best]:.1f} %"),
+            ("lowest", f"{self.names[worst]}, {percent(lines[worst], 1)}"),
+            ("highest", f"{self.names[best]}, {percent(lines[best], 1)}"),
             ("images", self.correct.shape[-1]),
             *((w["name"], w["text"]) for w in self.details.get("warnings", [])),
         ]
@@ -204,7 +206,7 @@ def evaluate_corruptions(
     levels = tuple(severities)
     if not levels or any(isinstance(s, bool) or s not in SEVERITIES for s in levels):
         raise ValueError(f"`severities` must be some of {SEVERITIES}. Received: {levels}")
-    batch_size, seed = positive_int("batch_size", batch_size), positive_int("seed", seed, least=0)
+    batch_size, seed = integer("batch_size", batch_size), integer("seed", seed, least=0)
     files = None if official is None else OfficialFiles(official, chosen, x, y)
     check_pictures(x)
 

@@ -355,7 +355,7 @@ def _check_attacks(run: _Run, campaign: Campaign) -> None:
         return
     middle = (len(run.eps) - 1) // 2
     survivors = np.flatnonzero(outcomes.robust()[middle])
-    steps = max([getattr(attack, "steps", 1) for attack in run.planned[0]])
+    steps = max(1, *(attack.steps for attack in run.planned[0]))
     with run.progress.watching("attack of twice the steps"):
         more = (survivors, run.eps[middle], run.norm, steps, run.seed)
         run.warnings += check_convergence(run.model, run.x, run.y, *more)

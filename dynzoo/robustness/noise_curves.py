@@ -17,7 +17,8 @@ from dynzoo.inference.draws import Draws
 from dynzoo.inference.image_checks import check_unit_range
 from dynzoo.robustness.checks.model import check_examples
 from dynzoo.robustness.corruptions import hits
-from dynzoo.utils.arguments import listed, positive_int
+from dynzoo.utils.arguments import integer, listed
+from dynzoo.utils.formatting import percent
 
 __all__ = ["LEVELS", "NoiseCurve", "noise_curve"]
 
@@ -106,11 +107,11 @@ class NoiseCurve:
 
     def section(self) -> tuple[str, Any]:
         """Heading and content for ``RobustnessReport.sections``."""
-        facts = [("clean accuracy", f"{100 * self.clean:.1f} %")]
+        facts = [("clean accuracy", percent(self.clean, 1))]
         facts += [
             (
                 f"{row['noise'].replace('_', ' ')}, {row['level']:g}",
-                f"{100 * row['accuracy']:.1f} % ± {100 * row['deviation']:.1f}",
+                f"{percent(row['accuracy'], 1)} ± {percent(row['deviation'], 1, unit='')}",
             )
             for row in self.rows()
         ]
@@ -175,8 +176,8 @@ def noise_curve(
     x, y = check_images(x, y)
     check_unit_range(model)
     chosen = _levels((kinds,) if isinstance(kinds, str) else tuple(kinds), levels)
-    draws, seed = positive_int("draws", draws), positive_int("seed", seed, least=0)
-    batch_size = positive_int("batch_size", batch_size)
+    draws, seed = integer("draws", draws), integer("seed", seed, least=0)
+    batch_size = integer("batch_size", batch_size)
     total = draws * sum(len(v) for v in chosen.values())
     done, accuracies = 0, {}
     with Draws(model, seed) as states:

@@ -18,6 +18,7 @@ from dynzoo.inference.answers import NO_ANSWER
 from dynzoo.robustness.checks.warning import EvaluationWarning
 from dynzoo.robustness.outcomes import Outcomes
 from dynzoo.utils.files import write_atomically
+from dynzoo.utils.formatting import eps_text, norm_text
 from dynzoo.utils.html import document, image, percent, table, text
 
 # Attacked images in the gallery.
@@ -267,8 +268,8 @@ def interval(share: float, count: int) -> tuple[float, float]:
 def render(report: RobustnessReport) -> str:
     """The report as one HTML page without any reference to another file."""
     versions = report.details.get("versions", {})
-    radii = ", ".join(plots.eps_text(e) for e in sorted(report.robust))
-    norm = plots.norm_text(report.norm)
+    radii = ", ".join(eps_text(e) for e in sorted(report.robust))
+    norm = norm_text(report.norm)
     if report.attacked:
         intro = (
             f"{report.images} images. Attacker: knows the model and its gradients, moves each "
@@ -323,17 +324,17 @@ def render(report: RobustnessReport) -> str:
 
 def curve_text(report: RobustnessReport) -> str:
     """What the curve of a report shows, in words."""
-    parts = [f"Accuracy versus {plots.norm_text(report.norm)} radius: clean {report.clean:.1%}"]
+    parts = [f"Accuracy versus {norm_text(report.norm)} radius: clean {percent(report.clean)}"]
     for e in sorted(report.robust):
         known = [
-            f"{name} {share:.1%}"
+            f"{name} {percent(share)}"
             for name, share in (
                 ("certified", report.certified[e]),
                 ("under attack", report.robust[e]),
             )
             if share is not None
         ]
-        parts.append(f"at {plots.eps_text(e)} " + (" and ".join(known) or "nothing known"))
+        parts.append(f"at {eps_text(e)} " + (" and ".join(known) or "nothing known"))
     return "; ".join(parts)
 
 
@@ -359,7 +360,7 @@ def notebook(report: RobustnessReport) -> str:
 
 def _tiles(report: RobustnessReport) -> str:
     first = min(report.robust)
-    at = f"at {plots.eps_text(first)}"
+    at = f"at {eps_text(first)}"
     tiles = [
         ("clean", "clean", report.clean),
         ("attacked", f"under attack {at}", report.robust[first]),
@@ -382,7 +383,7 @@ def _smoothing(report: RobustnessReport) -> str:
         ("no answer", percent(numbers["abstained"])),
     ]
     for e, share in numbers["certified"].items():
-        rows.append((f"certified at {plots.eps_text(e)}", percent(share)))
+        rows.append((f"certified at {eps_text(e)}", percent(share)))
     note = (
         "<p class=note>The model under Gaussian noise, by majority, is another classifier than the "
         "model above: these radii are certified for its answers, image by image with probability "
@@ -396,7 +397,7 @@ def _sets(report: RobustnessReport) -> str:
     promised = f"{percent(1 - sets['alpha'])}"
     rows = [
         [
-            text(plots.eps_text(e)) if e else "0",
+            text(eps_text(e)) if e else "0",
             promised,
             percent(sets["coverage"][e]),
             f"{sets['size'][e]:.2f}",
@@ -442,7 +443,7 @@ def _numbers(report: RobustnessReport) -> str:
 
     rows = [["0 (clean)", cell(None), cell(report.clean)]]
     for e in sorted(report.robust):
-        rows.append([text(plots.eps_text(e)), cell(report.certified[e]), cell(report.robust[e])])
+        rows.append([text(eps_text(e)), cell(report.certified[e]), cell(report.robust[e])])
     header = ["radius", "certified", "under attack"]
     if not report.attacked:
         rows[0][1] = rows[0][2]
@@ -479,7 +480,7 @@ def _gallery(report: RobustnessReport) -> str:
             for kind, label, pixels in views
         )
         caption = (
-            f"image {example.index}, radius {plots.eps_text(example.eps)}, "
+            f"image {example.index}, radius {eps_text(example.eps)}, "
             f"distance {example.distance:.4f}"
         )
         cards.append(f'<div class="card"><div class="views">{figures}</div>{text(caption)}</div>')
@@ -499,7 +500,7 @@ def _hardest(report: RobustnessReport) -> str:
     for e in sorted(report.robust):
         left = report.undecided(e)
         shown = ", ".join(str(i) for i in left[:_LISTED]) + (" ..." if len(left) > _LISTED else "")
-        rows.append([text(plots.eps_text(e)), str(len(left)), shown or "&ndash;"])
+        rows.append([text(eps_text(e)), str(len(left)), shown or "&ndash;"])
     kind = "Neither proved nor broken" if report.attacked else "Right and not proved"
     parts = f"<p>{kind}:</p>"
     parts += table(["radius", "images", "numbers"], rows, numeric=False)
@@ -510,7 +511,7 @@ def _hardest(report: RobustnessReport) -> str:
     for attack in range(len(outcomes.attacks) - 1, 0, -1):
         for radius, e in enumerate(outcomes.eps):
             for row in np.flatnonzero(outcomes.broken[:, attack, radius]):
-                cells = [row, plots.eps_text(e), outcomes.attacks[attack]]
+                cells = [row, eps_text(e), outcomes.attacks[attack]]
                 late.append([text(cell) for cell in cells])
     if late:
         parts += "<p>Broken late: what the attacks before this one had missed.</p>"
@@ -540,7 +541,7 @@ def _runs(runs: Sequence[dict[str, Any]]) -> str:
         )
         rows.append(
             [
-                text(plots.eps_text(run["eps"])),
+                text(eps_text(run["eps"])),
                 text(run["attack"]),
                 f"<small>{text(config)}</small>",
                 str(run["attacked"]),

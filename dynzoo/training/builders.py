@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo import losses, optimizers
+from dynzoo.utils.arguments import integer
 
 __all__ = [
     "LOSSES",
@@ -56,15 +57,13 @@ class Trapezoid(keras.optimizers.schedules.LearningRateSchedule):
     """
 
     def __init__(self, peak, total_steps, warmup=0.02, decay=0.5):
-        if total_steps < 1:
-            raise ValueError(f"`total_steps` must be positive. Received: {total_steps}")
         if not (0 <= warmup <= 1 and 0 <= decay <= 1 and warmup + decay <= 1):
             raise ValueError(
                 "`warmup` and `decay` must be shares in [0, 1] that add up to at most 1. "
                 f"Received: warmup={warmup}, decay={decay}"
             )
         self.peak = float(peak)
-        self.total_steps = int(total_steps)
+        self.total_steps = integer("total_steps", total_steps)
         self.warmup = float(warmup)
         self.decay = float(decay)
 

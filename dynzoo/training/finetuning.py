@@ -19,7 +19,7 @@ from dynzoo.inference.streamed_images import StreamedImages
 from dynzoo.training import builders as optimization
 from dynzoo.training.allocator import keep_freed_memory
 from dynzoo.training.arguments import check_crop_padding, check_finetuning
-from dynzoo.utils.arguments import positive_integer
+from dynzoo.utils.arguments import integer
 
 __all__ = ["finetune", "fit_arguments"]
 
@@ -80,8 +80,8 @@ def finetune(
     >>> dynzoo.constraints.unmet(model)
     {}
     """
-    epochs = positive_integer("epochs", epochs)
-    batch_size = positive_integer("batch_size", batch_size)
+    epochs = integer("epochs", epochs)
+    batch_size = integer("batch_size", batch_size)
     check_finetuning(learning_rate)
     if isinstance(x, StreamedImages):
         check_shape(x, model)

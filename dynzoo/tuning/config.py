@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dynzoo.plots import eps_text
 from dynzoo.training import recipes
 from dynzoo.training.recipes import RecipeError, Schema
 from dynzoo.tuning.space import Dimension
+from dynzoo.utils.formatting import eps_text
 
 __all__ = ["OBJECTIVES", "TUNERS", "SearchConfig"]
 

@@ -21,8 +21,8 @@ from dynzoo.tuning.oracles import make_oracle
 from dynzoo.tuning.records import UNSEEN, SearchResult, collect, number, outcome, write_table
 from dynzoo.tuning.worker import RecipeTuner
 from dynzoo.utils import interruption, strict_json
-from dynzoo.utils.durations import duration
 from dynzoo.utils.files import write_atomically
+from dynzoo.utils.formatting import duration
 
 __all__ = ["search"]
 

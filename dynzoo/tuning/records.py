@@ -10,12 +10,11 @@ from typing import Any
 
 import yaml
 
-from dynzoo.plots import eps_text
 from dynzoo.tuning.config import SearchConfig
 from dynzoo.utils import strict_json
 from dynzoo.utils.csv_text import csv_text
-from dynzoo.utils.durations import duration
 from dynzoo.utils.files import write_atomically
+from dynzoo.utils.formatting import duration, eps_text, percent
 from dynzoo.utils.strict_json import short
 
 __all__ = [
@@ -139,7 +138,7 @@ def _best_yaml(config: SearchConfig, best: dict[str, Any], result: SearchResult)
     evaluation = recipe["evaluation"]
     evaluation["eps"] = [eps_text(e) for e in evaluation["eps"]]
     measured = ", ".join(
-        f"{name} {100 * best[name]:.2f} %"
+        f"{name} {percent(best[name])}"
         for name in ("clean", "certified", "attacked")
         if best[name] is not None
     )
@@ -196,7 +195,7 @@ def outcome(record: dict[str, Any], objective: str) -> str:
     if record[objective] is None:
         return f"skipped, {record['reason'] or record['status']}"
     parts = [
-        f"{name} {100 * record[name]:.2f} %"
+        f"{name} {percent(record[name])}"
         for name in ("certified", "attacked", "clean")
         if record[name] is not None
     ]

@@ -27,6 +27,7 @@ from dynzoo import constraints, losses
 
 # imported so that their classes are registered before a config names them
 from dynzoo._version import version
+from dynzoo.data.loading import DATASETS
 from dynzoo.inference import class_names as labels
 from dynzoo.inference.image_checks import declare_range, input_range
 from dynzoo.utils import interruption
@@ -101,7 +102,7 @@ def from_preset(
             # of the model alone it would not do: on TensorFlow what is so already is not set
             layer.trainable = True
     # who names a number has classes of his own, even where it is that of the preset
-    names = labels.names_in(metadata, model.output_shape[-1]) if num_classes is None else None
+    names = _class_names(metadata, model.output_shape[-1]) if num_classes is None else None
     if preprocess:
         model = _with_preprocessing(model, metadata, image_size, folder)
         metadata = {**metadata, "input_range": [0, 255]}
@@ -193,10 +194,20 @@ def save_to_preset(
         files.move_into_place(work, target)
 
 
+def _class_names(metadata: Mapping[str, Any], classes: int) -> list[str] | None:
+    """Names of the classes: those in the metadata, else those of its known data set.
+
+    Names of another number than the classes are not theirs.
+    """
+    dataset = DATASETS.get(str(metadata.get("dataset")))
+    names = metadata.get("class_names") or (dataset.classes if dataset else None)
+    return [str(name) for name in names] if names and len(names) == classes else None
+
+
 def _known(model: keras.Model, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Class names and range of pixels, from the metadata or as they are known of the model."""
     classes = model.output_shape[-1]
-    names = metadata.get("class_names") or labels.names_in(metadata, classes)
+    names = metadata.get("class_names") or _class_names(metadata, classes)
     if names is None and "dataset" not in metadata:
         names = labels.names_of(model)
     extent = metadata.get("input_range") or input_range(model)

@@ -20,7 +20,7 @@ from dynzoo.certificates.local.relaxation import relax
 from dynzoo.certificates.margins import pair_errors, reach
 from dynzoo.certificates.rounding.bound import rounding_kinds
 from dynzoo.certificates.upper import product
-from dynzoo.utils.arguments import positive_int
+from dynzoo.utils.arguments import integer
 
 __all__ = ["LocalCertificate", "certify_local"]
 
@@ -107,8 +107,8 @@ class LocalCertificate:
     ):
         self.certificate, self._model = certificate, model
         self.lipschitz = certificate.lipschitz
-        self.iterations = positive_int("iterations", iterations)
-        self.exact_units = positive_int("exact_units", exact_units, least=0)
+        self.iterations = integer("iterations", iterations)
+        self.exact_units = integer("exact_units", exact_units, least=0)
         # Of the model as it was certified, not as it may be by now.
         certificate._check_current()
         self._unrolled = unroll(trace(model))
