@@ -4,8 +4,8 @@ import importlib
 import inspect
 
 MODULES = """
-attacks augmentation callbacks certificates constraints corruptions data export integrators layers
-losses metrics models operators optimizers regularizers robustness training tuning zoo
+attacks augmentation callbacks certificates constraints convert corruptions data export integrators
+layers losses metrics models operators optimizers regularizers robustness training tuning zoo
 """.split()
 
 

@@ -8,11 +8,6 @@ __all__ = ["ConversionError"]
 class ConversionError(ValueError):
     """A part of a network that has no Keras form, or whose Keras form computes something else.
 
-    Args:
-        place: path of the module or operation.
-        kind: its type.
-        reason: what is the matter, and what is allowed.
-
     Attributes:
         place: path of the module or operation.
         kind: its type.

@@ -36,9 +36,9 @@ def to_plain(model: keras.Model) -> keras.Model:
     other identities are gone, too. A layer without such a form, as the other flows, stays one of
     dynzoo's.
 
-    `dynzoo.certify` proves the same constant for it as long as the layers are single maps. Of
+    ``dynzoo.certify`` proves the same constant for it as long as the layers are single maps. Of
     a flow it no longer knows that its two summands belong together: each step then counts 1 +
-    h |A|^2 in place of 1. The certificate of `model` remains that of this function.
+    h |A|^2 in place of 1. The certificate of ``model`` remains that of this function.
 
     Args:
         model: built Sequential or Functional model from one input of fixed shape to logits (n, K).
@@ -47,14 +47,17 @@ def to_plain(model: keras.Model) -> keras.Model:
         A functional model with weights of its own.
 
     Raises:
-        ConversionError: if its logits are not those of `model` to 1e-5 of the largest.
+        ConversionError: if its logits are not those of ``model`` to 1e-5 of the largest.
         ValueError: if the model's graph cannot be read, as that of a subclassed model, or runs in
             mixed precision.
 
     Example:
 
-    >>> plain = to_plain(dynzoo.from_preset("isometric_small_cifar10"))
-    >>> plain.save("plain.keras")
+    >>> import dynzoo, keras
+    >>> layers = [keras.Input((4,)), dynzoo.layers.UnitRowDense(3)]
+    >>> plain = dynzoo.convert.to_plain(keras.Sequential(layers))
+    >>> type(plain.layers[-1]).__name__
+    'Dense'
     """
     program = trace(model)
     for step in program.steps:

@@ -38,18 +38,18 @@ def from_torch(
     behind.
 
     Args:
-        source: a `torch.nn.Module`; or a state dict, or a file with one, which
-            `torch.load(weights_only=True)` reads.
+        source: a ``torch.nn.Module``; or a state dict, or a file with one, which
+            ``torch.load(weights_only=True)`` reads.
         input_shape: of one image as Keras takes it: (height, width, channels), (length, channels)
             or (features,). It may be left out if the architecture states it.
-        architecture: for a state dict, the layers in their order: a list, or a .json or .yaml file,
-            as `dynzoo.convert.architectures` describes.
+        architecture: for a state dict, the layers in their order: a list, or a .json or .yaml
+            file, as ``dynzoo.convert.architectures`` describes.
         network: which one, if the file holds a list of state dicts; the first is 0.
         name: of the model; default: the class of the module, in small letters.
 
     Returns:
-        A built `keras.Model`; on 100 random images in [0, 1] its logits differ from PyTorch's by at
-        most 1e-5 of the largest.
+        A built ``keras.Model``; on 100 random images in [0, 1] its logits differ from PyTorch's by
+        at most 1e-5 of the largest.
 
     Raises:
         ConversionError: a module, function or setting that has no such form; it names the place.
@@ -57,9 +57,11 @@ def from_torch(
 
     Example:
 
+    >>> import torch, dynzoo
     >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
-    >>> model = from_torch(network, (2, 2, 3))
-    >>> dynzoo.certify(model).lipschitz
+    >>> model = dynzoo.convert.from_torch(network, (2, 2, 3))
+    >>> model.output_shape
+    (None, 3)
     """
     torch = _torch()
     if isinstance(source, torch.nn.Module):
