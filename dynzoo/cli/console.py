@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from dynzoo.utils import formatting
+
 if TYPE_CHECKING:
     from rich.console import Console
 
