@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from dynzoo import activations
+from dynzoo import activations, spectral
+from dynzoo.fields import switching
+from dynzoo.fields.gradient import contractive_factor, gradient_field, gradient_field_float64
 from dynzoo.fields.switching import limited
 from dynzoo.guarantees import Guarantee
-from dynzoo.layers.switching_bound import check_shape, switching_bound, switching_guarantees
-from dynzoo.layers.switching_fields import time_step, time_step_float64
-from dynzoo.layers.switching_steps import checked_range, inverse_sizes, substep_sizes
+from dynzoo.operators import MatrixOperator, ShiftedPointwise
 from dynzoo.operators import base as operators
-from dynzoo.utils.arguments import float64, integer, number, one_of, seed_or_none
+from dynzoo.utils.arguments import array, float64, integer, number, one_of, seed_or_none
 
 __all__ = ["SwitchingFlow"]
 
@@ -309,3 +310,252 @@ class SwitchingFlow(keras.layers.Layer):
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
             "seed": self.seed,
         }
+
+
+def checked_range(layer, step_range) -> tuple[float, float]:
+    """The interval of the learned contraction as floats, that of the mode for ``None``.
+
+    Raises:
+        ValueError: if it is not an interval in (0, 2S].
+    """
+    limit = 2.0 * layer.substeps
+    if step_range is None:
+        step_range = switching.default_range(layer.mode, layer.bound, layer.substeps, layer.slope)
+    ends = array("step_range", step_range).ravel().tolist()
+    if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= limit:
+        raise ValueError(
+            f"`step_range` must be (low, high) with 0 < low <= high <= {limit:g}. "
+            f"Received: step_range={step_range!r}"
+        )
+    return ends[0], ends[1]
+
+
+def _spectrum(layer, kernel, xp):
+    """(1 / upper bound of s_max^2, lower bound of the ratio s_min^2 / s_max^2)."""
+    if layer.spectrum == "assumed":
+        return 1.0, 1.0
+    lower, upper = switching.singular_values_squared(layer.operator, kernel, xp)
+    return 1.0 / upper, lower / upper
+
+
+def substep_sizes(layer, kernel, expansion_kernel, raws, xp):
+    """Contractive and (signed) expansive substep of one time step.
+
+    Args:
+        layer: a ``SwitchingFlow``, for its configuration.
+        kernel: kernel of A.
+        expansion_kernel: kernel of W, or that of A.
+        raws: raw contraction (if learned) and raw expansion, real numbers.
+        xp: ``keras.ops`` or ``numpy``.
+    """
+    unit, ratio = _spectrum(layer, kernel, xp)
+    if layer.step_size == "learned":
+        low, high = layer.step_range
+        step = switching.interval(raws[0], low, high, xp) / layer.substeps
+    else:
+        step = layer.step_size / layer.substeps
+    count = layer.substeps if layer.mode == "flexible" else 1
+    limit = switching.expansion_limit(
+        step, layer.slope, ratio, layer.bound, count, layer.max_expansion, xp
+    )
+    expansion_unit = unit
+    if layer.expansion != "tied":
+        expansion_unit, _ = _spectrum(layer, expansion_kernel, xp)
+    if layer.mode == "prescribed":
+        expansion = switching.interval(raws[-1], 0.0, limit, xp)
+    elif layer.expansion == "generic":
+        # Its Jacobian has no sign: backwards it may expand just as much.
+        expansion = switching.signed_step(raws[-1], limit, limit, xp)
+    else:
+        expansion = switching.signed_step(raws[-1], 2.0, limit, xp)
+    if layer.expansion == "generic":
+        expansion_unit = expansion_unit**0.5
+    return step * unit, expansion * expansion_unit
+
+
+def inverse_sizes(layer, kernel, expansion_kernel, raws, contraction, expansion) -> list[float]:
+    """The raw weights whose times come closest to these, with their sign (float64)."""
+    raws = list(raws)
+
+    def largest(raw):
+        return substep_sizes(layer, kernel, expansion_kernel, [*raws[:-1], raw], np)[1]
+
+    if layer.step_size == "learned":
+        unit, _ = _spectrum(layer, kernel, np)
+        low, high = layer.step_range
+        share = (contraction / unit - low) / max(high - low, 1e-12)
+        raws[0] = 2.0 * _inverse_tanh(2.0 * share - 1.0)
+    step = expansion if layer.mode == "flexible" else expansion / layer.substeps
+    if layer.mode == "prescribed":
+        end = largest(np.float64(40.0))
+        raws[-1] = 2.0 * _inverse_tanh(2.0 * step / end - 1.0) if end > 0 else 0.0
+    else:
+        end = largest(np.float64(40.0 if step > 0 else -40.0))
+        raws[-1] = _inverse_tanh(step / end) if end else 0.0
+        raws[-1] = float(np.copysign(raws[-1], step))
+    return [float(raw) for raw in raws]
+
+
+def _inverse_tanh(y) -> float:
+    """The number whose tanh is y; values beyond +-1 give one where float32 has reached it."""
+    return float(np.clip(np.arctanh(np.clip(y, -1 + 1e-12, 1 - 1e-12)), -10.0, 10.0))
+
+
+def time_step(layer, x, h, e, kernels, biases):
+    """The state after one time step, over ``keras.ops``.
+
+    Args:
+        layer: a ``SwitchingFlow``, for its configuration.
+        x: the state.
+        h: contractive substep.
+        e: expansive substep, signed.
+        kernels: those of A and of the expansion.
+        biases: b and v, or ``None`` each.
+    """
+
+    def contract(y):
+        return gradient_field(layer.operator, layer._activation, y, kernels[0], biases[0], h)
+
+    def expand(y):
+        sigma = layer._expansion_activation
+        if layer.expansion != "generic":
+            return gradient_field(layer.operator, sigma, y, kernels[1], biases[1], e)
+        inner = layer.operator.apply(y, kernels[1])
+        return e * sigma(inner if biases[1] is None else inner + biases[1])
+
+    return alternate(layer, x, contract, expand)
+
+
+def time_step_float64(layer, x, h, e, kernels, biases):
+    """The same in NumPy float64; the biases are numbers."""
+
+    def contract(y):
+        field = gradient_field_float64
+        return h * field(layer.operator, layer._activation, y, kernels[0], biases[0])
+
+    def expand(y):
+        sigma = layer._expansion_activation
+        if layer.expansion != "generic":
+            return e * gradient_field_float64(layer.operator, sigma, y, kernels[1], biases[1])
+        return e * sigma.reference(layer.operator.apply_float64(y, kernels[1]) + biases[1])
+
+    return alternate(layer, x, contract, expand)
+
+
+def alternate(layer, x, contract, expand):
+    """The substeps of both fields in their order; the state may be of any type that adds."""
+    if layer.mode == "flexible":
+        for _ in range(layer.substeps):
+            x = x - contract(x)
+        return x + expand(x)
+    for _ in range(layer.substeps):
+        x = x + expand(x)
+        x = x - contract(x)
+    return x
+
+
+_SOURCE = "arXiv 2210.02373, section on 1-Lipschitz networks"
+
+
+def check_shape(layer, shape) -> None:
+    """Refuses kernels for which the contraction cannot reach what the expansion stretches.
+
+    Raises:
+        ValueError: naming the operator and what it needs.
+    """
+    inputs, units = shape[-2:]
+    if layer.expansion == "generic" and units != inputs:
+        raise ValueError(
+            f"`operator` must have {inputs} units, the channels of the input, for "
+            f"expansion='generic'. Received: {units} units"
+        )
+    if layer.expansion != "tied" and units < inputs:
+        raise ValueError(
+            f"`operator` must have at least {inputs} units, the channels of the input: with fewer "
+            "A is not injective, and what it does not see would only expand. "
+            f"Received: {units} units"
+        )
+    if isinstance(layer.operator, ShiftedPointwise) and layer.operator.padding == "zero":
+        raise ValueError(
+            "`operator` must be injective: a shift with zero padding drops pixels. Use "
+            "padding='circular'. Received: padding='zero'"
+        )
+
+
+def _smallest(operator, kernel, input_shape) -> float:
+    """Lower bound of the min(inputs, units) singular values of A: on its row space."""
+    lower, _ = switching.singular_values_squared(operator, kernel, np)
+    bounds = [math.sqrt(lower), operator.min_singular_value_float64(kernel, input_shape)]
+    if isinstance(operator, MatrixOperator):
+        # A circular shift keeps every singular value; other shifts are refused.
+        bounds.append(spectral.dense_min_singular_value_float64(kernel))
+    return max(bounds)
+
+
+def switching_bound(layer, input_shape, h, e, kernel, expansion_kernel) -> float:
+    """Lipschitz bound of one time step with substeps h and e, by the sharp factors (float64)."""
+    operator = layer.operator
+    norm = operator.norm_float64(kernel, input_shape)
+    smallest = _smallest(operator, kernel, input_shape)
+    contraction = contractive_factor(h, norm, smallest, layer.slope, layer._activation.slope_max)
+    sigma = layer._expansion_activation
+    if layer.expansion == "tied":
+        expansion_norm = norm
+    else:
+        expansion_norm = operator.norm_float64(expansion_kernel, input_shape)
+        smallest = 0.0
+    if layer.expansion == "generic":
+        expansion = 1.0 + abs(e) * sigma.slope_max * expansion_norm
+    elif e >= 0:
+        expansion = 1.0 + e * sigma.slope_max * expansion_norm**2
+    else:
+        expansion = contractive_factor(
+            -e, expansion_norm, smallest, sigma.slope_min, sigma.slope_max
+        )
+    expansions = 1 if layer.mode == "flexible" else layer.substeps
+    bound = contraction**layer.substeps * expansion**expansions
+    inputs, units = kernel.shape[-2:]
+    # With fewer units than inputs (tied) both fields vanish on the same subspace, and map its
+    # complement to itself: the identity there, the product here.
+    return max(1.0, bound) if units < inputs else bound
+
+
+def switching_guarantees(layer) -> list[Guarantee]:
+    """What holds for a ``SwitchingFlow`` as it is configured."""
+    formula = {
+        "paper": "F = sqrt(1 - 2 a k t + t^2)",
+        "sharp": "F = max(|1 - a k t|, |1 - t|)",
+    }[layer.bound]
+    power = layer.substeps if layer.mode == "flexible" else 1
+    measured = layer.spectrum == "measured"
+    return [
+        Guarantee(
+            "1-Lipschitz",
+            "every time step, contractions and expansions together",
+            1.0,
+            "all finite weights: the step sizes follow singular values that each call bounds"
+            if measured
+            else "only if A^T A = I and |W| <= 1, which nothing here measures",
+            _SOURCE if layer.bound == "paper" else f"{_SOURCE}; sharp factor: dynzoo",
+        ),
+        Guarantee(
+            "room for expansion",
+            f"largest expansive substep 1 / F^{power} - 1 with {formula}, a = {layer.slope:g}, "
+            "for orthonormal A, over the admissible contractions",
+            _room(layer),
+            f"at most max_expansion; k = s_min^2 / s_max^2 {'measured' if measured else 'taken 1'}",
+            _SOURCE,
+        ),
+    ]
+
+
+def _room(layer) -> float:
+    if layer.step_size == "learned":
+        steps = np.linspace(layer.step_range[0], layer.step_range[1], 1001) / layer.substeps
+    else:
+        steps = np.array([layer.step_size / layer.substeps])
+    power = layer.substeps if layer.mode == "flexible" else 1
+    room = switching.expansion_limit(
+        steps, layer.slope, 1.0, layer.bound, power, layer.max_expansion, np
+    )
+    return float(room.max())

@@ -11,8 +11,7 @@ from robustness_fixtures import centroids, held_out, ridge
 from dynzoo import backend
 from dynzoo.attacks import square as square_module
 from dynzoo.attacks.geometry import distances
-from dynzoo.attacks.square import Square
-from dynzoo.attacks.square_windows import bump, bump_table, layout, start, window_share, window_size
+from dynzoo.attacks.square import Square, bump, bump_table, layout, start, window_share, window_size
 from dynzoo.inference.passes import predict_logits
 
 

@@ -14,10 +14,8 @@ from dynzoo.certificates.rounding.floating_point import DEVIATION_UNITS, Budget,
 from dynzoo.certificates.rounding.rules import ROUNDING, Sizes, biased, exact, function_rounding
 from dynzoo.certificates.rounding.rules import matrix_product as product
 from dynzoo.certificates.rules.linear import float64, refuse
-from dynzoo.layers.gradient_bound import step_bounds
-from dynzoo.layers.switching_bound import switching_bound
-from dynzoo.layers.switching_fields import alternate
-from dynzoo.layers.switching_steps import substep_sizes
+from dynzoo.layers.gradient_flow import step_bounds
+from dynzoo.layers.switching_flow import alternate, substep_sizes, switching_bound
 
 __all__ = ["ROUNDING"]
 
