@@ -11,6 +11,7 @@ import numpy as np
 
 from dynzoo.certificates.certificate import Certificate
 from dynzoo.certificates.local.backward import Backward, Plan
+from dynzoo.certificates.local.branching import decided
 from dynzoo.certificates.local.lines import MODES
 from dynzoo.certificates.local.movement_certificate import LocalCertificate
 from dynzoo.certificates.local.rows import Rows
@@ -25,6 +26,8 @@ Array = np.ndarray
 _ENTRIES = 500_000
 _TOLERANCE = 0.005
 _GROWTH = 4.0
+# Parts of a ball that "alpha-crown" may look at, and from which share of the ball on.
+_PARTS, _NEAR = 16, 0.8
 
 
 class BackwardCertificate(LocalCertificate):
@@ -140,13 +143,14 @@ class BackwardCertificate(LocalCertificate):
         growth: Array,
         directions: Array,
         limits: Array,
+        efforts: int | None = None,
     ) -> Array:
         """How far (n,) each answer is certified by bounds on a ball; only up to the ball."""
         # Classes that the global bound keeps away need no local one.
         near = max(1, int((limits < ball[:, None]).sum(axis=1).max()))
         margins, growth, directions = margins[:, :near], growth[:, :near], directions[:, :near]
         result = np.zeros(len(ball))
-        for effort in range(len(self._efforts)):
+        for effort in range(efforts or len(self._efforts)):
             rows = np.flatnonzero(result < ball)
             if not len(rows) or (effort and monotonic() > self._plan.stop):
                 break
@@ -165,7 +169,10 @@ class BackwardCertificate(LocalCertificate):
 
 
 class AlphaCertificate(BackwardCertificate):
-    """As `BackwardCertificate`, with slopes of rectifiers found by descent where that is needed."""
+    """As `BackwardCertificate`, with slopes of rectifiers found by descent where that is needed.
+
+    Where these nearly do, the ball is split at a few units.
+    """
 
     method = "alpha-crown"
     _efforts = (*BackwardCertificate._efforts, {"refine": True, "tighten": tightened})
@@ -182,6 +189,14 @@ class AlphaCertificate(BackwardCertificate):
         best = optimised(bounds, rows, last, needed=needed * (1 - 1e-8))
         found = _reaches(best.steep, best.beta, margins[missing], growth[missing])
         reach[missing] = np.maximum(reach[missing], found.min(axis=1) * (1 - 1e-9))
+        for i, image in enumerate(missing):
+            short = np.flatnonzero(found[i] * (1 - 1e-9) < bounds.radius[image])
+            # A few parts take no longer than the slopes did.
+            if 0 < len(short) and reach[image] > _NEAR * bounds.radius[image]:
+                own = needed[i, short] * (1 - 1e-8)
+                most = _PARTS + len(short)
+                if decided(bounds, directions[image, short], own, image=image, most=most):
+                    reach[image] = bounds.radius[image] * (1 + 1e-12)
         return reach
 
 

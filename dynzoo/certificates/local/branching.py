@@ -35,24 +35,27 @@ def decided(
     bounds: Backward,
     directions: Array,
     needed: Array,
-    breaks: Callable[[Array], bool],
+    breaks: Callable[[Array], bool] | None = None,
+    image: int = 0,
+    most: float = math.inf,
 ) -> bool | None:
     """Whether r S + beta < needed on every part of the ball of an image, for each direction.
 
     Args:
-        bounds: of one image, with its ball.
+        bounds: of a batch of images, with their balls.
         directions: (q, K).
         needed: (q,).
         breaks: whether a movement (*input shape) shows that the answer does not hold.
+        image: which of the batch.
+        most: parts that are bounded.
 
     Returns:
-        `True`; `False` if a movement was found; `None` if the time was over before, or nothing
-        was left to split.
+        `True`; `False` if a movement was found; `None` if the time was over before, the parts were
+        too many, or nothing was left to split.
     """
-    slot, nodes = len(bounds.plan.unrolled.shapes) - 1, None
-    count = 0
-    rows = _part_rows(directions)
-    root = first_slopes(bounds, rows, slot)
+    slot, count, bounded = len(bounds.plan.unrolled.shapes) - 1, 0, 0
+    radius = float(bounds.radius[image])
+    root = first_slopes(bounds, _part_rows(directions, image), slot)
     nodes = list(root.slopes)
     empty = {key: np.zeros((*root.slopes[key].shape[:-2], 1, 1)) for key in nodes}
     heap: list[tuple[float, int, int, dict, Search | None]] = []
@@ -60,20 +63,21 @@ def decided(
         heapq.heappush(heap, (0.0, count, k, empty, None))
         count += 1
     while heap:
-        if monotonic() > bounds.plan.stop:
+        if monotonic() > bounds.plan.stop or bounded + len(heap) > most:
             return None
         parts = [heapq.heappop(heap) for _ in range(min(_AT_ONCE, len(heap)))]
         which = np.array([part[2] for part in parts])
-        rows = _part_rows(directions[which])
+        rows = _part_rows(directions[which], image)
+        bounded += len(parts)
         signs = {key: np.concatenate([p[3][key] for p in parts], axis=-2) for key in nodes}
         start = _together(bounds, rows, slot, [p[4] for p in parts], signs)
         limit = needed[which][:, None]
         best = optimised(bounds, rows, slot, _STEPS, start, limit)
-        total = best.total(bounds.radius[0])
+        total = best.total(radius)
         left = np.flatnonzero((total >= limit)[:, 0])
-        if len(left) and best.image is not None:
+        if breaks is not None and best.image is not None:
             for p in left[:4]:
-                if breaks(_worst(best.image[..., p, 0], bounds)):
+                if breaks(_worst(best.image[..., p, 0], radius, bounds.plan.order)):
                     return False
         for p in left:
             place = _widest(bounds, rows, slot, best, p)
@@ -90,10 +94,10 @@ def decided(
     return True
 
 
-def _part_rows(directions: Array) -> Rows:
+def _part_rows(directions: Array, image: int) -> Rows:
     """A group for each part, all of the one image."""
     values = np.ascontiguousarray(directions.T)[..., None]
-    return Rows(values, np.zeros(len(directions), int), None, (directions.shape[1],))
+    return Rows(values, np.full(len(directions), image), None, (directions.shape[1],))
 
 
 def _only(best: Search, p: int) -> Search:
@@ -160,10 +164,9 @@ def _widest(
     return found
 
 
-def _worst(row: Array, bounds: Backward) -> Array:
+def _worst(row: Array, radius: float, order: float) -> Array:
     """The movement of a ball that is worst for a row on the image."""
-    radius = float(bounds.radius[0])
-    if bounds.plan.order == 2:
+    if order == 2:
         return -radius * row / max(float(np.linalg.norm(row)), 1e-300)
     return -radius * np.sign(row)
 

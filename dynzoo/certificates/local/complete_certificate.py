@@ -123,11 +123,13 @@ class CompleteCertificate(AlphaCertificate):
         return Decisions(eps, self.norm, given.labels, outcomes, points)
 
     def _decide(self, ball: Any, radius: float, search: _Ball) -> bool | None:
-        limits, margins, growth, directions = self._rivals(ball.labels, ball.margins, ball.growth)
+        rivals = self._rivals(ball.labels, ball.margins, ball.growth)
+        limits, margins, growth, directions = rivals
         near = max(1, int((limits < radius).sum()))
         margins, growth, directions = margins[:, :near], growth[:, :near], directions[:, :near]
         values, whole = self._unrolled.values(ball.images), np.array([radius])
-        if self._reach(values, whole, margins, growth, directions, limits)[0] >= radius:
+        crown = self._reach(values, whole, margins, growth, directions, limits, efforts=2)
+        if crown[0] >= radius:
             return True
         for direction in directions[0]:
             start = np.asarray(ball.images[0], np.float64)

@@ -11,6 +11,7 @@ and massively parallel incomplete verifiers* (ICLR 2021).
 
 from __future__ import annotations
 
+import math
 from time import monotonic
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ Array = np.ndarray
 _STEPS, _RATE = 20, 0.3
 # Rows of a layer that are improved at once.
 _AT_ONCE = 64
+# Units that can switch, times the entries of the widest slot: layers with more are left as they are.
+_MOST_WORK = 150_000
 
 
 def optimised(
@@ -206,11 +209,16 @@ def _gradients(
 
 
 def tightened(bounds: Backward, slot: int, down: Array, up: Array) -> tuple[Array, Array]:
-    """How far units of a slot that can switch may go, with slopes of their own."""
+    """How far units of a slot that can switch may go, with slopes of their own.
+
+    Where there are so many that it would take long they are left as they are.
+    """
     z, down, up = bounds.values[slot], down.copy(), up.copy()
     inner = z.shape[1:]
     for image in range(len(z)):
         open_units = np.flatnonzero(((z - down < 0) & (z + up > 0))[image])
+        if len(open_units) * max(math.prod(s) for s in bounds.plan.unrolled.shapes) > _MOST_WORK:
+            continue
         for start in range(0, len(open_units), _AT_ONCE):
             units = open_units[start : start + _AT_ONCE]
             one = unit_rows((z[0].size,), np.array([image]), np.zeros((1, 2), int), units)
