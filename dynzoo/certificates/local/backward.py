@@ -344,9 +344,9 @@ class Backward:
                 other = self.lower(turned, slot, "adaptive")
                 old = found[side]
                 better = other[0] * reach + other[1] < old[0] * reach + old[1]
-                found[side] = tuple(
-                    np.where(better, a, b) for a, b in zip(other, old, strict=True)
-                )
+                worse = found[side]
+                pair = [np.where(better, a, b) for a, b in zip(other, worse, strict=True)]
+                found[side] = pair[0], pair[1]
         (first, low), (second, high) = found
         return (first, second), low, high
 
@@ -382,7 +382,8 @@ class Backward:
         for start in range(0, n * pixels, groups):
             which = np.arange(start, min(n * pixels, start + groups))
             image, pixel = which // pixels, which % pixels
-            positions = np.stack([pixel // inner[1], pixel % inner[1]], 1) if spatial else None
+            across = inner[1] if spatial else 1
+            positions = np.stack([pixel // across, pixel % across], axis=1)
             for first in range(0, units, many):
                 channels = np.arange(first, min(units, first + many))
                 rows = unit_rows(inner, image, positions, channels)
@@ -396,7 +397,7 @@ class Backward:
         """How many numbers the widest array of a pass back from one unit has."""
         plan = self.plan
         if slot not in plan.peaks:
-            middle = np.array([[inner[0] // 2, inner[1] // 2]]) if len(inner) == 3 else None
+            middle = np.array([[n // 2 for n in (*inner, 1)[:2]]])
             waiting = {slot: unit_rows(inner, np.zeros(1, int), middle, np.zeros(1, int))}
             peak = 1
             for node in reversed(plan.unrolled.nodes[:slot]):

@@ -24,7 +24,7 @@ Array = np.ndarray
 
 # Numbers in the values and lines of a chunk of images.
 _ENTRIES = 500_000
-_TOLERANCE = 0.005
+_TOLERANCE = 0.001
 _GROWTH = 4.0
 # Parts of a ball that "alpha-crown" may look at, and from which share of the ball on.
 _PARTS, _NEAR = 16, 0.8
@@ -109,9 +109,7 @@ class BackwardCertificate(LocalCertificate):
         low, high = start.copy(), np.full(len(start), np.inf)
         # As far as the model would hold if it were linear, from which on there is less.
         tiny = self._bounds(values, 1e-6 * start, effort=0)
-        candidate = np.clip(
-            0.7 * self._best(tiny, directions, margins, growth), start, 1e9 * start
-        )
+        candidate = np.clip(0.7 * self._best(tiny, directions, margins, growth), start, 1e9 * start)
         for _ in range(self.iterations):
             rows = np.flatnonzero((high > low * (1 + _TOLERANCE)) & (candidate > 0))
             if not len(rows) or monotonic() > self._plan.stop:
@@ -164,7 +162,8 @@ class BackwardCertificate(LocalCertificate):
         rows, last = output_rows(directions), len(self._unrolled.shapes) - 1
         reach = np.zeros(margins.shape)
         for mode in MODES:
-            reach = np.maximum(reach, _reaches(*bounds.lower(rows, last, mode), margins, growth))
+            steep, beta = bounds.lower(rows, last, mode)
+            reach = np.maximum(reach, _reaches(steep, beta, margins, growth))
         return reach.min(axis=1) * (1 - 1e-9)
 
 
@@ -179,9 +178,9 @@ class AlphaCertificate(BackwardCertificate):
 
     def _best(self, bounds: Backward, directions: Array, margins: Array, growth: Array) -> Array:
         reach = super()._best(bounds, directions, margins, growth)
-        missing = np.flatnonzero(reach < bounds.radius)
-        if bounds.tighten is None or not len(missing):
+        if bounds.tighten is None or not (reach < bounds.radius).any():
             return reach
+        missing = np.flatnonzero(reach < bounds.radius)
         rows, last = output_rows(directions[missing]), len(self._unrolled.shapes) - 1
         rows.image = missing
         ball = bounds.radius[missing][:, None]
@@ -189,7 +188,7 @@ class AlphaCertificate(BackwardCertificate):
         best = optimised(bounds, rows, last, needed=needed * (1 - 1e-8))
         found = _reaches(best.steep, best.beta, margins[missing], growth[missing])
         reach[missing] = np.maximum(reach[missing], found.min(axis=1) * (1 - 1e-9))
-        for i, image in enumerate(missing):
+        for i, image in enumerate(missing.tolist()):
             short = np.flatnonzero(found[i] * (1 - 1e-9) < bounds.radius[image])
             # A few parts take no longer than the slopes did.
             if 0 < len(short) and reach[image] > _NEAR * bounds.radius[image]:

@@ -74,7 +74,7 @@ def decided(
         limit = needed[which][:, None]
         best = optimised(bounds, rows, slot, _STEPS, start, limit)
         total = best.total(radius)
-        left = np.flatnonzero((total >= limit)[:, 0])
+        left = np.flatnonzero((total >= limit)[:, 0]).tolist()
         if breaks is not None and best.image is not None:
             for p in left[:4]:
                 if breaks(_worst(best.image[..., p, 0], radius, bounds.plan.order)):
@@ -117,9 +117,7 @@ def _together(
     """
     if parents[0] is None or any(parent is None for parent in parents):
         found = first_slopes(bounds, rows, slot)
-        known = [
-            _only(found, p) if parent is None else parent for p, parent in enumerate(parents)
-        ]
+        known = [_only(found, p) if parent is None else parent for p, parent in enumerate(parents)]
     else:
         known = [parent for parent in parents if parent is not None]
 

@@ -99,8 +99,7 @@ def certify_local(
         raise ValueError(f"`norm` must be 'l2' with method='movement'. Received: norm={norm!r}")
     if time_limit is not None:
         raise ValueError(
-            "`time_limit` must be None with method='movement'. "
-            f"Received: time_limit={time_limit!r}"
+            f"`time_limit` must be None with method='movement'. Received: time_limit={time_limit!r}"
         )
     most = _EXACT_UNITS if exact_units is None else exact_units
     return LocalCertificate(certify(model, rounding), model, iterations, most)

@@ -42,7 +42,7 @@ CURVES: dict[str, tuple[float, float, tuple[float, ...], float]] = {
     "silu": (-0.09984, 1.09984, (), 0.5),
     "hard_silu": (-0.5, 1.5, (-3.0, 3.0), 1.0 / 3.0 + 1e-12),
     "gelu": (-0.12891, 1.12891, (), 0.79789),
-    "mish": (-0.1132, 1.0885, (), 0.6),
+    "mish": (-0.1132, 1.0885, (), 0.6443),
     # no activations of Keras, but bare operations
     "gelu_tanh": (-0.12900, 1.12900, (), 0.7979),
     "abs": (-1.0, 1.0, (0.0,), 0.0),
@@ -108,6 +108,4 @@ def capped_relu(slope: float, most: float) -> Curve:
 def elu_curve(alpha: float) -> Curve:
     """x where positive, alpha * (exp(x) - 1) elsewhere."""
     bent = abs(alpha)
-    return Curve(
-        lambda x: elu(x, alpha), min(0.0, alpha), max(1.0, alpha), (0.0,), bent
-    )
+    return Curve(lambda x: elu(x, alpha), min(0.0, alpha), max(1.0, alpha), (0.0,), bent)

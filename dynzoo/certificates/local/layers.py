@@ -12,8 +12,8 @@ import numpy as np
 
 from dynzoo import activations, spectral
 from dynzoo.certificates.graph import Program
-from dynzoo.certificates.local.operations import add_operation
 from dynzoo.certificates.local.curves import capped_relu, curve_of, elu_curve, named_curve
+from dynzoo.certificates.local.operations import add_operation
 from dynzoo.certificates.local.ops import (
     Affine,
     Curve,
@@ -251,9 +251,13 @@ def _global_average(unrolled: Unrolled, slot: int, layer: Any) -> int:
     def adjoint(y: np.ndarray) -> np.ndarray:
         return y.reshape(-1, 1, 1, channels) * share
 
-    op = mix(
-        lambda x: window.global_average_forward(layer, x), adjoint, gain, np.full(channels, gain)
-    )
+    rank = 3 if layer.keepdims else 1
+    rows = np.full((*(1,) * (rank - 1), channels), gain)
+
+    def spread(m: np.ndarray, s: np.ndarray) -> np.ndarray:
+        return m.reshape(-1, *(1,) * rank) * rows
+
+    op = Affine(lambda x: window.global_average_forward(layer, x), adjoint, gain, spread)
     return unrolled.add(op, [slot])
 
 
@@ -294,7 +298,8 @@ def _picked(shape: Shape, axis: int, first: int, stride: int, count: int) -> Aff
 
     def adjoint(y: np.ndarray) -> np.ndarray:
         x = np.zeros((len(y), *shape))
-        np.add.at(x, (slice(None),) * axis + (places,), y)
+        lead = np.moveaxis(x, axis, 0)
+        np.add.at(lead, places, np.moveaxis(y, axis, 0))
         return x
 
     op = gather(lambda x: x.take(places, axis=axis), adjoint)

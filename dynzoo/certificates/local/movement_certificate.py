@@ -156,7 +156,9 @@ class LocalCertificate:
             radii = radii / self._stretch
         kinds = rounding_kinds(rounding)
         # What is computed stays true for the weights that were unrolled: `radii` checked them.
-        return _Given(self, images, logits.astype(np.float64), seen, moved, labels, radii, rows, kinds)
+        return _Given(
+            self, images, logits.astype(np.float64), seen, moved, labels, radii, rows, kinds
+        )
 
     def _rounding(
         self, images: np.ndarray, labels: np.ndarray, kinds: tuple[str, ...]

@@ -170,9 +170,7 @@ def mix(
 def dense(kernel: Array, bias: Array | float, norm: float) -> Affine:
     """x W + b over the last axis."""
     rows = np.linalg.norm(kernel, axis=0)
-    return mix(
-        lambda x: x @ kernel + bias, lambda y: y @ kernel.T, norm, rows, kernel=kernel
-    )
+    return mix(lambda x: x @ kernel + bias, lambda y: y @ kernel.T, norm, rows, kernel=kernel)
 
 
 def diagonal(scale: Array, forward: Callable[[Array], Array], norm: float) -> Affine:

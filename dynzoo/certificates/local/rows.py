@@ -1,4 +1,4 @@
-r"""Rows on their way back through a model: vectors g, of which $\langle g, \cdot\rangle$ is bounded.
+r"""Rows on their way back through a model: vectors g that $\langle g, \cdot\rangle$ is bounded for.
 
 A row of a unit of a convolution is nonzero in its window alone, so that is all that is kept: a pass
 back for each of 2,048 units of a small network then costs a thirtieth of that with whole images.

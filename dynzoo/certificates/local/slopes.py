@@ -1,9 +1,9 @@
 r"""Slopes of the lines below rectifiers, found by descent for each row.
 
-The bound $F = rS + \beta$ of a row is piecewise smooth in the slopes. Its gradient is a pass forward:
-with $t = r\,\partial S / \partial g_0$ at the image, pushed through the same lines,
-$\partial F / \partial a_i = g_i^+ (t_i - z_i)$ at a unit that can switch. Any slopes give a bound; the best on the way
-is kept for each row.
+The bound $F = rS + \beta$ of a row is piecewise smooth in the slopes. Its gradient is a pass
+forward: with $t = r\,\partial S / \partial g_0$ at the image, pushed through the same lines,
+$\partial F / \partial a_i = g_i^+ (t_i - z_i)$ at a unit that can switch. Any slopes give a bound;
+the best on the way is kept for each row.
 
 Reference: Xu et al., *Fast and complete: enabling complete neural network verification with rapid
 and massively parallel incomplete verifiers* (ICLR 2021).
@@ -29,7 +29,7 @@ Array = np.ndarray
 _STEPS, _RATE = 20, 0.3
 # Rows of a layer that are improved at once.
 _AT_ONCE = 64
-# Units that can switch, times the entries of the widest slot: layers with more are left as they are.
+# Units that can switch, times the entries of the widest slot: a layer with more stays as it is.
 _MOST_WORK = 150_000
 
 
@@ -99,7 +99,7 @@ class Search(NamedTuple):
     image: Array | None = None
     scale: float = 0.1
 
-    def total(self, radius: Array) -> Array:
+    def total(self, radius: Array | float) -> Array:
         return radius * self.steep + self.beta
 
     def kept(self, found, radius: Array, slopes, splits: Splits, image: Rows | None) -> Search:
