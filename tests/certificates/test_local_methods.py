@@ -46,9 +46,9 @@ def test_radii_by_method_grow_and_no_attack_breaks_them(norm):
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_decisions_are_proved_or_shown_by_a_point(norm):
-    model, x = perceptron((6, 6), seed=5), images(5, (8,), seed=6)
+    model, x = perceptron((6,), seed=5), images(5, (8,), seed=6)
     alpha = certify_local(model, method="alpha-crown", norm=norm)
-    local = certify_local(model, method="complete", norm=norm, time_limit=10)
+    local = certify_local(model, method="complete", norm=norm, time_limit=5)
     eps = float(1.3 * np.median(alpha.radii(x)[1]))
     found = local.decide(x, eps)
     assert set(found.outcomes) >= {"certified", "falsified"}
