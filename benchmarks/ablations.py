@@ -32,6 +32,7 @@ from dynzoo import backend, data, plots, training
 from dynzoo.inference.class_names import superclasses
 from dynzoo.training import recipes
 from dynzoo.training import run as runs
+from dynzoo.utils.formatting import eps_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 STUDIES_FILE = Path(__file__).with_suffix(".yaml")
@@ -142,7 +143,7 @@ def run_arm(study, arm, seed, args, base):
         "epochs": args.epochs,
         "accuracy": last["val_accuracy"],
         "certified": last["val_certified"],
-        "radius": plots.eps_text(recipe["evaluation"]["eps"][0]),
+        "radius": eps_text(recipe["evaluation"]["eps"][0]),
         "seconds": round(seconds + float(last["seconds"]), 1),
         "parameters": parameters,
         "held_out_images": recipe["data"]["validation"],
@@ -178,7 +179,7 @@ def append(path, row):
 
 
 def plot(study, rows, path):
-    """Clean and certified accuracy of each arm: a dot a seed, and their mean as a bar."""
+    """Clean and certified accuracy of each arm: one dot with its Wilson interval per seed."""
     arms = [arm for arm in study.arms if any(row["arm"] == arm for row in rows)]
     figure = plots.new_figure(7.0, 1.5 + 0.3 * len(arms))
     axes = figure.subplots()
@@ -187,6 +188,9 @@ def plot(study, rows, path):
         for key, color in colors.items():
             values = [float(r[key]) for r in rows if r["arm"] == arm and r[key]]
             axes.plot(values, [y] * len(values), ".", color=color, markersize=6)
+            for row in (r for r in rows if r["arm"] == arm and r[key]):
+                ends = plots.wilson_interval(float(row[key]) / 100, int(row["held_out_images"]))
+                axes.plot(100 * np.array(ends), [y, y], "-", color=color, linewidth=1, alpha=0.6)
             if values:
                 axes.plot(np.mean(values), y, "|", color=color, markersize=13, markeredgewidth=2)
     base = [float(r["certified"]) for r in rows if r["arm"] == "base" and r["certified"]]
@@ -194,9 +198,11 @@ def plot(study, rows, path):
         axes.axvline(np.mean(base), color=colors["certified"], linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(arms)), [arm.replace("_", " ") for arm in reversed(arms)])
     epochs = sorted({r["epochs"] for r in rows}, key=int)
+    counts = " or ".join(f"{n:,}" for n in sorted({int(r["held_out_images"]) for r in rows}))
     axes.set_xlabel(
-        f"% of the held-out images: grey right, green certified at {rows[0]['radius']}\n"
-        f"({', '.join(epochs)} epochs; a dot a seed, a bar their mean)"
+        f"% of {counts} held-out images: grey right, green certified at {rows[0]['radius']}\n"
+        f"({', '.join(epochs)} epochs; one dot per seed with its 95 % Wilson interval,\n"
+        "a bar for the mean)"
     )
     figure.suptitle(f"One change at a time from the base:\n{study.base}", fontsize=9)
     axes.grid(axis="x", alpha=0.3)

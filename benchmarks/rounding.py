@@ -19,7 +19,7 @@ import numpy as np
 import dynzoo
 from dynzoo.certificates import margins
 from dynzoo.training import run as runs
-from dynzoo.zoo.measurement import radius_text
+from dynzoo.utils.formatting import radius_text
 
 EPS = (36 / 255, 72 / 255, 108 / 255, 0.5)
 KINDS = ("real", "probable", "worst-case")

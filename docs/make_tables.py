@@ -19,8 +19,9 @@ from fractions import Fraction
 from pathlib import Path
 from statistics import mean
 
+from dynzoo.utils.formatting import duration, percent
 from dynzoo.zoo import leaderboard
-from dynzoo.zoo.leaderboard import duration, line
+from dynzoo.zoo.leaderboard import line
 
 ROOT = Path(__file__).resolve().parents[1]
 LEADERBOARD = """# Leaderboard
@@ -39,7 +40,7 @@ STUDIES = ("recipe", "classes")
 
 
 def results_table(presets: list[dict]) -> str:
-    """The table in Markdown, a row a preset."""
+    """The table in Markdown, one row per preset; below it how the numbers were made."""
     if not presets:
         return "No presets are committed."
     radii = sorted(
@@ -49,8 +50,8 @@ def results_table(presets: list[dict]) -> str:
     header = ["preset", "data set", "parameters", "clean"]
     header += [f"certified {radius}" for radius in radii]
     header += [f"attacked {radius}" for radius in radii[:1]]
-    header += ["trained on", "training time"]
-    lines = [line(header), line(["---", "---", *["---:"] * (len(header) - 4), "---", "---:"])]
+    header += ["training"]
+    lines = [line(header), line(["---", "---", *["---:"] * (len(header) - 2)])]
     for about in presets:
         certified = about.get("certified_accuracy", {})
         attacked = about.get("attacked_accuracy", {})
@@ -59,13 +60,13 @@ def results_table(presets: list[dict]) -> str:
             f"[{about['name']}](pretrained/{about['name']}/README.md)",
             str(about.get("dataset", "")),
             f"{about['parameters']:,}",
-            _percent(about.get("accuracy")),
+            percent(about.get("accuracy")),
         ]
-        cells += [_percent(certified.get(radius)) for radius in radii]
-        cells += [_percent(attacked.get(radius)) for radius in radii[:1]]
-        cells += [str(training.get("hardware", "")), duration(training.get("seconds"))]
+        cells += [percent(certified.get(radius)) for radius in radii]
+        cells += [percent(attacked.get(radius)) for radius in radii[:1]]
+        cells += [duration(training.get("seconds"))]
         lines.append(line(cells))
-    return "\n".join([*lines, "", *map(_note, presets)])
+    return "\n".join([*lines, "", _notes(presets)])
 
 
 def study_table(rows: list[dict[str, str]]) -> str:
@@ -206,6 +207,17 @@ def main() -> int:
     return 0
 
 
+def _notes(presets: list[dict]) -> str:
+    """How the numbers were made, one line for all presets of which the same is true."""
+    alike: dict[str, list[str]] = {}
+    for about in presets:
+        alike.setdefault(_note(about), []).append(about["name"])
+    if len(alike) == 1:
+        (text,) = alike
+        return text
+    return "\n".join(f"* {', '.join(names)}: {text}" for text, names in alike.items())
+
+
 def _note(about: dict) -> str:
     how = about.get("evaluation", {})
     parts = []
@@ -213,13 +225,12 @@ def _note(about: dict) -> str:
         parts.append(f"{how['images']:,} test images certified")
     if "attacked_images" in how:
         parts.append(f"the first {how['attacked_images']:,} attacked ({how.get('attacks', '')})")
-    text = ", ".join(parts) or "not evaluated yet"
-    command = f"; `{how['command']}`" if "command" in how else ""
-    return f"* {about['name']}: {text}{command}."
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.2f} %"
+    hardware = about.get("training", {}).get("hardware")
+    text = ", ".join(parts) or "Not evaluated yet"
+    text += f"; trained on {hardware}." if hardware else "."
+    if "command" in how:
+        text += f" Measured by `{how['command'].replace(about['name'], 'PRESET')}`."
+    return text
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m dynzoo`: the same command as `dynzoo`."""
+"""``python -m dynzoo``: the same command as ``dynzoo``."""
 
 import sys
 

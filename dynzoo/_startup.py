@@ -1,9 +1,12 @@
-"""What must be settled before Keras is imported: the backend, and how talkative TensorFlow is.
+"""When Keras is imported, on which backend, and how much of TensorFlow's talk is shown.
 
 Keras chooses its backend once, when it is imported: by `KERAS_BACKEND`, else by its `keras.json`,
 else TensorFlow. Where that would be TensorFlow and TensorFlow is not installed, the first installed
 of JAX and PyTorch is taken, so that one installed backend is enough. `dynzoo --backend NAME` has to
 be read here too, for the command's own module is imported after this one.
+
+`import dynzoo` imports Keras at once, to register dynzoo's classes with it. The command asks for it
+(`load_keras`) when its arguments are checked: help, lists and wrong arguments do not pay for it.
 """
 
 from __future__ import annotations
@@ -13,13 +16,24 @@ import importlib.util
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dynzoo.utils import interruption
 
 BACKENDS = ("tensorflow", "jax", "torch")
+# Modules that register their classes with Keras, which `keras.saving.load_model` then knows.
+REGISTERING = (
+    "augmentation",
+    "constraints",
+    "layers",
+    "losses",
+    "metrics",
+    "operators",
+    "optimizers",
+    "regularizers",
+    "training.builders",
+)
 
 
 def choose_backend(environ: Mapping[str, str], asked: str | None = None) -> str | None:
@@ -62,6 +76,10 @@ def is_command(argv: Sequence[str], orig_argv: Sequence[str]) -> bool:
     return Path(argv[0]).name in ("dynzoo", "dynzoo.exe")
 
 
+# Asked now: once `python -m dynzoo` is found, `sys.argv` names its file.
+COMMAND = is_command(sys.argv, sys.orig_argv)
+
+
 def prepare() -> None:
     """Settle the environment; does nothing once Keras is imported."""
     if "keras" in sys.modules:
@@ -69,10 +87,24 @@ def prepare() -> None:
     name = choose_backend(os.environ, asked_backend(sys.argv, sys.orig_argv))
     if name is not None:
         os.environ["KERAS_BACKEND"] = name
-    if is_command(sys.argv, sys.orig_argv):
+    if COMMAND:
         interruption.install()
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def backend_name() -> str:
+    """The backend that Keras runs on, or would run on if it were imported now."""
+    if "keras" in sys.modules:
+        return str(sys.modules["keras"].backend.backend())
+    return os.environ.get("KERAS_BACKEND") or _configured(os.environ)
+
+
+def load_keras() -> None:
+    """Imports Keras, its backend, and all of dynzoo's classes that Keras can save."""
+    if COMMAND and "keras" not in sys.modules:
         _import_keras_quietly()
+    for name in REGISTERING:
+        importlib.import_module(f"dynzoo.{name}")
 
 
 def _import_keras_quietly() -> None:
@@ -81,6 +113,8 @@ def _import_keras_quietly() -> None:
     A command's standard error is for its own messages, and TensorFlow writes to the file
     descriptor, before any of its settings counts. Where the import fails, all of it is shown.
     """
+    import tempfile  # costs more than the rest of this module
+
     with tempfile.TemporaryFile() as said:
         try:
             sys.stderr.flush()

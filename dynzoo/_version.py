@@ -1,13 +1,10 @@
 """The version of this package."""
 
-__all__ = ["version"]
+__all__ = ["__version__", "version"]
+
+__version__ = "0.2.0"  # pyproject.toml reads it here; CHANGELOG.md and CITATION.cff name it too
 
 
 def version() -> str:
-    """As installed; `0+unknown` in a checkout that was not."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("dynzoo")
-    except metadata.PackageNotFoundError:
-        return "0+unknown"  # a checkout that was not installed
+    """The version of the code that runs, installed or in a checkout."""
+    return __version__

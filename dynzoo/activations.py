@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-__all__ = ["MonotoneActivation", "get", "names"]
+__all__ = ["ACTIVATIONS", "MonotoneActivation", "get", "names"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def _leaky(slope: float, name: str) -> MonotoneActivation:
     )
 
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     a.name: a
     for a in (
         MonotoneActivation("relu", 0.0, 1.0, ops.relu, lambda x: np.maximum(x, 0)),
@@ -76,11 +77,15 @@ _ACTIVATIONS = {
 
 def names() -> list[str]:
     """Names of the activations that a gradient flow accepts."""
-    return sorted(_ACTIVATIONS)
+    return sorted(ACTIVATIONS)
 
 
-def get(identifier) -> MonotoneActivation:
-    """Looks an activation up by name, by Keras function, or passes a `MonotoneActivation` on.
+def get(identifier: Any, argument: str = "activation") -> MonotoneActivation:
+    """Looks an activation up by name, by Keras function, or passes a ``MonotoneActivation`` on.
+
+    Args:
+        identifier: the name, the function or the activation.
+        argument: name of the argument, for the error.
 
     Raises:
         ValueError: for anything whose slopes are not known to lie in [0, 1].
@@ -88,7 +93,7 @@ def get(identifier) -> MonotoneActivation:
     if isinstance(identifier, MonotoneActivation):
         if not 0 <= identifier.slope_min <= identifier.slope_max <= 1:
             raise ValueError(
-                "`activation` must have slopes in [0, 1]. Received: "
+                f"`{argument}` must have slopes in [0, 1]. Received: "
                 f"slopes in [{identifier.slope_min}, {identifier.slope_max}]"
             )
         return identifier
@@ -97,9 +102,9 @@ def get(identifier) -> MonotoneActivation:
     if callable(identifier):
         known = {keras.activations.get(n): n for n in names() if hasattr(keras.activations, n)}
         identifier = known.get(identifier, identifier)
-    if not isinstance(identifier, str) or identifier not in _ACTIVATIONS:
+    if not isinstance(identifier, str) or identifier not in ACTIVATIONS:
         raise ValueError(
-            "`activation` must have slopes known to lie in [0, 1]: one of "
-            f"{', '.join(names())}. Received: activation={identifier!r}"
+            f"`{argument}` must have slopes known to lie in [0, 1]: one of "
+            f"{', '.join(names())}. Received: {argument}={identifier!r}"
         )
-    return _ACTIVATIONS[identifier]
+    return ACTIVATIONS[identifier]

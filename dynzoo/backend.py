@@ -19,7 +19,7 @@ import numpy as np
 
 
 def name() -> str:
-    """Name of the running Keras backend: `"tensorflow"`, `"jax"` or `"torch"`."""
+    """Name of the running Keras backend: ``"tensorflow"``, ``"jax"`` or ``"torch"``."""
     return str(keras.backend.backend())
 
 
@@ -31,7 +31,7 @@ def version() -> str:
 
 
 def compiles() -> bool:
-    """Whether `jit` compiles for fixed shapes, so that a new batch shape costs a new trace."""
+    """Whether ``jit`` compiles for fixed shapes, so that a new batch shape costs a new trace."""
     return name() in ("tensorflow", "jax")
 
 
@@ -39,24 +39,33 @@ def fit_with_jit() -> bool | str:
     """The ``jit_compile`` argument of ``model.compile`` that trains fastest.
 
     Keras' own choice, except on TensorFlow without an accelerator. There XLA and plain graphs are
-    about equally fast in a quiet process (benchmarks/throughput.py, ``--jit``), but under `fit` on
-    a small machine XLA spent half of its time on fresh memory pages.
+    about equally fast in a quiet process (benchmarks/throughput.py, ``--jit``), but under ``fit``
+    on a small machine XLA spent half of its time on fresh memory pages.
     """
     if name() == "tensorflow" and accelerator() is None:
         return False
     return "auto"
 
 
-def builds_metrics_late() -> bool:
-    """Whether `fit` and `evaluate` build metrics in their first step, after callbacks have begun.
+def fit_builds_late() -> bool:
+    """Whether ``fit`` makes the variables of optimizer and metrics in its first step.
 
-    TensorFlow does unless a strategy distributes the model; the others build them before.
+    TensorFlow does unless a strategy distributes the model; the others make them before.
     """
     if name() != "tensorflow":
         return False
     import tensorflow as tf
 
-    return not tf.executing_eagerly() and not tf.distribute.has_strategy()
+    return not tf.distribute.has_strategy()
+
+
+def builds_metrics_late() -> bool:
+    """Whether metrics are being built in the first step, after callbacks have begun."""
+    if not fit_builds_late():
+        return False
+    import tensorflow as tf
+
+    return not tf.executing_eagerly()
 
 
 def to_numpy(x: Any) -> np.ndarray:
@@ -76,12 +85,12 @@ def value_and_grad(fn: Callable[..., Any]) -> Callable[..., tuple[tuple[Any, Any
     differentiated: no gradient is accumulated in any variable on any backend.
 
     Args:
-        fn: Maps a tensor `x`, and further arguments that are passed through, to a scalar tensor
+        fn: maps a tensor ``x``, and further arguments that are passed through, to a scalar tensor
             or to a pair (scalar tensor, auxiliary tensors).
 
     Returns:
-        A function of the same arguments that returns `((value, aux), gradient)`; `aux` is `None`
-        if `fn` returns a scalar alone.
+        A function of the same arguments that returns ``((value, aux), gradient)``; ``aux`` is
+        ``None`` if ``fn`` returns a scalar alone.
 
     Example:
 
@@ -146,7 +155,7 @@ def _detach(t: Any) -> Any:
 
 
 def jit(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn` compiled by `jax.jit` or, once for each shape, `tf.function`; on PyTorch `fn` itself.
+    """``fn`` compiled by ``jax.jit`` or, once a shape, ``tf.function``; on PyTorch ``fn`` itself.
 
     Arguments must be tensors (or nested lists of them): a Python number would cost TensorFlow one
     trace per value.
@@ -177,10 +186,10 @@ def _tensorflow_jit(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def jit_once(fn: Callable[..., Any], *args: Any) -> Callable[..., Any]:
-    """`fn` for arguments of these shapes that are seen a few times only.
+    """``fn`` for arguments of these shapes that are seen a few times only.
 
     JAX compiles it without optimisation, in a fraction of the time, which is still far less than
-    one compilation for each operation; elsewhere it is `fn` itself, run eagerly.
+    one compilation for each operation; elsewhere it is ``fn`` itself, run eagerly.
     """
     if name() != "jax":
         return without_grad(fn)
@@ -220,7 +229,7 @@ def full_precision() -> contextlib.AbstractContextManager[Any]:
 
 
 def fit_at_full_precision() -> contextlib.AbstractContextManager[Any]:
-    """A scope for `fit` in which constraints, which ask for `full_precision`, get it.
+    """A scope for ``fit`` in which constraints, which ask for ``full_precision``, get it.
 
     On TensorFlow that is the setting of the process while compiled functions run, for all float32
     products; elsewhere the constraints' own scopes are enough.
@@ -265,15 +274,15 @@ def _precision_settings() -> tuple[Callable[[], Any], Callable[[Any], None], Any
 
 
 def weights_of(model: Any) -> list[Any]:
-    """The present weights in the form that the function of `inference(model)` expects."""
+    """The present weights in the form that the function of ``inference(model)`` expects."""
     return [v.value for v in model.variables] if name() == "jax" else []
 
 
 def inference(model: Any) -> Callable[[Any, Any], Any]:
-    """Pure function `(weights, x) -> model(x, training=False)` that is safe to compile.
+    """Pure function ``(weights, x) -> model(x, training=False)`` that is safe to compile.
 
     On JAX the weights enter as arguments, so a compiled function follows later training; on
-    TensorFlow and PyTorch variables are read by reference and `weights` is an empty list. The
+    TensorFlow and PyTorch variables are read by reference and ``weights`` is an empty list. The
     function holds the model weakly: a cache of compiled functions keeps no model alive.
     """
     reference = weakref.ref(model)
@@ -317,7 +326,7 @@ def repeat_while(
 
 
 def without_grad(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn`, recording no gradient graph on PyTorch; `fn` itself elsewhere."""
+    """``fn``, recording no gradient graph on PyTorch; ``fn`` itself elsewhere."""
     if name() != "torch":
         return fn
     import torch
@@ -326,7 +335,7 @@ def without_grad(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def accelerator() -> str | None:
-    """Name of the accelerator that the backend computes on, or `None` on a CPU."""
+    """Name of the accelerator that the backend computes on, or ``None`` on a CPU."""
     if name() == "torch":
         import torch
 

@@ -1,4 +1,4 @@
-"""Callbacks for `fit`: certified accuracy on held-out images, for whatever decides by it."""
+"""Callbacks for ``fit``: certified accuracy on held-out images, for whatever decides by it."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ import numpy as np
 from dynzoo import metrics
 from dynzoo.constraints import hint_at_unmet, projected_at_end
 from dynzoo.inference.label_checks import check_labels
-from dynzoo.utils.arguments import listed, number, positive_integer
+from dynzoo.utils.arguments import integer, listed, number
 
 __all__ = ["CertifiedAccuracy"]
 
 
 class CertifiedAccuracy(keras.callbacks.Callback):
-    r"""Certified accuracy after each epoch, in the logs of `fit`; and what the metric needs.
+    r"""Certified accuracy after each epoch, in the logs of ``fit``; and what the metric needs.
 
     With images: $\frac1n \#\{i : \text{answer}_i = y_i,\ r_i > \varepsilon\}$ from
-    `certify(model).radii`, as `val_certified_accuracy`. Callbacks that stand behind it see it
-    (`EarlyStopping`, `ModelCheckpoint`), the history does, and keras-tuner as
-    `Objective("val_certified_accuracy", "max")`. Without images it only serves
-    `dynzoo.metrics.CertifiedAccuracy`, which measures the validation data of `fit`.
+    ``certify(model).radii``, as ``val_certified_accuracy``. Callbacks that stand behind it see it
+    (``EarlyStopping``, ``ModelCheckpoint``), the history does, and keras-tuner as
+    ``Objective("val_certified_accuracy", "max")``. Without images it only serves
+    ``dynzoo.metrics.CertifiedAccuracy``, which measures the validation data of ``fit``.
 
-    Guarantee: as `dynzoo.certify` gives it, for the weights that the model holds at the end of the
-    epoch. If the weights are off their constraints when the training ends, as averages are
-    (`use_ema=True`), there is an `UnmetConstraintWarning` that says what to do.
+    Guarantee: as ``dynzoo.certify`` gives it, for the weights that the model holds at the end of
+    the epoch. If the weights are off their constraints when the training ends, as averages are
+    (``use_ema=True``), there is an ``UnmetConstraintWarning`` that says what to do.
 
     Args:
-        x: held-out images (n, ...), floats in the scale that the model takes; or `None`.
+        x: held-out images (n, ...), floats in the scale that the model takes; or ``None``.
         y: their labels (n,) or (n, 1), or one-hot rows.
         eps: L2 radius or radii, positive, in the units of x. With several the names are
-            `val_certified_accuracy_36_255`, `val_certified_accuracy_0_5` and so on.
+            ``val_certified_accuracy_36_255``, ``val_certified_accuracy_0_5`` and so on.
         batch_size: images per forward pass.
 
     Raises:
@@ -44,11 +44,17 @@ class CertifiedAccuracy(keras.callbacks.Callback):
 
     Example:
 
-    >>> certified = dynzoo.callbacks.CertifiedAccuracy(x_val, y_val, eps=36 / 255)
-    >>> best = keras.callbacks.ModelCheckpoint(
-    ...     "best.keras", monitor="val_certified_accuracy", mode="max", save_best_only=True
-    ... )
-    >>> model.fit(x, y, epochs=10, callbacks=[certified, best])
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    >>> x, y = np.random.default_rng(0).random((9, 4)).astype("float32"), np.arange(9) % 3
+    >>> certified = dynzoo.callbacks.CertifiedAccuracy(x, y, eps=36 / 255)
+    >>> stop = keras.callbacks.EarlyStopping("val_certified_accuracy", mode="max")
+    >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[certified, stop])
+    >>> "val_certified_accuracy" in history.history
+    True
     """
 
     def __init__(
@@ -67,7 +73,7 @@ class CertifiedAccuracy(keras.callbacks.Callback):
         self.eps = [number("eps", e) for e in listed(eps)]
         if not self.eps:
             raise ValueError("`eps` must hold at least one radius. Received: an empty sequence")
-        self.batch_size = positive_integer("batch_size", batch_size)
+        self.batch_size = integer("batch_size", batch_size)
         self._tested: list[metrics.CertifiedAccuracy] = []
 
     def __deepcopy__(self, memo: dict) -> CertifiedAccuracy:
@@ -79,7 +85,7 @@ class CertifiedAccuracy(keras.callbacks.Callback):
         compiled = _metrics(model)
         for metric in compiled:
             metric.attach(1)
-        if self.x is not None:
+        if self.x is not None and self.y is not None:
             _measured(model, self.x[:1], self.y[:1], self.eps, 1)
             check_labels(self.y, len(self.x), model.output_shape[-1])
         elif not compiled:

@@ -2,7 +2,7 @@
 
 A constraint is a pure function of the kernel: it holds no state, works in float32 under jit on
 every backend, and returns the kernel's own dtype. Keras applies it after each optimizer update of
-a *trainable* variable and at no other time; `project` imposes every constraint of a model now
+a *trainable* variable and at no other time; ``project`` imposes every constraint of a model now
 (after ``set_weights``, weight averaging, or a custom training loop).
 """
 
@@ -59,7 +59,7 @@ class SpectralNorm(keras.constraints.Constraint):
 
     Guarantee: the true operator norm is at most ``max_norm * (1 + 1e-5)`` afterwards, from any
     finite kernel, for float32 kernels (products are made in full float32, never in TF32; inside a
-    compiled function on TensorFlow the process' setting counts, which `dynzoo train` sets); a
+    compiled function on TensorFlow the process' setting counts, which ``dynzoo train`` sets); a
     kernel of another type is then rounded to it (bfloat16: entries move by up to 1/256). For a 2-D
     kernel it is that of the matrix; for a 4-D convolution kernel (stride 1) it is that of the
     convolution itself, not of the reshaped kernel, whose norm can be k times smaller.
@@ -78,6 +78,8 @@ class SpectralNorm(keras.constraints.Constraint):
 
     Example:
 
+    >>> import keras
+    >>> from dynzoo.constraints import SpectralNorm
     >>> layer = keras.layers.Dense(8, kernel_constraint=SpectralNorm(1.0))
 
     Reference: Delattre et al., ICML 2023 (Gram iteration); Sedghi et al., ICLR 2019 (symbols).
@@ -127,7 +129,7 @@ class SpectralNorm(keras.constraints.Constraint):
         return spectral.dense_norm(_as_matrix(kernel), self.iterations)
 
     def nearest(self, kernel: np.ndarray) -> np.ndarray:
-        """The same projection in float64, with the norm of `certify` (used by `project`)."""
+        """The same projection in float64, with the norm of ``certify`` (used by ``project``)."""
         self._check(kernel.shape)
         kernel = np.asarray(kernel, dtype=np.float64)
         if kernel.ndim == 4 and kernel.shape[:2] != (1, 1):
@@ -171,9 +173,9 @@ class Orthonormal(keras.constraints.Constraint):
     Guarantee: the spectral norm is at most 1 + 1e-5 after every call, from any finite kernel. The
     smallest singular value is at least 1 - 1e-5 if before the call it was at least 1e-6 of the
     largest, whatever their size. A smaller one is multiplied by up to 3.1 a round, and may end
-    anywhere below 1; an exact 0 stays 0. `project` uses the exact polar factor, which mends that
+    anywhere below 1; an exact 0 stays 0. ``project`` uses the exact polar factor, which mends that
     as well. This is for float32 kernels; products are made in full float32, never in TF32 (inside
-    a compiled function on TensorFlow the process' setting counts, which `dynzoo train` sets). A
+    a compiled function on TensorFlow the process' setting counts, which ``dynzoo train`` sets). A
     kernel of another type is then rounded to it: in bfloat16, entries move by up to 1/256 of
     themselves, and singular values by some 2e-3.
 
@@ -185,6 +187,8 @@ class Orthonormal(keras.constraints.Constraint):
 
     Example:
 
+    >>> import keras
+    >>> from dynzoo.constraints import Orthonormal
     >>> layer = keras.layers.Dense(8, kernel_constraint=Orthonormal())
 
     Reference: Björck and Bowie, SIAM J. Numer. Anal. 8 (1971), whose iterations of higher order
@@ -230,15 +234,23 @@ def project(model) -> None:
     own constraints are imposed by a float64 SVD, others by calling them.
 
     Args:
-        model: a built `keras.Model` or `keras.Layer`.
+        model: a built ``keras.Model`` or ``keras.Layer``.
 
     Raises:
         ValueError: if a constrained weight is not finite (nothing is changed then).
 
     Example:
 
-    >>> model.set_weights(other_weights)
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> from dynzoo.constraints import Orthonormal
+    >>> layer = keras.layers.Dense(8, kernel_constraint=Orthonormal())
+    >>> model = keras.Sequential([keras.Input((4,)), layer])
+    >>> model.set_weights([2.0 * w for w in model.get_weights()])
     >>> dynzoo.project(model)
+    >>> bool(np.linalg.norm(layer.kernel, 2) < 1.0 + 1e-5)
+    True
     """
     constrained = [v for v in model.variables if getattr(v, "constraint", None) is not None]
     values = []
@@ -264,11 +276,11 @@ class UnmetConstraintWarning(UserWarning):
 def unmet(model, tolerance: float = _UNMET) -> dict[str, float]:
     r"""The weights of a model that are off their constraint, and how far.
 
-    $\|W - P(W)\|_F \,/\, (\|P(W)\|_F / \sqrt{r})$ with P what `project` would do and r the
+    $\|W - P(W)\|_F \,/\, (\|P(W)\|_F / \sqrt{r})$ with P what ``project`` would do and r the
     shorter side of the matrix: for orthonormal kernels at least $\max_i |\sigma_i(W) - 1|$.
 
     Args:
-        model: a built `keras.Model` or `keras.Layer`.
+        model: a built ``keras.Model`` or ``keras.Layer``.
         tolerance: what may be off, relative. Training leaves 1e-5 of a singular value.
 
     Returns:
@@ -276,6 +288,13 @@ def unmet(model, tolerance: float = _UNMET) -> dict[str, float]:
 
     Example:
 
+    >>> import keras
+    >>> import dynzoo
+    >>> from dynzoo.constraints import Orthonormal, unmet
+    >>> layer = keras.layers.Dense(8, kernel_constraint=Orthonormal())
+    >>> model = keras.Sequential([keras.Input((4,)), layer])
+    >>> [path.rpartition("/")[2] for path in unmet(model)]  # as it was drawn
+    ['kernel']
     >>> dynzoo.project(model)
     >>> unmet(model)
     {}
@@ -307,12 +326,15 @@ def hint_at_unmet(model, stacklevel: int = 3) -> None:
     A model that was never trained is left alone: its maker may want it as it is.
 
     Args:
-        model: a built `keras.Model`.
-        stacklevel: as in `warnings.warn`.
+        model: a built ``keras.Model``.
+        stacklevel: as in ``warnings.warn``.
 
     Example:
 
-    >>> hint_at_unmet(model)
+    >>> import keras
+    >>> from dynzoo.constraints import Orthonormal, hint_at_unmet
+    >>> layer = keras.layers.Dense(8, kernel_constraint=Orthonormal())
+    >>> hint_at_unmet(keras.Sequential([keras.Input((4,)), layer]))  # not trained: no warning
     """
     iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
     if iterations is None or not int(backend.value_of(iterations)):
@@ -331,25 +353,47 @@ def hint_at_unmet(model, stacklevel: int = 3) -> None:
 
 
 def projected_at_end(model) -> bool:
-    """Whether a callback of this file projects the model when the training that runs now ends."""
+    """Whether a callback of this file projects the model when the training that runs now ends.
+
+    Args:
+        model: a ``keras.Model``.
+
+    Example:
+
+    >>> import keras
+    >>> from dynzoo.constraints import projected_at_end
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> projected_at_end(model)  # nothing trains it now
+    False
+    """
     return model in _PROJECTED_AT_END
 
 
 class ProjectWeights(keras.callbacks.Callback):
-    """Calls `project` when training ends and, with ``every_epoch``, after each epoch.
+    """Calls ``project`` when training ends and, with ``every_epoch``, after each epoch.
 
     Needed with ``use_ema=True``: the optimizer averages weights from *before* the constraint, and
     writes the averages back unprojected at the end of ``fit`` (with no callback at all, they stay
-    so: call `project`) and at ``ema_overwrite_frequency``. To validate with averaged weights during
-    ``fit``, replace Keras' ``SwapEMAWeights`` by `SwapProjectedEMAWeights`: what Keras' swaps in
-    before a validation is not projected, and comes after or before what this callback does.
+    so: call ``project``) and at ``ema_overwrite_frequency``. To validate with averaged weights
+    during ``fit``, replace Keras' ``SwapEMAWeights`` by ``SwapProjectedEMAWeights``: what Keras'
+    swaps in before a validation is not projected, and comes after or before what this callback
+    does.
 
     Args:
         every_epoch: also project after each epoch.
 
     Example:
 
-    >>> model.fit(x, y, callbacks=[dynzoo.constraints.ProjectWeights()])
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.constraints import Orthonormal, ProjectWeights, unmet
+    >>> layer = keras.layers.Dense(2, kernel_constraint=Orthonormal())
+    >>> model = keras.Sequential([keras.Input((4,)), layer])
+    >>> model.compile(keras.optimizers.AdamW(use_ema=True), "mse")
+    >>> x, y = np.ones((8, 4)), np.ones((8, 2))
+    >>> history = model.fit(x, y, verbose=0, callbacks=[ProjectWeights()])
+    >>> unmet(model)
+    {}
     """
 
     def __init__(self, every_epoch=False):
@@ -374,8 +418,8 @@ class SwapProjectedEMAWeights(keras.callbacks.SwapEMAWeights):
     $$w \leftarrow P(\bar w) \;(\text{before an evaluation}), \qquad w \leftarrow w_{raw}
     \;(\text{after it})$$
 
-    with $\bar w$ the optimizer's moving average and P `project`. A mean of orthonormal matrices is
-    not orthonormal, so that without P a validation sees a model outside its constraints.
+    with $\bar w$ the optimizer's moving average and P ``project``. A mean of orthonormal matrices
+    is not orthonormal, so that without P a validation sees a model outside its constraints.
 
     Guarantee: validation, ``evaluate`` and ``predict`` with this callback see projected averages.
     Training goes on from exactly the weights that it left, and the average is not touched. When
@@ -392,15 +436,24 @@ class SwapProjectedEMAWeights(keras.callbacks.SwapEMAWeights):
 
     Example:
 
-    >>> model.compile(keras.optimizers.AdamW(use_ema=True), loss)
-    >>> swap = dynzoo.constraints.SwapProjectedEMAWeights(swap_on_epoch=True)
-    >>> model.fit(x, y, validation_data=held_out, callbacks=[swap, checkpoint])
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.constraints import Orthonormal, SwapProjectedEMAWeights, unmet
+    >>> layer = keras.layers.Dense(2, kernel_constraint=Orthonormal())
+    >>> model = keras.Sequential([keras.Input((4,)), layer])
+    >>> model.compile(keras.optimizers.AdamW(use_ema=True), "mse")
+    >>> x, y = np.ones((8, 4)), np.ones((8, 2))
+    >>> swap = SwapProjectedEMAWeights(swap_on_epoch=True)
+    >>> history = model.fit(x, y, validation_data=(x, y), verbose=0, callbacks=[swap])
+    >>> unmet(model)
+    {}
     """
 
     def __init__(self, swap_on_epoch=False):
         super().__init__(swap_on_epoch)
         self._training = False
         self._raw: list = []
+        self._ema_weights_in_model = False
 
     def _averaged(self):
         """Pairs (weight, its average) of the optimizers that average."""

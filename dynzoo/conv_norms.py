@@ -4,7 +4,7 @@ A convolution with stride s reads and writes, along one axis of n pixels,
 
 $$y_o = \sum_t K_t^T x_{so + dt - p}, \qquad o = 0, \dots, m - 1, \quad x_j = 0 \text{ outside},$$
 
-with dilation d and p zeros before the image: `Axis`. 'valid', 'same' and causal padding are
+with dilation d and p zeros before the image: ``Axis``. 'valid', 'same' and causal padding are
 choices of p and m, and a transposed convolution is the adjoint of one of these.
 
 **Strides go away.** Cut the axis into cells of s pixels. With $dt - p = s\tau + \rho$ and
@@ -102,15 +102,15 @@ def padded_conv_norm_float64(kernel, axes: Sequence[Axis], groups: int = 1) -> f
 
     Args:
         kernel: array (taps of each axis..., channels_in / groups, channels_out).
-        axes: one `Axis` for each spatial axis.
+        axes: one ``Axis`` for each spatial axis.
         groups: consecutive channels that are convolved among themselves.
 
     Returns:
         A float that is not below the true norm; 0 for an exactly zero kernel only.
 
     Raises:
-        ValueError: if the kernel is not finite, or the computation is too large (`_MOST_WORK`
-            multiplications or `_LARGEST_SYMBOL` entries of one symbol), before memory is taken.
+        ValueError: if the kernel is not finite, or the computation is too large (``_MOST_WORK``
+            multiplications or ``_LARGEST_SYMBOL`` entries of one symbol), before memory is taken.
     """
     refuse_too_large(np.shape(kernel), axes, groups)
     kernel, exponent = unit_entries_float64(kernel)
@@ -147,7 +147,7 @@ def conv_norm_float64(kernel, spatial, padding: str = "zero", small_images=False
         A float that is not below the true norm.
 
     Raises:
-        ValueError: if an argument is out of its range, or as `padded_conv_norm_float64`.
+        ValueError: if an argument is out of its range, or as ``padded_conv_norm_float64``.
     """
     if padding not in ("zero", "circular"):
         raise ValueError(f"`padding` must be 'zero' or 'circular'. Received: padding={padding!r}")
@@ -235,7 +235,7 @@ def correlate(x: np.ndarray, kernel: np.ndarray, axes: Sequence[Axis]) -> np.nda
 
 
 def correlate_adjoint(y: np.ndarray, kernel: np.ndarray, axes: Sequence[Axis]) -> np.ndarray:
-    """The adjoint of `correlate`: a transposed convolution."""
+    """The adjoint of ``correlate``: a transposed convolution."""
     x = np.zeros((len(y), *(axis.size for axis in axes), kernel.shape[-2]))
     for tap, read, written in _tap_slices(kernel, axes):
         x[read] += y[written] @ kernel[tap].T
@@ -318,7 +318,7 @@ def _sampled(rings: Sequence[_Ring]) -> tuple[list[_Ring], float]:
     """Fewer frequencies than a long ring has, and the share of the squared norm they may miss.
 
     Over all angles the unit of the taps does not matter either: dilation goes away. See
-    `conv_all_sizes_norm_float64` for the share.
+    ``conv_all_sizes_norm_float64`` for the share.
     """
     sampled, share = [], 1.0
     for ring in rings:
@@ -355,7 +355,7 @@ def _ring_bound(
     share: float = 1.0,
     ceiling: float = math.inf,
 ) -> float:
-    """Upper bound of the circular operator's norm, or infinity where it is not below `ceiling`."""
+    """Upper bound of the circular operator's norm; infinity where it is not below ``ceiling``."""
     taps = _cell_kernel(kernel, axes, rings)
     if taps.shape[1] > taps.shape[2]:
         taps = np.ascontiguousarray(taps.swapaxes(1, 2))  # the Gram matrix of the shorter side
@@ -471,7 +471,7 @@ def _phases(ring: _Ring, frequencies: int, cells: np.ndarray) -> np.ndarray:
 
 
 def _small_image_bound(kernel: np.ndarray, axes: Sequence[Axis], bound: float) -> float:
-    """At most `bound`, which is returned where a lower bound shows that it is tight enough."""
+    """At most ``bound``, which is returned where a lower bound shows that it is tight enough."""
     inputs = kernel.shape[-2] * math.prod(axis.size for axis in axes)
     outputs = kernel.shape[-1] * math.prod(axis.outputs for axis in axes)
     side = min(inputs, outputs)

@@ -17,6 +17,7 @@ from dynzoo import backend, operators
 from dynzoo import layers as dl
 from dynzoo.fields.hamiltonian import canonical_matrix
 from dynzoo.guarantees import Guarantee
+from dynzoo.inference.model_layers import is_random
 
 __all__ = ["Portrait", "TIMES", "portraits"]
 
@@ -91,7 +92,8 @@ def _systems() -> dict[str, tuple[Any, str, Check]]:
             dl.SphericalFlow(dense(8), step_size=0.2, seed=3), "norm kept", _norms,
         ),
         "Presnov flow: gradient + spheres": (
-            dl.PresnovFlow(dense(8), step_size=0.05, seed=4), "norm kept", _norms_of_sphere_part,
+            dl.PresnovFlow(dense(8), step_size=0.05, seed=4),
+            "norm kept by the sphere part", _norms_of_sphere_part,
         ),
         "mass preserving: x + y kept": (
             dl.MassPreservingFlow(dense(8), step_size=0.1, seed=5), "linear invariant kept", _sums,
@@ -132,7 +134,7 @@ def _trajectories(layer: Any, starts: np.ndarray, times: int) -> np.ndarray:
             weight.assign(rng.normal(0, 0.5, weight.shape))
     step = layer
     # compiled once; a layer that draws has a state, which a plain compiled function must not change
-    if not getattr(layer, "random_at_inference", False):
+    if not is_random(layer):
         step = backend.jit(layer)
     step = backend.without_grad(step)
     path = [ops.convert_to_tensor(starts)]

@@ -90,6 +90,8 @@ class OffsetCrossentropy(keras.losses.Loss):
         offset: margin u, at least 0.
         temperature: T, positive.
         annealing: exponent $\beta$, 0 or at least 1.
+        reduction: as in ``keras.losses.Loss``.
+        name: name of the loss.
 
     Labels: integers (batch,) or (batch, 1), or shares of the classes (batch, classes), one-hot or
     soft, which then stand for $e_y$; the loss is NaN where a label is neither.
@@ -100,7 +102,12 @@ class OffsetCrossentropy(keras.losses.Loss):
 
     Example:
 
-    >>> model.compile("adam", loss=OffsetCrossentropy(offset=0.4, temperature=0.25))
+    >>> import numpy as np
+    >>> from dynzoo.losses import OffsetCrossentropy
+    >>> loss = OffsetCrossentropy(offset=0.4, temperature=0.25)
+    >>> y, logits = np.array([0, 1]), np.array([[1.0, 0.0], [1.0, 0.0]], "float32")
+    >>> float(loss(y[:1], logits[:1])) < float(loss(y[1:], logits[1:]))
+    True
 
     Reference: Prach and Lampert, "Almost-orthogonal layers", ECCV 2022; Prach et al., CVPR 2024;
     for the annealing Lai et al., "Enhancing certified robustness via block reflector orthogonal
@@ -154,7 +161,7 @@ class EfficientMargin(keras.losses.Loss):
     $$T \cdot \mathrm{CE}\big((z + m) / T,\; y\big), \qquad
     m_j = \mathrm{clip}(z_y - z_j,\; u / 100,\; u) \text{ for } j \ne y, \qquad m_y = 0$$
 
-    Where `OffsetCrossentropy` asks every class to stay behind by u, this loss asks a class that
+    Where ``OffsetCrossentropy`` asks every class to stay behind by u, this loss asks a class that
     is nearer than u for no more than to stay behind: an image that is answered wrong counts almost
     as in the cross-entropy, and the margin is demanded where there is one. No gradient flows
     through m. The published loss takes $u = \epsilon L \|w_y - w_j\|$ for each pair of
@@ -164,6 +171,8 @@ class EfficientMargin(keras.losses.Loss):
     Args:
         offset: largest margin u in logit units, positive.
         temperature: T, positive.
+        reduction: as in ``keras.losses.Loss``.
+        name: name of the loss.
 
     Labels: integers (batch,) or (batch, 1), or shares of the classes (batch, classes), one-hot or
     soft, which then stand for $e_y$; the loss is NaN where a label is neither.
@@ -174,7 +183,12 @@ class EfficientMargin(keras.losses.Loss):
 
     Example:
 
-    >>> model.compile("adam", loss=EfficientMargin(offset=0.4, temperature=0.25))
+    >>> import numpy as np
+    >>> from dynzoo.losses import EfficientMargin
+    >>> loss = EfficientMargin(offset=0.4, temperature=0.25)
+    >>> y, logits = np.array([0, 1]), np.array([[1.0, 0.0], [1.0, 0.0]], "float32")
+    >>> float(loss(y[:1], logits[:1])) < float(loss(y[1:], logits[1:]))
+    True
 
     Reference: Hu et al., "Unlocking deterministic robustness certification on ImageNet", NeurIPS
     2023 (the EMMA loss).
@@ -205,6 +219,8 @@ class MulticlassHinge(keras.losses.Loss):
 
     Args:
         margin: m, positive, in logit units.
+        reduction: as in ``keras.losses.Loss``.
+        name: name of the loss.
 
     Labels: integers (batch,) or (batch, 1), or shares of the classes (batch, classes), one-hot or
     soft, which then stand for $e_y$; the loss is NaN where a label is neither.
@@ -215,7 +231,11 @@ class MulticlassHinge(keras.losses.Loss):
 
     Example:
 
-    >>> model.compile("adam", loss=MulticlassHinge(margin=0.7))
+    >>> import numpy as np
+    >>> from dynzoo.losses import MulticlassHinge
+    >>> loss = MulticlassHinge(margin=0.75)
+    >>> float(loss(np.array([0]), np.array([[1.0, 0.5]], "float32")))  # 0.25 short, of 2 classes
+    0.125
 
     Reference: E. Celledoni et al., SISC 2023 (the loss of the adversarial experiments);
     K = number of classes, as in the usual multi-margin loss.

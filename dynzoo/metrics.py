@@ -1,4 +1,4 @@
-"""Metrics for `compile`: the share of images whose answer is right and proved."""
+"""Metrics for ``compile``: the share of images whose answer is right and proved."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["CertifiedAccuracy"]
 
 @keras.saving.register_keras_serializable(package="dynzoo")
 class CertifiedAccuracy(keras.metrics.Mean):
-    r"""Certified accuracy of a validation, as a metric of `compile`; training batches have none.
+    r"""Certified accuracy of a validation, as a metric of ``compile``; training batches have none.
 
     $$\frac1n \#\{i : z_y(x_i) - z_j(x_i) \ge m_{yj} \text{ for all } j \ne y_i\}$$
 
-    with m the `Certificate.needed_margins` of the weights that are validated, which
-    `dynzoo.callbacks.CertifiedAccuracy` has computed in float64 before the first batch. A metric
-    sees labels and logits and no weights, so it needs that callback, which `fit` and `evaluate` are
-    given with nothing in it. In `fit` the number is `val_certified_accuracy`.
+    with m the ``Certificate.needed_margins`` of the weights that are validated, which
+    ``dynzoo.callbacks.CertifiedAccuracy`` has computed in float64 before the first batch. A metric
+    sees labels and logits and no weights, so it needs that callback, which ``fit`` and ``evaluate``
+    are given with nothing in it. In ``fit`` the number is ``val_certified_accuracy``.
 
     Guarantee: what is counted is right, and no change of the image of L2 size up to ``eps`` turns
-    the answer, under the assumptions of `dynzoo.certify`, for images in the model's range of pixels
-    ([0, 1] where none is known). It is never above the share of `certify(model).radii(x)` beyond
-    ``eps``, and below it by images only that are within some 1e-4 of that radius: it
+    the answer, under the assumptions of ``dynzoo.certify``, for images in the model's range of
+    pixels ([0, 1] where none is known). It is never above the share of ``certify(model).radii(x)``
+    beyond ``eps``, and below it by images only that are within some 1e-4 of that radius: it
     allows for the rounding of any image. While weights move nothing is proved: on training batches
     it is NaN, and in the history it is not.
 
@@ -42,15 +42,21 @@ class CertifiedAccuracy(keras.metrics.Mean):
     largest counts; what is no class counts as wrong. Predictions: logits (batch, classes).
 
     Raises:
-        ValueError: if ``eps`` is not positive; in `fit` and `evaluate` without the callback.
+        ValueError: if ``eps`` is not positive; in ``fit`` and ``evaluate`` without the callback.
 
     Example:
 
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> metric = dynzoo.metrics.CertifiedAccuracy(36 / 255)
-    >>> model.compile("adam", dynzoo.losses.OffsetCrossentropy(), metrics=["accuracy", metric])
-    >>> certify = dynzoo.callbacks.CertifiedAccuracy()
-    >>> stop = keras.callbacks.EarlyStopping("val_certified_accuracy", mode="max")
-    >>> model.fit(x, y, validation_data=(x_val, y_val), callbacks=[certify, stop])
+    >>> model.compile("sgd", dynzoo.losses.OffsetCrossentropy(), metrics=["accuracy", metric])
+    >>> x, y = np.random.default_rng(0).random((9, 4)).astype("float32"), np.arange(9) % 3
+    >>> measure = dynzoo.callbacks.CertifiedAccuracy()
+    >>> history = model.fit(x, y, validation_data=(x, y), verbose=0, callbacks=[measure])
+    >>> "val_certified_accuracy" in history.history
+    True
 
     Reference: Tsuzuku, Sato and Sugiyama, "Lipschitz-margin training", NeurIPS 2018.
     """

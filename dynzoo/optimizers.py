@@ -19,6 +19,23 @@ def tangent(matrix, gradient):
 
     For rows: $G - \tfrac12 (GX^T + XG^T) X$; for a tall matrix the same with columns. What is cut
     off points away from the manifold and would be undone by the projection.
+
+    Args:
+        matrix: with orthonormal rows (wide) or columns (tall).
+        gradient: of the same shape.
+
+    Returns:
+        The tangent part, of the same shape.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from dynzoo.optimizers import tangent
+    >>> x = np.eye(2, 4, dtype="float32")
+    >>> part = ops.convert_to_numpy(tangent(x, ops.ones((2, 4))))
+    >>> np.allclose(x @ part.T + part @ x.T, 0.0)  # orthonormal rows stay so, to first order
+    True
     """
     x = ops.transpose(matrix)
     if matrix.shape[0] > matrix.shape[1]:
@@ -30,14 +47,14 @@ def tangent(matrix, gradient):
 
 @keras.saving.register_keras_serializable(package="dynzoo")
 class RiemannianMuon(keras.optimizers.Muon):
-    r"""Keras' Muon with gradients made tangent for kernels under an `Orthonormal` constraint.
+    r"""Keras' Muon with gradients made tangent for kernels under an ``Orthonormal`` constraint.
 
     $$M \leftarrow \mu M + P_X(G), \quad X \leftarrow \Pi(X - \eta\,\mathrm{msign}(P_X(G)+\mu M))$$
 
     $P_X$ is the tangent projection, msign the polar factor, and $\Pi$ the constraint. Every
     singular direction of a kernel moves equally fast, which suits kernels whose singular values
     are all one; without $P_X$ the polar factor spends part of each step on directions that the
-    constraint takes back. Other variables: as in `keras.optimizers.Muon`, whose arguments these
+    constraint takes back. Other variables: as in ``keras.optimizers.Muon``, whose arguments these
     are.
 
     Args:
@@ -50,9 +67,14 @@ class RiemannianMuon(keras.optimizers.Muon):
 
     Example:
 
+    >>> import keras
+    >>> from dynzoo.constraints import Orthonormal
+    >>> from dynzoo.optimizers import RiemannianMuon
+    >>> layer = keras.layers.Dense(4, kernel_constraint=Orthonormal())
+    >>> model = keras.Sequential([keras.Input((8,)), layer])
     >>> model.compile(RiemannianMuon(0.05, rms_rate=None, weight_decay=None), "mse")
 
-    Reference: K. Jordan et al., "Muon" (2024); retraction by Newton-Schulz as in `Orthonormal`.
+    Reference: K. Jordan et al., "Muon" (2024); retraction by Newton-Schulz as in ``Orthonormal``.
     """
 
     def __init__(self, learning_rate=0.001, stacked=False, **kwargs):

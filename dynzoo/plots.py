@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
+
+from dynzoo.utils.formatting import eps_text as eps_text
+from dynzoo.utils.formatting import norm_text as norm_text
+from dynzoo.utils.formatting import percent
 
 INK = "#1d2433"
 CERTIFIED = "#1b7f5c"
@@ -15,20 +18,6 @@ CLEAN = "#5b6478"
 _MARKERS = "os^DvP"
 # Of the attacks of an ensemble, first to last.
 _DASHES = ((0, (1, 1.5)), (0, (4, 2)), (0, (6, 1.5, 1, 1.5)), (0, (8, 2)))
-
-
-def eps_text(eps: float) -> str:
-    """`eps` the way papers write it: `36/255` if it is a multiple of 1/255, else a decimal."""
-    steps = eps * 255.0
-    if abs(steps - round(steps)) < 1e-6 and round(steps) > 0 and eps < 1.0:
-        return f"{round(steps)}/255"
-    simple = Fraction(eps).limit_denominator(1000)
-    return f"{float(simple):g}" if abs(float(simple) - eps) < 1e-9 else f"{eps:.4g}"
-
-
-def norm_text(norm: str) -> str:
-    """`norm` the way papers write it."""
-    return {"l2": "L2", "linf": "Linf"}[norm]
 
 
 def new_figure(
@@ -57,6 +46,27 @@ def certified_curve(radii: np.ndarray, stop: float) -> tuple[np.ndarray, np.ndar
     grid = np.concatenate([[0.0], inner, [stop]])
     ordered = np.sort(radii)
     return grid, 1.0 - np.searchsorted(ordered, grid, side="right") / len(radii)
+
+
+def wilson_interval(share: float, images: int) -> tuple[float, float]:
+    r"""The 95 % Wilson interval of a share of so many images.
+
+    $$\frac{p + z^2/2n \mp z\sqrt{p(1-p)/n + z^2/4n^2}}{1 + z^2/n}, \qquad z = 1.96$$
+
+    Args:
+        share: Share p that was found, in [0, 1].
+        images: Number n of images that it was found on.
+
+    Example:
+
+    >>> low, high = wilson_interval(0.5, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.404, 0.596)
+    """
+    z = 1.959963984540054
+    middle, scale = share + z * z / (2 * images), 1 + z * z / images
+    half = z * (share * (1 - share) / images + (z / (2 * images)) ** 2) ** 0.5
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def robustness_figure(
@@ -167,7 +177,7 @@ def accuracy_axis(axes: Any) -> None:
     ticks = np.linspace(0, 1, 6)
     axes.set_ylabel("accuracy", color=INK)
     axes.set_ylim(0.0, 1.0)
-    axes.set_yticks(ticks, [f"{v:.0%}" for v in ticks])
+    axes.set_yticks(ticks, [percent(v, 0, unit="%") for v in ticks])
 
 
 def _radius_axis(axes: Any, radii: Sequence[float], norm: str) -> None:

@@ -23,6 +23,13 @@ def orthogonality_distance(kernel):
 
     Returns:
         A scalar; its gradient is finite everywhere, and 0 where the distance is.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from dynzoo.regularizers import orthogonality_distance
+    >>> float(orthogonality_distance(np.eye(4, dtype="float32"))) == 0.0
+    True
     """
     kernel = ops.convert_to_tensor(kernel)
     if len(kernel.shape) == 2:
@@ -52,8 +59,8 @@ class Orthogonality(keras.regularizers.Regularizer):
     r"""Asks softly for orthonormal rows: adds $\gamma\,\|K \star K^T - \delta\|_F$ to the loss.
 
     The norm is not squared, so the pull does not fade near the goal. It is a wish and not a
-    guarantee: `dynzoo.certify` measures what came of it. `dynzoo.constraints.Orthonormal` is the
-    hard counterpart, for matrices.
+    guarantee: ``dynzoo.certify`` measures what came of it. ``dynzoo.constraints.Orthonormal`` is
+    the hard counterpart, for matrices.
 
     Args:
         gamma: weight beside the loss, at least 0.
@@ -63,7 +70,9 @@ class Orthogonality(keras.regularizers.Regularizer):
 
     Example:
 
-    >>> keras.layers.Conv2D(32, 3, padding="same", kernel_regularizer=Orthogonality(0.1))
+    >>> import keras
+    >>> from dynzoo.regularizers import Orthogonality
+    >>> layer = keras.layers.Conv2D(32, 3, kernel_regularizer=Orthogonality(0.1))
 
     Reference: Wang et al., "Orthogonal convolutional neural networks", CVPR 2020; as used by
     E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023 (arXiv 2210.02373).

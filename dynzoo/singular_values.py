@@ -115,9 +115,9 @@ def _nearest_of_near(kernel: np.ndarray) -> np.ndarray | None:
 
 
 def gram_slack(side: int, inner: int) -> float:
-    r"""Factor that covers the rounding of $G = SS^*$ and of what `largest_eigenvalue` does.
+    r"""Factor that covers the rounding of $G = SS^*$ and of what ``largest_eigenvalue`` does.
 
-    Forming G from sums of `inner` products moves it by at most $4(r + 4)u\|S\|_F^2$, a Cholesky
+    Forming G from sums of ``inner`` products moves it by at most $4(r + 4)u\|S\|_F^2$, a Cholesky
     factorisation that ends is that of a matrix at most $4(q + 2)u\,\mathrm{tr}\,G$ away, and both
     $\|S\|_F^2$ and the trace are at most q times the largest eigenvalue.
     """
@@ -125,7 +125,7 @@ def gram_slack(side: int, inner: int) -> float:
 
 
 def largest_eigenvalue(grams: np.ndarray, known: float, ceiling: float = math.inf) -> float:
-    r"""The largest eigenvalue over a stack and `known`; times `gram_slack`, an upper bound.
+    r"""The largest eigenvalue over a stack and ``known``; times ``gram_slack``, an upper bound.
 
     $\lambda I - G$ has a Cholesky factor only if no eigenvalue of G exceeds $\lambda$. That costs
     a tenth of the eigenvalues, which are computed only where it fails: for matrices in random

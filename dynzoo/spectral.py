@@ -108,7 +108,7 @@ def conv_norm(kernel, spatial, padding: str = "zero", iterations: int = 8):
     """Upper bound of a convolution's operator norm by Gram iteration per frequency (traceable).
 
     The complex symbol ``R + iJ`` enters as the real matrix ``[[R, -J], [J, R]]``, which has the
-    same norm. Meaning of the arguments: see `conv_norm_float64`.
+    same norm. Meaning of the arguments: see ``conv_norm_float64``.
     """
     height, width, channels_in, channels_out = kernel.shape
     kernel, size = _unit_entries(kernel)
@@ -156,7 +156,7 @@ def polar_iteration(matrix, coefficients):
 
 
 def _polar_factor(gram, coefficients):
-    """Product of the factors aI + bG + cG^2 of `polar_iteration`."""
+    """Product of the factors aI + bG + cG^2 of ``polar_iteration``."""
     identity = ops.eye(gram.shape[0], dtype=gram.dtype)
     total = identity
     for i, (a, b, c) in enumerate(coefficients):
@@ -188,7 +188,7 @@ def orthonormalize(matrix, steps: int = 2):
 
     Args:
         matrix: array (rows, columns); its shorter side becomes orthonormal.
-        steps: every two are a round that is always taken; up to `_MOST_ROUNDS` follow on need.
+        steps: every two are a round that is always taken; up to ``_MOST_ROUNDS`` follow on need.
     """
     matrix, far = _first_round(matrix)
     for _ in range((steps - 1) // 2):
@@ -210,7 +210,7 @@ def _root_bound(power, exponent: float):
 
 
 def _first_round(matrix):
-    """X p(E) of `orthonormalize` for any X, and an upper bound of |E|."""
+    """X p(E) of ``orthonormalize`` for any X, and an upper bound of |E|."""
     unit, size = _unit_entries(matrix)
     gram = _smaller_gram(unit)
     count = gram.shape[0]
@@ -232,7 +232,7 @@ def _first_round(matrix):
 
 
 def _round(matrix):
-    """X p(E) of `orthonormalize` for an X with a norm of at most 1, and an upper bound of |E|."""
+    """X p(E) of ``orthonormalize`` for an X with a norm of at most 1, and an upper bound of |E|."""
     gram = _smaller_gram(matrix)
     identity = ops.eye(gram.shape[0], dtype=gram.dtype)
     e = identity - gram

@@ -31,6 +31,7 @@ from dynzoo.models.convection_diffusion import feynman_kac_model
 from dynzoo.robustness.checks.gradients import check_gradients
 from dynzoo.robustness.checks.model import check_unbounded
 from dynzoo.training import recipes
+from dynzoo.utils.formatting import eps_text
 
 NETWORKS = {
     "residual_cifar10": "no noise",
@@ -111,7 +112,7 @@ def attacked(predict, models, x, y, norm, radii):
                     attack = PGD(norm=norm, eps=eps, **ATTACK)
                     points = attack(model, x[rows], y[rows], indices=rows)
                 alive[name][rows] = predict(points) == y[rows]
-        key = f"{norm} {plots.eps_text(eps)}"
+        key = f"{norm} {eps_text(eps)}"
         result[key] = percent(np.logical_and.reduce(list(alive.values())))
         if len(models) > 1:
             shares = {name: percent(a) for name, a in alive.items()}
@@ -173,7 +174,7 @@ def measure(name, weights, mean, x, y, limit):
         answers, radii = smooth(quiet, **SMOOTHING).radii(some)
         radii = np.where(answers == labels, radii, -1.0).tolist()
         for eps in CERTIFIED:
-            key = f"smoothed, certified {plots.eps_text(eps) if eps else 0}"
+            key = f"smoothed, certified {eps_text(eps) if eps else 0}"
             row[key] = percent(np.array(radii) > eps)
     return {"row": row, "radii": radii}
 
@@ -244,7 +245,7 @@ def figure(curves):
         values = [row["clean"], *(row[f"noise {s:g}"] for s in NOISE)]
         panels[0].plot((0, *NOISE), values, "o", label=label, markersize=4, **style)
         values = [row["clean (attacked images)"]]
-        values += [row[f"l2 {plots.eps_text(e)}"] for e in L2]
+        values += [row[f"l2 {eps_text(e)}"] for e in L2]
         panels[1].plot((0, *L2), values, "o", markersize=4, **style)
         if content["radii"]:
             radii = np.array(content["radii"])
@@ -253,7 +254,7 @@ def figure(curves):
             panels[2].plot(grid, certified, **style)
     panels[0].set_xlabel("standard deviation of noise on the pixels")
     panels[1].set_xlabel("L2 radius of the attack (PGD, 20 steps)")
-    panels[1].set_xticks((0, *L2), ["0", *(plots.eps_text(e) for e in L2)])
+    panels[1].set_xticks((0, *L2), ["0", *(eps_text(e) for e in L2)])
     panels[2].set_xlabel("certified L2 radius (smoothing, noise 0.12)")
     panels[0].set_ylabel("accuracy in percent")
     panels[0].set_ylim(0, None)

@@ -19,11 +19,12 @@ half of the width, half of the convolutions, three epochs of smaller batches, a 
 ends at 0. Such networks do not reach the published accuracies, and are not meant to: what counts is
 the distance between the two attacks on one network.
 
-Writes `docs/results/paper_protocol.csv` (a row a network, protocol and radius; percentages) and
+Writes `docs/results/paper_protocol.csv` (one row per network, protocol and radius; percentages) and
 `docs/results/paper_protocol.png`.
 """
 
 import argparse
+import csv
 import json
 from pathlib import Path
 
@@ -208,6 +209,7 @@ def picture(rows):
     figure = plots.new_figure(11.5, 5.6)
     panels = figure.subplots(2, 4, sharex=True, sharey=True).flatten()
     lines = {}
+    images = {r["protocol"]: r["images"] for r in rows}
     for axes, (kind, form) in zip(panels, names, strict=False):
         of = [r for r in rows if (r["network"], r["form"]) == (kind, form)]
 
@@ -218,16 +220,18 @@ def picture(rows):
         for label, protocol, column, style in (
             ("the authors' network, weak attack", "weak", "published",
              {"color": plots.CLEAN, "linestyle": (0, (4, 3)), "linewidth": 1.3}),
-            ("ours, weak attack (10 short steps)", "weak", "accuracy",
+            (f"ours, weak attack (10 short steps), n = {images['weak']:,}", "weak", "accuracy",
              {"color": plots.ATTACKED, "marker": "o", "markersize": 3.5, "linewidth": 1.6}),
-            ("ours, strong attack (5 x 100 steps)", "strong", "accuracy",
+            (f"ours, strong attack (5 x 100 steps), n = {images['strong']:,}", "strong", "accuracy",
              {"color": plots.INK, "marker": "s", "markersize": 5, "linewidth": 1.0}),
-            ("ours, certified", "weak", "certified",
+            (f"ours, certified, n = {images['weak']:,}", "weak", "certified",
              {"color": plots.CERTIFIED, "marker": "v", "markersize": 5, "linewidth": 1.2}),
         ):  # fmt: skip
             x, y = curve(protocol, column)
             if x:
                 (lines[label],) = axes.plot(x, y, label=label, clip_on=False, **style)
+            if column != "published":
+                draw_intervals(axes, x, y, images[protocol], style["color"])
         bound, epochs = of[0]["lipschitz"], of[0]["epochs"]
         bound = f"{bound:,.0f}" if bound >= 100 else f"{bound:.1f}"
         trained = "1 epoch" if epochs == 1 else f"{epochs} epochs"
@@ -243,8 +247,26 @@ def picture(rows):
         axes.axis("off")
     panels[-1].legend(lines.values(), lines.keys(), frameon=False, fontsize=9, loc="center")
     figure.supxlabel("radius of the perturbation (L2, pixels in [0, 1])", fontsize=10)
-    figure.supylabel("accuracy, %", fontsize=10)
+    figure.supylabel("accuracy, % (bars: 95 % Wilson intervals over n images)", fontsize=10)
     return figure
+
+
+def draw_intervals(axes, x, y, images, color):
+    """What so many images leave open of each accuracy, in percent."""
+    for radius, accuracy in zip(x, y, strict=True):
+        ends = 100 * np.array(plots.wilson_interval(accuracy / 100, images))
+        axes.plot([radius, radius], ends, "-", color=color, linewidth=1, alpha=0.7)
+
+
+def read_rows():
+    """The rows of the last run, as `picture` wants them."""
+    with (common.RESULTS / "paper_protocol.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    words = ("network", "form", "protocol", "changed")
+    for row in rows:
+        row |= {k: float(v) if v else None for k, v in row.items() if k not in words}
+        row |= {k: int(row[k]) for k in ("images", "epochs")}
+    return rows
 
 
 def main():
@@ -255,7 +277,11 @@ def main():
     parser.add_argument("--epochs", type=int, help="epochs, in place of the scale's")
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME")
     parser.add_argument("--verbose", type=int, default=2, help="of the training, as in model.fit")
+    parser.add_argument("--redraw", action="store_true", help="the picture alone, from the CSV")
     args = parser.parse_args()
+    if args.redraw:
+        common.save_figure("paper_protocol", picture(read_rows()))
+        return
     folders = {name: trained(name, args) for name in args.only}
     rows = [row for name, folder in folders.items() for row in measured(name, folder, args)]
     common.write_csv("paper_protocol", rows)

@@ -8,8 +8,8 @@ extra=$1
 python=${PYTHON:-python3}
 
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
-  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-    echo "dynzoo needs Python 3.10 or newer: PYTHON=/path/to/python bash $0 $extra" >&2
+  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "dynzoo needs Python 3.11 or newer: PYTHON=/path/to/python bash $0 $extra" >&2
     exit 1
   fi
   "$python" -m venv --clear .venv

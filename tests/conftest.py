@@ -26,6 +26,24 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("dynzoo")
 
 
+# Files whose claims are about the last bits of what users compile: scripts/test.sh runs them apart.
+ROUNDING = {
+    "test_certificate_fuzz.py",
+    "test_certified_radii.py",
+    "test_rounding.py",
+    "test_rounding_extremes.py",
+    "test_worst_cases.py",
+}
+
+
+def pytest_collection_modifyitems(config, items):
+    which = os.environ.get("DYNZOO_TEST_ROUNDING")
+    if which:
+        chosen = [item for item in items if (item.path.name in ROUNDING) == (which == "only")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test starts from the same random state and leaves no layer names behind."""

@@ -14,7 +14,7 @@ from keras import ops
 
 from dynzoo import layers as dl
 from dynzoo import operators
-from dynzoo.certificates.rules.activations import ACTIVATIONS, OPERATIONS
+from dynzoo.certificates.rules.activations import KERAS_ACTIVATIONS, OPERATIONS
 from dynzoo.certificates.rules.image import AUGMENTATION
 
 LARGEST = 72  # entries of a tensor: Jacobians stay cheap
@@ -272,7 +272,7 @@ LAYERS = {
         ANY,
         lambda g, x: kl.Permute((1 + g.rng.permutation(len(x.shape) - 1)).tolist())(x),
     ),
-    kl.Activation: (ANY, lambda g, x: kl.Activation(g.pick(list(ACTIVATIONS)))(x)),
+    kl.Activation: (ANY, lambda g, x: kl.Activation(g.pick(list(KERAS_ACTIVATIONS)))(x)),
     kl.ReLU: (
         ANY,
         lambda g, x: kl.ReLU(

@@ -75,14 +75,20 @@ def test_picture_shows_the_numbers_of_a_card(tables):
 def test_table(tables):
     text = tables.results_table([ABOUT])
     header, _, row, _, note = text.splitlines()
+    command = {"command": "dynzoo evaluate other"}
+    other = {**ABOUT, "name": "other", "evaluation": {**ABOUT["evaluation"], **command}}
+    assert tables.results_table([ABOUT, other]).splitlines()[-1] == note
+    slower = {**other, "training": {"hardware": "a GPU", "seconds": 60}}
+    named = tables.results_table([ABOUT, slower]).splitlines()[-2:]
+    assert named[0] == f"* small: {note}" and "a GPU" in named[1]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     names = [cell.strip() for cell in header.strip("|").split("|")]
     values = dict(zip(names, cells, strict=True))
     assert values["clean"] == "75.00 %" and values["parameters"] == "1,234,567"
     assert names.index("certified 72/255") < names.index("certified 108/255")
     assert values["certified 36/255"] == "62.50 %" and values["attacked 36/255"] == "68.75 %"
-    assert values["training time"] == "1 h 30 min"
-    assert "10,000 test images certified" in note and "`dynzoo evaluate small`" in note
+    assert values["training"] == "1 h 30 min"
+    assert "10,000 test images certified" in note and "`dynzoo evaluate PRESET`" in note
 
 
 def test_only_the_table_is_rewritten(tables):

@@ -26,12 +26,13 @@ layers
 models
 gallery
 certificates
+testing
 callbacks metrics
 augmentation corruptions
 attacks
 robustness
 data
-export
+export convert
 zoo
 training
 tuning

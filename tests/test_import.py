@@ -142,14 +142,20 @@ def test_backend_on_the_command_line(argv, orig_argv, expected):
 def test_backend_option_of_a_real_command(tmp_path):
     other = "jax" if keras.backend.backend() != "jax" else "tensorflow"
     pytest.importorskip(other)
+    (tmp_path / "report.json").write_text("{}")  # which is read when Keras is loaded
+    command = ["dynzoo", "--backend", other, "compare", "report.json"]
+    code = (
+        f"import sys; sys.argv = {command}; from dynzoo.cli import main; code = main(); "
+        "import keras; print(code, keras.backend.backend())"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "dynzoo", "--backend", other, "info", "no-such-preset"],
+        [sys.executable, "-c", code],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 2
-    assert done.stderr.startswith("dynzoo: error: There is no preset 'no-such-preset'")
+    assert done.stdout == f"2 {other}\n"
+    assert done.stderr.startswith("dynzoo: error: `path` must be a report")
     assert done.stderr.count("\n") == 1

@@ -177,7 +177,7 @@ def test_points_of_a_recipe_are_epochs_and_shares_of_the_peak():
         (lambda: PiecewiseLinear([0, 2, 2], [0, 1, 0]), "`steps` must increase from 0"),
         (lambda: PiecewiseLinear([0, 2], [0]), "`steps` must increase from 0"),
         (lambda: PiecewiseLinear([0, 2], [0, -1]), "`rates` must be finite and at least 0"),
-        (lambda: Trapezoid(0.1, 0), "`total_steps` must be positive"),
+        (lambda: Trapezoid(0.1, 0), "`total_steps` must be a positive integer"),
         (lambda: Trapezoid(0.1, 10, 0.6, 0.6), "`warmup` and `decay`"),
         (lambda: Trapezoid(0.1, 10, -0.1), "`warmup` and `decay`"),
         (lambda: make_loss({"name": "offset_crossentropy", "offse": 1}), "`training.loss`.*offse"),

@@ -3,11 +3,15 @@ import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import keras
 import pytest
+import yaml
+
+import dynzoo
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,6 +39,32 @@ def test_import_is_light_and_silent():
         "print(json.dumps([added, out.getvalue()]))"
     )
     assert json.loads(_python(code, ROOT)) == [[], ""]
+
+
+def test_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert citation["version"] == dynzoo.__version__
+    assert f"\n## {dynzoo.__version__}\n" in changes
+
+
+def test_python_version_is_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    least = project["project"]["requires-python"].removeprefix(">=")
+    named = [c.rpartition(" :: ")[2] for c in project["project"]["classifiers"] if "3." in c]
+    assert min(named, key=lambda v: int(v.partition(".")[2])) == least
+    assert project["tool"]["mypy"]["python_version"] == least
+    assert project["tool"]["ruff"]["target-version"] == "py" + least.replace(".", "")
+    for name in ("README.md", "scripts/venv.sh"):
+        assert f"Python {least} or newer" in (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_hooks_run_what_ci_runs():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    checks = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    (repo,) = hooks["repos"]
+    for hook in repo["hooks"]:
+        assert f"step {hook['entry'].removesuffix(' --force-exclude')}\n" in checks
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +96,7 @@ def test_wheel_and_sdist_hold_presets_and_recipes(built):
             assert f"dynzoo/{inside}/{name}" in wheel
             assert any(entry.endswith(f"/{kind}/{name}") for entry in sdist)
     for kind in (wheel, [entry.partition("/")[2] for entry in sdist]):
-        assert "dynzoo/zoo/published_results.csv" in kind
+        assert "dynzoo/zoo/published_results.csv" in kind and "dynzoo/py.typed" in kind
     assert "dynzoo = dynzoo.cli:main" in entry_points
     assert not [name for name in wheel if name.startswith(("tests/", "pretrained/"))]
 

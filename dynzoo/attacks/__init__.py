@@ -1,5 +1,8 @@
 """Adversarial attacks: what was tried, and failed or succeeded, against a model."""
 
+from collections.abc import Callable
+from functools import partial
+
 from dynzoo.attacks.apgd import APGD, TargetedAPGD
 from dynzoo.attacks.autoattack import AutoAttack
 from dynzoo.attacks.base import Attack
@@ -12,6 +15,7 @@ from dynzoo.attacks.square import Square
 from dynzoo.attacks.transfer import Transfer
 
 __all__ = [
+    "ATTACKS",
     "APGD",
     "DDN",
     "FAB",
@@ -25,3 +29,20 @@ __all__ = [
     "Transfer",
     "UniformNoise",
 ]
+
+# Name -> attack, from the norm, the radius, the seed and the batch size. Of what is not here,
+# `Transfer` needs a source model, and `dynzoo.attacks.ensembles.ENSEMBLES` are several in turn.
+ATTACKS: dict[str, Callable[..., Attack]] = {
+    "apgd-ce": partial(APGD, loss="ce"),
+    "apgd-dlr": partial(APGD, loss="dlr"),
+    "apgd-margin": partial(APGD, loss="margin"),
+    "apgd-t": TargetedAPGD,
+    "fab-t": FAB,
+    "square": Square,
+    "fgsm": FGSM,
+    "pgd": PGD,
+    "ddn": DDN,
+    "gaussian": GaussianNoise,
+    "uniform": UniformNoise,
+    "autoattack": AutoAttack,
+}

@@ -15,7 +15,7 @@ from dynzoo.attacks.passes import loss_and_gradient
 from dynzoo.attacks.pgd import LOOK
 from dynzoo.inference.batching import Pool
 from dynzoo.inference.passes import pure, scalar
-from dynzoo.utils.arguments import positive_int
+from dynzoo.utils.arguments import integer, number, one_of
 
 APGD_LOSSES = ("margin", "ce", "dlr")
 MOMENTUM = 0.75
@@ -51,18 +51,18 @@ class APGD(Attack):
     of 1-Lipschitz networks.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius of the ball, > 0.
-        seed: Seed of the random starts.
-        steps: Number of gradient steps, >= 1.
-        restarts: Runs on images that still resist, >= 1.
-        loss: `"margin"`, `"ce"` or `"dlr"`, see `dynzoo.attacks.losses`.
-        rho: Share of steps that must raise the loss, in (0, 1).
-        eot: Passes through a random model whose losses, margins and gradients are averaged.
-        batch_size: Images processed at once.
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius of the ball, > 0.
+        seed: seed of the random starts.
+        steps: number of gradient steps, >= 1.
+        restarts: runs on images that still resist, >= 1.
+        loss: ``"margin"``, ``"ce"`` or ``"dlr"``, see ``dynzoo.attacks.losses``.
+        rho: share of steps that must raise the loss, in (0, 1).
+        eot: passes through a random model whose losses, margins and gradients are averaged.
+        batch_size: images processed at once.
 
     Raises:
-        ValueError: If an argument is out of its range, or the model has too few classes for the
+        ValueError: if an argument is out of its range, or the model has too few classes for the
             loss.
 
     Example:
@@ -74,8 +74,8 @@ class APGD(Attack):
     >>> APGD(norm="linf", eps=0.1, steps=5)(model, x, y).shape
     (5, 4)
 
-    Reference: Croce and Hein, *Reliable evaluation of adversarial robustness with an ensemble of
-    diverse parameter-free attacks* (2020), section 3, algorithm 1.
+    Reference: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of
+    diverse parameter-free attacks" (2020), section 3, algorithm 1.
     """
 
     def __init__(
@@ -91,14 +91,11 @@ class APGD(Attack):
         batch_size: int = 256,
     ) -> None:
         super().__init__(norm, eps, seed, False, restarts, batch_size)
-        if loss not in APGD_LOSSES:
-            raise ValueError(f"`loss` must be one of {APGD_LOSSES}. Received: loss={loss!r}")
-        if not 0.0 < float(rho) < 1.0:
-            raise ValueError(f"`rho` must be in (0, 1). Received: rho={rho!r}")
-        self.steps = positive_int("steps", steps)
+        one_of("loss", loss, APGD_LOSSES)
+        self.steps = integer("steps", steps)
         self.loss = loss
-        self.rho = float(rho)
-        self.eot = positive_int("eot", eot)
+        self.rho = number("rho", rho, high=1.0, closed="none")
+        self.eot = integer("eot", eot)
 
     def check_classes(self, classes: int) -> None:
         require_classes(self.loss, classes)
@@ -126,14 +123,14 @@ class APGD(Attack):
         moving = _begin(ops.convert_to_tensor(start, dtype="float32"), 2.0 * self.eps)
         eps, momentum, none = (scalar(v) for v in (self.eps * INSIDE, 1.0 - MOMENTUM, 0.0))
         pool = Pool(real, len(x), 2, self.rows_at_once(x))
-        for number in range(self.steps + 1):  # the last pass only judges the last iterate
+        for iteration in range(self.steps + 1):  # the last pass only judges the last iterate
             center, *labels = fixed
             point = moving[3]
-            advance = pure(_make_advance, self.norm, number in reviews)
-            enough = scalar(self.rho * reviews.get(number, 0))
-            inertia = momentum if number else none
+            advance = pure(_make_advance, self.norm, iteration in reviews)
+            enough = scalar(self.rho * reviews.get(iteration, 0))
+            inertia = momentum if iteration else none
             moving = advance(eps, inertia, enough, center, *look(point, *labels), *moving)
-            if number % LOOK == LOOK - 1:
+            if iteration % LOOK == LOOK - 1:
                 packed = pool.pack(moving[2], [*moving, *fixed])
                 moving, fixed = packed[: len(moving)], packed[len(moving) :]
                 if not pool.open:
@@ -148,22 +145,22 @@ class TargetedAPGD(APGD):
     Run number $k$ climbs the targeted DLR loss
     $$\frac{z_t - z_y}{z_{(1)} - (z_{(3)} + z_{(4)})/2}$$
     for $t$ the class of the $k$-th largest wrong logit of the clean image, or $z_t - z_y$ for a
-    model of two or three classes, where that loss is not defined. See `APGD` for the iteration.
+    model of two or three classes, where that loss is not defined. See ``APGD`` for the iteration.
     There are $\min(\text{targets}, K - 1)$ runs on images that still resist.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius of the ball, > 0.
-        seed: Seed of the random starts.
-        steps: Number of gradient steps of each run, >= 1.
-        restarts: How often all targets are tried, >= 1.
-        targets: Number of classes to aim at, >= 1.
-        rho: Share of steps that must raise the loss, in (0, 1).
-        eot: Passes through a random model whose losses, margins and gradients are averaged.
-        batch_size: Images processed at once.
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius of the ball, > 0.
+        seed: seed of the random starts.
+        steps: number of gradient steps of each run, >= 1.
+        restarts: how often all targets are tried, >= 1.
+        targets: number of classes to aim at, >= 1.
+        rho: share of steps that must raise the loss, in (0, 1).
+        eot: passes through a random model whose losses, margins and gradients are averaged.
+        batch_size: images processed at once.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: if an argument is out of its range.
 
     Example:
 
@@ -174,8 +171,8 @@ class TargetedAPGD(APGD):
     >>> TargetedAPGD(norm="linf", eps=0.1, steps=5)(model, x, y).shape
     (5, 4)
 
-    Reference: Croce and Hein, *Reliable evaluation of adversarial robustness with an ensemble of
-    diverse parameter-free attacks* (2020), section 4.2, equation 7.
+    Reference: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of
+    diverse parameter-free attacks" (2020), section 4.2, equation 7.
     """
 
     def __init__(
@@ -191,7 +188,7 @@ class TargetedAPGD(APGD):
         batch_size: int = 256,
     ) -> None:
         super().__init__(norm, eps, seed, steps, restarts, "margin", rho, eot, batch_size)
-        self.targets = positive_int("targets", targets)
+        self.targets = integer("targets", targets)
 
     def runs(self, classes: int) -> int:
         return self.restarts * min(self.targets, classes - 1)
@@ -203,7 +200,7 @@ class TargetedAPGD(APGD):
 
 
 def _begin(start: Any, step: float) -> list[Any]:
-    """The state at the start: what `_make_advance` takes and gives."""
+    """The state at the start: what ``_make_advance`` takes and gives."""
     count = start.shape[0]
 
     def filled(value: float) -> Any:

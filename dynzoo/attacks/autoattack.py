@@ -12,6 +12,7 @@ from dynzoo.attacks.fab import FAB
 from dynzoo.attacks.losses import classes_needed, margins
 from dynzoo.attacks.square import Square
 from dynzoo.inference.passes import mean_logits
+from dynzoo.utils.arguments import one_of
 
 VERSIONS = ("standard", "plus", "rand")
 # Passes whose losses and gradients the version for random models averages.
@@ -23,9 +24,9 @@ class AutoAttack(Attack):
 
     | version | members, in turn |
     |---|---|
-    | `"standard"` | APGD on cross-entropy, targeted APGD, targeted FAB, Square |
-    | `"plus"` | APGD on cross-entropy and on DLR, FAB (5 restarts each), Square, the targeted two |
-    | `"rand"` | APGD on cross-entropy and on DLR, with the mean of 20 passes: for random models |
+    | ``"standard"`` | APGD on cross-entropy, targeted APGD, targeted FAB, Square |
+    | ``"plus"`` | APGD on cross-entropy and DLR, FAB (5 restarts each), Square, the targeted two |
+    | ``"rand"`` | APGD on cross-entropy and on DLR, with the mean of 20 passes: for random models |
 
     The gradient attacks take 100 iterations, Square 5000 queries, and the targeted ones aim at up
     to 9 classes. A model of fewer than 4 classes (3 for untargeted DLR) has no such loss, and gets
@@ -33,14 +34,14 @@ class AutoAttack(Attack):
     bound of the model's robustness, never a proof of it.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius of the ball, > 0.
-        seed: Seed of all members.
-        version: `"standard"`, `"plus"` or `"rand"`.
-        batch_size: Images processed at once.
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius of the ball, > 0.
+        seed: seed of all members.
+        version: ``"standard"``, ``"plus"`` or ``"rand"``.
+        batch_size: images processed at once.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: if an argument is out of its range.
 
     Example:
 
@@ -52,8 +53,8 @@ class AutoAttack(Attack):
     >>> AutoAttack(norm="linf", eps=0.3)(model, x, y).shape
     (2, 8, 8, 1)
 
-    Reference: Croce and Hein, *Reliable evaluation of adversarial robustness with an ensemble of
-    diverse parameter-free attacks* (2020), section 5.
+    Reference: Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of
+    diverse parameter-free attacks" (2020), section 5.
     """
 
     def __init__(
@@ -65,8 +66,7 @@ class AutoAttack(Attack):
         batch_size: int = 256,
     ) -> None:
         super().__init__(norm, eps, seed, False, 1, batch_size)
-        if version not in VERSIONS:
-            raise ValueError(f"`version` must be one of {VERSIONS}. Received: version={version!r}")
+        one_of("version", version, VERSIONS)
         self.version = version
 
     def members(self, classes: int | None = None) -> list[Attack]:
@@ -88,6 +88,10 @@ class AutoAttack(Attack):
             Square(**common),
             *targeted,
         ]
+
+    def cost(self) -> float:
+        """Forward passes that an image which resists takes, roughly: those of all members."""
+        return sum(member.cost() for member in self.members())
 
     def _attack(
         self, model: Any, given: np.ndarray, x: np.ndarray, y: np.ndarray, indices: np.ndarray

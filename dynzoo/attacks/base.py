@@ -14,19 +14,22 @@ from dynzoo.inference.answers import answers
 from dynzoo.inference.batching import batches, fastest
 from dynzoo.inference.image_checks import check_unit_range, unit_images, unit_images_or_stream
 from dynzoo.inference.passes import mean_logits, noise
-from dynzoo.utils.arguments import positive_float, positive_int
+from dynzoo.utils.arguments import integer, number, one_of
 
 __all__ = ["Attack"]
 
+# A gradient step costs a forward and a backward pass, about three times a forward pass.
+_GRADIENT_STEP = 3.0
+
 
 def check_images(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """`x` and `y` as arrays, or a ValueError that says what is wrong with them."""
+    """``x`` and ``y`` as arrays, or a ValueError that says what is wrong with them."""
     x = unit_images(x)
     return x, label_checks.check_labels(y, len(x))
 
 
 def check_images_or_stream(x: Any, y: Any) -> tuple[Any, np.ndarray]:
-    """As `check_images`, but images in files stay there until they are indexed."""
+    """As ``check_images``, but images in files stay there until they are indexed."""
     x = unit_images_or_stream(x)
     return x, label_checks.check_labels(y, len(x))
 
@@ -39,7 +42,7 @@ def check_labels(y: np.ndarray, classes: int) -> None:
 class Attack:
     r"""Search for $x'$ with $\|x' - x\| \le \varepsilon$, $x' \in [0, 1]^d$, that fools a model.
 
-    A subclass implements `search`. Calling an attack returns float32 points of which each lies in
+    A subclass implements ``search``. Calling an attack returns float32 points of which each lies in
     the ball and in the box (checked in float64) and which are the best found: a point that fools
     the model in inference mode if there was one, else the one of the highest loss. Images that
     need no attack (already wrong, or already the target class) are returned unchanged. The result
@@ -48,23 +51,41 @@ class Attack:
     A point at which a logit is NaN fools the model, whose answer is gone; it reaches no target.
 
     A model that is random at inference sees fresh noise, a function of the seed, in each pass, and
-    is fooled where the mean of its logits over `dynzoo.inference.passes.JUDGE_DRAWS` draws is.
+    is fooled where the mean of its logits over ``dynzoo.inference.passes.JUDGE_DRAWS`` draws is.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius of the ball, in units of the pixel range [0, 1], > 0.
-        seed: Non-negative seed of everything random.
-        targeted: If true, `y` is the class to reach; else it is the true label.
-        restarts: How often images that still resist are attacked, >= 1.
-        batch_size: Images processed at once, >= 1.
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius of the ball, in units of the pixel range [0, 1], > 0.
+        seed: non-negative seed of everything random.
+        targeted: if true, ``y`` is the class to reach; else it is the true label.
+        restarts: how often images that still resist are attacked, >= 1.
+        batch_size: images processed at once, >= 1.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: if an argument is out of its range.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.attacks import Attack
+    >>> class Brighter(Attack):  # tries one point: all pixels up
+    ...     def search(self, model, x, y, logits, indices, real, restart):
+    ...         return np.clip(x + self.eps, 0.0, 1.0), np.zeros(len(x))
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.full((5, 4), 0.5, "float32"), np.zeros(5, "int64")
+    >>> Brighter(norm="linf", eps=0.1)(model, x, y).shape
+    (5, 4)
     """
 
-    # What the checks of an evaluation ask: whether it does without gradients of the attacked model
-    # by its nature, or with those of another one.
-    black_box = transferred = False
+    # What an evaluation asks of every attack; a subclass or its constructor says otherwise.
+    black_box = False  # does without gradients by its nature
+    transferred = False  # looks for its points on another model
+    loss = ""  # what its gradient steps climb, one of `ATTACK_LOSSES`
+    steps = 0  # gradient steps of one run
+    queries = 0  # forward passes of one run beside those of its gradient steps
+    targets = 1  # classes that are tried one after another
+    eot = 1  # passes through a random model whose logits and gradients are averaged
 
     def __init__(
         self,
@@ -75,17 +96,16 @@ class Attack:
         restarts: int = 1,
         batch_size: int = 256,
     ) -> None:
-        if norm not in NORMS:
-            raise ValueError(f"`norm` must be one of {NORMS}. Received: norm={norm!r}")
+        one_of("norm", norm, NORMS)
         self.norm = norm
-        self.eps = positive_float("eps", eps)
-        self.seed = positive_int("seed", seed, least=0)
+        self.eps = number("eps", eps)
+        self.seed = integer("seed", seed, least=0)
         self.targeted = bool(targeted)
-        self.restarts = positive_int("restarts", restarts)
-        self.batch_size = positive_int("batch_size", batch_size)
+        self.restarts = integer("restarts", restarts)
+        self.batch_size = integer("batch_size", batch_size)
 
     def get_config(self) -> dict[str, Any]:
-        """Constructor arguments, JSON-able: `type(attack)(**attack.get_config())` is its copy."""
+        """Constructor arguments, JSON-able: ``type(attack)(**attack.get_config())`` is its copy."""
         names = [p for p in inspect.signature(type(self).__init__).parameters if p != "self"]
         return {name: getattr(self, name) for name in names}
 
@@ -113,13 +133,13 @@ class Attack:
         """One run on one padded batch.
 
         Args:
-            model: The attacked Keras model.
-            x: Float32 array of shape (batch, ...).
-            y: Int64 array of shape (batch,): labels or targets.
-            logits: Float32 array of shape (batch, classes): logits of the clean images.
-            indices: Int64 array of shape (batch,): key of each image's random numbers.
-            real: Only the first `real` rows are images; the rest is padding.
-            restart: Number of the run, from 0.
+            model: the attacked Keras model.
+            x: float32 array of shape (batch, ...).
+            y: int64 array of shape (batch,): labels or targets.
+            logits: float32 array of shape (batch, classes): logits of the clean images.
+            indices: int64 array of shape (batch,): key of each image's random numbers.
+            real: only the first ``real`` rows are images; the rest is padding.
+            restart: number of the run, from 0.
 
         Returns:
             Points of shape (batch, ...) and the loss of each, of shape (batch,).
@@ -128,6 +148,16 @@ class Attack:
 
     def check_classes(self, classes: int) -> None:
         """Raise a ValueError if the attack is not defined for this number of classes."""
+
+    @property
+    def uses_gradients(self) -> bool:
+        """Whether it follows gradients of the attacked model."""
+        return self.steps > 0 and not (self.black_box or self.transferred)
+
+    def cost(self) -> float:
+        """Forward passes that an image which resists takes, roughly."""
+        passes = max(_GRADIENT_STEP * self.steps + self.queries, 1.0)
+        return passes * self.restarts * self.targets * self.eot
 
     def runs(self, classes: int) -> int:
         """How often images that still resist are attacked, for this number of classes."""
@@ -149,18 +179,19 @@ class Attack:
         """Attack images.
 
         Args:
-            model: Built Keras model that maps a batch of images to logits.
-            x: Array of shape (n, ...) with values in [0, 1].
-            y: Integer array of shape (n,) or (n, 1), or one-hot rows: true labels, or targets if
-                `targeted`.
-            indices: Integer array of shape (n,) that keys each image's random numbers; 0 to n-1
+            model: built Keras model that maps a batch of images to logits.
+            x: array of shape (n, ...) with values in [0, 1].
+            y: integer array of shape (n,) or (n, 1), or one-hot rows: true labels, or targets if
+                ``targeted``.
+            indices: integer array of shape (n,) that keys each image's random numbers; 0 to n-1
                 by default. A caller that attacks a part of a data set passes positions in it.
 
         Returns:
-            Float32 array of the shape of `x`.
+            Float32 array of the shape of ``x``.
 
         Raises:
-            ValueError: If `x` is not finite or not in [0, 1], or `y` does not fit `x` or the model.
+            ValueError: if ``x`` is not finite or not in [0, 1], or ``y`` does not fit ``x`` or the
+                model.
         """
         given, y = check_images(x, y)
         check_unit_range(model)

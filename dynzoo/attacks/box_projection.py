@@ -29,10 +29,10 @@ def hyperplane_step(point: Any, normal: Any, value: Any, norm: str) -> Any:
     the sense of $w$: every coordinate to its bound. A zero or non-finite gradient gives no step.
 
     Args:
-        point: Float tensor of shape (n, d), $p$, in [0, 1].
-        normal: Float tensor of shape (n, d), $w$.
-        value: Float tensor of shape (n,), $c$: the affine function at `point`.
-        norm: `"l2"` or `"linf"`.
+        point: float tensor of shape (n, d), $p$, in [0, 1].
+        normal: float tensor of shape (n, d), $w$.
+        value: float tensor of shape (n,), $c$: the affine function at ``point``.
+        norm: ``"l2"`` or ``"linf"``.
 
     Returns:
         Float tensor of shape (n, d), the step $\delta$.
@@ -45,8 +45,8 @@ def hyperplane_step(point: Any, normal: Any, value: Any, norm: str) -> Any:
     >>> [round(float(v), 6) for v in step[0]]
     [0.3, 0.1]
 
-    Reference: Croce and Hein, *Minimally distorted adversarial examples with a fast adaptive
-    boundary attack* (2020), section 2.2, who sort the coordinates instead.
+    Reference: Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive
+    boundary attack" (2020), section 2.2, who sort the coordinates instead.
     """
     normal = ops.where(ops.isfinite(normal), normal, ops.zeros_like(normal))
     # Dividing by the largest entry first keeps a tiny gradient from underflowing in its square.

@@ -15,7 +15,7 @@ from dynzoo.attacks.passes import loss_and_gradient
 from dynzoo.attacks.pgd import LOOK
 from dynzoo.inference.batching import Pool
 from dynzoo.inference.passes import pure, scalar
-from dynzoo.utils.arguments import positive_float, positive_int
+from dynzoo.utils.arguments import integer, number, one_of
 
 _LOSSES = ("margin", "ce", "dlr")
 # Step lengths at the first and the last step, between which a half cosine leads.
@@ -37,20 +37,20 @@ class DDN(MinimumNorm):
     decision boundary, never a proof of it.
 
     Args:
-        norm: `"l2"`, the only norm of this attack.
-        eps: Radius within which an image counts as fallen, > 0; `minimum_norm` needs none.
-        seed: Seed of the random starts of all but the first restart.
-        steps: Number of gradient steps, >= 1.
-        gamma: Share by which the norm changes in a step, in (0, 1).
-        init_eps: Norm of the first step, > 0.
-        restarts: Runs, the first from the image and the others from random points.
-        loss: `"margin"`, `"ce"` or `"dlr"`, see `dynzoo.attacks.losses`. The published attack
-            takes `"ce"`, which misleads it on 1-Lipschitz networks.
-        batch_size: Images processed at once.
-        eot: Passes through a random model whose margins and gradients are averaged.
+        norm: ``"l2"``, the only norm of this attack.
+        eps: radius within which an image counts as fallen, > 0; ``minimum_norm`` needs none.
+        seed: seed of the random starts of all but the first restart.
+        steps: number of gradient steps, >= 1.
+        gamma: share by which the norm changes in a step, in (0, 1).
+        init_eps: norm of the first step, > 0.
+        restarts: runs, the first from the image and the others from random points.
+        loss: ``"margin"``, ``"ce"`` or ``"dlr"``, see ``dynzoo.attacks.losses``. The published
+            attack takes ``"ce"``, which misleads it on 1-Lipschitz networks.
+        batch_size: images processed at once.
+        eot: passes through a random model whose margins and gradients are averaged.
 
     Raises:
-        ValueError: If an argument is out of its range, or the model has too few classes for the
+        ValueError: if an argument is out of its range, or the model has too few classes for the
             loss.
 
     Example:
@@ -63,8 +63,8 @@ class DDN(MinimumNorm):
     >>> points.shape, distances.shape
     ((5, 4), (5,))
 
-    Reference: Rony et al., *Decoupling direction and norm for efficient gradient-based L2
-    adversarial attacks and defenses* (2019), algorithm 1.
+    Reference: Rony et al., "Decoupling direction and norm for efficient gradient-based L2
+    adversarial attacks and defenses" (2019), algorithm 1.
     """
 
     def __init__(
@@ -83,15 +83,14 @@ class DDN(MinimumNorm):
         if norm != "l2":
             raise ValueError(f"`norm` must be 'l2': DDN has no other. Received: norm={norm!r}")
         super().__init__(norm, eps, seed, False, restarts, batch_size)
-        if loss not in _LOSSES:
-            raise ValueError(f"`loss` must be one of {_LOSSES}. Received: loss={loss!r}")
-        self.steps = positive_int("steps", steps)
-        self.gamma = positive_float("gamma", gamma)
+        one_of("loss", loss, _LOSSES)
+        self.steps = integer("steps", steps)
+        self.gamma = number("gamma", gamma)
         if self.gamma >= 1.0:
             raise ValueError(f"`gamma` must be in (0, 1). Received: gamma={gamma!r}")
-        self.init_eps = positive_float("init_eps", init_eps)
+        self.init_eps = number("init_eps", init_eps)
         self.loss = loss
-        self.eot = positive_int("eot", eot)
+        self.eot = integer("eot", eot)
 
     def check_classes(self, classes: int) -> None:
         require_classes(self.loss, classes)
@@ -124,13 +123,13 @@ class DDN(MinimumNorm):
         ]
         gamma, limit = (scalar(v) for v in (self.gamma, enough))
         pool = Pool(real, len(x), 2, self.rows_at_once(x))
-        for number in range(self.steps + 1):  # the last pass only judges the last iterate
+        for iteration in range(self.steps + 1):  # the last pass only judges the last iterate
             point, center, label = state[2], state[4], state[5]
-            fall = (1.0 + np.cos(np.pi * number / self.steps)) / 2.0
+            fall = (1.0 + np.cos(np.pi * iteration / self.steps)) / 2.0
             size = scalar(_LAST + (_FIRST - _LAST) * fall)
             _, gap, gradient = look(point, label, label)
             state[:4] = advance(gamma, limit, size, gap, gradient, *state[:4], center)
-            if enough > 0.0 and number % LOOK == LOOK - 1:
+            if enough > 0.0 and iteration % LOOK == LOOK - 1:
                 state = pool.pack(state[1] <= enough, state)
                 if not pool.open:
                     break

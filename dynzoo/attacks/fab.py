@@ -16,7 +16,7 @@ from dynzoo.attacks.passes import judged, loss_and_gradient
 from dynzoo.attacks.pgd import LOOK
 from dynzoo.inference.batching import Pool
 from dynzoo.inference.passes import pure, scalar
-from dynzoo.utils.arguments import positive_float, positive_int
+from dynzoo.utils.arguments import integer, number
 
 
 class FAB(MinimumNorm):
@@ -33,27 +33,27 @@ class FAB(MinimumNorm):
     that the scale of the logits does not matter. At the end a line search goes from the best point
     towards the image. The result is an upper bound of the model's robustness, never a proof of it.
 
-    The rivals $t$ are the `targets` largest wrong logits of the clean image, or all K - 1 if there
-    are fewer: one run of `steps` against each. With `targeted_rivals=False` there is one run in
-    all, whose $t$ is the class with the smallest $|D_t|/\|\nabla D_t\|_q$ at $u_k$ (q the dual
-    norm), at K - 1 gradients a step.
+    The rivals $t$ are the ``targets`` largest wrong logits of the clean image, or all K - 1 if
+    there are fewer: one run of ``steps`` against each. With ``targeted_rivals=False`` there is one
+    run in all, whose $t$ is the class with the smallest $|D_t|/\|\nabla D_t\|_q$ at $u_k$ (q the
+    dual norm), at K - 1 gradients a step.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius within which an image counts as fallen, > 0; `minimum_norm` needs none.
-        seed: Seed of the random starts of all but the first restart.
-        steps: Iterations of a run, >= 1.
-        restarts: How often images that resist are attacked against all rivals, >= 1.
-        targets: Number of rivals, >= 1.
-        alpha_max: Largest share of the step that starts at the image, in (0, 1].
-        eta: Overshoot beyond the linearised boundary, >= 1.
-        beta: Share of the way from the image at which the search goes on, in (0, 1].
-        targeted_rivals: Whether each run has one fixed rival.
-        batch_size: Images processed at once.
-        eot: Passes through a random model whose logits and gradients are averaged.
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius within which an image counts as fallen, > 0; ``minimum_norm`` needs none.
+        seed: seed of the random starts of all but the first restart.
+        steps: iterations of a run, >= 1.
+        restarts: how often images that resist are attacked against all rivals, >= 1.
+        targets: number of rivals, >= 1.
+        alpha_max: largest share of the step that starts at the image, in (0, 1].
+        eta: overshoot beyond the linearised boundary, >= 1.
+        beta: share of the way from the image at which the search goes on, in (0, 1].
+        targeted_rivals: whether each run has one fixed rival.
+        batch_size: images processed at once.
+        eot: passes through a random model whose logits and gradients are averaged.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: if an argument is out of its range.
 
     Example:
 
@@ -65,9 +65,9 @@ class FAB(MinimumNorm):
     >>> points.shape, distances.shape
     ((5, 4), (5,))
 
-    Reference: Croce and Hein, *Minimally distorted adversarial examples with a fast adaptive
-    boundary attack* (2020), algorithm 1; *Reliable evaluation of adversarial robustness with an
-    ensemble of diverse parameter-free attacks* (2020), for the fixed rivals.
+    Reference: Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive
+    boundary attack" (2020), algorithm 1; "Reliable evaluation of adversarial robustness with an
+    ensemble of diverse parameter-free attacks" (2020), for the fixed rivals.
     """
 
     def __init__(
@@ -86,15 +86,15 @@ class FAB(MinimumNorm):
         eot: int = 1,
     ) -> None:
         super().__init__(norm, eps, seed, False, restarts, batch_size)
-        self.steps = positive_int("steps", steps)
-        self.targets = positive_int("targets", targets)
-        self.alpha_max = _share("alpha_max", alpha_max)
-        self.eta = positive_float("eta", eta)
+        self.steps = integer("steps", steps)
+        self.targets = integer("targets", targets)
+        self.alpha_max = number("alpha_max", alpha_max, high=1.0)
+        self.eta = number("eta", eta)
         if self.eta < 1.0:
             raise ValueError(f"`eta` must be at least 1. Received: eta={eta!r}")
-        self.beta = _share("beta", beta)
+        self.beta = number("beta", beta, high=1.0)
         self.targeted_rivals = bool(targeted_rivals)
-        self.eot = positive_int("eot", eot)
+        self.eot = integer("eot", eot)
 
     def runs(self, classes: int) -> int:
         return self.restarts * self._rivals(classes)
@@ -136,7 +136,7 @@ class FAB(MinimumNorm):
             *(ops.convert_to_tensor(v.astype("int32")) for v in classes_of),
         ]
         pool = Pool(real, len(x), 2, self.rows_at_once(x))
-        for number in range(1, self.steps + 1):
+        for iteration in range(1, self.steps + 1):
             best, found, point, center, label, *rivals = state
             plane = _plane(look, point, label, rivals[0])
             for rival in rivals[1:]:
@@ -144,7 +144,7 @@ class FAB(MinimumNorm):
                 plane = nearer(*plane, *other)
             point = advance(alpha_max, eta, point, center, *plane)
             state[:3] = judge(point, center, label, best, found, beta, limit)
-            if enough > 0.0 and number % LOOK == 0:
+            if enough > 0.0 and iteration % LOOK == 0:
                 state = pool.pack(state[1] <= enough, state)
                 if not pool.open:
                     break
@@ -156,13 +156,6 @@ def _plane(look: Callable[..., Any], point: Any, label: Any, rival: Any) -> tupl
     """Gradient and value of the boundary function of a rival."""
     value, _, gradient = look(point, label, rival)
     return gradient, value
-
-
-def _share(name: str, value: Any) -> float:
-    number = positive_float(name, value)
-    if number > 1.0:
-        raise ValueError(f"`{name}` must be in (0, 1]. Received: {name}={value!r}")
-    return number
 
 
 def _make_nearer(norm: str) -> Callable[..., Any]:

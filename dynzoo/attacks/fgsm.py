@@ -10,18 +10,18 @@ class FGSM(PGD):
 
     $x' = \mathrm{clip}(x + \varepsilon\,\mathrm{sign}(\nabla_x \ell))$ for Linf and
     $x' = \mathrm{clip}(x + \varepsilon\,\nabla_x \ell / \|\nabla_x \ell\|_2)$ for L2. It is a
-    sanity check, not an evaluation: `PGD` must be at least as strong.
+    sanity check, not an evaluation: ``PGD`` must be at least as strong.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius of the ball and length of the step, > 0.
-        seed: Unused, since the start is not random; part of the common signature.
-        loss: `"ce"` (as published), `"margin"` or `"dlr"`.
-        targeted: If true, `y` is the class to reach.
-        batch_size: Images processed at once.
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius of the ball and length of the step, > 0.
+        seed: unused, since the start is not random; part of the common signature.
+        loss: ``"ce"`` (as published), ``"margin"`` or ``"dlr"``.
+        targeted: if true, ``y`` is the class to reach.
+        batch_size: images processed at once.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: if an argument is out of its range.
 
     Example:
 
@@ -32,7 +32,7 @@ class FGSM(PGD):
     >>> FGSM(norm="linf", eps=0.1)(model, x, y).shape
     (5, 4)
 
-    Reference: Goodfellow, Shlens and Szegedy, *Explaining and harnessing adversarial examples*
+    Reference: Goodfellow, Shlens and Szegedy, "Explaining and harnessing adversarial examples"
     (2015), section 4.
     """
 

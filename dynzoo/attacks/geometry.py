@@ -17,7 +17,7 @@ INSIDE = 1.0 - 1e-6
 
 
 def per_image(values: Any, x: Any) -> Any:
-    """Tensor of shape (n,) as (n, 1, ...), to be combined with `x` of shape (n, ...)."""
+    """Tensor of shape (n,) as (n, 1, ...), to be combined with ``x`` of shape (n, ...)."""
     return ops.reshape(values, (-1,) + (1,) * (len(x.shape) - 1))
 
 
@@ -36,9 +36,9 @@ def steepest(gradient: Any, x: Any, norm: str) -> Any:
     of $[0, 1]$ at a pixel on its bound are removed. A zero gradient gives a zero direction.
 
     Args:
-        gradient: Float tensor of shape (n, ...).
-        x: Float tensor of the same shape, the present point in [0, 1].
-        norm: `"l2"` or `"linf"`.
+        gradient: float tensor of shape (n, ...).
+        x: float tensor of the same shape, the present point in [0, 1].
+        norm: ``"l2"`` or ``"linf"``.
     """
     zero = ops.zeros_like(gradient)
     gradient = ops.where(ops.isfinite(gradient), gradient, zero)
@@ -54,8 +54,8 @@ def unit(gradient: Any, norm: str) -> Any:
     A zero gradient gives a zero direction.
 
     Args:
-        gradient: Finite float tensor of shape (n, ...).
-        norm: `"l2"` or `"linf"`.
+        gradient: finite float tensor of shape (n, ...).
+        norm: ``"l2"`` or ``"linf"``.
     """
     if norm == "linf":
         return ops.sign(gradient)
@@ -68,13 +68,13 @@ def unit(gradient: Any, norm: str) -> Any:
 
 
 def project(x: Any, center: Any, eps: Any, norm: str) -> Any:
-    """`x` moved into the ball around `center` and then into the box; the box only shortens.
+    """``x`` moved into the ball around ``center`` and then into the box; the box only shortens.
 
     Args:
-        x: Float tensor of shape (n, ...).
-        center: Float tensor of the same shape, in [0, 1].
-        eps: Scalar tensor, the radius.
-        norm: `"l2"` or `"linf"`.
+        x: float tensor of shape (n, ...).
+        center: float tensor of the same shape, in [0, 1].
+        eps: scalar tensor, the radius.
+        norm: ``"l2"`` or ``"linf"``.
     """
     delta = x - center
     if norm == "linf":
@@ -87,7 +87,7 @@ def project(x: Any, center: Any, eps: Any, norm: str) -> Any:
 
 
 def distances(a: np.ndarray, b: np.ndarray, norm: str) -> np.ndarray:
-    """Distance of each row of `a` from the same row of `b`, in float64. Shape (n,)."""
+    """Distance of each row of ``a`` from the same row of ``b``, in float64. Shape (n,)."""
     result = np.empty(len(a), dtype=np.float64)
     for start in range(0, len(a), 256):  # a float64 copy of a whole test set would be large
         rows = slice(start, start + 256)
@@ -100,20 +100,20 @@ def distances(a: np.ndarray, b: np.ndarray, norm: str) -> np.ndarray:
 
 
 def enclose(x_adv: np.ndarray, x: np.ndarray, eps: float, norm: str) -> np.ndarray:
-    """Float32 points within `eps` of `x`, checked in float64, and within [0, 1].
+    """Float32 points within ``eps`` of ``x``, checked in float64, and within [0, 1].
 
     Rounding to float32 can leave the ball by a few units in the last place. Each row outside is
-    drawn towards `x` until its float64 distance is at most `eps`; a ball too small to hold any
-    float32 neighbour gives `x` itself.
+    drawn towards ``x`` until its float64 distance is at most ``eps``; a ball too small to hold any
+    float32 neighbour gives ``x`` itself.
 
     Args:
-        x_adv: Array of shape (n, ...).
-        x: Array of the same shape, the centres in [0, 1].
-        eps: Radius, > 0.
-        norm: `"l2"` or `"linf"`.
+        x_adv: array of shape (n, ...).
+        x: array of the same shape, the centres in [0, 1].
+        eps: radius, > 0.
+        norm: ``"l2"`` or ``"linf"``.
 
     Returns:
-        Float32 array of the shape of `x`.
+        Float32 array of the shape of ``x``.
     """
     center = x.astype(np.float64)
     point = np.where(np.isfinite(x_adv), x_adv, center).astype(np.float64)
@@ -147,12 +147,12 @@ def random_points(
     Uniform in the Linf ball; on the L2 sphere, where nearly all of a high-dimensional ball lies.
 
     Args:
-        x: Array of shape (n, ...), the centres.
-        eps: Radius.
-        norm: `"l2"` or `"linf"`.
-        seed: Non-negative integer.
-        indices: Integer array of shape (n,): what identifies each image.
-        restart: Number of the restart.
+        x: array of shape (n, ...), the centres.
+        eps: radius.
+        norm: ``"l2"`` or ``"linf"``.
+        seed: non-negative integer.
+        indices: integer array of shape (n,): what identifies each image.
+        restart: number of the restart.
     """
     result = np.empty(x.shape, dtype=np.float32)
     for row, index in enumerate(indices):

@@ -2,17 +2,17 @@ r"""Per-image attack losses of the logits, all of them to be **maximised**.
 
 Cross-entropy alone overestimates the robustness of a 1-Lipschitz network: its logits differ by
 so little that the softmax spreads the gradient over classes that the attack cannot reach. The
-margin looks only at the class that is closest to winning, and is the default of `PGD`.
+margin looks only at the class that is closest to winning, and is the default of ``PGD``.
 
 With $y$ the label, $m = \max_{j \ne y} z_j$, and $z_{(k)}$ the $k$-th largest logit:
 
 | name | untargeted | targeted, $y$ the target |
 |---|---|---|
-| `"margin"` | $m - z_y$ | $z_y - m$ |
-| `"ce"` | $\log\sum_j e^{z_j} - z_y$ | $z_y - \log\sum_j e^{z_j}$ |
-| `"dlr"` | $(m - z_y)/(z_{(1)} - z_{(3)})$ | $(z_y - m)/(z_{(1)} - (z_{(3)} + z_{(4)})/2)$ |
-| `"pairwise"` | $z_r - z_y$, $r$ a runner-up fixed at the clean image | - |
-| `"pairwise_dlr"` | $(z_r - z_y)/(z_{(1)} - (z_{(3)} + z_{(4)})/2)$ | - |
+| ``"margin"`` | $m - z_y$ | $z_y - m$ |
+| ``"ce"`` | $\log\sum_j e^{z_j} - z_y$ | $z_y - \log\sum_j e^{z_j}$ |
+| ``"dlr"`` | $(m - z_y)/(z_{(1)} - z_{(3)})$ | $(z_y - m)/(z_{(1)} - (z_{(3)} + z_{(4)})/2)$ |
+| ``"pairwise"`` | $z_r - z_y$, $r$ a runner-up fixed at the clean image | - |
+| ``"pairwise_dlr"`` | $(z_r - z_y)/(z_{(1)} - (z_{(3)} + z_{(4)})/2)$ | - |
 
 The last two climb towards one class $r$ after another, and count any misclassification: this is
 what the literature calls a targeted attack in an untargeted evaluation.
@@ -21,10 +21,10 @@ A row with NaN answers no class: its margin is infinite, and so is its loss (min
 targeted attack, which it does not serve), so that no search loses such a point. Infinite logits
 are clipped to the largest numbers first, since their differences would be NaN.
 
-Reference: Carlini and Wagner, *Towards evaluating the robustness of neural networks* (2017),
-objective f6 (margin); Croce and Hein, *Reliable evaluation of adversarial robustness with an
-ensemble of diverse parameter-free attacks* (2020), equations 5 and 6 (DLR); Gowal et al., *An
-alternative surrogate loss for PGD-based adversarial testing* (2019) (pairwise).
+Reference: Carlini and Wagner, "Towards evaluating the robustness of neural networks" (2017),
+objective f6 (margin); Croce and Hein, "Reliable evaluation of adversarial robustness with an
+ensemble of diverse parameter-free attacks" (2020), equations 5 and 6 (DLR); Gowal et al., "An
+alternative surrogate loss for PGD-based adversarial testing" (2019) (pairwise).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-LOSSES = ("margin", "ce", "dlr", "pairwise", "pairwise_dlr")
+ATTACK_LOSSES = ("margin", "ce", "dlr", "pairwise", "pairwise_dlr")
 # Stands for infinity where logits are subtracted from each other, a little inside float32.
 _LARGEST = 3e38
 
 
 def margin(logits: Any, y: Any) -> Any:
-    """Largest other logit minus the logit of `y`: positive where `y` does not win. Shape (n,).
+    """Largest other logit minus the logit of ``y``: positive where ``y`` does not win. Shape (n,).
 
     Infinite where a logit is NaN: such a row has no answer.
     """
@@ -48,7 +48,7 @@ def margin(logits: Any, y: Any) -> Any:
 
 
 def margins(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """`margin` of arrays, in float64."""
+    """``margin`` of arrays, in float64."""
     rows = np.arange(len(y))
     others = np.clip(logits.astype(np.float64), -_LARGEST, _LARGEST)
     own = others[rows, y]
@@ -57,14 +57,14 @@ def margins(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def attack_loss(name: str, logits: Any, y: Any, rival: Any, targeted: bool) -> Any:
-    """The loss called `name`, per image.
+    """The loss called ``name``, per image.
 
     Args:
-        name: One of `LOSSES`.
-        logits: Float tensor of shape (n, classes).
-        y: Integer tensor of shape (n,): labels, or targets if `targeted`.
-        rival: Integer tensor of shape (n,): the fixed runner-up of the pairwise losses.
-        targeted: Whether `y` is the class to reach instead of the class to leave.
+        name: one of ``ATTACK_LOSSES``.
+        logits: float tensor of shape (n, classes).
+        y: integer tensor of shape (n,): labels, or targets if ``targeted``.
+        rival: integer tensor of shape (n,): the fixed runner-up of the pairwise losses.
+        targeted: whether ``y`` is the class to reach instead of the class to leave.
 
     Returns:
         Float tensor of shape (n,), without NaN.
@@ -106,7 +106,7 @@ def require_classes(name: str, classes: int, targeted: bool = False) -> None:
 
 
 def runner_up(logits: np.ndarray, y: np.ndarray, rank: int) -> np.ndarray:
-    """Class of the (rank + 1)-th largest logit beside that of `y`; after the last, the first."""
+    """Class of the (rank + 1)-th largest logit beside that of ``y``; after the last, the first."""
     others = logits.copy()
     others[np.arange(len(y)), y] = -np.inf
     order = np.argsort(-others, axis=1, kind="stable")

@@ -24,11 +24,9 @@ _BEYOND = 1e-4
 class MinimumNorm(Attack):
     r"""Attack that minimises $\|x' - x\|$ over the $x' \in [0, 1]^d$ that fool the model.
 
-    A subclass implements `nearest`. Called as an attack, an image has fallen once a point within
-    `eps` is found, and takes no more steps; `minimum_norm` goes on to the end.
+    A subclass implements ``nearest``. Called as an attack, an image has fallen once a point within
+    ``eps`` is found, and takes no more steps; ``minimum_norm`` goes on to the end.
     """
-
-    eot = 1  # passes through a random model whose logits are averaged, where a subclass does so
 
     def nearest(
         self,
@@ -41,9 +39,9 @@ class MinimumNorm(Attack):
         restart: int,
         enough: float,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One run on one padded batch; the arguments are those of `search`.
+        """One run on one padded batch; the arguments are those of ``search``.
 
-        `enough` is the distance at which an image may stop, 0 for never.
+        ``enough`` is the distance at which an image may stop, 0 for never.
 
         Returns:
             The nearest points found, of shape (batch, ...), and their float32 distances, of shape
@@ -73,19 +71,20 @@ class MinimumNorm(Attack):
         """Nearest point found that fools the model, whatever its distance.
 
         Args:
-            model: Built Keras model that maps a batch of images to logits.
-            x: Array of shape (n, ...) with values in [0, 1].
-            y: Integer array of shape (n,): true labels.
-            indices: Integer array of shape (n,) that keys each image's random numbers.
+            model: built Keras model that maps a batch of images to logits.
+            x: array of shape (n, ...) with values in [0, 1].
+            y: integer array of shape (n,): true labels.
+            indices: integer array of shape (n,) that keys each image's random numbers.
 
         Returns:
-            Float32 points of the shape of `x` in the box, and their float64 distances from `x` in
-            the norm of the attack, of shape (n,): an upper bound of the distance to the decision
+            Float32 points of the shape of ``x`` in the box, and their float64 distances from ``x``
+            in the norm of the attack, of shape (n,): an upper bound of the distance to the decision
             boundary, 0 where the model is wrong already, infinite (and the point the image) where
             nothing was found.
 
         Raises:
-            ValueError: If `x` is not finite or not in [0, 1], or `y` does not fit `x` or the model.
+            ValueError: if ``x`` is not finite or not in [0, 1], or ``y`` does not fit ``x`` or the
+                model.
         """
         given, y = check_images(x, y)
         check_unit_range(model)
@@ -129,13 +128,13 @@ def towards_image(
     affine along the line, the second make progress wherever it is not.
 
     Args:
-        model: The attacked Keras model.
-        x: Images of shape (n, ...).
-        y: Labels of shape (n,).
-        logits: Logits of the images, of shape (n, classes).
-        points: Points that fool the model, of the shape of `x`.
-        which: Bool array of shape (n,): rows to move; the others stay.
-        eot: Passes through a random model whose logits are averaged.
+        model: the attacked Keras model.
+        x: images of shape (n, ...).
+        y: labels of shape (n,).
+        logits: logits of the images, of shape (n, classes).
+        points: points that fool the model, of the shape of ``x``.
+        which: bool array of shape (n,): rows to move; the others stay.
+        eot: passes through a random model whose logits are averaged.
     """
     if not which.any():
         return points

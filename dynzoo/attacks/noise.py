@@ -9,7 +9,7 @@ import numpy as np
 from dynzoo.attacks.base import Attack
 from dynzoo.attacks.losses import margins
 from dynzoo.inference.passes import mean_logits
-from dynzoo.utils.arguments import positive_int
+from dynzoo.utils.arguments import integer
 
 
 class _Noise(Attack):
@@ -26,7 +26,7 @@ class _Noise(Attack):
         batch_size: int = 256,
     ) -> None:
         super().__init__(norm, eps, seed, False, 1, batch_size)
-        self.draws = positive_int("draws", draws)
+        self.draws = self.queries = integer("draws", draws)
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         """One random perturbation in the ball."""
@@ -66,14 +66,14 @@ class GaussianNoise(_Noise):
     image that falls to this but not to a gradient attack exposes the latter.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius of the ball, > 0.
-        seed: Seed of the noise.
-        draws: Points tried for each image, >= 1.
-        batch_size: Images processed at once.
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius of the ball, > 0.
+        seed: seed of the noise.
+        draws: points tried for each image, >= 1.
+        batch_size: images processed at once.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: if an argument is out of its range.
 
     Example:
 
@@ -84,7 +84,7 @@ class GaussianNoise(_Noise):
     >>> GaussianNoise(eps=0.1, draws=5)(model, x, y).shape
     (5, 4)
 
-    Reference: Carlini et al., *On evaluating adversarial robustness* (2019), evaluation checklist.
+    Reference: Carlini et al., "On evaluating adversarial robustness" (2019), evaluation checklist.
     """
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -101,14 +101,14 @@ class UniformNoise(_Noise):
     leaves it.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius of the ball, > 0.
-        seed: Seed of the noise.
-        draws: Points tried for each image, >= 1.
-        batch_size: Images processed at once.
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius of the ball, > 0.
+        seed: seed of the noise.
+        draws: points tried for each image, >= 1.
+        batch_size: images processed at once.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: if an argument is out of its range.
 
     Example:
 
@@ -119,7 +119,7 @@ class UniformNoise(_Noise):
     >>> UniformNoise(norm="linf", eps=0.1, draws=5)(model, x, y).shape
     (5, 4)
 
-    Reference: Carlini et al., *On evaluating adversarial robustness* (2019), evaluation checklist.
+    Reference: Carlini et al., "On evaluating adversarial robustness" (2019), evaluation checklist.
     """
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -17,18 +17,18 @@ __all__ = ["judged", "loss_and_gradient"]
 def loss_and_gradient(
     model: Any, loss: str, targeted: bool = False, eot: int = 1
 ) -> Callable[[Any, Any, Any], tuple[Any, Any, Any]]:
-    r"""The function `(x, y, rival) -> (losses, margins, gradient)` of a model, all per image.
+    r"""The function ``(x, y, rival) -> (losses, margins, gradient)`` of a model, all per image.
 
-    With `eot` above 1 each of the three is the mean over that many passes, the expectation over
+    With ``eot`` above 1 each of the three is the mean over that many passes, the expectation over
     transformation of a random model: $\frac1k \sum_{i=1}^k \ell(f_{\omega_i}(x), y)$.
 
     Args:
-        model: Built Keras model.
-        loss: Name of a loss of `dynzoo.attacks.losses`.
-        targeted: Whether `y` is the class to reach.
-        eot: Number of passes, >= 1.
+        model: built Keras model.
+        loss: name of a loss of ``dynzoo.attacks.losses``.
+        targeted: whether ``y`` is the class to reach.
+        eot: number of passes, >= 1.
 
-    Reference: Athalye et al., *Synthesizing robust adversarial examples* (2018), section 2.1.
+    Reference: Athalye et al., "Synthesizing robust adversarial examples" (2018), section 2.1.
     """
 
     def make(infer: Callable[[Any, Any], Any]) -> Callable[..., Any]:
@@ -62,19 +62,19 @@ def judged(
     judge: Callable[..., Any],
     eot: int = 1,
 ) -> Callable[..., Any]:
-    r"""The function `(*args) -> judge(logits, *args)` of a model's logits at `point(*args)`.
+    r"""The function ``(*args) -> judge(logits, *args)`` of a model's logits at ``point(*args)``.
 
-    It is one compiled pass. With `eot` above 1 the logits are the mean over that many passes,
+    It is one compiled pass. With ``eot`` above 1 the logits are the mean over that many passes,
     $\frac1k \sum_{i=1}^k f_{\omega_i}(x)$, because that is what decides whether a point fools a
     random model: what one draw says of it may be luck.
 
     Args:
-        model: Built Keras model.
-        key: What tells the compiled function from others of the model: `point` and `judge` are
+        model: built Keras model.
+        key: what tells the compiled function from others of the model: ``point`` and ``judge`` are
             looked at where it is new.
-        point: Pure function of tensors.
-        judge: Pure function of the logits and the same tensors.
-        eot: Number of passes, >= 1.
+        point: pure function of tensors.
+        judge: pure function of the logits and the same tensors.
+        eot: number of passes, >= 1.
     """
     if eot == 1:
 

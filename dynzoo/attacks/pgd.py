@@ -10,11 +10,11 @@ from keras import ops
 
 from dynzoo.attacks.base import Attack
 from dynzoo.attacks.geometry import INSIDE, per_image, project, random_points, steepest
-from dynzoo.attacks.losses import LOSSES, require_classes, runner_up
+from dynzoo.attacks.losses import ATTACK_LOSSES, require_classes, runner_up
 from dynzoo.attacks.passes import loss_and_gradient
 from dynzoo.inference.batching import Pool
 from dynzoo.inference.passes import pure, scalar
-from dynzoo.utils.arguments import positive_float, positive_int
+from dynzoo.utils.arguments import integer, number, one_of
 
 # How many steps pass between two looks at which images of the batch have fallen.
 LOOK = 10
@@ -29,27 +29,27 @@ class PGD(Attack):
     highest loss. The result is an upper bound of the model's robustness, never a proof of it.
 
     The default loss is the margin, because cross-entropy misses many adversarial examples of
-    1-Lipschitz networks. `loss="pairwise"` climbs $z_r - z_y$ for one fixed runner-up $r$: run
+    1-Lipschitz networks. ``loss="pairwise"`` climbs $z_r - z_y$ for one fixed runner-up $r$: run
     (restart) number k takes the (k+1)-th largest wrong logit of the clean image.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius of the ball, > 0.
-        seed: Seed of the random starts.
-        steps: Number of gradient steps, >= 1.
-        step_size: Length of a step in the chosen norm; `2.5 * eps / steps` if `None`.
-        restarts: Runs on images that still resist, >= 1.
-        random_start: Start every run from a random point of the ball. If false, the first run
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius of the ball, > 0.
+        seed: seed of the random starts.
+        steps: number of gradient steps, >= 1.
+        step_size: length of a step in the chosen norm; ``2.5 * eps / steps`` if ``None``.
+        restarts: runs on images that still resist, >= 1.
+        random_start: start every run from a random point of the ball. If false, the first run
             starts at the image itself; later ones are random in any case, except for the runs of
-            `"pairwise"`, which differ by their runner-up.
-        loss: `"margin"`, `"ce"`, `"dlr"`, `"pairwise"` or `"pairwise_dlr"`, see
-            `dynzoo.attacks.losses`.
-        targeted: If true, `y` is the class to reach.
-        batch_size: Images processed at once.
-        eot: Passes through a random model whose losses, margins and gradients are averaged.
+            ``"pairwise"``, which differ by their runner-up.
+        loss: ``"margin"``, ``"ce"``, ``"dlr"``, ``"pairwise"`` or ``"pairwise_dlr"``, see
+            ``dynzoo.attacks.losses``.
+        targeted: if true, ``y`` is the class to reach.
+        batch_size: images processed at once.
+        eot: passes through a random model whose losses, margins and gradients are averaged.
 
     Raises:
-        ValueError: If an argument is out of its range, or the model has too few classes for the
+        ValueError: if an argument is out of its range, or the model has too few classes for the
             loss.
 
     Example:
@@ -61,8 +61,8 @@ class PGD(Attack):
     >>> PGD(norm="linf", eps=0.1, steps=5)(model, x, y).shape
     (5, 4)
 
-    Reference: Madry et al., *Towards deep learning models resistant to adversarial attacks* (2018),
-    section 2.1; Carlini and Wagner, *Towards evaluating the robustness of neural networks* (2017),
+    Reference: Madry et al., "Towards deep learning models resistant to adversarial attacks" (2018),
+    section 2.1; Carlini and Wagner, "Towards evaluating the robustness of neural networks" (2017),
     for the margin loss.
     """
 
@@ -81,19 +81,18 @@ class PGD(Attack):
         eot: int = 1,
     ) -> None:
         super().__init__(norm, eps, seed, targeted, restarts, batch_size)
-        if loss not in LOSSES:
-            raise ValueError(f"`loss` must be one of {LOSSES}. Received: loss={loss!r}")
+        one_of("loss", loss, ATTACK_LOSSES)
         self._pairwise = loss.startswith("pairwise")
         if self._pairwise and targeted:
             raise ValueError(
                 f'`loss="{loss}"` picks its own rival class; a targeted attack needs "margin", '
                 '"ce" or "dlr". Received: targeted=True'
             )
-        self.steps = positive_int("steps", steps)
-        self.step_size = None if step_size is None else positive_float("step_size", step_size)
+        self.steps = integer("steps", steps)
+        self.step_size = None if step_size is None else number("step_size", step_size)
         self.random_start = bool(random_start)
         self.loss = loss
-        self.eot = positive_int("eot", eot)
+        self.eot = integer("eot", eot)
 
     def check_classes(self, classes: int) -> None:
         require_classes(self.loss, classes, self.targeted)
@@ -129,11 +128,11 @@ class PGD(Attack):
             ops.convert_to_tensor(rival.astype("int32")),
         ]
         pool = Pool(real, len(x), 2, self.rows_at_once(x))
-        for number in range(self.steps + 1):  # the last pass only judges the last iterate
+        for iteration in range(self.steps + 1):  # the last pass only judges the last iterate
             point, center, *labels = state[3:]
             moved = advance(*scalars, *look(point, *labels), *state[:4], center)
             state = [*moved, center, *labels]
-            if number % LOOK == LOOK - 1:
+            if iteration % LOOK == LOOK - 1:
                 state = pool.pack(state[2], state)
                 if not pool.open:
                     break

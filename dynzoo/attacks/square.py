@@ -17,7 +17,7 @@ from dynzoo.attacks.square_windows import bump_table, layout, start, window_shar
 from dynzoo.backend import to_numpy
 from dynzoo.inference.batching import Pool
 from dynzoo.inference.passes import pure, scalar
-from dynzoo.utils.arguments import positive_float, positive_int
+from dynzoo.utils.arguments import integer, number
 
 # Queries whose random numbers are drawn at once.
 _BLOCK = 256
@@ -35,27 +35,27 @@ class Square(Attack):
     Linf: the window takes the value $\pm\varepsilon$, one sign for each channel, and the opposite
     signs where these would change nothing. L2: the window takes a signed pattern on top of what it
     held, and the norm of a second window, which is set to zero; the whole keeps norm
-    $\varepsilon$. Windows cover `p_init` of the pixels at first, and half as much after 10, 50,
+    $\varepsilon$. Windows cover ``p_init`` of the pixels at first, and half as much after 10, 50,
     200, 500, 1000, 2000, 4000, 6000 and 8000 queries. Every place at which a window fits, the last
     row and column included, is as likely as the others, and is drawn for each image by itself.
 
     The result is an upper bound of the model's robustness, never a proof of it.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        eps: Radius of the ball, > 0.
-        seed: Seed of the windows.
-        queries: Forward passes of an image that resists, >= 1.
-        p_init: Share of the pixels in the first windows, in (0, 1].
-        restarts: Runs on images that still resist, >= 1.
-        batch_size: Images processed at once.
-        eot: Passes through a random model whose logits are averaged, in each query.
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius of the ball, > 0.
+        seed: seed of the windows.
+        queries: forward passes of an image that resists, >= 1.
+        p_init: share of the pixels in the first windows, in (0, 1].
+        restarts: runs on images that still resist, >= 1.
+        batch_size: images processed at once.
+        eot: passes through a random model whose logits are averaged, in each query.
 
     Inputs are images (n, h, w, c) or (n, h, w), or vectors (n, d), which are taken for square
     images of one channel where d is a perfect square, and for images of one row elsewhere.
 
     Raises:
-        ValueError: If an argument is out of its range, or the inputs have another rank.
+        ValueError: if an argument is out of its range, or the inputs have another rank.
 
     Example:
 
@@ -66,8 +66,8 @@ class Square(Attack):
     >>> Square(norm="linf", eps=0.1, queries=5)(model, x, y).shape
     (5, 4)
 
-    Reference: Andriushchenko et al., *Square attack: a query-efficient black-box adversarial attack
-    via random search* (2020), algorithms 1 to 3.
+    Reference: Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack
+    via random search" (2020), algorithms 1 to 3.
     """
 
     black_box = True
@@ -84,11 +84,9 @@ class Square(Attack):
         eot: int = 1,
     ) -> None:
         super().__init__(norm, eps, seed, False, restarts, batch_size)
-        self.queries = positive_int("queries", queries)
-        self.p_init = positive_float("p_init", p_init)
-        if self.p_init > 1.0:
-            raise ValueError(f"`p_init` must be in (0, 1]. Received: p_init={p_init!r}")
-        self.eot = positive_int("eot", eot)
+        self.queries = integer("queries", queries)
+        self.p_init = number("p_init", p_init, high=1.0)
+        self.eot = integer("eot", eot)
 
     def search(
         self,
@@ -168,7 +166,7 @@ def _keep_better(logits: Any, candidate: Any, point: Any, best: Any, label: Any)
 
 
 def _corner(uniform: Any, size: Any, length: int) -> Any:
-    """First row or column of each window, from 0 to `length - size` inclusive."""
+    """First row or column of each window, from 0 to ``length - size`` inclusive."""
     return ops.minimum(ops.floor(uniform * (length - size + 1.0)), length - size)
 
 

@@ -11,13 +11,13 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 def layout(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Height, width and channels that an input of shape `shape` (without the batch) is taken for.
+    """Height, width and channels that an input of shape ``shape`` (without the batch) is taken for.
 
     (h, w, c) is itself and (h, w) has one channel. A flat vector is a square image of one channel
     where its length is a perfect square, else an image of one row.
 
     Raises:
-        ValueError: If the shape has another rank.
+        ValueError: if the shape has another rank.
 
     Example:
 
@@ -92,7 +92,7 @@ def bump_table(rows: int, columns: int, height: int, width: int) -> np.ndarray:
 
 
 def start(rng: np.random.Generator, shape: tuple[int, int, int], norm: str) -> np.ndarray:
-    """First perturbation of an image of `shape`, of norm 1, before it is cut to the box.
+    """First perturbation of an image of ``shape``, of norm 1, before it is cut to the box.
 
     Linf: vertical stripes, each channel of each column +1 or -1. L2: a tiling of about five by
     five patterns with a random sign for each channel of each tile.

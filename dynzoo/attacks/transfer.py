@@ -24,11 +24,11 @@ class Transfer(Attack):
     boundary and the other model's lies elsewhere.
 
     Args:
-        attack: Untargeted attack; its norm, radius, seed and batch size are those of the transfer.
-        source_model: Built Keras model of the same images and classes.
+        attack: untargeted attack; its norm, radius, seed and batch size are those of the transfer.
+        source_model: built Keras model of the same images and classes.
 
     Raises:
-        ValueError: If `attack` is not an untargeted `Attack`.
+        ValueError: if ``attack`` is not an untargeted ``Attack``.
 
     Example:
 
@@ -39,8 +39,8 @@ class Transfer(Attack):
     >>> Transfer(PGD(eps=0.1, steps=5), source_model=make())(make(), x, y).shape
     (5, 4)
 
-    Reference: Papernot, McDaniel and Goodfellow, *Transferability in machine learning* (2016);
-    Athalye, Carlini and Wagner, *Obfuscated gradients give a false sense of security* (2018).
+    Reference: Papernot, McDaniel and Goodfellow, "Transferability in machine learning" (2016);
+    Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security" (2018).
     """
 
     transferred = True
@@ -60,6 +60,10 @@ class Transfer(Attack):
             "source_model": str(getattr(self.source_model, "name", "model")),
             "source": identity_of(self.source_model),
         }
+
+    def cost(self) -> float:
+        """Forward passes that an image which resists takes, roughly: those on the source."""
+        return self.attack.cost()
 
     def at(self, eps: float) -> Transfer:
         return Transfer(self.attack.at(eps), self.source_model)

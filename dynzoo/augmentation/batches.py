@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from dynzoo.augmentation.distortions import color_jitter, rotate_and_zoom
 from dynzoo.augmentation.on_device import DRAWS
-from dynzoo.utils.arguments import number, positive_integer
+from dynzoo.utils.arguments import integer, number, one_of
 
 _MODES = ("reflect", "constant")
 DISTORTIONS = ("rotation", "zoom", "color_jitter")  # arguments of `Augmented` that 0 turns off
@@ -24,19 +24,28 @@ def random_crop_flip(x, dy, dx, flip, padding: int, mode: str = "reflect"):
     $$ y[b, i, j] = \\mathrm{pad}(x)[b,\\ i + dy_b,\\ j' + dx_b], \\qquad
        j' = w - 1 - j \\text{ if } flip_b \\text{ else } j $$
 
-    Every image has offsets of its own, which the random choice belongs to (Keras' `RandomCrop`
+    Every image has offsets of its own, which the random choice belongs to (Keras' ``RandomCrop``
     draws one offset a batch). Pixels are copied, never computed with, so values stay exact. Nothing
     is padded in memory: the indices are folded back into the image.
 
     Args:
         x: images (n, h, w, c).
-        dy, dx: integer offsets (n,), each in [0, 2 padding]; `padding` leaves the image in place.
+        dy, dx: integer offsets (n,), each in [0, 2 padding]; ``padding`` leaves the image in place.
         flip: booleans (n,).
-        padding: rows and columns added on each side, less than h and w with `mode="reflect"`.
-        mode: `"reflect"` (the border pixel is not repeated) or `"constant"` (zeros).
+        padding: rows and columns added on each side, less than h and w with ``mode="reflect"``.
+        mode: ``"reflect"`` (the border pixel is not repeated) or ``"constant"`` (zeros).
 
     Returns:
-        Images (n, h, w, c) of the type of `x`.
+        Images (n, h, w, c) of the type of ``x``.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from dynzoo.augmentation import random_crop_flip
+    >>> x = np.random.default_rng(0).random((2, 8, 8, 3))
+    >>> same = random_crop_flip(x, [2, 2], [2, 2], [False, False], padding=2)
+    >>> tuple(same.shape)
+    (2, 8, 8, 3)
     """
     _check(padding, mode, x.shape)
     height, width, channels = x.shape[1:]
@@ -62,8 +71,7 @@ def _fold(index, size: int):
 
 
 def _check(padding: int, mode: str, shape) -> None:
-    if mode not in _MODES:
-        raise ValueError(f"`mode` must be one of {_MODES}. Received: mode={mode!r}")
+    one_of("mode", mode, _MODES)
     if padding != int(padding) or padding < 0:
         raise ValueError(f"`padding` must be an integer >= 0. Received: padding={padding}")
     if len(shape) != 4 or shape[1] is None or shape[2] is None or shape[3] is None:
@@ -86,22 +94,23 @@ class RandomCropFlip(keras.layers.Layer):
     Args:
         padding: largest shift in pixels, each way.
         flip: whether to mirror half of the images horizontally.
-        mode: `"reflect"` or `"constant"`, what appears at the border.
+        mode: ``"reflect"`` or ``"constant"``, what appears at the border.
         seed: seed of the layer's own generator; None for a different one each time.
 
     Example:
 
+    >>> import numpy as np
+    >>> from dynzoo.augmentation import RandomCropFlip
     >>> layer = RandomCropFlip(padding=4, seed=0)
-    >>> layer(images, training=True).shape == images.shape
-    True
+    >>> tuple(layer(np.zeros((2, 8, 8, 3), "float32"), training=True).shape)
+    (2, 8, 8, 3)
     """
 
     def __init__(self, padding=4, flip=True, mode="reflect", seed=None, **kwargs):
         super().__init__(**kwargs)
         if padding != int(padding) or padding < 0:
             raise ValueError(f"`padding` must be an integer >= 0. Received: padding={padding}")
-        if mode not in _MODES:
-            raise ValueError(f"`mode` must be one of {_MODES}. Received: mode={mode!r}")
+        one_of("mode", mode, _MODES)
         self.padding = int(padding)
         self.flip = bool(flip)
         self.mode = mode
@@ -147,8 +156,8 @@ class Augmented(keras.utils.PyDataset):
 
     A run that was interrupted and goes on with the same three numbers sees exactly the batches that
     it would have seen: on any backend, machine and number of workers. The object is one epoch, and
-    reading it changes nothing. For several epochs in one `fit`, give `fit` the callback
-    `follow_epochs()`; without it every epoch is the same.
+    reading it changes nothing. For several epochs in one ``fit``, give ``fit`` the callback
+    ``follow_epochs()``; without it every epoch is the same.
 
     Args:
         x: images (n, h, w, c), uint8 or float32 in [0, 1].
@@ -166,18 +175,25 @@ class Augmented(keras.utils.PyDataset):
         color_jitter: largest share, in [0, 1], by which brightness, contrast and saturation of
             every image change, each by a factor of its own.
         distort: whether to rotate, zoom and recolor here, on the host. If not, a batch is
-            `((x, draws), y)` with numbers (n, 5) for each image, with which
-            `dynzoo.augmentation.on_device.distorted_model` does the same, up to rounding, on the
+            ``((x, draws), y)`` with numbers (n, 5) for each image, with which
+            ``dynzoo.augmentation.on_device.distorted_model`` does the same, up to rounding, on the
             device.
-        workers: threads that make batches ahead, within an epoch and in its order (so give `fit`
-            `shuffle=False`); 1 for none.
+        workers: threads that make batches ahead, within an epoch and in its order (so give ``fit``
+            ``shuffle=False``); 1 for none.
         max_queue_size: how many batches they are ahead, with more than one worker.
         use_multiprocessing: must be False: workers are threads.
 
     Example:
 
-    >>> batches = Augmented(x_train, y_train, batch_size=256, seed=0)
-    >>> model.fit(batches, epochs=10, callbacks=[batches.follow_epochs()])
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.augmentation import Augmented
+    >>> x, y = np.random.default_rng(0).random((8, 8, 8, 3)).astype("float32"), np.arange(8) % 2
+    >>> batches = Augmented(x, y, batch_size=4, padding=1, seed=0)
+    >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+    >>> model.add(keras.layers.Dense(2))
+    >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    >>> history = model.fit(batches, epochs=2, verbose=0, callbacks=[batches.follow_epochs()])
     """
 
     def __init__(
@@ -199,8 +215,8 @@ class Augmented(keras.utils.PyDataset):
         use_multiprocessing: bool = False,
         max_queue_size: int = 10,
     ):
-        workers = positive_integer("workers", workers)
-        max_queue_size = positive_integer("max_queue_size", max_queue_size)
+        workers = integer("workers", workers)
+        max_queue_size = integer("max_queue_size", max_queue_size)
         super().__init__(max_queue_size=max_queue_size)
         if use_multiprocessing:
             raise ValueError(
@@ -264,13 +280,18 @@ class Augmented(keras.utils.PyDataset):
         """What is drawn for a batch, without making it.
 
         Returns:
-            For each image of the batch: its place in `x`; the shifts down and to the right, in
+            For each image of the batch: its place in ``x``; the shifts down and to the right, in
             [0, 2 padding]; whether it is mirrored; and the numbers (n, 5) of its distortions, whose
-            columns `dynzoo.augmentation.on_device.DRAWS` names.
+            columns ``dynzoo.augmentation.on_device.DRAWS`` names.
 
         Example:
 
-        >>> chosen, dy, dx, mirror, draws = batches.numbers(0)
+        >>> import numpy as np
+        >>> from dynzoo.augmentation import Augmented
+        >>> x, y = np.zeros((8, 8, 8, 3), "uint8"), np.arange(8)
+        >>> chosen, dy, dx, mirror, draws = Augmented(x, y, batch_size=4).numbers(0)
+        >>> chosen.shape, draws.shape
+        ((4,), (4, 5))
         """
         return self._numbers(self.epoch, index)
 
@@ -284,13 +305,14 @@ class Augmented(keras.utils.PyDataset):
         return chosen, dy, dx, mirror, self._draws(len(chosen), rng)
 
     def follow_epochs(self) -> keras.callbacks.Callback:
-        """A callback that sets `epoch` to the number of each epoch that `fit` begins.
+        """A callback that sets ``epoch`` to the number of each epoch that ``fit`` begins.
 
-        Not by `on_epoch_end`, which Keras also calls after it looked at a first batch to build the
-        model: the count would depend on whether the model had been used before.
+        Not by ``on_epoch_end``, which Keras also calls after it looked at a first batch to build
+        the model: the count would depend on whether the model had been used before.
 
         Raises:
-            ValueError: with a `start_batch`, for `fit` fixes the number of batches at the start.
+            ValueError: with a ``start_batch``, for ``fit`` fixes the number of batches at the
+                start.
         """
         if self.start_batch:
             raise ValueError(

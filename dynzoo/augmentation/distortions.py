@@ -1,7 +1,7 @@
 """Small rotations, zooms and changes of color, image by image.
 
 Each function is written once for two libraries: NumPy, for batches that are made on the host, and
-`keras.ops`, for a training step that is compiled (`dynzoo.augmentation.on_device`).
+``keras.ops``, for a training step that is compiled (``dynzoo.augmentation.on_device``).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def rotate_and_zoom(x: Any, angle: Any, zoom: Any, xp: ModuleType = np) -> Any:
         x: images (n, h, w, c), float32.
         angle: angles $\theta$ (n,) in radians, counterclockwise as the image is seen.
         zoom: factors s (n,), positive; above 1 enlarges.
-        xp: `numpy`, or `keras.ops` for tensors in float32.
+        xp: ``numpy``, or ``keras.ops`` for tensors in float32.
 
     Returns:
-        Images (n, h, w, c), float32, within the range of values of `x`. An angle of 0 and a factor
-        of 1 leave an image as it is, bit for bit.
+        Images (n, h, w, c), float32, within the range of values of ``x``. An angle of 0 and a
+        factor of 1 leave an image as it is, bit for bit.
 
     Example:
 
@@ -66,7 +66,7 @@ def color_jitter(
     Args:
         x: images (n, h, w, c) in [0, 1], float32.
         brightness, contrast, saturation: factors b, c, s (n,), at least 0; 1 changes nothing.
-        xp: `numpy`, or `keras.ops` for tensors in float32.
+        xp: ``numpy``, or ``keras.ops`` for tensors in float32.
 
     Returns:
         Images (n, h, w, c) in [0, 1], float32.

@@ -26,14 +26,14 @@ class Distortion(keras.layers.Layer):
 
     $$ y_b = C_{\beta_b, \gamma_b, \sigma_b}\big(R_{\theta_b, s_b}(x_b)\big) $$
 
-    with `dynzoo.augmentation.distortions.rotate_and_zoom` for R and `color_jitter` for C, in
+    with ``dynzoo.augmentation.distortions.rotate_and_zoom`` for R and ``color_jitter`` for C, in
     float32 whatever the policy of the model.
 
     Args:
         turn: whether to rotate and zoom; if not, the first two numbers are not read.
         recolor: whether to change the colors; if not, the last three are not read.
 
-    Call: images (n, h, w, c) in [0, 1] and numbers (n, 5), the columns named in `DRAWS`.
+    Call: images (n, h, w, c) in [0, 1] and numbers (n, 5), the columns named in ``DRAWS``.
 
     Example:
 
@@ -47,11 +47,11 @@ class Distortion(keras.layers.Layer):
 
     def call(self, inputs):
         x, draws = inputs
-        angle, zoom, *factors = (draws[:, i] for i in range(len(DRAWS)))
+        angle, zoom, brightness, contrast, saturation = (draws[:, i] for i in range(len(DRAWS)))
         if self.turn:
             x = rotate_and_zoom(x, angle, zoom, ops)
         if self.recolor:
-            x = color_jitter(x, *factors, ops)
+            x = color_jitter(x, brightness, contrast, saturation, ops)
         return x
 
     def compute_output_shape(self, input_shape):
@@ -69,7 +69,7 @@ def distorted_model(model: keras.Model, turn: bool = True, recolor: bool = True)
 
     Args:
         model: a model of images (n, h, w, c) in [0, 1].
-        turn, recolor: as in `Distortion`.
+        turn, recolor: as in ``Distortion``.
 
     Example:
 

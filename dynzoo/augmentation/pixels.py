@@ -15,7 +15,7 @@ LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 def cast(x: Any, dtype: str, xp: ModuleType) -> Any:
-    """An array or a tensor in another type; `numpy` and `keras.ops` share no function for it."""
+    """An array or a tensor in another type, for which NumPy and ``keras.ops`` share no function."""
     return x.astype(dtype) if xp is np else ops.cast(x, dtype)
 
 
@@ -23,12 +23,12 @@ def sample(x: Any, rows: Any, columns: Any, mode: str, xp: ModuleType = np) -> A
     """Images at real positions, by bilinear interpolation.
 
     Args:
-        x: Array of shape (n, h, w, channels).
-        rows: Array of shape (n, h', w'), in pixels.
-        columns: Array of the same shape.
-        mode: Beyond the border the image is reflected, about the centre of the outermost pixel
-            (`"mirror"`) or about its edge (`"reflect"`).
-        xp: `numpy`, or `keras.ops` for tensors and compiled functions.
+        x: array of shape (n, h, w, channels).
+        rows: array of shape (n, h', w'), in pixels.
+        columns: array of the same shape.
+        mode: beyond the border the image is reflected, about the centre of the outermost pixel
+            (``"mirror"``) or about its edge (``"reflect"``).
+        xp: ``numpy``, or ``keras.ops`` for tensors and compiled functions.
     """
     height, width, channels = x.shape[1:]
     pixels = xp.reshape(x, (-1, channels))

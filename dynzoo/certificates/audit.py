@@ -19,7 +19,8 @@ from dynzoo.certificates.local.certificate import LocalCertificate
 from dynzoo.certificates.rounding.program import allowed_gap, check_reference, run_program
 from dynzoo.certificates.slope_search import length, search, start_images
 from dynzoo.inference.passes import predict_logits
-from dynzoo.utils.arguments import positive_int
+from dynzoo.utils.arguments import integer
+from dynzoo.utils.formatting import percent
 
 __all__ = ["Audit", "AuditViolation", "audit"]
 
@@ -35,10 +36,10 @@ class AuditViolation(Exception):
     """Two inputs between which the model is faster than its certificate allows.
 
     Attributes:
-        pair: The inputs (x, x'), float64.
-        slope: Their slope, a lower bound of the true Lipschitz constant.
-        bound: What the certificate claims; below `slope`.
-        classes: The two classes whose difference of logits is too fast, or `None` for all logits.
+        pair: the inputs (x, x'), float64.
+        slope: their slope, a lower bound of the true Lipschitz constant.
+        bound: what the certificate claims; below ``slope``.
+        classes: the two classes whose difference of logits is too fast, or ``None`` for all logits.
     """
 
     def __init__(
@@ -71,17 +72,26 @@ class AuditViolation(Exception):
 
 @dataclass(frozen=True)
 class Audit:
-    """What `audit` found.
+    """What ``audit`` found.
 
     Attributes:
-        slope: Largest slope of the map from input to logits, a lower bound of its constant.
-        bound: The certificate's upper bound of the same.
-        pairs: The two inputs (x, x') of `slope`, float64.
-        classes: The pair of classes that came closest to its own bound.
-        class_slope: Slope of the difference of these two logits.
-        class_bound: The certificate's bound of it, or `None` if it has none.
-        precision: `"float64"`, or `"float32"` where the model has no float64 twin.
-        settings: Arguments of the search.
+        slope: largest slope of the map from input to logits, a lower bound of its constant.
+        bound: the certificate's upper bound of the same.
+        pairs: the two inputs (x, x') of ``slope``, float64.
+        classes: the pair of classes that came closest to its own bound.
+        class_slope: slope of the difference of these two logits.
+        class_bound: the certificate's bound of it, or ``None`` if it has none.
+        precision: ``"float64"``, or ``"float32"`` where the model has no float64 twin.
+        settings: arguments of the search.
+
+    Example:
+
+    >>> import keras
+    >>> from dynzoo.certificates import audit
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> found = audit(model, pairs=4, steps=5)
+    >>> found.slope <= found.bound
+    True
     """
 
     slope: float
@@ -95,12 +105,12 @@ class Audit:
 
     @property
     def tightness(self) -> float:
-        """`slope / bound`, in [0, 1]: the share of the bound that is known to be needed."""
+        """``slope / bound``, in [0, 1]: the share of the bound that is known to be needed."""
         return self.slope / self.bound if self.bound > 0 else 1.0
 
     @property
     def class_tightness(self) -> float | None:
-        """`class_slope / class_bound`: the same for the radii, which use the pairs of classes."""
+        """``class_slope / class_bound``: the same for the radii, which use the pairs of classes."""
         if self.class_slope is None or not self.class_bound:
             return None
         return self.class_slope / self.class_bound
@@ -121,15 +131,15 @@ class Audit:
         }
 
     def section(self) -> tuple[str, list[tuple[str, Any]]]:
-        """Heading and content for `RobustnessReport.sections`."""
+        """Heading and content for ``RobustnessReport.sections``."""
         rows: list[tuple[str, Any]] = [
             ("largest slope found", self.slope),
             ("certified bound", self.bound),
-            ("tightness", f"{100 * self.tightness:.1f} %"),
+            ("tightness", percent(self.tightness, 1)),
         ]
         if self.classes is not None and self.class_tightness is not None:
             name = f"classes {self.classes[0]} and {self.classes[1]}"
-            rows.append((f"tightness, {name}", f"{100 * self.class_tightness:.1f} %"))
+            rows.append((f"tightness, {name}", percent(self.class_tightness, 1)))
         search = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         rows.append(("search", f"{search}; slopes in {self.precision}"))
         return "Audit of the certificate", rows
@@ -156,39 +166,41 @@ def audit(
     a power iteration for $J^TJ$ whose base point climbs too. Starts are pairs of images and nearby
     points, the latter at distances of 0.1, 0.01 and 0.001.
 
-    Guarantee: `slope` is a lower bound of the Lipschitz constant up to the rounding of a float64
+    Guarantee: ``slope`` is a lower bound of the Lipschitz constant up to the rounding of a float64
     forward pass, which is subtracted (1e-12 of the largest number in it; 1e-5 of the largest logit
     where the model has no float64 twin). That nothing was found above the bound proves nothing.
 
     Args:
-        model: Built Keras model, inputs to logits (n, K).
-        x: Images (n, ...) to start from; uniform noise in [0, 1] if `None`.
-        pairs: Starts of one run, at least 1.
-        steps: Iterations, at least 1.
-        restarts: Runs; half of the starts of a later one are near the best of those before.
-        seed: Non-negative seed of the starts.
-        certificate: The claim: an object with `lipschitz` (and `body_lipschitz` and
-            `pair_distances`, if it bounds pairs of classes); `certify(model)` if `None`.
+        model: built Keras model, inputs to logits (n, K).
+        x: images (n, ...) to start from; uniform noise in [0, 1] if ``None``.
+        pairs: starts of one run, at least 1.
+        steps: iterations, at least 1.
+        restarts: runs; half of the starts of a later one are near the best of those before.
+        seed: non-negative seed of the starts.
+        certificate: the claim: an object with ``lipschitz`` (and ``body_lipschitz`` and
+            ``pair_distances``, if it bounds pairs of classes); ``certify(model)`` if ``None``.
 
     Returns:
-        An `Audit`.
+        An ``Audit``.
 
     Raises:
-        AuditViolation: If a slope is above the certificate's bound; it holds the two inputs.
-        ReferenceMismatchError: If the model is not its float64 twin.
-        ValueError: If an argument is out of its range, or the model cannot be certified.
+        AuditViolation: if a slope is above the certificate's bound; it holds the two inputs.
+        ReferenceMismatchError: if the model is not its float64 twin.
+        ValueError: if an argument is out of its range, or the model cannot be certified.
 
     Example:
 
+    >>> import keras
+    >>> from dynzoo.certificates import audit
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> audit(model).tightness > 0.999
     True
 
-    Reference: power iteration on $J^TJ$ by gradients: Virmaux and Scaman, *Lipschitz regularity
-    of deep neural networks* (NeurIPS 2018), section 3.
+    Reference: power iteration on $J^TJ$ by gradients: Virmaux and Scaman, "Lipschitz regularity
+    of deep neural networks" (NeurIPS 2018), section 3.
     """
-    pairs, steps = positive_int("pairs", pairs), positive_int("steps", steps)
-    restarts, seed = positive_int("restarts", restarts), positive_int("seed", seed, least=0)
+    pairs, steps = integer("pairs", pairs), integer("steps", steps)
+    restarts, seed = integer("restarts", restarts), integer("seed", seed, least=0)
     certificate = certify(model) if certificate is None else certificate
     if isinstance(certificate, LocalCertificate):
         certificate = certificate.certificate

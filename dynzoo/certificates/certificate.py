@@ -1,8 +1,8 @@
-"""`certify` a model and ask the certificate for the radius of each prediction.
+"""``certify`` a model and ask the certificate for the radius of each prediction.
 
-`certify` runs the model on three inputs, to see that it computes what is bounded. What rounding may
-do is bounded with the first call of `Certificate.radii`, and compared with what it does to images
-that ride along with the user's.
+``certify`` runs the model on three inputs, to see that it computes what is bounded. What rounding
+may do is bounded with the first call of ``Certificate.radii``, and compared with what it does to
+images that ride along with the user's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dynzoo.certificates.settings import Settings, difference, freeze_settings, 
 from dynzoo.constraints import hint_at_unmet
 from dynzoo.inference.image_checks import check_range, input_range
 from dynzoo.inference.label_checks import check_labels
-from dynzoo.utils.arguments import number, positive_integer
+from dynzoo.utils.arguments import integer, number
 
 __all__ = ["Certificate", "certify"]
 
@@ -44,7 +44,7 @@ def certify(model: keras.Model, rounding: str = "probable") -> Certificate:
     r"""Proves an upper bound of a model's L2 Lipschitz constant.
 
     The graph is walked from the input to the logits: along a chain the layers' constants
-    multiply, at an `Add` the bounds of the branches add, at a `Concatenate` their squares do.
+    multiply, at an ``Add`` the bounds of the branches add, at a ``Concatenate`` their squares do.
     Every constant is an upper bound computed in float64 (an SVD, never a power iteration).
 
     Guarantee: $\|f(x) - f(y)\| \le L \|x - y\|$ for all inputs of the model's shape, at inference,
@@ -54,14 +54,14 @@ def certify(model: keras.Model, rounding: str = "probable") -> Certificate:
     Args:
         model: built Sequential or Functional model, float32 or float64, from one input of fixed
             shape to logits (n, K). Nested models, shared layers, branches, joins and bare
-            operations such as `x + y`, `0.5 * x` and `x[:, 1:]` are fine.
+            operations such as ``x + y``, ``0.5 * x`` and ``x[:, 1:]`` are fine.
         rounding: what the radii assume of roundings. "probable": they are independent, and
             chances of one in ten million are left out. "worst-case": nothing; the radii are proved
             for whatever roundings the arithmetic allows, and are smaller for wide networks. Take
             it for a network from someone who may have chosen its weights to deceive.
 
     Returns:
-        A `Certificate`. There is an `UnmetConstraintWarning` if the model was trained and its
+        A ``Certificate``. There is an ``UnmetConstraintWarning`` if the model was trained and its
         weights are off their constraints: the bound holds, and would be smaller without that.
 
     Raises:
@@ -73,6 +73,9 @@ def certify(model: keras.Model, rounding: str = "probable") -> Certificate:
 
     Example:
 
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo import certify
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> labels, radii = certify(model).radii(np.random.rand(5, 4))
 
@@ -102,19 +105,29 @@ class Certificate:
 
     Guarantee: no perturbation of L2 norm up to the radius of an image changes the model's answer,
     in real numbers and as computed in floating point, under the assumptions on arithmetic that
-    `dynzoo.certificates.rounding.bound` lists.
+    ``dynzoo.certificates.rounding.bound`` lists.
 
     Attributes:
         lipschitz: upper bound of the L2 Lipschitz constant of the map from input to logits.
         body_lipschitz: the same up to the input of a linear head (to the logits without one).
         pair_distances: array (K, K); $\|w_i - w_j\|$ of a linear head, $\sqrt2$ without one.
-        rounding: bound of the error of the logits of any image in [0, 1]; `logit_error` gives it
-            image by image, `rounding_bound` all numbers and the layers that were measured.
+        rounding: bound of the error of the logits of any image in [0, 1]; ``logit_error`` gives it
+            image by image, ``rounding_bound`` all numbers and the layers that were measured.
         assumed: what the radii assume of roundings unless they are told otherwise.
-        layers: a `LayerBound` (name, class, gain, bound so far) for each call of a layer.
+        layers: a ``LayerBound`` (name, class, gain, bound so far) for each call of a layer.
         weights_sha256: hash of the weights the certificate is for.
 
-    Made by `certify`.
+    Made by ``certify``.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo import certify
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> certificate = certify(model)
+    >>> bool(certificate.lipschitz >= np.linalg.norm(model.layers[0].kernel, 2))
+    True
     """
 
     def __init__(
@@ -170,15 +183,21 @@ class Certificate:
 
         Args:
             x: float images (n, ...) of the model's input shape.
-            rounding: as in `radii`.
+            rounding: as in ``radii``.
 
         Returns:
             float64 (n,), in units of the logits.
 
         Example:
 
-        >>> gap = np.linalg.norm(model.predict(x) - forward_float64(model, x), axis=1)
-        >>> np.all(gap <= certify(model).logit_error(x, "worst-case"))
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo import certify
+        >>> from dynzoo.certificates import forward_float64
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x = np.random.default_rng(0).random((5, 4)).astype("float32")
+        >>> gap = np.linalg.norm(model.predict(x, verbose=0) - forward_float64(model, x), axis=1)
+        >>> bool(np.all(gap <= certify(model).logit_error(x, "worst-case")))
         True
         """
         images = self._check_images(x).astype(input_dtype(self._model))
@@ -200,7 +219,8 @@ class Certificate:
             x: float images (n, ...) of the model's input shape, in the scale the model takes
                 ([0, 1] for dynzoo's).
             batch_size: images per forward pass, at most.
-            rounding: "probable" or "worst-case", as in `certify`; the certificate's own by default.
+            rounding: "probable" or "worst-case", as in ``certify``; the certificate's own by
+                default.
 
         Returns:
             (labels (n,) int64, radii (n,) float64 in the units of x).
@@ -212,8 +232,41 @@ class Certificate:
 
         Example:
 
-        >>> labels, radii = certify(model).radii(x_test)
-        >>> certified_accuracy = np.mean((labels == y_test) & (radii >= 36 / 255))
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo import certify
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> labels, radii = certify(model).radii(x)
+        >>> certified_accuracy = np.mean((labels == y) & (radii >= 36 / 255))
+        """
+        _, labels, radii = self.logits_and_radii(x, batch_size, rounding)
+        return labels, radii
+
+    def logits_and_radii(
+        self, x: Any, batch_size: int = 256, rounding: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The logits of one pass, and what ``radii`` says of them.
+
+        Args:
+            x: float images (n, ...), as in ``radii``.
+            batch_size: images per forward pass, at most.
+            rounding: as in ``radii``.
+
+        Returns:
+            (logits (n, K) as the model computed them, labels (n,), radii (n,)).
+
+        Raises:
+            StaleCertificateError, ReferenceMismatchError, ValueError: as ``radii``.
+
+        Example:
+
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo import certify
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x = np.random.default_rng(0).random((5, 4))
+        >>> logits, labels, radii = certify(model).logits_and_radii(x)
         """
         kinds = rounding_kinds(rounding or self.assumed)
         raw, images, moved = self._logits(x, batch_size)
@@ -222,7 +275,7 @@ class Certificate:
             labels[block] = np.argmax(margins.replaced(raw[block]), axis=1)
             found = self._limits(raw[block], images[block], labels[block], kinds)
             radii[block] = found.min(axis=1)
-        return labels, margins.shrunk(radii, moved)
+        return raw, labels, margins.shrunk(radii, moved)
 
     def topk_radii(
         self,
@@ -235,27 +288,32 @@ class Certificate:
         r"""Place of each label among the logits, and the L2 radius within which it stays in front.
 
         Label y leaves the k largest logits only if k other classes reach it, and class j cannot
-        before the distance $r_j$ of `radii`, with y for i. The radius is the k-th smallest $r_j$,
-        not below 0; k = 1 gives `radii` where y is the prediction, and 0 elsewhere.
+        before the distance $r_j$ of ``radii``, with y for i. The radius is the k-th smallest $r_j$,
+        not below 0; k = 1 gives ``radii`` where y is the prediction, and 0 elsewhere.
 
         Args:
-            x: float images (n, ...), as in `radii`.
+            x: float images (n, ...), as in ``radii``.
             y: integer labels (n,) in [0, K).
             k: how many largest logits count, one number or several, each in [1, K - 1].
             batch_size: images per forward pass, at most.
-            rounding: as in `radii`.
+            rounding: as in ``radii``.
 
         Returns:
             (places (n,) int64, 0 for the prediction; radii float64 in the units of x, of shape
             (n,) for one k, (n, len(k)) for several).
 
         Raises:
-            ValueError: if y or k is out of its range; and what `radii` raises.
+            ValueError: if y or k is out of its range; and what ``radii`` raises.
 
         Example:
 
-        >>> places, radii = certify(model).topk_radii(x_test, y_test, k=(1, 5))
-        >>> top5, certified_top5 = np.mean(places < 5), np.mean(radii[:, 1] >= 36 / 255)
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo import certify
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> places, radii = certify(model).topk_radii(x, y, k=(1, 2))
+        >>> top2, certified_top2 = np.mean(places < 2), np.mean(radii[:, 1] >= 36 / 255)
         """
         classes = len(self.pair_distances)
         ks: list[int] = np.atleast_1d(k).tolist()
@@ -286,20 +344,25 @@ class Certificate:
         $s_y(x)$ lies between the two numbers, however the logits were computed.
 
         Args:
-            x: float images (n, ...), as in `radii`.
+            x: float images (n, ...), as in ``radii``.
             batch_size: images per forward pass, at most.
-            rounding: as in `radii`.
+            rounding: as in ``radii``.
 
         Returns:
             (low, high), float64 (n, K) in the units of x; -inf and inf for images or logits that
             are not finite.
 
         Raises:
-            StaleCertificateError, ReferenceMismatchError, ValueError: as `radii`.
+            StaleCertificateError, ReferenceMismatchError, ValueError: as ``radii``.
 
         Example:
 
-        >>> low, high = certify(model).distances_behind(x_test)
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo import certify
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> low, high = certify(model).distances_behind(x)
         >>> too_far = low > 36 / 255  # classes that no attack of this size can bring about
         """
         kinds = rounding_kinds(rounding or self.assumed)
@@ -322,8 +385,8 @@ class Certificate:
 
         Guarantee: an image in the model's range of pixels ([0, 1] where none is known) whose
         computed logits satisfy $z_y - z_j \ge m_{yj}$ for all j has a certified radius above eps.
-        These numbers allow for the rounding of any such image; `radii` takes that of the image, so
-        that it may certify a little more.
+        These numbers allow for the rounding of any such image; ``radii`` takes that of the image,
+        so that it may certify a little more.
 
         Args:
             eps: radius, finite and at least 0, in the units of x.
@@ -336,7 +399,11 @@ class Certificate:
 
         Example:
 
-        >>> needed = certify(model).needed_margins(36 / 255)
+        >>> import keras
+        >>> from dynzoo import certify
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> certify(model).needed_margins(36 / 255).shape
+        (3, 3)
         """
         eps = number("eps", eps, closed="low")
         low, high = input_range(self._model) or (0.0, 1.0)
@@ -454,7 +521,7 @@ class Certificate:
     def _logits(self, x: Any, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Logits of checked images, the images as the model sees them, and how far these are."""
         given = self._check_images(x)
-        positive_integer("batch_size", batch_size)
+        integer("batch_size", batch_size)
         self._check_current()
         with np.errstate(over="ignore", invalid="ignore"):
             images = given.astype(input_dtype(self._model))

@@ -1,6 +1,6 @@
 """Logits as the backend computes them, compiled under the settings that were certified.
 
-A trace takes the settings of the layers for constants. What Keras compiled for `predict` may be
+A trace takes the settings of the layers for constants. What Keras compiled for ``predict`` may be
 from a time when a setting was another, and answers for that model from then on.
 """
 

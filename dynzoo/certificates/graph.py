@@ -25,7 +25,7 @@ __all__ = ["Program", "Step", "trace"]
 
 @dataclass(frozen=True)
 class Step:
-    """One call of one layer, or a `TensorCall`: reads the slots `inputs`, writes `output`."""
+    """One call of one layer, or a ``TensorCall``: reads the slots ``inputs``, writes ``output``."""
 
     layer: Any
     name: str
@@ -50,7 +50,7 @@ def trace(model: keras.Model) -> Program:
         model: built model from one input of fixed shape (n, ...) to logits (n, K), K >= 2.
 
     Returns:
-        The steps, with `input_shape` free of the batch axis.
+        The steps, with ``input_shape`` free of the batch axis.
 
     Raises:
         ValueError: if the model is not built, is subclassed, or has another input or output.
@@ -235,7 +235,7 @@ def _node(tensor: Any) -> Any:
 
 
 def _check_arguments(node: Any, name: str) -> None:
-    """Only tensors may be passed to a layer: `training=True` or a mask changes what it computes."""
+    """Only tensors may be passed to a layer: ``training=True`` or a mask changes its function."""
     kwargs = dict(node.arguments.kwargs)
     if trains_by_default(node.operation):
         # Keras records the default `training=True` of these layers like an argument that was given;

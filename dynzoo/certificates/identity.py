@@ -13,7 +13,7 @@ __all__ = ["check_float64", "input_dtype", "weights_hash"]
 
 
 def input_dtype(model: keras.Model) -> str:
-    """The type that images have when they reach the model: Keras rounds them to `floatx` first."""
+    """The type of images when they reach the model: Keras rounds them to ``floatx`` first."""
     dtypes = (keras.backend.standardize_dtype(model.inputs[0].dtype), keras.config.floatx())
     for dtype in dtypes:
         if dtype not in ("float32", "float64"):

@@ -34,7 +34,15 @@ _SLACK = 1.0 + 1e-12
 class LayerBound(NamedTuple):
     """A row of the table: the layer's own gain, and the bound from the model input to here.
 
-    `gain` is None for a layer that joins branches: it has no constant of its own.
+    ``gain`` is None for a layer that joins branches: it has no constant of its own.
+
+    Example:
+
+    >>> import keras
+    >>> from dynzoo import certify
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> certify(model).layers[0].class_name
+    'Dense'
     """
 
     name: str
@@ -110,7 +118,9 @@ def _check_weights(name: str, layer: Any) -> None:
             )
 
 
-def bound_layers(program: Program, shapes: dict[int, Shape]) -> tuple[dict[int, float], list]:
+def bound_layers(
+    program: Program, shapes: dict[int, Shape]
+) -> tuple[dict[int, float], list[LayerBound]]:
     """Upper bound of the Lipschitz constant of every slot with respect to the model's input.
 
     Args:
@@ -118,7 +128,7 @@ def bound_layers(program: Program, shapes: dict[int, Shape]) -> tuple[dict[int, 
         shapes: shape of each slot, batch axis first (None).
 
     Returns:
-        (bound of each slot, list of `LayerBound` in the order of execution).
+        (bound of each slot, list of ``LayerBound`` in the order of execution).
     """
     bounds: dict[int, float] = {0: 1.0}
     table: list[LayerBound] = []

@@ -25,7 +25,7 @@ _FARTHEST = float(np.finfo(np.float64).max)
 
 
 def shrunk(radii: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """Radii around images that were `moved` before the model saw them, not below 0."""
+    """Radii around images that were ``moved`` before the model saw them, not below 0."""
     known = np.isfinite(moved)
     return np.where(known, np.maximum(radii - np.where(known, moved, 0.0), 0.0), 0.0)
 
@@ -37,7 +37,7 @@ def replaced(logits: np.ndarray) -> np.ndarray:
 
 
 def places(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Place of each label among the logits, 0 for the prediction; ties in the order of `argmax`.
+    """Place of each label among the logits, 0 for the prediction; ties in the order of ``argmax``.
 
     Args:
         logits: (n, K), finite.
@@ -103,7 +103,7 @@ def rounded_limits(
     anchor_distances: np.ndarray,
     kinds: tuple[str, ...],
 ) -> np.ndarray:
-    r"""`limits` of computed logits: what each kind and each anchor of a rounding bound leaves.
+    r"""``limits`` of computed logits: what each kind and each anchor of a rounding bound leaves.
 
     With the errors $a + bs$ of the body and $a' + b's$ of the head at distance s from an anchor,
     the difference of two logits is off by at most
@@ -115,9 +115,9 @@ def rounded_limits(
         labels: integers (n,).
         speed: Lipschitz bound of the body.
         pair_distances: (K, K).
-        bound: the `RoundingBound`.
+        bound: the ``RoundingBound``.
         anchor_distances: s (n, anchors).
-        kinds: kinds of `rounding_bound.KINDS`; the best of them counts.
+        kinds: kinds of ``rounding_bound.KINDS``; the best of them counts.
 
     Returns:
         float64 (n, K), not below 0.
@@ -142,14 +142,14 @@ def needed_margins(
     kinds: tuple[str, ...],
     eps: float,
 ) -> np.ndarray:
-    r"""Lead $z_y - z_j$ of computed logits from which on `rounded_limits` is above a radius.
+    r"""Lead $z_y - z_j$ of computed logits from which on ``rounded_limits`` is above a radius.
 
     Args:
         speed: Lipschitz bound of the body.
         pair_distances: (K, K).
-        bound: the `RoundingBound`.
+        bound: the ``RoundingBound``.
         anchor_distances: largest distance (anchors,) of an image; what is nearer needs no more.
-        kinds: kinds of `rounding_bound.KINDS`; the best of them counts.
+        kinds: kinds of ``rounding_bound.KINDS``; the best of them counts.
         eps: the radius, >= 0.
 
     Returns:
@@ -187,9 +187,9 @@ def distances_behind(
         logits: (n, K), as computed.
         speed: L, Lipschitz bound of the body.
         pair_distances: (K, K).
-        bound: the `RoundingBound`.
+        bound: the ``RoundingBound``.
         anchor_distances: (n, anchors).
-        kinds: kinds of `rounding_bound.KINDS`; the best of them counts.
+        kinds: kinds of ``rounding_bound.KINDS``; the best of them counts.
 
     Returns:
         float64 (n, K) twice, below and above $s_y$; infinite for logits that say nothing.

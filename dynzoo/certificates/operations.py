@@ -1,7 +1,7 @@
-"""Bare operations of a functional model (`x + y`, `keras.ops.relu(x)`) as steps of a program.
+"""Bare operations of a functional model (``x + y``, ``keras.ops.relu(x)``) as steps of a program.
 
-Keras records the operation, its attributes and the arguments of the call. A `TensorCall` holds all
-three and looks enough like a layer (name, weights, dtype policy) to stand where layers stand.
+Keras records the operation, its attributes and the arguments of the call. A ``TensorCall`` holds
+all three and looks enough like a layer (name, weights, dtype policy) to stand where layers stand.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TensorCall:
     Attributes:
         operation: a copy of Keras' operation, without its place in the graph.
         name: its name, with the names of the nested models around it.
-        args, kwargs: arguments of the call, each tensor of the graph replaced by a `Slot`.
+        args, kwargs: arguments of the call, each tensor of the graph replaced by a ``Slot``.
         pick: which of several outputs, or None for an operation with one.
         dtype: of the output.
     """
@@ -46,7 +46,7 @@ class TensorCall:
     dtype: str
 
     @property
-    def weights(self) -> list:
+    def weights(self) -> list[Any]:
         return []
 
     @property
@@ -58,7 +58,7 @@ class TensorCall:
         return UncertifiableLayerError(self.name, type(self.operation).__name__, reason)
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments by the names that the operation's `call` gives them."""
+        """Arguments by the names that the operation's ``call`` gives them."""
         signature = inspect.signature(type(self.operation).call)
         bound = signature.bind(self.operation, *self.args, **self.kwargs)
         bound.apply_defaults()
@@ -100,7 +100,7 @@ class TensorCall:
 
 
 def _unplaced(operation: Any) -> Any:
-    """A copy without nodes; `copy` would make it anew from its configuration."""
+    """A copy without nodes; ``copy`` would make it anew from its configuration."""
     other = object.__new__(type(operation))
     vars(other).update(vars(operation), _inbound_nodes=[], _outbound_nodes=[])
     return other

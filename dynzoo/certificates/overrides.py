@@ -31,11 +31,11 @@ def defined_at(cls: type, name: str) -> int:
 
 
 def redefined(cls: type, statement: str) -> str | None:
-    """What the forward pass uses and a class further down than `statement` defines, or None.
+    """What the forward pass uses and a class further down than ``statement`` defines, or None.
 
     Args:
         cls: class of a layer.
-        statement: name of the method that states something of `call` and `call_float64`.
+        statement: name of the method that states something of ``call`` and ``call_float64``.
     """
     place = defined_at(cls, statement)
     below = {name for base in cls.__mro__[:place] for name in vars(base)}
@@ -45,7 +45,7 @@ def redefined(cls: type, statement: str) -> str | None:
 
 
 def used_names(cls: type, entries: Iterable[str]) -> Iterator[str]:
-    """Attributes of a class that its methods `entries` use, and what these use in turn.
+    """Attributes of a class that its methods ``entries`` use, and what these use in turn.
 
     Read from the compiled code, so rather too many than too few: a name counts wherever it
     stands, in nested functions, in functions of the modules that are called, and in strings.
@@ -136,7 +136,7 @@ def replaced_method(obj: Any, among: set[str] | None = None) -> str | None:
 
     Args:
         obj: a layer or model.
-        among: names to look at; all if `None`.
+        among: names to look at; all if ``None``.
     """
     for name in vars(obj):
         if name in _WRAPPED_BY_KERAS or (among is not None and name not in among):

@@ -36,13 +36,13 @@ def prediction_sets(
 
     with q the $\lceil (n+1)(1-\alpha) \rceil$-th smallest of the scores $s_{y_i}(x_i)$ of n
     calibration images. The score is the certified radius with its sign turned
-    (`Certificate.distances_behind`): it moves by no more than the image does, so that an attack of
-    size eps cannot raise that of the right label by more than eps.
+    (``Certificate.distances_behind``): it moves by no more than the image does, so that an attack
+    of size eps cannot raise that of the right label by more than eps.
 
     Guarantee: $P(y \in C(x') \text{ for all } x' \text{ with } \|x' - x\| \le \varepsilon) \ge
     1 - \alpha$ for an image x with label y that is exchangeable with the calibration images, over
     the draw of all of them. Rounding is counted at both ends, so that it holds for the logits as
-    they are computed, under the assumptions of `dynzoo.certify`. The attacker may know everything
+    they are computed, under the assumptions of ``dynzoo.certify``. The attacker may know everything
     but is to attack the image that is asked about, not those that calibrate.
 
     Condition: the calibration images are like those that will be asked about, labelled right, and
@@ -51,7 +51,7 @@ def prediction_sets(
     about $\sqrt{\alpha(1-\alpha)/n}$.
 
     Args:
-        model: a model that `dynzoo.certify` accepts, or its certificate.
+        model: a model that ``dynzoo.certify`` accepts, or its certificate.
         x: clean calibration images (n, ...), floats in the scale that the model takes.
         y: their labels (n,) or (n, 1), or one-hot rows.
         alpha: allowed share of sets without the right label, in (0, 1).
@@ -59,18 +59,25 @@ def prediction_sets(
         batch_size: images per forward pass.
 
     Returns:
-        A `PredictionSets`. If n is below `needed_images(alpha)`, every set holds all classes, and
-        there is a `TooFewImagesWarning`.
+        A ``PredictionSets``. If n is below ``needed_images(alpha)``, every set holds all classes,
+        and there is a ``TooFewImagesWarning``.
 
     Raises:
-        ValueError: if an argument is out of its range; what `certify` and `radii` raise.
+        ValueError: if an argument is out of its range; what ``certify`` and ``radii`` raise.
         TypeError: for a certificate without a Lipschitz bound, such as a smoothed classifier.
 
     Example:
 
-    >>> sets = dynzoo.certificates.prediction_sets(model, x_val, y_val, alpha=0.1, eps=36 / 255)
-    >>> inside = sets(x_test)  # bool (n, classes)
-    >>> sets.coverage(x_test, y_test), sets.sizes(x_test).mean()
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import prediction_sets
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> sets = prediction_sets(model, x, y, alpha=0.2, eps=36 / 255)
+    >>> sets(x).shape
+    (20, 3)
+    >>> sets.coverage(x, y) >= 0.8  # on the calibration images themselves
+    True
 
     Reference: Vovk, Gammerman and Shafer, "Algorithmic learning in a random world" (2005), for
     split conformal prediction; Gendler et al., "Adversarially robust conformal prediction" (ICLR
@@ -105,14 +112,25 @@ def prediction_sets(
 
 
 class PredictionSets:
-    """Sets of labels with a coverage that no attack takes away; made by `prediction_sets`.
+    """Sets of labels with a coverage that no attack takes away; made by ``prediction_sets``.
 
     Attributes:
         threshold: q, in the units of the images; infinite if all sets hold all classes.
         alpha: allowed share of sets without the right label.
         eps: L2 size of the attacks.
         images: number of calibration images.
-        certificate: the `Certificate` behind them.
+        certificate: the ``Certificate`` behind them.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import prediction_sets
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> sets = prediction_sets(model, x, y, alpha=0.2, eps=0.1)
+    >>> sets(x).shape
+    (20, 3)
     """
 
     def __init__(
@@ -137,18 +155,24 @@ class PredictionSets:
             ones fitted the calibration images. An image that gives no finite logits has all.
 
         Raises:
-            ValueError: if eps is out of its range; what `Certificate.radii` raises.
+            ValueError: if eps is out of its range; what ``Certificate.radii`` raises.
 
         Example:
 
-        >>> [np.flatnonzero(row) for row in sets(x_test[:3])]
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo.certificates import prediction_sets
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> sets = prediction_sets(model, x, y, alpha=0.2, eps=0.1)
+        >>> answers = [np.flatnonzero(row) for row in sets(x[:3])]
         """
         size = self.eps if eps is None else number("eps", eps, closed="low")
         low, _ = self.certificate.distances_behind(x, batch_size)
         return self.holding(low, size)
 
     def holding(self, low: np.ndarray, eps: float) -> np.ndarray:
-        """The same from what `Certificate.distances_behind` gave: one pass for all sizes of attack.
+        """The same from what ``Certificate.distances_behind`` gave: one pass for all sizes.
 
         Args:
             low: its first array (n, classes).
@@ -156,7 +180,13 @@ class PredictionSets:
 
         Example:
 
-        >>> low, _ = sets.certificate.distances_behind(x_test)
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo.certificates import prediction_sets
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> sets = prediction_sets(model, x, y, alpha=0.2, eps=0.1)
+        >>> low, _ = sets.certificate.distances_behind(x)
         >>> by_size = {e: sets.holding(low, e) for e in (0.1, 0.5)}
         """
         return low <= (self.threshold + eps) + 1e-12 * (abs(self.threshold) + eps)
@@ -166,7 +196,14 @@ class PredictionSets:
 
         Example:
 
-        >>> sets.sizes(x_test).mean()
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo.certificates import prediction_sets
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> sets = prediction_sets(model, x, y, alpha=0.2, eps=0.1)
+        >>> bool(sets.sizes(x).mean() <= 3)
+        True
         """
         return self(x, eps, batch_size).sum(axis=1)
 
@@ -184,7 +221,14 @@ class PredictionSets:
 
         Example:
 
-        >>> sets.coverage(attack(model, x_test, y_test), y_test) >= 1 - sets.alpha - 0.02
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo.certificates import prediction_sets
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> sets = prediction_sets(model, x, y, alpha=0.2, eps=0.1)
+        >>> x_attacked = np.clip(x + 0.1 / np.sqrt(4), 0, 1)  # all pixels up, by 0.1 in L2
+        >>> sets.certified_coverage(x, y) <= sets.coverage(x_attacked, y)
         True
         """
         labels = self._labels(x, y)
@@ -206,7 +250,13 @@ class PredictionSets:
 
         Example:
 
-        >>> sets.certified_coverage(x_test, y_test) <= sets.coverage(x_attacked, y_test)
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo.certificates import prediction_sets
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+        >>> sets = prediction_sets(model, x, y, alpha=0.2, eps=0.1)
+        >>> sets.certified_coverage(x, y) <= sets.coverage(x, y)
         True
         """
         labels = self._labels(x, y)
@@ -239,6 +289,7 @@ def needed_images(alpha: float) -> int:
 
     Example:
 
+    >>> from dynzoo.certificates.prediction_sets import needed_images
     >>> needed_images(0.1)
     9
     """

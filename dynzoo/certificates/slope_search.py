@@ -1,4 +1,4 @@
-r"""The search behind `audit`: a power iteration on $J^TJ$ whose base point climbs.
+r"""The search behind ``audit``: a power iteration on $J^TJ$ whose base point climbs.
 
 Compiled for the model's backend; the slopes that it returns are float32 and only rank the pairs.
 """
@@ -76,7 +76,9 @@ def length(a: np.ndarray) -> np.ndarray:
     return np.sqrt(np.sum(a**2, axis=tuple(range(1, a.ndim)), keepdims=True))
 
 
-def _starts(images: np.ndarray, pairs: int, classes: int, rng: np.random.Generator) -> list:
+def _starts(
+    images: np.ndarray, pairs: int, classes: int, rng: np.random.Generator
+) -> list[np.ndarray]:
     """Midpoints, unit directions, half distances (n, 1, ...), and +-1 at two classes (n, K)."""
     first, second = images[rng.integers(len(images), size=(2, pairs))]
     apart = (first - second) / 2
@@ -97,7 +99,7 @@ def _starts(images: np.ndarray, pairs: int, classes: int, rng: np.random.Generat
     return [np.asarray(a, np.float32) for a in (point, direction, half, towards)]
 
 
-def _near_the_best(starts: list, ends: np.ndarray, slopes: np.ndarray) -> None:
+def _near_the_best(starts: list[np.ndarray], ends: np.ndarray, slopes: np.ndarray) -> None:
     """Every second start from the best pairs of the runs before (its direction stays new)."""
     points = starts[0]
     best = np.argsort(-slopes)[: max(1, len(points) // 4)]
@@ -105,7 +107,9 @@ def _near_the_best(starts: list, ends: np.ndarray, slopes: np.ndarray) -> None:
     points[rows] = ends[np.resize(best, len(rows))].mean(axis=1)
 
 
-def _climb(search: Callable, starts: list, steps: int, spread: float) -> tuple:
+def _climb(
+    search: Callable[..., Any], starts: list[np.ndarray], steps: int, spread: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Runs the iteration; the fastest pair that each start has seen, and its slope."""
     state = [ops.convert_to_tensor(a) for a in starts[:3]]
     towards = ops.convert_to_tensor(starts[3])
@@ -122,15 +126,24 @@ def _climb(search: Callable, starts: list, steps: int, spread: float) -> tuple:
 def _make_step(infer: Callable[[Any, Any], Any]) -> Callable[..., Any]:
     """One iteration as a pure function: judge the present pair, remember it, move on."""
 
-    def step(weights, point, direction, half, best, best_slope, eta, towards):
+    def step(
+        weights: Any,
+        point: Any,
+        direction: Any,
+        half: Any,
+        best: Any,
+        best_slope: Any,
+        eta: Any,
+        towards: Any,
+    ) -> tuple[Any, ...]:
         count = point.shape[0]
         axes = tuple(range(1, len(point.shape)))
         per_start = (-1,) + (1,) * len(axes)
 
-        def dot(a, b):
+        def dot(a: Any, b: Any) -> Any:
             return ops.sum(a * b, axis=axes, keepdims=True)
 
-        def unit(a, otherwise):
+        def unit(a: Any, otherwise: Any) -> Any:
             size = ops.max(ops.abs(a), axis=axes, keepdims=True)
             known = ops.logical_and(size > 0.0, ops.isfinite(size))
             a = a / ops.where(known, size, ops.ones_like(size))
@@ -140,7 +153,7 @@ def _make_step(infer: Callable[[Any, Any], Any]) -> Callable[..., Any]:
         single = ops.max(ops.abs(towards), axis=-1) > 0.0
         ends = ops.concatenate([point + half * direction, point - half * direction], axis=0)
 
-        def half_square(both):
+        def half_square(both: Any) -> tuple[Any, Any]:
             logits = ops.cast(infer(weights, both), "float32")
             moved = logits[:count] - logits[count:]
             along = ops.square(ops.sum(moved * towards, axis=-1))

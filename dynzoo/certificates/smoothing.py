@@ -7,7 +7,7 @@ with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ from dynzoo.backend import to_numpy
 from dynzoo.inference.answers import NO_ANSWER, answers
 from dynzoo.inference.batch_mixing import mixing_calls, training_calls
 from dynzoo.inference.companions import SAME, differs, find_difference, rounding_of
-from dynzoo.inference.draws import layers_with
 from dynzoo.inference.image_checks import check_range
 from dynzoo.inference.label_checks import check_labels
+from dynzoo.inference.model_layers import random_layers
 from dynzoo.inference.passes import predict_logits
-from dynzoo.utils.arguments import listed, positive_float, positive_int
+from dynzoo.utils.arguments import integer, listed, number
 
 __all__ = ["ABSTAIN", "SmoothedClassifier", "lower_confidence_bound", "smooth"]
 
@@ -44,6 +44,7 @@ def lower_confidence_bound(successes: int, trials: int, alpha: float) -> float:
 
     Example:
 
+    >>> from dynzoo.certificates.smoothing import lower_confidence_bound
     >>> round(lower_confidence_bound(100, 100, 0.001), 6)
     0.933254
     """
@@ -90,8 +91,8 @@ def smooth(
     some of the user's images differ by more than rounding alone, in a batch, in another order, or
     with other companions (NaN among them); in every image's batch one noisy copy is run alone, too.
     Code that mixes only where no comparison looks, such as for one certain companion, is not found:
-    what a `Lambda` or a layer of one's own computes is for its author to know. See
-    `dynzoo.inference.companions`.
+    what a ``Lambda`` or a layer of one's own computes is for its author to know. See
+    ``dynzoo.inference.companions``.
 
     Args:
         model: built Keras model, inputs to logits (n, K), deterministic at inference. It should
@@ -105,15 +106,18 @@ def smooth(
         progress: called with (images done, images in all) after each image.
 
     Returns:
-        A `SmoothedClassifier` with ``predict(x)`` and ``radii(x)``.
+        A ``SmoothedClassifier`` with ``predict(x)`` and ``radii(x)``.
 
     Raises:
         ValueError: if an argument is out of its range, or a layer of the model is random at
             inference, called with ``training=True``, or mixes the examples of a batch: the draws
-            would not be independent. `radii` and `predict` raise it for what answers show.
+            would not be independent. ``radii`` and ``predict`` raise it for what answers show.
 
     Example:
 
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import smooth
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> labels, radii = smooth(model, sigma=0.25).radii(np.random.rand(5, 4))
 
@@ -124,7 +128,31 @@ def smooth(
 
 
 class SmoothedClassifier:
-    """A smoothed classifier; made by `smooth`, whose arguments are its attributes."""
+    """A smoothed classifier, as ``smooth`` gives it.
+
+    Args:
+        model: built Keras model, inputs to logits (n, K), deterministic at inference.
+        sigma: standard deviation of the noise in units of x, > 0.
+        samples: draws for the bound.
+        selection: draws that choose the class.
+        alpha: probability of failure for one image, in (0, 1).
+        seed: non-negative seed of the noise.
+        batch_size: noisy images per forward pass.
+        progress: called with (images done, images in all) after each image.
+
+    Raises:
+        ValueError: as ``smooth``.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import smooth
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> smoothed = smooth(model, sigma=0.25, samples=100)
+    >>> smoothed.predict(np.full((2, 4), 0.5, "float32")).shape
+    (2,)
+    """
 
     def __init__(
         self,
@@ -139,14 +167,14 @@ class SmoothedClassifier:
     ):
         _check_layers(model)
         self.model = model
-        self.sigma = positive_float("sigma", sigma)
-        self.samples = positive_int("samples", samples)
-        self.selection = positive_int("selection", selection)
-        self.alpha = positive_float("alpha", alpha)
+        self.sigma = number("sigma", sigma)
+        self.samples = integer("samples", samples)
+        self.selection = integer("selection", selection)
+        self.alpha = number("alpha", alpha)
         if self.alpha >= 1.0:
             raise ValueError(f"`alpha` must be in (0, 1). Received: alpha={alpha}")
-        self.seed = positive_int("seed", seed, least=0)
-        self.batch_size = positive_int("batch_size", batch_size)
+        self.seed = integer("seed", seed, least=0)
+        self.batch_size = integer("batch_size", batch_size)
         self.progress = progress
 
     def predict(self, x: Any, indices: Iterable[int] | None = None) -> np.ndarray:
@@ -194,8 +222,13 @@ class SmoothedClassifier:
 
         Example:
 
-        >>> labels, radii = smoothed.radii(x_test[:100])
-        >>> certified_accuracy = np.mean((labels == y_test[:100]) & (radii > 0.25))
+        >>> import keras
+        >>> import numpy as np
+        >>> from dynzoo.certificates import smooth
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> x, y = np.full((2, 4), 0.5, "float32"), np.array([0, 1])
+        >>> labels, radii = smooth(model, sigma=0.25, samples=100).radii(x)
+        >>> certified_accuracy = np.mean((labels == y) & (radii > 0.25))
         """
         from scipy import stats
 
@@ -243,9 +276,11 @@ class SmoothedClassifier:
         names = ("sigma", "samples", "selection", "alpha", "seed")
         return {"type": "randomised smoothing", **{name: getattr(self, name) for name in names}}
 
-    def _answers(self, x, rows, count, batch_size=None):
+    def _answers(
+        self, x: np.ndarray, rows: np.ndarray, count: int, batch_size: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """(position, the model's answers to ``count`` noisy copies) of each image in turn."""
-        size = self.batch_size if batch_size is None else positive_int("batch_size", batch_size)
+        size = self.batch_size if batch_size is None else integer("batch_size", batch_size)
         tolerance, first = rounding_of(self.model), None
         for i, (image, row) in enumerate(zip(x, rows, strict=True)):
             rng = np.random.default_rng([self.seed, int(row)])
@@ -272,7 +307,7 @@ class SmoothedClassifier:
             # What the model remembers of so many calls shows now.
             _compare(first[1], predict_logits(self.model, first[0], 1), SAME)
 
-    def _check(self, x, indices):
+    def _check(self, x: Any, indices: Any) -> tuple[np.ndarray, np.ndarray]:
         x = x if isinstance(x, np.ndarray) else to_numpy(x)
         if x.ndim < 2 or x.dtype.kind != "f" or not np.isfinite(x).all():
             raise ValueError(
@@ -307,7 +342,7 @@ _WHY = "so that draws of noise would not be independent."
 
 def _check_layers(model: Any) -> None:
     """A ValueError where the graph shows what answers would depend on."""
-    for name in layers_with(model, "random_at_inference"):
+    for name in random_layers(model):
         raise ValueError(f"{_MUST} Layer {name!r} is random at inference, {_WHY}")
     for call in mixing_calls(model):
         raise ValueError(f"{_MUST} {call.kind} {call.name!r} mixes the examples of a batch, {_WHY}")

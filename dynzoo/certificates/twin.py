@@ -83,7 +83,7 @@ def check_twin(
 
 
 def _deviation(computed: np.ndarray, exact: np.ndarray, scale: Any = 0.0) -> float:
-    """Largest difference, row by row as a share of the largest entry or of `scale`, if larger.
+    """Largest difference, row by row as a share of the largest entry or of ``scale``, if larger.
 
     A row that overflows tells nothing; another shape differs infinitely.
     """

@@ -1,17 +1,14 @@
-"""What the command prints: tables and lines, by rich."""
+"""What the command prints, by rich, for which help and errors do not wait."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import rich.box
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Where no terminal says how wide it is (a file, a pipe), tables are not squeezed to 80 columns.
 _WIDTH = 140
@@ -19,11 +16,15 @@ _WIDTH = 140
 
 def console() -> Console:
     """A console on the present standard output."""
+    from rich.console import Console
+
     return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
 
 
 def say(text: str = "", style: str | None = None) -> None:
     """A line, never wrapped: a path must stay whole."""
+    from rich.markup import escape
+
     console().print(escape(text), style=style, soft_wrap=True)
 
 
@@ -34,7 +35,11 @@ def log_line(line: str) -> None:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
     """A table whose first column is left and whose other columns are right aligned."""
-    result = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    result = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for i, name in enumerate(header):
         result.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
@@ -44,6 +49,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | Non
 
 def pairs(values: Mapping[str, Any], title: str | None = None) -> None:
     """Names and values, without those that are unknown."""
+    from rich.markup import escape
+    from rich.table import Table
+
     result = Table(title=title, title_justify="left", box=None, show_header=False)
     result.add_column(style="bold", no_wrap=True)
     result.add_column(overflow="fold")
@@ -61,6 +69,15 @@ def percent(share: float | None) -> str:
 @contextmanager
 def progress(text: str, total: int) -> Iterator[Any]:
     """A progress bar on a terminal; gives a function to call with the number of items done."""
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
     bar = Progress(
         TextColumn(escape(text)),
         BarColumn(),

@@ -1,24 +1,22 @@
-"""The main job in one command: pretrained model, fine-tuning, certificate, attack, report.
+"""`dynzoo demo`: pretrained model, fine-tuning, certificate, attack, report, in one command.
 
 And a look at the zoo: what each dynamical system promises, and what is measured of it here and now.
+Needs no network and no data set: the weights come with dynzoo, the digits with scikit-learn.
 """
 
 from __future__ import annotations
 
 import time
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-import keras
-
-from dynzoo import plots
+from dynzoo._startup import backend_name, load_keras
 from dynzoo.cli.console import percent, say
-from dynzoo.data import loading as data
-from dynzoo.gallery import portraits
-from dynzoo.training.finetuning import finetune
-from dynzoo.zoo import presets
-from dynzoo.zoo.measurement import accuracy, measure, radius_text
+from dynzoo.cli.inputs import find_preset
+from dynzoo.cli.options import seed
 
-__all__ = ["run"]
+NAME = "demo"
+HELP = "fine-tune a pretrained model on handwritten digits, certify it, attack it, and report"
 
 PRESET = "isometric_tiny_cifar10"
 EPOCHS = 4
@@ -28,22 +26,29 @@ EPS = (0.5, 1.0, 1.5)
 ATTACKED = 180
 
 
-def run(output: Path, seed: int = 0) -> Path:
-    """Fine-tune the pretrained CIFAR-10 model on handwritten digits; certify and attack it.
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--output", default=".", metavar="DIR", help="where report.html goes")
+    parser.add_argument("--seed", type=seed, default=0)
 
-    Needs no network and no data set: the weights come with dynzoo, the digits with scikit-learn.
 
-    Args:
-        output: folder for `report.html`; made if it is not there.
-        seed: seed of training and attacks.
-
-    Returns:
-        Path of the report.
-    """
-    started = time.monotonic()
+def run(options: Namespace) -> None:
+    find_preset(PRESET)
+    output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    say(f"1. {PRESET}, pretrained, on {keras.backend.backend()}", style="bold")
-    model = presets.from_preset(PRESET, num_classes=10)
+    load_keras()
+    _demo(output, options.seed)
+
+
+def _demo(output: Path, seed: int) -> None:
+    # Keras and what stands on it: wrong arguments do not pay for them
+    from dynzoo.data import loading as data
+    from dynzoo.training.finetuning import finetune
+    from dynzoo.zoo.measurement import accuracy, measure, radius_text
+    from dynzoo.zoo.presets import from_preset
+
+    started = time.monotonic()
+    say(f"1. {PRESET}, pretrained, on {backend_name()}", style="bold")
+    model = from_preset(PRESET, num_classes=10)
     (x_train, y_train), (x_test, y_test) = data.load("digits")
     say(f"   {model.count_params():,} parameters; compiling for {len(x_test)} test digits")
     before = accuracy(model, x_test, y_test, batch_size=ATTACKED)
@@ -94,11 +99,14 @@ def run(output: Path, seed: int = 0) -> Path:
     path = report.save(output / "report.html").absolute()
     say(f"5. Report: {path}", style="bold")
     say(f"   {time.monotonic() - started:.0f} s in all")
-    return path
 
 
 def _gallery() -> tuple[str, bytes, list[tuple[str, str]]]:
     """Prints a line a system; the same with a picture as a section of the report."""
+    # Keras and what stands on it, as above
+    from dynzoo import plots
+    from dynzoo.gallery import portraits
+
     paths, rows = {}, []
     for p in portraits():
         mark = "kept" if p.kept else "BROKEN"

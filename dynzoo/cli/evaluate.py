@@ -2,81 +2,181 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dynzoo import backend, plots
-from dynzoo.attacks.ensembles import makers
+from dynzoo._startup import backend_name, load_keras
 from dynzoo.cli.console import percent, progress, say, table
 from dynzoo.cli.inputs import check_fit, find_preset, first, load_data
-from dynzoo.data import loading as data
+from dynzoo.cli.options import DATASET, FILE, add_preset, names, positive, radii, seed
+from dynzoo.data.sources import check_source
 from dynzoo.utils import interruption
 from dynzoo.zoo import files as preset_files
-from dynzoo.zoo import measurement as measuring
-from dynzoo.zoo import presets
+
+if TYPE_CHECKING:
+    from dynzoo.zoo.measurement import Measurement
+
+NAME = "evaluate"
+HELP = "measure clean, certified and attacked accuracy of a preset on its own test set"
 
 # What a report can be saved as.
 REPORTS = (".html", ".json", ".csv", ".npz")
 
 
-def evaluate(arguments: Namespace) -> None:
-    folder, about = find_preset(arguments.preset)
-    source = arguments.data or arguments.dataset or about.get("dataset")
+def add_arguments(parser: ArgumentParser) -> None:
+    add_preset(parser)
+    parser.add_argument("--data", metavar="PATH", help=FILE)
+    parser.add_argument("--dataset", metavar="NAME", help=f"another data set: {DATASET}")
+    parser.add_argument("--limit", type=positive, metavar="N", help="the first N images only")
+    parser.add_argument("--norm", choices=("l2", "linf"), help="default: the preset's, else l2")
+    parser.add_argument(
+        "--eps",
+        type=radii,
+        metavar="RADII",
+        help="radii for pixels in [0, 1], such as 36/255,72/255; default: the preset's",
+    )
+    parser.add_argument(
+        "--attacks",
+        type=names,
+        default=["standard"],
+        metavar="NAMES",
+        help="standard: AutoAttack (long on a CPU: see --checkpoint); fast: one run of PGD; "
+        "none; or names such as pgd_margin or apgd-t,square (default: standard)",
+    )
+    parser.add_argument(
+        "--attack-limit",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help="attack the first N images (default: 1000); all are certified",
+    )
+    parser.add_argument(
+        "--attack-certified",
+        choices=("first", "all", "none"),
+        default="first",
+        help="attacks that try images which are certified at a radius (default: the first)",
+    )
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="an .npz file from which a stopped run goes on"
+    )
+    parser.add_argument(
+        "--audit", action="store_true", help="try to refute the Lipschitz bound by a steep slope"
+    )
+    parser.add_argument(
+        "--corruptions", action="store_true", help="measure fifteen corruptions as well"
+    )
+    parser.add_argument(
+        "--prediction-sets",
+        type=float,
+        metavar="ALPHA",
+        help="sets of labels that hold the right one, under attack, with probability 1 - ALPHA: "
+        "half of the images of the report calibrate, the other half is measured",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write the report: .html, .json, or each attack's outcomes as .csv or .npz",
+    )
+    parser.add_argument("--batch-size", type=positive, default=256, metavar="N")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the attacks")
+    parser.add_argument(
+        "--update-card",
+        action="store_true",
+        help="put the numbers into the preset's metadata.json and README.md",
+    )
+    parser.add_argument(
+        "--keep-attacks",
+        action="store_true",
+        help="with --update-card and --attacks none: leave the attacks' numbers on the card",
+    )
+
+
+def run(options: Namespace) -> None:
+    folder, about = find_preset(options.preset)
+    source = options.data or options.dataset or about.get("dataset")
     if not source:
         raise ValueError(f"{folder} does not say its data set: pass --dataset or --data")
+    check_source(source)
     recipe = about.get("recipe") if isinstance(about.get("recipe"), dict) else {}
     planned = recipe.get("evaluation", {}) if recipe else {}
-    norm = arguments.norm or planned.get("norm", "l2")
-    if arguments.attacks == ["none"]:
-        if arguments.checkpoint:
-            raise ValueError("--checkpoint needs attacks: it is they that go on from it")
-    else:
-        makers(arguments.attacks, norm, 0, 1)  # an unknown name, before hours of work
-    if arguments.output and Path(arguments.output).suffix not in REPORTS:
+    norm = options.norm or planned.get("norm", "l2")
+    _check_options(options, norm)
+    load_keras()
+    _evaluate(options, folder, about, source, norm, planned.get("eps"))
+
+
+def _check_options(options: Namespace, norm: str) -> None:
+    """Numbers, names of files, and what the options ask of each other."""
+    if options.prediction_sets is not None:
+        from dynzoo.utils.arguments import number  # NumPy: only where there is something to check
+
+        number("prediction_sets", options.prediction_sets, 0.0, 1.0, closed="none")
+    if options.attacks == ["none"] and options.checkpoint:
+        raise ValueError("--checkpoint needs attacks: it is they that go on from it")
+    if options.output and Path(options.output).suffix not in REPORTS:
         raise ValueError(
-            f"--output must end in one of {', '.join(REPORTS)}. Received: {arguments.output}"
+            f"--output must end in one of {', '.join(REPORTS)}. Received: {options.output}"
         )
-    if arguments.keep_attacks and not (arguments.update_card and arguments.attacks == ["none"]):
+    if options.keep_attacks and not (options.update_card and options.attacks == ["none"]):
         raise ValueError("--keep-attacks needs --update-card and --attacks none")
-    if arguments.update_card and norm != "l2":
+    if options.update_card and norm != "l2":
         raise ValueError("--update-card needs --norm l2, the norm of a model card")
-    interruption.keeps(lambda: _kept(arguments.checkpoint))
+
+
+def _evaluate(
+    options: Namespace,
+    folder: Path,
+    about: dict[str, Any],
+    source: str,
+    norm: str,
+    planned: list[float] | None,
+) -> None:
+    # Keras and what stands on it: wrong arguments do not pay for them
+    from dynzoo import backend
+    from dynzoo.attacks.ensembles import makers
+    from dynzoo.data.loading import class_names
+    from dynzoo.zoo.measurement import measure, update_card
+    from dynzoo.zoo.presets import from_preset
+
+    if options.attacks != ["none"]:
+        makers(options.attacks, norm, 0, 1)  # an unknown name, before hours of work
+    interruption.keeps(lambda: _kept(options.checkpoint))
     name = about.get("name", folder.name)
     say(f"{name}: reading {source}")
-    model = presets.from_preset(folder)
-    x, y = first(load_data(source, about)[1], arguments.limit)
+    model = from_preset(folder)
+    x, y = first(load_data(source, about)[1], options.limit)
     check_fit(model, x, y, source)
     parameters = f"{model.count_params():,} parameters"
     say(f"{len(x):,} test images; {parameters}; compiling for {backend.name()}")
     with progress(f"certifying {len(x)} images", len(x)) as tick:
-        measured = measuring.measure(
+        measured = measure(
             model,
             x,
             y,
             norm=norm,
-            eps=arguments.eps or planned.get("eps") or (36 / 255, 72 / 255, 108 / 255),
-            attacks="none" if arguments.attacks == ["none"] else _single(arguments.attacks),
-            attack_limit=arguments.attack_limit,
-            batch_size=arguments.batch_size,
-            seed=arguments.seed,
+            eps=options.eps or planned or (36 / 255, 72 / 255, 108 / 255),
+            attacks="none" if options.attacks == ["none"] else _single(options.attacks),
+            attack_limit=options.attack_limit,
+            batch_size=options.batch_size,
+            seed=options.seed,
             verbose=1,
-            class_names=data.class_names(source),
+            class_names=class_names(source),
             title=f"Robustness of {name}",
             tick=tick,
-            checkpoint=arguments.checkpoint,
-            attack_certified=arguments.attack_certified,
-            audit=arguments.audit,
-            corruptions=arguments.corruptions,
-            report=bool(arguments.output),
-            prediction_sets=arguments.prediction_sets,
+            checkpoint=options.checkpoint,
+            attack_certified=options.attack_certified,
+            audit=options.audit,
+            corruptions=options.corruptions,
+            report=bool(options.output),
+            prediction_sets=options.prediction_sets,
         )
     show(measured, name)
-    if arguments.output and measured.report is not None:
-        say(f"report: {measured.report.save(arguments.output).absolute()}")
-    if arguments.update_card:
-        how = _how(arguments, name, source, about)
-        measuring.update_card(folder, measured, how, arguments.keep_attacks)
+    if options.output and measured.report is not None:
+        say(f"report: {measured.report.save(options.output).absolute()}")
+    if options.update_card:
+        how = _how(options, name, source, about)
+        update_card(folder, measured, how, options.keep_attacks)
         say(f"card: {folder / 'README.md'}")
 
 
@@ -87,8 +187,12 @@ def _kept(checkpoint: str | None) -> str:
     return again if checkpoint else f"{again} (with --checkpoint FILE it would go on)"
 
 
-def show(measured: measuring.Measurement, title: str) -> None:
+def show(measured: Measurement, title: str) -> None:
     """The numbers of a measurement as a table, and what casts doubt on them."""
+    # Keras is loaded where something was measured
+    from dynzoo.plots import norm_text
+    from dynzoo.zoo.measurement import radius_text
+
     header = ["radius", f"certified, {measured.images} images"]
     attacked = measured.attacked_images
     partly = 0 < attacked < measured.images
@@ -100,7 +204,7 @@ def show(measured: measuring.Measurement, title: str) -> None:
         header.append("certified top-5")
     rows = []
     for eps, certified, certified_first, robust in measured.rows():
-        name = measuring.radius_text(eps) if eps else "0 (clean)"
+        name = radius_text(eps) if eps else "0 (clean)"
         cells = [percent(certified)]
         if partly:
             cells.append(percent(certified_first))
@@ -110,7 +214,7 @@ def show(measured: measuring.Measurement, title: str) -> None:
             cells.append(percent(measured.certified_top5[eps] if eps else measured.top5))
         rows.append([name, *cells])
     say()
-    table(header, rows, title=f"{title}, {plots.norm_text(measured.norm)}")
+    table(header, rows, title=f"{title}, {norm_text(measured.norm)}")
     say(f"Lipschitz bound, images to logits (L2): {measured.lipschitz:.6g}")
     if measured.report is not None and measured.report.prediction_sets is not None:
         _show_sets(measured.report.prediction_sets)
@@ -119,10 +223,12 @@ def show(measured: measuring.Measurement, title: str) -> None:
 
 
 def _show_sets(sets: dict[str, Any]) -> None:
+    from dynzoo.zoo.measurement import radius_text  # as above
+
     header = ["attack of size", "coverage promised", "coverage, clean images", "labels in a set"]
     rows = [
         [
-            measuring.radius_text(e) if e else "0",
+            radius_text(e) if e else "0",
             percent(1 - sets["alpha"]),
             percent(sets["coverage"][e]),
             f"{sets['size'][e]:.2f}",
@@ -138,39 +244,41 @@ def _show_sets(sets: dict[str, Any]) -> None:
     say(f"no attack takes the label out for {percent(sets['certified_coverage'])} of these")
 
 
-def _how(arguments: Namespace, name: str, source: str, about: dict[str, Any]) -> dict[str, Any]:
+def _how(options: Namespace, name: str, source: str, about: dict[str, Any]) -> dict[str, Any]:
     """How the numbers came about, without paths of this machine: the command works on any."""
+    from dynzoo.zoo.measurement import radius_text  # as above
+
     command = f"dynzoo evaluate {name} --update-card"
-    if arguments.dataset and not arguments.data:
-        command += f" --dataset {arguments.dataset}"
-    elif arguments.data and about.get("dataset") is None:
-        command += f" --data {Path(arguments.data).name}"
-    if arguments.limit:
-        command += f" --limit {arguments.limit}"
-    if arguments.eps:
-        command += " --eps " + ",".join(measuring.radius_text(e) for e in arguments.eps)
-    attacks = ",".join(arguments.attacks)
+    if options.dataset and not options.data:
+        command += f" --dataset {options.dataset}"
+    elif options.data and about.get("dataset") is None:
+        command += f" --data {Path(options.data).name}"
+    if options.limit:
+        command += f" --limit {options.limit}"
+    if options.eps:
+        command += " --eps " + ",".join(radius_text(e) for e in options.eps)
+    attacks = ",".join(options.attacks)
     command += f" --attacks {attacks}"
-    if arguments.keep_attacks:
+    if options.keep_attacks:
         command += " --keep-attacks"
     if attacks != "none":
-        command += f" --attack-limit {arguments.attack_limit}"
-        if arguments.attack_certified != "first":
-            command += f" --attack-certified {arguments.attack_certified}"
-        if arguments.audit:
+        command += f" --attack-limit {options.attack_limit}"
+        if options.attack_certified != "first":
+            command += f" --attack-certified {options.attack_certified}"
+        if options.audit:
             command += " --audit"
-    how: dict[str, Any] = {"split": "test", "backend": backend.name()}
-    if arguments.data:
+    how: dict[str, Any] = {"split": "test", "backend": backend_name()}
+    if options.data:
         path = Path(source)
         digest = f", SHA-256 {preset_files.sha256(path)}" if path.is_file() else " (folder)"
         how["data_file"] = f"{path.name}{digest}"
-    elif arguments.dataset:
+    elif options.dataset:
         how["dataset"] = source
     if attacks != "none":
-        how["attacks"] = f"{attacks}, seed {arguments.seed}"
-        if len(arguments.attacks) > 1 or arguments.attacks == ["standard"]:
+        how["attacks"] = f"{attacks}, seed {options.seed}"
+        if len(options.attacks) > 1 or options.attacks == ["standard"]:
             which = {"first": "the first attack", "all": "all attacks", "none": "no attack"}
-            how["attacks"] += f", certified images by {which[arguments.attack_certified]}"
+            how["attacks"] += f", certified images by {which[options.attack_certified]}"
     return {**how, "command": command}
 
 

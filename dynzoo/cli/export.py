@@ -5,13 +5,26 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from dynzoo._startup import backend_name, load_keras
+from dynzoo.cli.console import pairs, say
+from dynzoo.cli.inputs import find_preset, load_data
+from dynzoo.cli.options import FILE, add_preset
+from dynzoo.data.sources import check_source
+from dynzoo.export.formats import FORMATS, check_writable
 
-def add_export_arguments(parser: ArgumentParser) -> None:
-    """What this command takes."""
+NAME = "export"
+HELP = "write a preset as a graph for another runtime, with its certificate beside it"
+
+# Of images that do not fit into memory, so many are compared.
+_STREAMED = 1000
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    add_preset(parser)
     parser.add_argument(
         "--format",
         required=True,
-        choices=("onnx", "saved_model", "torch", "litert"),
+        choices=tuple(FORMATS),
         help="onnx (PyTorch, TensorFlow), saved_model (TensorFlow, JAX), torch (PyTorch) or "
         "litert (TensorFlow); in brackets the backends that write it",
     )
@@ -24,40 +37,39 @@ def add_export_arguments(parser: ArgumentParser) -> None:
         help="do not run the exported graph; default: its logits and radii on 100 images are "
         "compared with the model's, and a graph that differs is removed",
     )
+    parser.add_argument("--data", metavar="PATH", help=f"{FILE}: images for the check")
 
 
-# Of images that do not fit into memory, so many are compared.
-_STREAMED = 1000
-
-
-def export(arguments: Namespace) -> None:
-    from dynzoo.cli.console import pairs, say
-    from dynzoo.cli.inputs import find_preset, load_data
-    from dynzoo.export.exporter import FORMATS, check_target, export_model
-    from dynzoo.inference.streamed_images import StreamedImages
-    from dynzoo.zoo import presets
-
-    folder, about = find_preset(arguments.preset)
+def run(options: Namespace) -> None:
+    folder, about = find_preset(options.preset)
     name = about.get("name", folder.name)
-    output = Path(arguments.output or Path("runs") / f"{name}_{arguments.format}")
-    check_target(output, arguments.format, check=not arguments.no_check)
-    say(f"{name}: writing {arguments.format} to {output}")
-    images = load_data(arguments.data, about)[1][0] if arguments.data else None
+    output = Path(options.output or Path("runs") / f"{name}_{options.format}")
+    check_writable(output, options.format, backend_name(), run=not options.no_check)
+    if options.data is not None:
+        check_source(options.data)
+    load_keras()
+    # Keras and what stands on it: wrong arguments do not pay for them
+    from dynzoo.export.exporter import export_model
+    from dynzoo.inference.streamed_images import StreamedImages
+    from dynzoo.zoo.presets import from_preset
+
+    say(f"{name}: writing {options.format} to {output}")
+    images = load_data(options.data, about)[1][0] if options.data else None
     if isinstance(images, StreamedImages):
         images = images[:_STREAMED]
-    model = presets.from_preset(folder)
+    model = from_preset(folder)
     written = export_model(
         model,
         output,
-        arguments.format,
+        options.format,
         x=images,
-        check=not arguments.no_check,
+        check=not options.no_check,
         source={"preset": name, "files": about["files"]},
     )
     checked = written["check"] or {}
     pairs(
         {
-            "graph": output.absolute() / FORMATS[arguments.format].file,
+            "graph": output.absolute() / FORMATS[options.format].file,
             "Lipschitz bound": written.get("lipschitz"),
             "no certificate": written.get("reason"),
             "checked with": checked.get("runtime"),

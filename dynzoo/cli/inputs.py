@@ -1,32 +1,38 @@
-"""What several subcommands read: presets, data, numbers of classes."""
+"""What several commands read: presets, data, numbers of classes.
+
+Imports of NumPy and the data loaders stand in the functions: a command finds its preset, and says
+what is wrong with its arguments, without them.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from dynzoo.data import loading as data
-from dynzoo.inference.label_checks import count_classes
-from dynzoo.inference.streamed_images import StreamedImages
 from dynzoo.zoo import files as preset_files
-from dynzoo.zoo import presets
+from dynzoo.zoo import shipped
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dynzoo.data.loading import Split
 
 
 def find_preset(name: str) -> tuple[Path, dict[str, Any]]:
     """Folder and metadata of a preset."""
-    folder = presets._resolve(name)
+    folder = shipped.find(name)
     return folder, preset_files.read_metadata(folder)
 
 
-def load_data(source: str, about: dict[str, Any]) -> tuple[data.Split, data.Split]:
+def load_data(source: str, about: dict[str, Any]) -> tuple[Split, Split]:
     """Training and test data, by name, file or folder; those of a folder as the preset takes them.
 
     Args:
         source: what `data.load` takes.
         about: the preset's metadata.
     """
+    from dynzoo.data import loading as data
+
     shape = about.get("input_shape")
     try:
         return data.load(source, image_shape=tuple(shape) if shape else None, stream=None)
@@ -47,24 +53,38 @@ def check_fit(model: Any, x: np.ndarray, y: np.ndarray, source: str) -> None:
         )
 
 
-def classes(text: str, *labels: np.ndarray) -> int:
-    """The number of classes that was asked for, or that of the labels."""
+def wanted_classes(text: str) -> int | None:
+    """The number of classes that was asked for; `None` for that of the labels."""
     if text == "auto":
-        return max(2, count_classes(np.concatenate(labels), "the data"))
+        return None
     if not text.isdecimal() or int(text) < 2:
         raise ValueError(f"--num-classes must be 'auto' or an integer >= 2. Received: {text}")
     return int(text)
 
 
+def classes(text: str, *labels: np.ndarray) -> int:
+    """The number of classes that was asked for, or that of the labels."""
+    import numpy as np
+
+    from dynzoo.inference.label_checks import count_classes
+
+    wanted = wanted_classes(text)
+    return wanted or max(2, count_classes(np.concatenate(labels), "the data"))
+
+
 def names_of_data(source: str, count: int) -> dict[str, list[str]]:
     """`class_names` for a preset's metadata, where the data have names of that many classes."""
+    from dynzoo.data import loading as data
+
     names = data.class_names(source)
     numbers = [str(i) for i in range(len(names))]
     return {} if len(names) != count or names == numbers else {"class_names": names}
 
 
-def first(split: data.Split, limit: int | None) -> data.Split:
+def first(split: Split, limit: int | None) -> Split:
     """The first images of a split; those that are streamed stay in their files."""
+    from dynzoo.inference.streamed_images import StreamedImages
+
     x, y = split
     if isinstance(x, StreamedImages):
         part: Any = x.part(0, limit)

@@ -1,7 +1,19 @@
-"""Types of command line options: what argparse turns their text into, or refuses."""
+"""Options that several commands share: help texts, and what argparse turns their text into."""
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from fractions import Fraction
+
+PRESET = "name of a preset (see `dynzoo list`) or a folder with one"
+FILE = (
+    "data as an .npz file with the keys x_train, y_train, x_test, y_test, or a folder of images "
+    "with a subfolder a class (or `train` and `test` with one each)"
+)
+DATASET = "cifar10, cifar100, mnist or digits"
+
+
+def add_preset(parser: ArgumentParser) -> None:
+    """The preset, as the first argument of a command."""
+    parser.add_argument("preset", metavar="PRESET", help=PRESET)
 
 
 def positive(text: str) -> int:
@@ -10,6 +22,19 @@ def positive(text: str) -> int:
     if value < 1:
         raise ArgumentTypeError(f"must be at least 1, not {value}")
     return value
+
+
+def seed(text: str) -> int:
+    """A seed, as Keras takes it."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise ArgumentTypeError(f"must be from 0 to 2**32 - 1, not {value}")
+    return value
+
+
+def names(text: str) -> list[str]:
+    """Words between commas."""
+    return text.split(",")
 
 
 def radii(text: str) -> list[float]:

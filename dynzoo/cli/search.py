@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from dynzoo._startup import load_keras
 from dynzoo.cli.console import log_line
+from dynzoo.cli.options import FILE, positive
+from dynzoo.data.sources import check_source
+from dynzoo.training.recipe_files import find
+from dynzoo.tuning import cluster
+
+NAME = "search"
+HELP = "search the space around a recipe for its best network; can be killed and resumed"
 
 
-def add_search_arguments(parser: ArgumentParser) -> None:
-    """What only this command takes."""
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="PATH", help=f"{FILE}, in place of the recipe's")
+    parser.add_argument("--max-trials", type=positive, metavar="N", help="default: the config's")
     parser.add_argument(
         "config", metavar="CONFIG", help="a YAML file, or the name of one in zoo_configs/search/"
     )
@@ -53,19 +62,25 @@ def add_search_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def search(arguments: Namespace) -> None:
-    from dynzoo import tuning  # keras-tuner: only once it is needed
+def run(options: Namespace) -> None:
+    path = find(options.config, kind="search")
+    if options.data is not None:
+        check_source(options.data)
+    cluster.check_times(options.timeout, options.wait)
+    cluster.Member.of(options.role, options.chief, options.worker_id)
+    load_keras()
+    from dynzoo.tuning.driver import search  # keras-tuner: wrong arguments do not pay for it
 
-    tuning.search(
-        arguments.config,
-        data_file=arguments.data,
-        output=arguments.output,
-        resume=arguments.resume,
-        max_trials=arguments.max_trials,
-        role=arguments.role,
-        chief=arguments.chief,
-        worker_id=arguments.worker_id,
-        timeout=arguments.timeout,
-        wait=arguments.wait,
+    search(
+        path,
+        data_file=options.data,
+        output=options.output,
+        resume=options.resume,
+        max_trials=options.max_trials,
+        role=options.role,
+        chief=options.chief,
+        worker_id=options.worker_id,
+        timeout=options.timeout,
+        wait=options.wait,
         log=log_line,
     )

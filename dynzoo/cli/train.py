@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 from argparse import ArgumentParser, Namespace
 
+from dynzoo._startup import load_keras
 from dynzoo.cli.console import log_line
-from dynzoo.cli.options import positive
+from dynzoo.cli.options import FILE, positive
+from dynzoo.data.sources import check_source
+from dynzoo.training.arguments import check_training
+from dynzoo.training.recipe_files import RecipeError, find
+
+NAME = "train"
+HELP = "train a preset from its recipe; can be stopped at any time and resumed"
 
 
-def add_train_arguments(parser: ArgumentParser) -> None:
-    """What only this command takes."""
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="PATH", help=f"{FILE}, in place of the recipe's")
     parser.add_argument(
         "config", metavar="CONFIG", help="a YAML recipe, or the name of one in zoo_configs/"
     )
@@ -52,24 +59,31 @@ def add_train_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def train(arguments: Namespace) -> None:
-    from dynzoo.training import loop as training
-    from dynzoo.training import recipes
+def run(options: Namespace) -> None:
+    path = find(options.config)
+    if options.data is not None:
+        check_source(options.data)
+    engine = {
+        name: getattr(options, name)
+        for name in ("max_seconds", "distribute", "devices", "pilot", "weights_dtype")
+    }
+    check_training(**engine)
+    if options.seed is not None and options.seed < 0:
+        raise RecipeError(f"`training.seed` must be at least 0. Received: {options.seed}")
+    load_keras()
+    # Keras and what stands on it: wrong arguments do not pay for them
+    from dynzoo.training import loop, recipes
 
-    recipe, output = recipes.load(arguments.config), arguments.output
-    if arguments.seed is not None:
-        recipe["training"]["seed"] = arguments.seed
-        output = output or os.path.join("runs", f"{recipe['name']}_seed{arguments.seed}")
-    training.train(
+    recipe, output = recipes.load(path), options.output
+    if options.seed is not None:
+        recipe["training"]["seed"] = options.seed
+        output = output or os.path.join("runs", f"{recipe['name']}_seed{options.seed}")
+    loop.train(
         recipe,
-        data_file=arguments.data,
+        data_file=options.data,
         output=output,
-        max_seconds=arguments.max_seconds,
-        resume=arguments.resume,
-        verbose=0 if arguments.quiet else "auto",
+        resume=options.resume,
+        verbose=0 if options.quiet else "auto",
         log=log_line,
-        distribute=arguments.distribute,
-        devices=arguments.devices,
-        pilot=arguments.pilot,
-        weights_dtype=arguments.weights_dtype,
+        **engine,
     )

@@ -2,16 +2,16 @@ r"""The fifteen common corruptions of CIFAR-10-C, regenerated with a fixed seed.
 
 Noise, blur, weather and digital artefacts at five severities each, with the parameters of the
 benchmark's CIFAR variant. **Regenerated: not the official files.** The random numbers and some
-libraries differ, and `frost` draws procedural ice instead of photographs, so that accuracies are
-close to those on CIFAR-10-C but not the same. `dynzoo.robustness.corruptions` takes the official
+libraries differ, and ``frost`` draws procedural ice instead of photographs, so that accuracies are
+close to those on CIFAR-10-C but not the same. ``dynzoo.robustness.corruptions`` takes the official
 files, where they are at hand.
 
 The parameters are those for images of 32 x 32 pixels. Lengths in pixels are used as they are at
 other sizes, which makes blur, snow and glass weaker on larger images; elastic transform, zoom and
 pixelate are relative to the size.
 
-Reference: Hendrycks and Dietterich, *Benchmarking neural network robustness to common corruptions
-and perturbations* (ICLR 2019), section 4 and appendix A; parameters of the CIFAR variant:
+Reference: Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions
+and perturbations" (ICLR 2019), section 4 and appendix A; parameters of the CIFAR variant:
 https://github.com/hendrycks/robustness, make_cifar_c.py.
 """
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from dynzoo.corruptions import blur, digital, noise, weather
 from dynzoo.corruptions.streams import Streams
+from dynzoo.utils.arguments import integer, one_of
 
 __all__ = ["CORRUPTIONS", "PROVENANCE", "SEVERITIES", "Streams", "add_noise", "corrupt"]
 
@@ -54,40 +55,39 @@ def corrupt(x: Any, name: str, severity: int, seed: int = 0, indices: Any = None
     alone (the same at each severity), and $Q$ the clip to [0, 1] and the truncation to 8 bits.
 
     Guarantee: the result for an image does not depend on the other images, their number or order.
-    Numbers are close to but not the same as those of CIFAR-10-C; see `dynzoo.corruptions`.
+    Numbers are close to but not the same as those of CIFAR-10-C; see ``dynzoo.corruptions``.
 
     Args:
-        x: Array of shape (n, h, w, channels) with values in [0, 1]; 1 or 3 channels, sides of at
+        x: array of shape (n, h, w, channels) with values in [0, 1]; 1 or 3 channels, sides of at
             least 8 pixels. It is rounded to 8 bits first.
-        name: One of `CORRUPTIONS`.
+        name: one of ``CORRUPTIONS``.
         severity: 1 to 5.
-        seed: Non-negative integer.
-        indices: Integer array of shape (n,), not negative, that keys the random numbers; 0 to
+        seed: non-negative integer.
+        indices: integer array of shape (n,), not negative, that keys the random numbers; 0 to
             n-1 by default. A caller that corrupts part of a data set passes positions in it.
 
     Returns:
-        Float32 array of the shape of `x`, multiples of 1/255 in [0, 1].
+        Float32 array of the shape of ``x``, multiples of 1/255 in [0, 1].
 
     Raises:
-        ValueError: If an argument is not one of these.
+        ValueError: if an argument is not one of these.
 
     Example:
 
     >>> import numpy as np
+    >>> from dynzoo.corruptions import corrupt
     >>> x = np.random.default_rng(0).random((2, 32, 32, 3))
     >>> corrupt(x, "fog", severity=3).shape
     (2, 32, 32, 3)
 
-    Reference: Hendrycks and Dietterich, *Benchmarking neural network robustness to common
-    corruptions and perturbations* (ICLR 2019).
+    Reference: Hendrycks and Dietterich, "Benchmarking neural network robustness to common
+    corruptions and perturbations" (ICLR 2019).
     """
     x = check_pictures(x)
-    if name not in CORRUPTIONS:
-        raise ValueError(f"`name` must be one of {list(CORRUPTIONS)}. Received: name={name!r}")
+    one_of("name", name, CORRUPTIONS)
     if isinstance(severity, bool) or severity not in SEVERITIES:
         raise ValueError(f"`severity` must be 1, 2, 3, 4 or 5. Received: severity={severity!r}")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"`seed` must be a non-negative integer. Received: seed={seed!r}")
+    seed = integer("seed", seed, least=0)
     indices = np.arange(len(x)) if indices is None else np.asarray(indices)
     if indices.shape != (len(x),) or indices.dtype.kind not in "iu" or (indices < 0).any():
         raise ValueError(
@@ -99,7 +99,7 @@ def corrupt(x: Any, name: str, severity: int, seed: int = 0, indices: Any = None
     for start in range(0, len(x), _PART):
         rows = slice(start, start + _PART)
         clean = np.rint(255.0 * x[rows].astype(np.float64)) / 255.0
-        streams = Streams(int(seed), name, indices[rows])
+        streams = Streams(seed, name, indices[rows])
         changed = function(clean, parameters[int(severity) - 1], streams)
         # truncated as in the official files; what is a multiple of 1/255 up to rounding stays
         levels = np.floor(255.0 * np.clip(changed, 0.0, 1.0) + 1e-3)
@@ -108,7 +108,7 @@ def corrupt(x: Any, name: str, severity: int, seed: int = 0, indices: Any = None
 
 
 def check_pictures(x: Any) -> np.ndarray:
-    """`x` as an array of images, or a ValueError that says what is wrong with it."""
+    """``x`` as an array of images, or a ValueError that says what is wrong with it."""
     x = np.asarray(x)
     if (
         x.ndim != 4

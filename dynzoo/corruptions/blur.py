@@ -22,7 +22,7 @@ def disk(radius: float, sigma: float) -> np.ndarray:
 
 
 def defocus_blur(x: np.ndarray, c: tuple[float, float], streams: Streams) -> np.ndarray:
-    """Convolution with a disk of radius `c[0]`, whose edge is smoothed with deviation `c[1]`."""
+    """Convolution with a disk of radius ``c[0]``, its edge smoothed with deviation ``c[1]``."""
     return ndimage.correlate(x, disk(*c)[None, :, :, None], mode="mirror")
 
 
@@ -35,9 +35,9 @@ def glass_blur(x: np.ndarray, c: tuple[float, int, int], streams: Streams) -> np
     was written. So its pass is a gather, of the same distribution as here.
 
     Args:
-        x: Array of shape (n, h, w, channels).
-        c: Standard deviation of the Gaussian in pixels, reach $\delta$ in pixels, passes.
-        streams: Random numbers of the images.
+        x: array of shape (n, h, w, channels).
+        c: standard deviation of the Gaussian in pixels, reach $\delta$ in pixels, passes.
+        streams: random numbers of the images.
     """
     sigma, reach, passes = c
     count, height, width = x.shape[:3]
@@ -65,10 +65,10 @@ def smear(x: np.ndarray, radius: float, sigma: float, degrees: np.ndarray) -> np
     border the outermost pixels repeat.
 
     Args:
-        x: Array of shape (n, h, w, channels).
+        x: array of shape (n, h, w, channels).
         radius: $r$ in pixels.
-        sigma: In pixels.
-        degrees: Direction of each image, shape (n,).
+        sigma: in pixels.
+        degrees: direction of each image, shape (n,).
     """
     taps = np.arange(2 * int(np.ceil(radius)) + 1)
     weights = np.exp(-(taps**2) / (2.0 * sigma**2))
@@ -88,7 +88,7 @@ def smear(x: np.ndarray, radius: float, sigma: float, degrees: np.ndarray) -> np
 
 
 def motion_blur(x: np.ndarray, c: tuple[float, float], streams: Streams) -> np.ndarray:
-    """`smear` of radius `c[0]` and deviation `c[1]`, in a direction within 45 degrees of level.
+    """``smear`` of radius ``c[0]`` and deviation ``c[1]``, within 45 degrees of level.
 
     The severities 3 and 4 differ by their radius alone, in taps of weight below 1e-5, and so give
     the same images for the same random numbers.
@@ -118,7 +118,7 @@ def _enlarge(size: int, factor: float) -> np.ndarray:
 
 
 def zoom_blur(x: np.ndarray, count: int, streams: Streams) -> np.ndarray:
-    """Mean of the image and of its enlargements by 1, 1.01, 1.02, ..., `count` of them."""
+    """Mean of the image and of its enlargements by 1, 1.01, 1.02, ..., ``count`` of them."""
     total = x.copy()
     for k in range(count):
         total += zoom(x, 1.0 + 0.01 * k)

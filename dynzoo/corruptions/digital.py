@@ -27,9 +27,9 @@ def elastic_transform(x: np.ndarray, c: tuple[float, ...], streams: Streams) -> 
     and $G_\sigma$ the Gaussian filter.
 
     Args:
-        x: Array of shape (n, h, w, channels).
+        x: array of shape (n, h, w, channels).
         c: $\alpha$, $\sigma$ and $a$, as shares of the shorter side.
-        streams: Random numbers of the images.
+        streams: random numbers of the images.
     """
     count, height, width = x.shape[:3]
     size = min(height, width)
@@ -54,7 +54,7 @@ def elastic_transform(x: np.ndarray, c: tuple[float, ...], streams: Streams) -> 
 
 
 def pixelate(x: np.ndarray, share: float, streams: Streams) -> np.ndarray:
-    """Fewer pixels, `share` of them along each side, and back to the size by repetition."""
+    """Fewer pixels, ``share`` of them along each side, and back to the size by repetition."""
     for axis in (1, 2):
         size = x.shape[axis]
         small = max(int(size * share), 1)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dynzoo.corruptions.streams import Streams
+from dynzoo.utils.arguments import one_of
 
 __all__ = ["KINDS", "TABLE", "add_noise", "gaussian_noise", "impulse_noise", "shot_noise"]
 
@@ -40,32 +41,32 @@ KINDS = {"gaussian": gaussian_noise, "uniform": _uniform_noise, "salt_and_pepper
 def add_noise(x: Any, kind: str, level: float, streams: Streams) -> np.ndarray:
     r"""Images with noise of any level, clipped to [0, 1] and not quantised.
 
-    `"gaussian"`: $x + \sigma n$, $n \sim N(0, I)$. `"uniform"`: $x + u$, $u$ uniform in
+    ``"gaussian"``: $x + \sigma n$, $n \sim N(0, I)$. ``"uniform"``: $x + u$, $u$ uniform in
     $[-\sqrt3\sigma, \sqrt3\sigma]$, which has the standard deviation $\sigma$ too.
-    `"salt_and_pepper"`: a share of the values becomes 0 or 1, one half each.
+    ``"salt_and_pepper"``: a share of the values becomes 0 or 1, one half each.
 
     Args:
-        x: Float array of shape (n, ...) with values in [0, 1].
-        kind: `"gaussian"`, `"uniform"` or `"salt_and_pepper"`.
-        level: Standard deviation before the clip in units of the pixel range, >= 0, or share of
+        x: float array of shape (n, ...) with values in [0, 1].
+        kind: ``"gaussian"``, ``"uniform"`` or ``"salt_and_pepper"``.
+        level: standard deviation before the clip in units of the pixel range, >= 0, or share of
             the values in [0, 1].
-        streams: Random numbers of the images.
+        streams: random numbers of the images.
 
     Returns:
-        Float32 array of the shape of `x`.
+        Float32 array of the shape of ``x``.
 
     Raises:
-        ValueError: If `kind` or `level` is not one of these.
+        ValueError: if ``kind`` or ``level`` is not one of these.
 
     Example:
 
+    >>> from dynzoo.corruptions import Streams, add_noise
     >>> import numpy as np
     >>> x = np.full((2, 8, 8, 3), 0.5, "float32")
     >>> add_noise(x, "uniform", 0.1, Streams(0, "uniform", np.arange(2))).shape
     (2, 8, 8, 3)
     """
-    if kind not in KINDS:
-        raise ValueError(f"`kind` must be one of {sorted(KINDS)}. Received: kind={kind!r}")
+    one_of("kind", kind, KINDS)
     high = 1.0 if kind == "salt_and_pepper" else np.inf
     if not (np.isfinite(level) and 0.0 <= level <= high):
         interval = "[0, 1]" if high == 1.0 else "[0, inf)"

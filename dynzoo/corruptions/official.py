@@ -13,20 +13,20 @@ _SEVERITIES = 5
 
 
 class OfficialFiles:
-    """A folder with `labels.npy` and a file `NAME.npy` for each corruption.
+    """A folder with ``labels.npy`` and a file ``NAME.npy`` for each corruption.
 
     Each file is uint8 of shape (5 m, h, w, channels), the severities one after another, m images
     each (10,000 in CIFAR-10-C) in the order of the test set.
 
     Args:
-        folder: The folder.
-        names: The corruptions whose files are needed.
-        x: The first n <= m clean images of the test set, for their shape.
-        y: Their labels, integers of shape (n,).
+        folder: the folder.
+        names: the corruptions whose files are needed.
+        x: the first n <= m clean images of the test set, for their shape.
+        y: their labels, integers of shape (n,).
 
     Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file has another shape or type, or the labels are not `y`.
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file has another shape or type, or the labels are not ``y``.
 
     Example:
 

@@ -19,12 +19,13 @@ class Streams:
     severity, so that the steps between severities are not blurred by chance.
 
     Args:
-        seed: Non-negative integer.
-        name: What the numbers are for; other names give independent numbers.
-        indices: Integer array of shape (n,).
+        seed: non-negative integer.
+        name: what the numbers are for; other names give independent numbers.
+        indices: integer array of shape (n,).
 
     Example:
 
+    >>> from dynzoo.corruptions import Streams
     >>> import numpy as np
     >>> Streams(0, "fog", np.arange(3))(lambda rng: rng.standard_normal((8, 8))).shape
     (3, 8, 8)
@@ -40,5 +41,5 @@ class Streams:
         return [np.random.default_rng([self.seed, key, int(index)]) for index in self.indices]
 
     def __call__(self, draw: Callable[[np.random.Generator], Any]) -> np.ndarray:
-        """`draw` of each generator, stacked: shape (n, ...)."""
+        """``draw`` of each generator, stacked: shape (n, ...)."""
         return np.stack([np.asarray(draw(generator)) for generator in self.generators])

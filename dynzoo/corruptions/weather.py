@@ -16,10 +16,10 @@ def snow(x: np.ndarray, c: tuple[float, ...], streams: Streams) -> np.ndarray:
     """Flakes: noise above a threshold, smeared downwards, on an image made paler.
 
     Args:
-        x: Array of shape (n, h, w, channels).
-        c: Mean and deviation of the noise, its enlargement, threshold, radius and deviation of
+        x: array of shape (n, h, w, channels).
+        c: mean and deviation of the noise, its enlargement, threshold, radius and deviation of
             the smear in pixels, weight of the original image against the paler one.
-        streams: Random numbers of the images.
+        streams: random numbers of the images.
     """
     mean, deviation, size, threshold, radius, sigma, keep = c
     height, width = x.shape[1:3]
@@ -73,7 +73,7 @@ def frost_texture(shape: tuple[int, int], streams: Streams) -> np.ndarray:
 
 
 def frost(x: np.ndarray, c: tuple[float, float], streams: Streams) -> np.ndarray:
-    """`c[0]` times the image plus `c[1]` times ice (`frost_texture`; its mean in a grey image)."""
+    """``c[0]`` times the image plus ``c[1]`` times ``frost_texture`` (its mean in a grey image)."""
     ice = frost_texture(x.shape[1:3], streams)
     if x.shape[-1] == 1:
         ice = ice.mean(axis=-1, keepdims=True)
@@ -87,7 +87,7 @@ def plasma(noise: np.ndarray, decay: float) -> np.ndarray:
     the mean of their four neighbours plus noise of amplitude $d^{-2k}$ at level $k$.
 
     Args:
-        noise: Array of shape (n, s, s) in [-1, 1], s a power of two.
+        noise: array of shape (n, s, s) in [-1, 1], s a power of two.
         decay: $d$ > 0; the larger, the smoother.
     """
     clouds = np.zeros_like(noise)
@@ -110,7 +110,7 @@ def plasma(noise: np.ndarray, decay: float) -> np.ndarray:
 
 
 def fog(x: np.ndarray, c: tuple[float, float], streams: Streams) -> np.ndarray:
-    r"""$(x + a f)\,m/(m + a)$: `plasma` clouds $f$ of strength $a$, $m$ the largest of $x$."""
+    r"""$(x + a f)\,m/(m + a)$: ``plasma`` clouds $f$ of strength $a$, $m$ the largest of $x$."""
     strength, decay = c
     height, width = x.shape[1:3]
     size = 1 << (max(height, width) - 1).bit_length()
@@ -121,7 +121,7 @@ def fog(x: np.ndarray, c: tuple[float, float], streams: Streams) -> np.ndarray:
 
 
 def brightness(x: np.ndarray, c: float, streams: Streams) -> np.ndarray:
-    """`c` more of the value V of HSV, at the same hue and saturation.
+    """``c`` more of the value V of HSV, at the same hue and saturation.
 
     V is the largest channel, and hue and saturation are ratios of channels: the pixel is scaled.
     """

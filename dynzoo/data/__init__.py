@@ -5,6 +5,8 @@ from dynzoo.utils.lazy import loader
 __getattr__, __all__ = loader(
     __name__,
     {
+        "DATASETS": "loading",
+        "Dataset": "loading",
         "Split": "loading",
         "class_names": "loading",
         "load": "loading",

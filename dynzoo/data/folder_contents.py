@@ -29,7 +29,7 @@ class FolderContents:
         root: the folder.
         classes: names in alphabetical order, which are the labels 0, 1, ...
         train: files and labels.
-        test: files and labels, `None` where there is no such folder.
+        test: files and labels, ``None`` where there is no such folder.
         joined: name of a validation folder whose files are among the training ones, or "".
         left_out: numbers of files and folders by the reason why they are left out.
     """
@@ -83,7 +83,7 @@ def survey(path: str | Path) -> FolderContents:
 def _splits(root: Path, left: Counter[str]) -> dict[str, Path]:
     """The folders of the splits, or nothing where the folder's own subfolders are the classes.
 
-    A folder `train` beside `car` and `ship`, with images in it, is a class.
+    A folder ``train`` beside ``car`` and ``ship``, with images in it, is a class.
     """
     parts: dict[str, Path] = {}
     rest = []

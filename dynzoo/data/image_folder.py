@@ -42,25 +42,25 @@ def load_image_folder(
     log: Callable[[str], object] | None = print,
     stream: bool | None = False,
 ) -> tuple[Split, Split]:
-    """Load `(x_train, y_train), (x_test, y_test)` from `train/CLASS/*` and `test/CLASS/*`.
+    """Load ``(x_train, y_train), (x_test, y_test)`` from ``train/CLASS/*`` and ``test/CLASS/*``.
 
-    Without a test folder, a fifth of the images of each class in `CLASS/*` is held out as the test
-    set, the same ones every time. `val` (or `valid`, `validation`, in any capitals) is the test set
-    where there is no other, and else belongs to the training images. The order is mixed. Images are
-    turned as their camera held them, scaled with antialiasing and cut in the middle, so that
-    nothing is stretched; 16 bits of gray become 8. What a certificate says of such an image it says
-    of the scaled one. Hidden folders and those of file systems (`__MACOSX`, `@eaDir`), empty
-    folders and files of other kinds are left out, and a line says how many.
+    Without a test folder, a fifth of the images of each class in ``CLASS/*`` is held out as the
+    test set, the same ones every time. ``val`` (or ``valid``, ``validation``, in any capitals) is
+    the test set where there is no other, and else belongs to the training images. The order is
+    mixed. Images are turned as their camera held them, scaled with antialiasing and cut in the
+    middle, so that nothing is stretched; 16 bits of gray become 8. What a certificate says of such
+    an image it says of the scaled one. Hidden folders and those of file systems (``__MACOSX``,
+    ``@eaDir``), empty folders and files of other kinds are left out, and a line says how many.
 
     Args:
         path: the folder; class names in alphabetical order are the labels 0, 1, ...
-        image_shape: (height, width, channels) to bring the images to, 1 or 3 channels; `None`
+        image_shape: (height, width, channels) to bring the images to, 1 or 3 channels; ``None``
             takes them as they are, in colour, if all have one size.
         seed: seed of the order, and of the choice of held-out images.
-        log: called with the line that says what was read and left out; `None` for silence.
-        stream: True leaves the images in their files until they are asked for (`StreamedImages`),
-            each brought to the size of the first one if there is no `image_shape`; `None` does so
-            where they would take more than 1 GiB as floats.
+        log: called with the line that says what was read and left out; ``None`` for silence.
+        stream: ``True`` leaves the images in their files until they are asked for
+            (``StreamedImages``), each brought to the size of the first one if there is no
+            ``image_shape``; ``None`` does so where they would take more than 1 GiB as floats.
 
     Returns:
         uint8 images (n, height, width, channels) and int64 labels (n,), each twice.
@@ -71,7 +71,18 @@ def load_image_folder(
 
     Example:
 
-    >>> (x_train, y_train), (x_test, y_test) = load_image_folder("photos", (32, 32, 3))
+    >>> from pathlib import Path
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.data import load_image_folder
+    >>> for label in ("cat", "dog"):
+    ...     folder = Path("photos") / label
+    ...     folder.mkdir(parents=True)
+    ...     for i in range(5):
+    ...         keras.utils.save_img(folder / f"{i}.png", np.full((40, 50, 3), 50 * i), scale=False)
+    >>> (x_train, y_train), (x_test, y_test) = load_image_folder("photos", (32, 32, 3), log=None)
+    >>> x_train.shape, x_test.shape
+    ((8, 32, 32, 3), (2, 32, 32, 3))
     """
     contents = survey(path)
     if image_shape is not None and (len(image_shape) != 3 or image_shape[2] not in MODES):

@@ -1,25 +1,38 @@
-"""Image data sets as arrays: CIFAR by TensorFlow Datasets, digits, `.npz` files, and folders."""
+"""Image data sets as arrays: CIFAR by TensorFlow Datasets, digits, ``.npz`` files, and folders."""
 
 import os
 import threading
 import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dynzoo.data.image_folder import class_folders, load_image_folder
-from dynzoo.inference.class_names import CLASSES
+from dynzoo.data.sources import check_source
+from dynzoo.inference.class_names import CIFAR10, CIFAR100, DIGITS
 from dynzoo.inference.streamed_images import StreamedImages
 
 Split = tuple[np.ndarray, np.ndarray]
 
-# where the maintainers of each set serve it; asked once, so that a machine without network
-# is told so at once instead of after the minutes that TensorFlow Datasets spends on retries
-_SOURCES = {
-    "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-    "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/t10k-labels-idx1-ubyte.gz",
-}
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set that `load` knows by name.
+
+    Args:
+        about: what it is, in a few words.
+        classes: names of the classes, in the order of the labels.
+        read: from the name to the images and labels as they are kept.
+        url: where its maintainers serve it. Asked once, so that a machine without network is told
+            so at once instead of after the minutes that TensorFlow Datasets spends on retries.
+    """
+
+    about: str
+    classes: Sequence[str]
+    read: Callable[[str], tuple[Split, Split]]
+    url: str = ""
 
 
 def load(
@@ -28,34 +41,36 @@ def load(
     image_shape: tuple[int, ...] | None = None,
     stream: bool | None = False,
 ) -> tuple[Split, Split]:
-    """Load `(x_train, y_train), (x_test, y_test)`: NHWC images and integer labels.
+    """Load ``(x_train, y_train), (x_test, y_test)``: NHWC images and integer labels.
 
     Float images are the stored bytes divided by 255, hence in [0, 1] and exact to the byte. CIFAR
     comes in its original order, which published protocols count in ("the first 1000 test images").
 
     Args:
-        name: `"cifar10"`, `"cifar100"`, `"mnist"` (TensorFlow Datasets, from the folder that the
-            environment variable `TFDS_DATA_DIR` names), `"digits"` (1437 + 360 handwritten digits
-            that come with scikit-learn, upsampled to 32x32x3; no download), or the path of an
-            `.npz` file laid out as `keras.datasets` does: `x_train`, `y_train`, `x_test`, `y_test`;
-            or a folder of images, see `dynzoo.data.image_folder.load_image_folder`.
-        dtype: `"float32"` for images in [0, 1], or `"uint8"` for the bytes.
+        name: one of ``DATASETS``: ``"cifar10"``, ``"cifar100"``, ``"mnist"`` (TensorFlow Datasets,
+            from the folder that the environment variable ``TFDS_DATA_DIR`` names), ``"digits"``
+            (1437 + 360 handwritten digits that come with scikit-learn, upsampled to 32x32x3; no
+            download); or the path of an ``.npz`` file laid out as ``keras.datasets`` does:
+            ``x_train``, ``y_train``, ``x_test``, ``y_test``; or a folder of images, see
+            ``dynzoo.data.image_folder.load_image_folder``.
+        dtype: ``"float32"`` for images in [0, 1], or ``"uint8"`` for the bytes.
         image_shape: (height, width, channels) to which the images of a folder are brought.
-        stream: True leaves the images of a folder in their files until they are asked for; `None`
-            does so where they would take more than 1 GiB as floats.
+        stream: ``True`` leaves the images of a folder in their files until they are asked for;
+            ``None`` does so where they would take more than 1 GiB as floats.
 
     Returns:
         Images of shape (n, height, width, channels), labels int64 of shape (n,), for each split.
-        Streamed images are a `dynzoo.inference.streamed_images.StreamedImages`, which is indexed as
-        an array and goes into `dynzoo.augmentation.Augmented`, `finetune` and `evaluate`.
+        Streamed images are a ``dynzoo.inference.streamed_images.StreamedImages``, which is indexed
+        as an array and goes into ``dynzoo.augmentation.Augmented``, ``finetune`` and ``evaluate``.
 
     Raises:
         ValueError: unknown name, or a file whose content is not as described (it names the key).
-        FileNotFoundError: no such `.npz` file.
+        FileNotFoundError: no such ``.npz`` file.
         RuntimeError: the data are neither on this machine nor to be had over the network.
 
     Example:
 
+    >>> import dynzoo
     >>> (x_train, y_train), (x_test, y_test) = dynzoo.data.load("digits")
     >>> x_test.shape
     (360, 32, 32, 3)
@@ -76,49 +91,43 @@ def _stored(
     image_shape: tuple[int, ...] | None = None,
     stream: bool | None = False,
 ) -> tuple[Split, Split]:
-    """The data as they are kept: bytes, or the floats of an `.npz` file."""
-    key = os.fspath(name)
+    """The data as they are kept: bytes, or the floats of an ``.npz`` file."""
+    key = check_source(name)
     if key.endswith(".npz"):
         return _load_npz(Path(key))
-    if key == "digits":
-        return _load_digits()
-    if key in _SOURCES:
-        return _load_tfds(key)
-    if Path(key).is_dir():
-        return load_image_folder(key, image_shape, stream=stream)
-    raise ValueError(_unknown(key))
+    if key in DATASETS:
+        return DATASETS[key].read(key)
+    return load_image_folder(key, image_shape, stream=stream)
 
 
 def class_names(name: str | os.PathLike) -> list[str]:
-    """Names of the classes of a data set that `load` knows, in the order of the labels.
+    """Names of the classes of a data set that ``load`` knows, in the order of the labels.
 
-    For an `.npz` file these are its key `class_names` or `label_names`, else the numbers as text;
-    for a folder of images the names of its subfolders.
+    For an ``.npz`` file these are its key ``class_names`` or ``label_names``, else the numbers as
+    text; for a folder of images the names of its subfolders.
+
+    Args:
+        name: as in ``load``.
+
+    Returns:
+        One text a class.
 
     Example:
 
+    >>> import dynzoo
     >>> dynzoo.data.class_names("cifar10")[:3]
     ['airplane', 'automobile', 'bird']
     """
-    key = os.fspath(name)
-    if key in CLASSES:
-        return list(CLASSES[key])
+    key = check_source(name)
+    if key in DATASETS:
+        return list(DATASETS[key].classes)
     if not key.endswith(".npz"):
-        if Path(key).is_dir():
-            return class_folders(key)
-        raise ValueError(_unknown(key))
+        return class_folders(key)
     with open(key, "rb") as stream, np.load(stream, allow_pickle=False) as file:
         for entry in ("class_names", "label_names", "fine_label_names"):
             if entry in file.files:
                 return [str(value) for value in file[entry]]
         return [str(i) for i in range(int(file["y_train"].max()) + 1)]
-
-
-def _unknown(key: str) -> str:
-    return (
-        f"`name` must be one of {sorted(CLASSES)}, the path of an '.npz' file or a folder of "
-        f"images. Received: name={key!r}"
-    )
 
 
 def split_validation(
@@ -133,7 +142,16 @@ def split_validation(
         seed: seed of the choice.
 
     Returns:
-        `(x_train, y_train), (x_val, y_val)`; both keep the order of the original.
+        ``(x_train, y_train), (x_val, y_val)``; both keep the order of the original.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from dynzoo.data import split_validation
+    >>> x, y = np.zeros((10, 8, 8, 3)), np.arange(10)
+    >>> (x_train, y_train), (x_val, y_val) = split_validation(x, y, 0.2)
+    >>> len(x_train), len(x_val)
+    (8, 2)
     """
     n = len(x)
     count = round(size * n) if isinstance(size, float) and 0 < size < 1 else size
@@ -149,7 +167,21 @@ def split_validation(
 
 
 def load_exact(name: str | os.PathLike) -> tuple[Split, Split]:
-    """What `load` gives: as bytes, or as float32 in [0, 1] where the images are no bytes / 255."""
+    """What ``load`` gives: as bytes, or as float32 in [0, 1] where the images are no bytes / 255.
+
+    Args:
+        name: as in ``load``.
+
+    Returns:
+        ``(x_train, y_train), (x_test, y_test)``, as ``load`` does.
+
+    Example:
+
+    >>> import dynzoo
+    >>> (x_train, y_train), (x_test, y_test) = dynzoo.data.load_exact("digits")
+    >>> x_test.dtype
+    dtype('uint8')
+    """
     splits = _stored(name)
     parts = [x if x.dtype == np.uint8 else _bytes_or_floats(x) for x, _ in splits]
     if len({x.dtype for x in parts}) > 1:
@@ -166,7 +198,21 @@ def _bytes_or_floats(x: np.ndarray) -> np.ndarray:
 
 
 def to_float(x: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] as float32; bytes are divided by 255."""
+    """Images in [0, 1] as float32; bytes are divided by 255.
+
+    Args:
+        x: images, of bytes or of floats in [0, 1]; or ``StreamedImages``.
+
+    Returns:
+        The same as float32.
+
+    Example:
+
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> dynzoo.data.to_float(np.array([0, 51, 255], "uint8"))
+    array([0. , 0.2, 1. ], dtype=float32)
+    """
     if isinstance(x, StreamedImages):
         return x.astype("float32")
     if x.dtype == np.uint8:
@@ -204,8 +250,6 @@ def _load_digits() -> tuple[Split, Split]:
 
 
 def _load_npz(path: Path) -> tuple[Split, Split]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no data file {path}.")
     arrays = {}
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
@@ -268,7 +312,7 @@ def _load_tfds(name: str) -> tuple[Split, Split]:
     # The folder is looked at before the slow import of TensorFlow. Cloud addresses are left to it.
     cloud = "://" in data_dir
     there = [] if cloud else sorted(Path(data_dir, name).glob("*/dataset_info.json"))
-    problem = None if cloud or there else _unreachable(_SOURCES[name])
+    problem = None if cloud or there else _unreachable(DATASETS[name].url)
     if problem:
         raise RuntimeError(_remedies(name, data_dir, problem))
     try:
@@ -279,7 +323,7 @@ def _load_tfds(name: str) -> tuple[Split, Split]:
     versions = [file.parent.name for file in there]
     wanted = str(tfds.builder_cls(name).VERSION)
     # Asked of the class: a builder would ask the network for minutes.
-    if versions and wanted not in versions and (problem := _unreachable(_SOURCES[name])):
+    if versions and wanted not in versions and (problem := _unreachable(DATASETS[name].url)):
         raise RuntimeError(
             f"The data set {name!r} is in {data_dir} in version {', '.join(versions)}, but the "
             f"installed tensorflow-datasets reads version {wanted}, which could not be fetched "
@@ -324,7 +368,7 @@ def _keep_tensorflow_off_the_gpu() -> None:
 
 
 def _unreachable(url: str, timeout: float = 5.0) -> str | None:
-    """Why `url` cannot be fetched, or None. A thread, for name look-ups ignore socket timeouts."""
+    """Why ``url`` cannot be fetched, or None. In a thread: look-ups ignore socket timeouts."""
     answer = [f"no answer from {url} within {timeout:g} s"]
 
     def ask() -> None:
@@ -348,3 +392,31 @@ def _remedies(name: str, data_dir: str, problem: str) -> str:
         f"{name!r}; run once with network access; or pass the path of an '.npz' file with the keys "
         "x_train, y_train, x_test, y_test. The data set 'digits' needs no download."
     )
+
+
+# Below the functions that it names.
+DATASETS: dict[str, Dataset] = {
+    "cifar10": Dataset(
+        "32x32 photographs in 10 classes",
+        CIFAR10,
+        _load_tfds,
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    ),
+    "cifar100": Dataset(
+        "32x32 photographs in 100 classes",
+        CIFAR100,
+        _load_tfds,
+        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    ),
+    "mnist": Dataset(
+        "28x28 handwritten digits",
+        DIGITS,
+        _load_tfds,
+        "https://storage.googleapis.com/cvdf-datasets/mnist/t10k-labels-idx1-ubyte.gz",
+    ),
+    "digits": Dataset(
+        "handwritten digits of scikit-learn, upsampled to 32x32; no download",
+        DIGITS,
+        lambda name: _load_digits(),
+    ),
+}

@@ -15,8 +15,8 @@ def load_parts(paths: Iterable[str | Path]) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of all files, one after the other.
 
     Args:
-        paths: `.npz` files with `x_train` and `y_train`, or `x` and `y`; or `.npy` files of images,
-            each with its labels in `NAME.labels.npy` beside it.
+        paths: ``.npz`` files with ``x_train`` and ``y_train``, or ``x`` and ``y``; or ``.npy``
+            files of images, each with its labels in ``NAME.labels.npy`` beside it.
 
     Returns:
         Images (n, h, w, c) as bytes and labels (n,) as int64.

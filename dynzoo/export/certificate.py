@@ -50,11 +50,20 @@ def certificate_of(model: keras.Model) -> Certificate | str:
 def numbers_of(
     certificate: Certificate | str, image_range: tuple[float, float] = (0.0, 1.0)
 ) -> dict[str, Any]:
-    """What `radii` needs, as plain numbers; or that there is no certificate, and why.
+    """What ``radii`` needs, as plain numbers; or that there is no certificate, and why.
 
     Args:
-        certificate: what `certificate_of` returned.
+        certificate: what ``certificate_of`` returned.
         image_range: smallest and largest number of the images that the graph is made for.
+
+    Example:
+
+    >>> import keras
+    >>> import dynzoo
+    >>> from dynzoo.export import numbers_of
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> numbers_of(dynzoo.certify(model))["certified"]
+    True
     """
     if isinstance(certificate, str):
         return {"certified": False, "reason": certificate}
@@ -81,14 +90,14 @@ def radii(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels and certified L2 radii from the logits of an exported graph.
 
-    Guarantee: as that of `Certificate.radii`, for the graph whose hashes the certificate names.
+    Guarantee: as that of ``Certificate.radii``, for the graph whose hashes the certificate names.
 
     Args:
         logits: array (n, K) that the exported graph gave for n images.
-        certificate: the content of `certificate.json`, or its path.
+        certificate: the content of ``certificate.json``, or its path.
         images: the n images. Without them the radii are a little smaller, and hold for images in
             the certificate's ``image_range`` only.
-        rounding: what is assumed of roundings, as in `Certificate.radii`.
+        rounding: what is assumed of roundings, as in ``Certificate.radii``.
 
     Returns:
         (labels (n,) int64, radii (n,) float64 in the units of the images).
@@ -99,8 +108,14 @@ def radii(
 
     Example:
 
-    >>> logits = onnxruntime.InferenceSession("exported/model.onnx").run(None, {"images": x})[0]
-    >>> labels, radii = dynzoo.export.radii(logits, "exported/certificate.json", x)
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x = np.random.default_rng(0).random((5, 4)).astype("float32")
+    >>> certificate = dynzoo.export.numbers_of(dynzoo.certify(model))
+    >>> logits = model.predict(x, verbose=0)  # or those of the exported graph
+    >>> labels, radii = dynzoo.export.radii(logits, certificate, x)
     """
     if isinstance(certificate, (str, os.PathLike)):
         where, numbers = os.fspath(certificate), certificate_file.read(certificate)

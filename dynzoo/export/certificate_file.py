@@ -1,4 +1,4 @@
-"""The numbers of `certificate.json`, checked before radii are computed from them.
+"""The numbers of ``certificate.json``, checked before radii are computed from them.
 
 A radius is the product: a negative margin or a bound of zero in the file would make it larger
 without anyone seeing it. Each field has a line in the table; a new field gets one more.
@@ -68,7 +68,7 @@ def _column_pairs(value: Any, columns: int) -> bool:
 
 
 def _rounding(value: Any) -> bool:
-    """The numbers of a `RoundingBound`."""
+    """The numbers of a ``RoundingBound``."""
     if not isinstance(value, Mapping):
         return False
     anchors, arithmetic = value.get("anchors"), value.get("arithmetic")
@@ -127,7 +127,7 @@ def check_numbers(numbers: Mapping[str, Any], where: str = "`certificate`") -> N
     """Refuse numbers that no certificate has.
 
     Args:
-        numbers: the content of a `certificate.json` that says ``certified``.
+        numbers: the content of a ``certificate.json`` that says ``certified``.
         where: its file, for the message.
 
     Raises:
@@ -152,7 +152,7 @@ def check_numbers(numbers: Mapping[str, Any], where: str = "`certificate`") -> N
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The content of a `certificate.json`; its numbers are not checked yet.
+    """The content of a ``certificate.json``; its numbers are not checked yet.
 
     Raises:
         ValueError: naming the file, if it is missing, damaged or something else.

@@ -1,8 +1,9 @@
 """Export a model to ONNX, SavedModel, PyTorch's ExportedProgram or LiteRT, with its certificate.
 
-The graph is plain inference (`dynzoo.export.inference_graph`), written by Keras' own exporters.
-Beside it stands `certificate.json`, from which anyone derives certified radii of the graph's logits
-with NumPy alone. Before the folder appears, the graph is run by its own runtime and compared.
+The graph is plain inference (``dynzoo.export.inference_graph``), written by Keras' own exporters.
+Beside it stands ``certificate.json``, from which anyone derives certified radii of the graph's
+logits with NumPy alone. Before the folder appears, the graph is run by its own runtime and
+compared.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from dynzoo.certificates.rounding.program import check_reference, probe_images, 
 from dynzoo.export.certificate import CERTIFICATE, certificate_of
 from dynzoo.export.certificate import numbers_of as numbers_of
 from dynzoo.export.certificate import radii as radii
+from dynzoo.export.formats import FORMATS, check_writable
 from dynzoo.export.inference_graph import inference_graph
-from dynzoo.export.runtimes import FORMATS, Run, check_available, load
-from dynzoo.inference.draws import layers_with
+from dynzoo.export.runtimes import Run, load
+from dynzoo.inference.model_layers import random_layers
 from dynzoo.robustness import provenance
 from dynzoo.utils import interruption
 from dynzoo.utils.files import move_into_place, sha256, to_json
@@ -58,13 +60,13 @@ def export_model(
     The batch size of the graph stays open. The folder is written whole or not at all: an existing
     one is never touched, and a graph that fails the check is removed.
 
-    Guarantee: with `check`, the graph's logits of 100 images, run by the format's own runtime, are
-    within 1e-4 of the model's (or of float32 rounding, where logits are above 8), and the radii
-    derived from them exceed those of `certify(model)` by no more than the rounding margin allows.
+    Guarantee: with ``check``, the graph's logits of 100 images, run by the format's own runtime,
+    are within 1e-4 of the model's (or of float32 rounding, where logits are above 8), and the radii
+    derived from them exceed those of ``certify(model)`` by no more than the rounding margin allows.
 
     Args:
         model: built model from one input of fixed shape to logits. What cannot be certified is
-            exported too; `certificate.json` then gives the reason.
+            exported too; ``certificate.json`` then gives the reason.
         path: the folder to write; must not exist.
         format: "onnx", "saved_model", "torch" or "litert".
         x: images for the check, in the scale of the model; default: uniform noise in [0, 1].
@@ -72,7 +74,7 @@ def export_model(
         source: where the model comes from; kept in the certificate.
 
     Returns:
-        The content of `certificate.json`.
+        The content of ``certificate.json``.
 
     Raises:
         ValueError: if the backend cannot write the format, or a package is missing.
@@ -81,8 +83,12 @@ def export_model(
 
     Example:
 
-    >>> model = dynzoo.from_preset("isometric_small_cifar10")
-    >>> export_model(model, "exported", "onnx")["lipschitz"]
+    >>> import keras
+    >>> from dynzoo.export import export_model
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> about = export_model(model, "exported", "onnx")
+    >>> about["graph"]["file"]
+    'model.onnx'
     """
     target = check_target(path, format, check)
     _check_model(model)
@@ -129,11 +135,7 @@ def check_target(path: str | os.PathLike, format: str, check: bool = True) -> Pa
         ValueError: if the backend cannot write the format, or a package is missing.
         FileExistsError: if the path exists.
     """
-    check_available(format, backend.name(), run=check)
-    target = Path(path).absolute()
-    if os.path.lexists(target):
-        raise FileExistsError(f"{target} exists already: choose another folder.")
-    return target
+    return check_writable(path, format, backend.name(), run=check)
 
 
 def _check_model(model: keras.Model) -> None:
@@ -231,7 +233,7 @@ def _compare(model: keras.Model, run: Run, images: np.ndarray) -> dict[str, Any]
         raise ExportCheckError(
             f"The exported graph gives shape {logits.shape}, the model {expected.shape}."
         )
-    if layers_with(model, "random_at_inference"):
+    if random_layers(model):
         return {"images": len(images), "compared": "shapes only: the model draws in every pass"}
     alone = np.asarray(run(images[:1]))
     size = float(np.max(np.abs(expected)))

@@ -13,6 +13,7 @@ from dynzoo import backend
 from dynzoo.certificates.graph import trace
 from dynzoo.certificates.operations import TensorCall
 from dynzoo.certificates.rules.table import is_identity
+from dynzoo.inference.model_layers import is_random
 
 __all__ = ["inference_graph"]
 
@@ -75,7 +76,7 @@ def inference_graph(model: keras.Model) -> keras.Model:
 def _is_plain(layer: Any) -> bool:
     """Whether the layer's `call` on a symbolic tensor records all that it does."""
     ours = type(layer).__module__.split(".")[0] == "dynzoo"
-    return ours and not getattr(layer, "random_at_inference", False)
+    return ours and not is_random(layer)
 
 
 def _recorded(layer: Any, argument: Any) -> Any:

@@ -3,98 +3,21 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dynzoo.export import certificate_file
 from dynzoo.export.certificate_file import CERTIFICATE
+from dynzoo.export.formats import FORMATS as FORMATS
 from dynzoo.utils.files import sha256
 from dynzoo.utils.strict_json import short
 
-__all__ = ["FORMATS", "Format", "check_available", "load"]
+__all__ = ["FORMATS", "load"]
 
 Run = Callable[[np.ndarray], np.ndarray]
-
-
-class Format(NamedTuple):
-    """A format of export: its name with Keras, its file, and where it can be made.
-
-    `packages` are those (beside Keras and the backend) that write the format on each backend, and
-    `reader` the one that runs it. `refused` gives the reason for each backend that cannot.
-    """
-
-    keras_name: str
-    file: str
-    packages: dict[str, tuple[str, ...]]
-    reader: str
-    refused: dict[str, str]
-
-
-FORMATS = {
-    "onnx": Format(
-        "onnx",
-        "model.onnx",
-        {"torch": ("onnx",), "tensorflow": ("tf2onnx", "onnx")},
-        "onnxruntime",
-        {"jax": "on JAX, Keras writes ONNX by way of jax2onnx, which needs flax and equinox"},
-    ),
-    "saved_model": Format(
-        "tf_saved_model",
-        "saved_model",
-        {"tensorflow": (), "jax": ("tensorflow",)},
-        "tensorflow",
-        {"torch": "on PyTorch, Keras writes a SavedModel for one batch size only"},
-    ),
-    "torch": Format(
-        "torch",
-        "model.pt2",
-        {"torch": ()},
-        "torch",
-        dict.fromkeys(("tensorflow", "jax"), "only PyTorch traces a model to an ExportedProgram"),
-    ),
-    "litert": Format(
-        "litert",
-        "model.tflite",
-        {"tensorflow": ()},
-        "ai_edge_litert",
-        {
-            "jax": "Keras writes LiteRT from TensorFlow and PyTorch only",
-            "torch": "on PyTorch, Keras writes LiteRT for one batch size only",
-        },
-    ),
-}
-
-
-def check_available(format: str, backend: str, run: bool) -> None:
-    """Refuses what cannot be written on this backend or with the packages at hand.
-
-    Args:
-        format: a key of `FORMATS`.
-        backend: the running backend of Keras.
-        run: whether the exported graph is to be run as well.
-
-    Raises:
-        ValueError: naming the reason and the way around.
-    """
-    if format not in FORMATS:
-        raise ValueError(f"`format` must be one of {', '.join(FORMATS)}. Received: {format!r}")
-    about = FORMATS[format]
-    if backend not in about.packages:
-        others = " or ".join(f"`--backend {name}`" for name in about.packages)
-        reason = about.refused.get(backend, f"Keras does not write it on {backend}")
-        raise ValueError(
-            f"Format {format!r} cannot be written here: {reason}. Presets are the same on every "
-            f"backend: use {others} (in Python: KERAS_BACKEND)."
-        )
-    needed = [*about.packages[backend], *([about.reader] if run else [])]
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        install = " ".join(name.replace("_", "-") for name in missing)
-        raise ValueError(f"Format {format!r} needs {', '.join(missing)}: pip install {install}")
 
 
 def load(format: str, path: str | Path) -> tuple[Run, str]:

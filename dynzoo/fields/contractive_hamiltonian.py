@@ -57,7 +57,7 @@ def euler_factor(step_size: float, damping: float, c1: float, c2: float) -> floa
 
 
 def euler_step_limit(damping: float, c1: float, c2: float) -> float:
-    r"""Largest h with `euler_factor` at most 1: $2\rho / ((1 + \gamma^2) c_1 c_2)$.
+    r"""Largest h with ``euler_factor`` at most 1: $2\rho / ((1 + \gamma^2) c_1 c_2)$.
 
     The factor is convex in h and 1 at h = 0, so that all smaller steps are contractive too.
     """
@@ -66,7 +66,7 @@ def euler_step_limit(damping: float, c1: float, c2: float) -> float:
 
 
 def best_euler_step(damping: float, c1: float, c2: float) -> float:
-    r"""The h of the smallest `euler_factor`, which is $\sin(\operatorname{arccot}\gamma +
+    r"""The h of the smallest ``euler_factor``, which is $\sin(\operatorname{arccot}\gamma +
     \arcsin\alpha)$."""
     alpha, s = _ratio(c1, c2), math.hypot(1.0, damping)
     scaled = damping - alpha / math.sqrt(1.0 - alpha**2)

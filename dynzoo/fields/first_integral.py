@@ -97,7 +97,7 @@ class Integral:
         return 0.5 * bend
 
     def gram(self, weights):
-        """Function of a frame W that gives W^T H W, as `implicit_update` needs it."""
+        """Function of a frame W that gives W^T H W, as ``implicit_update`` needs it."""
         xp = self.xp
 
         def of_frame(frame):

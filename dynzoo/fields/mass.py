@@ -25,7 +25,7 @@ def tangent_part(d, weights, xp):
 def tangent_step(x, d, weights, xp):
     """x + d less the part of d along c; x where rounding is all that there is of d.
 
-    Rounding is known by what it does: it would change c^T x by more than `SUM_TOLERANCE` of its
+    Rounding is known by what it does: it would change c^T x by more than ``SUM_TOLERANCE`` of its
     terms.
     """
     d = tangent_part(d, weights, xp)

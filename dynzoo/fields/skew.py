@@ -161,7 +161,7 @@ def implicit_update(skew, step_size, slope, gram):
     transform has long turned by all but 180 degrees. Where S overflows, d is 0 or not finite.
 
     Args:
-        skew: S, a `FullSkew` or `PlanesSkew`.
+        skew: S, a ``FullSkew`` or ``PlanesSkew``.
         step_size: h.
         slope: g, array (..., n).
         gram: function of a frame W that gives W^T H W, array (m, m) or (..., m, m).

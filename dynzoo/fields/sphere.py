@@ -10,7 +10,7 @@ __all__ = ["signed_gradient_field", "sphere_field"]
 
 
 def sphere_field(network):
-    r"""$X_S(x) = S(x)x$ as a function of x, for a `dynzoo.fields.skew.SkewNetwork`."""
+    r"""$X_S(x) = S(x)x$ as a function of x, for a ``dynzoo.fields.skew.SkewNetwork``."""
     return lambda x: network(x).apply(x)
 
 

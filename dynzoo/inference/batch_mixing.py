@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import keras
 
-from dynzoo.inference.draws import layers_with
+from dynzoo.inference.model_layers import flat_layers, mixing_layers
 
 __all__ = ["Call", "hides_code", "mixing_calls", "training_calls"]
 
@@ -29,6 +29,8 @@ class Call(NamedTuple):
 
 # A tensor's batch axis: its position, or None where it is not known.
 _Axis = int | None
+_Known = Sequence[_Axis]
+_Mixes = Callable[[], None]
 
 # Operations that move axes about, or whose `axis` is no axis that they work along.
 _MOVERS = {
@@ -63,9 +65,8 @@ def mixing_calls(model: Any) -> list[Call]:
     >>> mixing_calls(keras.Model(x, x - ops.mean(x, axis=0)))
     [Call(name='mean', kind='Mean')]
     """
-    layers: list[Any] = getattr(model, "_flatten_layers", list)()
-    kinds = {layer.name: type(layer).__name__ for layer in layers}
-    found = [Call(name, kinds[name]) for name in layers_with(model, "depends_on_batch")]
+    kinds = {layer.name: type(layer).__name__ for layer in flat_layers(model)}
+    found = [Call(name, kinds[name]) for name in mixing_layers(model)]
     _walk(model, None, "", found)
     return list(dict.fromkeys(found))
 
@@ -94,7 +95,7 @@ def hides_code(model: Any) -> bool:
 
     That is a layer, a model or an activation of the user's own, or a `Lambda`.
     """
-    layers = [model, *getattr(model, "_flatten_layers", list)()]
+    layers = [model, *flat_layers(model)]
     if any(isinstance(layer, keras.Model) and _graph(layer) is None for layer in layers):
         return True
     classes = {type(layer) for layer in layers if not isinstance(layer, keras.Model)}
@@ -192,7 +193,7 @@ def _walk(
     return last
 
 
-def _default(node: Any, known: Sequence[_Axis], result: Any) -> _Axis:
+def _default(node: Any, known: _Known, result: Any) -> _Axis:
     """Where the batch axis is after a call of which nothing is known."""
     if not known or any(axis != known[0] for axis in known):
         return None
@@ -203,7 +204,7 @@ def _default(node: Any, known: Sequence[_Axis], result: Any) -> _Axis:
 # --- one call ---
 
 
-def _call(node: Any, known: Sequence[_Axis], mixes: Callable[[], None]) -> list[_Axis] | None:
+def _call(node: Any, known: _Known, mixes: _Mixes) -> list[_Axis] | None:
     """The batch axes of the results; `None` for those of `_default`."""
     operation, kind = node.operation, type(node.operation).__name__
     if not known or known[0] is None:
@@ -247,7 +248,7 @@ def _along(operation: Any, rank: int) -> set[int]:
     return axes
 
 
-def _pairwise(node: Any, known: Sequence[_Axis], mixes: Callable[[], None]) -> list[_Axis]:
+def _pairwise(node: Any, known: _Known, mixes: _Mixes) -> list[_Axis]:
     """Axes are matched from the last one on: two batch axes at different places make pairs."""
     if None in known:
         return [None]
@@ -259,17 +260,17 @@ def _pairwise(node: Any, known: Sequence[_Axis], mixes: Callable[[], None]) -> l
     return [len(node.outputs[0].shape) - 1 - places.pop()]
 
 
-def _transpose(node, known, axis, rank, mixes):
+def _transpose(node: Any, known: _Known, axis: int, rank: int, mixes: _Mixes) -> list[_Axis]:
     order = node.operation.axes
     return [rank - 1 - axis if order is None else [a % rank for a in order].index(axis)]
 
 
-def _swap(node, known, axis, rank, mixes):
+def _swap(node: Any, known: _Known, axis: int, rank: int, mixes: _Mixes) -> list[_Axis]:
     pair = [node.operation.axis1 % rank, node.operation.axis2 % rank]
     return [pair[1 - pair.index(axis)] if axis in pair else axis]
 
 
-def _insert(node, known, axis, rank, mixes):
+def _insert(node: Any, known: _Known, axis: int, rank: int, mixes: _Mixes) -> list[_Axis]:
     if any(other != axis for other in known):
         return [None]
     at = node.operation.axis
@@ -278,7 +279,7 @@ def _insert(node, known, axis, rank, mixes):
     return [axis + (at % (rank + 1) <= axis)]
 
 
-def _reshape(node, known, axis, rank, mixes):
+def _reshape(node: Any, known: _Known, axis: int, rank: int, mixes: _Mixes) -> list[_Axis]:
     before, after = tuple(node.input_tensors[0].shape), tuple(node.outputs[0].shape)
     rows = axis == 0 and after and after[0] == before[0]
     sizes = [*before[1:], *after[1:]]
@@ -291,7 +292,7 @@ def _reshape(node, known, axis, rank, mixes):
     return [0 if counts[0] == counts[1] else None]
 
 
-def _item(node, known, axis, rank, mixes):
+def _item(node: Any, known: _Known, axis: int, rank: int, mixes: _Mixes) -> list[_Axis]:
     args = node.arguments.args
     key = args[1] if len(args) > 1 else node.arguments.kwargs.get("key")
     first = key[0] if isinstance(key, tuple) and key else key
@@ -304,7 +305,7 @@ def _item(node, known, axis, rank, mixes):
     return [None]
 
 
-def _matmul(node, known, axis, rank, mixes):
+def _matmul(node: Any, known: _Known, axis: int, rank: int, mixes: _Mixes) -> list[_Axis]:
     tensors = node.input_tensors
     if len(tensors) != 2:
         # One factor is a constant, and which one is not told: only the inner axes are certain.
@@ -320,7 +321,7 @@ def _matmul(node, known, axis, rank, mixes):
     return [len(node.outputs[0].shape) - (rank - axis)]
 
 
-def _einsum(node, known, axis, rank, mixes):
+def _einsum(node: Any, known: _Known, axis: int, rank: int, mixes: _Mixes) -> list[_Axis]:
     formula = node.operation.subscripts.replace(" ", "")
     terms, _, result = formula.partition("->")
     parts = terms.split(",")

@@ -19,7 +19,7 @@ _FEW = 16
 
 
 def fastest(batch_size: int, shape: Sequence[int]) -> int:
-    """The batch length, at most `batch_size`, at which an image of this shape takes least time.
+    """The batch length, at most ``batch_size``, at which an image of this shape takes least time.
 
     What XLA makes of a network for a CPU is slower by half where the features of a batch do not fit
     in the caches; the other backends do not mind.
@@ -37,9 +37,9 @@ def _cores() -> int:
 
 
 def sizes(batch_size: int) -> list[int]:
-    """Batch lengths that a compiling backend sees: `batch_size`, a quarter, a sixteenth of it.
+    """Batch lengths that a compiling backend sees: ``batch_size``, a quarter, a sixteenth of it.
 
-    None below 16, unless `batch_size` is.
+    None below 16, unless ``batch_size`` is.
     """
     return sorted({max(min(_FEW, batch_size), batch_size // part) for part in (1, 4, 16)})
 
@@ -48,8 +48,9 @@ def batches(count: int, batch_size: int) -> list[tuple[np.ndarray, int]]:
     """Row numbers of each batch, padded to a few fixed sizes, and how many of them are real.
 
     A compiled function is traced once for each shape. What is left after the full batches is cut
-    into batches of the smaller `sizes`, unless a padded one would be over three quarters full: 130
-    rows in batches of 256 become 64, 64 and 2 rows in 16. Padding repeats the batch's first row.
+    into batches of the smaller ``sizes``, unless a padded one would be over three quarters full:
+    130 rows in batches of 256 become 64, 64 and 2 rows in 16. Padding repeats the batch's first
+    row.
     """
     smallest, *larger = sizes(batch_size)
     result = []
@@ -68,16 +69,16 @@ def batches(count: int, batch_size: int) -> list[tuple[np.ndarray, int]]:
 class Pool:
     """The rows of one padded batch that still resist, packed together as the others fall.
 
-    A search holds its state in tensors with one row for each image, the first `outputs` of which
-    are its results. `pack` drops the rows that have fallen and remembers their results, so that
-    the model is not run on images that need no more attack. Each look at `fallen` waits for the
+    A search holds its state in tensors with one row for each image, the first ``outputs`` of which
+    are its results. ``pack`` drops the rows that have fallen and remembers their results, so that
+    the model is not run on images that need no more attack. Each look at ``fallen`` waits for the
     device: call it every few steps, not at each.
 
     Args:
-        real: Number of images; the rest of the batch is padding.
-        size: Length of the batch, padding included.
-        outputs: How many of the leading tensors are results.
-        batch_size: Batch size of the attack: compiling backends see only its `sizes`.
+        real: number of images; the rest of the batch is padding.
+        size: length of the batch, padding included.
+        outputs: how many of the leading tensors are results.
+        batch_size: batch size of the attack: compiling backends see only its ``sizes``.
 
     Example:
 

@@ -1,7 +1,6 @@
-"""What the labels of the known data sets mean, and the superclasses of CIFAR-100."""
+"""Names of classes: of the known data sets, of a model, and the superclasses of CIFAR-100."""
 
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -71,19 +70,7 @@ def superclasses(y: Any) -> np.ndarray:
     return _SUPERCLASS[labels]
 
 
-CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": DIGITS, "digits": DIGITS}
 _NAMES: weakref.WeakKeyDictionary[Any, list[str]] = weakref.WeakKeyDictionary()
-
-
-def names_in(metadata: Mapping[str, Any], classes: int) -> list[str] | None:
-    """Names of a preset's classes: those in its metadata, else those of its known data set.
-
-    Args:
-        metadata: what is known of the preset; keys ``class_names`` and ``dataset``.
-        classes: number of its classes; names of another number are not its own.
-    """
-    names = metadata.get("class_names") or CLASSES.get(str(metadata.get("dataset")))
-    return [str(name) for name in names] if names and len(names) == classes else None
 
 
 def declare_names(model: Any, names: list[str] | None) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from dynzoo.backend import name as backend_name
 from dynzoo.backend import without_grad
+from dynzoo.inference.model_layers import flat_layers
 from dynzoo.inference.passes import predict_logits
 
 __all__ = [
@@ -57,8 +58,7 @@ class Difference(str):
 def rounding_of(model: Any) -> float:
     """Relative difference that rounding makes between two batch lengths, by the model's dtypes."""
     half = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
-    layers: list[Any] = getattr(model, "_flatten_layers", list)()
-    used = {str(getattr(layer, "compute_dtype", "float32")) for layer in layers}
+    used = {str(getattr(layer, "compute_dtype", "float32")) for layer in flat_layers(model)}
     return max([ROUNDING, *(16 * eps for dtype, eps in half.items() if dtype in used)])
 
 

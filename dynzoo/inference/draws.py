@@ -1,4 +1,4 @@
-"""Models that are no fixed function of one image: which layers make them so, and their seeds."""
+"""The seed generators of a model, whose draws make it no fixed function of one image."""
 
 from __future__ import annotations
 
@@ -8,17 +8,7 @@ import numpy as np
 
 from dynzoo import backend
 
-__all__ = ["Draws", "layers_with", "seed_states"]
-
-
-def layers_with(model: Any, attribute: str) -> list[str]:
-    """Names of the layers, nested ones included, whose ``attribute`` is true.
-
-    The attributes are ``random_at_inference`` (two passes over one input may differ) and
-    ``depends_on_batch`` (an output depends on the other examples of its batch).
-    """
-    layers: list[Any] = getattr(model, "_flatten_layers", list)()
-    return [layer.name for layer in layers if getattr(layer, attribute, False)]
+__all__ = ["Draws", "seed_states"]
 
 
 def seed_states(model: Any) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dynzoo.backend import to_numpy
+from dynzoo.inference.model_layers import flat_layers
 from dynzoo.inference.streamed_images import StreamedImages, read_whole
 
 __all__ = [
@@ -218,5 +219,4 @@ def _like_bytes(x: np.ndarray, low: float, high: float) -> bool:
 
 
 def _rescales(model: Any) -> bool:
-    layers = getattr(model, "_flatten_layers", lambda: ())()
-    return any(type(layer).__name__ in _RESCALING for layer in layers)
+    return any(type(layer).__name__ in _RESCALING for layer in flat_layers(model))

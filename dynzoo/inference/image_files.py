@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-__all__ = ["MODES", "endings", "image_size", "read_image", "told_apart"]
+__all__ = ["MODES", "endings", "read_image", "told_apart"]
 
 MODES = {1: "L", 3: "RGB"}
 # What Pillow lists and cannot decode by itself, or only with another program.
@@ -36,17 +36,20 @@ def told_apart() -> Iterator[None]:
         yield
 
 
-def read_image(file: Path, image_shape: tuple[int, ...] | None = None) -> np.ndarray:
+def read_image(
+    file: Path, image_shape: tuple[int, ...] | None = None, channels: int = 3
+) -> np.ndarray:
     """One image as uint8 (height, width, channels).
 
     Args:
         file: where it is.
-        image_shape: (height, width, channels) to bring it to; `None` for its own size in colour.
+        image_shape: (height, width, channels) to bring it to; ``None`` for its own size.
+        channels: of an image of its own size, 3 for colour or 1 for gray.
 
     Raises:
         ValueError: naming the file.
     """
-    height, width, channels = image_shape or (0, 0, 3)
+    height, width, channels = image_shape or (0, 0, channels)
     try:
         with Image.open(file) as opened:
             image = _eight_bits(ImageOps.exif_transpose(opened), opened.format, file)
@@ -65,16 +68,6 @@ def read_image(file: Path, image_shape: tuple[int, ...] | None = None) -> np.nda
             f"{file} is not a readable image ({type(error).__name__}: {error})"
         ) from None
     return np.asarray(image).reshape(image.height, image.width, channels)
-
-
-def image_size(file: Path) -> tuple[int, int]:
-    """(height, width) of an image, turned as its camera held it.
-
-    Raises:
-        ValueError: naming the file.
-    """
-    height, width, _ = read_image(file).shape
-    return height, width
 
 
 class _RangeError(Exception):

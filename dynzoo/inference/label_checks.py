@@ -59,7 +59,7 @@ def training_labels(y: Any, images: int, classes: int) -> np.ndarray:
     """Labels that a loss can be given: a class for each image, or the shares of the classes.
 
     Args:
-        y: what `check_labels` takes, whole numbers in a float type, or rows (n, K) of shares that
+        y: what ``check_labels`` takes, whole numbers in a float type, or rows (n, K) of shares that
             are not negative and sum to 1 (soft labels, as MixUp makes them).
         images: n.
         classes: K.
@@ -68,7 +68,7 @@ def training_labels(y: Any, images: int, classes: int) -> np.ndarray:
         int64 (n,), or float32 (n, K).
 
     Raises:
-        ValueError: as `check_labels`.
+        ValueError: as ``check_labels``.
 
     Example:
 

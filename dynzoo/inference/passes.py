@@ -17,7 +17,8 @@ from keras import ops
 
 from dynzoo import backend
 from dynzoo.inference.batching import batches, fastest
-from dynzoo.inference.draws import Draws, layers_with, seed_states
+from dynzoo.inference.draws import Draws, seed_states
+from dynzoo.inference.model_layers import flat_layers, random_layers
 
 __all__ = [
     "JUDGE_DRAWS",
@@ -81,10 +82,9 @@ def _settings(model: Any) -> Any:
     """The plain attributes of all layers, which a trace takes for constants."""
     if not backend.compiles():
         return None
-    layers: list[Any] = getattr(model, "_flatten_layers", list)()
     return [
         (id(layer), key, id(value) if callable(value) else value)
-        for layer in layers
+        for layer in flat_layers(model)
         for key, value in vars(layer).items()
         if key[0] != "_" and key != "built" and (callable(value) or _plain(value))
     ]
@@ -157,7 +157,7 @@ def noise(model: Any, x: np.ndarray, batch_size: int, seed: int) -> Iterator[Non
         yield
         return
     with Draws(model, seed) as draws:
-        if not layers_with(model, "random_at_inference"):
+        if not random_layers(model):
             answers = []
             for number in range(2):
                 draws.fresh(_APART, number)

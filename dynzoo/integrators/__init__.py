@@ -1,6 +1,7 @@
 """One-step methods, a family a file, with their order and what they preserve as data."""
 
 from dynzoo.integrators.implicit import ImplicitMidpoint as ImplicitMidpoint
+from dynzoo.integrators.registry import INTEGRATORS as INTEGRATORS
 from dynzoo.integrators.registry import Integrator as Integrator
 from dynzoo.integrators.registry import table as table
 from dynzoo.integrators.runge_kutta import EULER as EULER

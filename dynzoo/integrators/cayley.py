@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dynzoo.fields.skew import euclidean_gram, implicit_update
+from dynzoo.integrators.base import OneStepMethod
 from dynzoo.integrators.projected import projected_on_sphere
 
 __all__ = ["CAYLEY", "Cayley"]
 
 
 @dataclass(frozen=True)
-class Cayley:
+class Cayley(OneStepMethod):
     """A step with S frozen at x (order 1), or at the end of a half step (explicit midpoint).
 
     Args:

@@ -20,6 +20,7 @@ from typing import ClassVar
 
 from dynzoo.fields.first_integral import Integral, integral_field
 from dynzoo.fields.skew import implicit_update
+from dynzoo.integrators.base import OneStepMethod
 from dynzoo.integrators.projected import projected_on_integral
 
 __all__ = ["DiscreteGradient"]
@@ -29,7 +30,7 @@ _POLISH = 2
 
 
 @dataclass(frozen=True)
-class DiscreteGradient:
+class DiscreteGradient(OneStepMethod):
     """The step above.
 
     Args:

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dynzoo.fields.hamiltonian import complex_multiply
+from dynzoo.integrators.base import OneStepMethod
 
 __all__ = ["ImplicitMidpoint"]
 
 
 @dataclass(frozen=True)
-class ImplicitMidpoint:
+class ImplicitMidpoint(OneStepMethod):
     r"""The implicit midpoint rule with a fixed number of iterations, from 1.
 
     The order is 2 from two iterations on. The exact rule is symplectic for $\gamma = 0$ and keeps
@@ -34,6 +35,14 @@ class ImplicitMidpoint:
 
     Args:
         iterations: iterations a step, a positive integer.
+        name: identifier, as used in configs.
+        preserves: what a step keeps, in words of ``dynzoo.integrators.registry``.
+
+    Example:
+
+    >>> from dynzoo import integrators
+    >>> integrators.ImplicitMidpoint(iterations=12).order
+    2
     """
 
     iterations: int = 12
@@ -90,7 +99,7 @@ class ImplicitMidpoint:
 
     @staticmethod
     def step_limit(damping: float, center: float, radius: float) -> float:
-        r"""Largest h with the closed form of `growth_bound` at most 1; infinite where all are.
+        r"""Largest h with the closed form of ``growth_bound`` at most 1; infinite where all are.
 
         With $\alpha = d/c$, $C = \gamma/s$, $x = hcs/2$, $P^2 = 1 + 2xC + x^2$ and $Q^2 = 1 - 2xC +
         x^2$, the bound is at most 1 if and only if $C(1 - \alpha x/P) \ge \tfrac\alpha2(1 + Q/P)$.

@@ -19,6 +19,7 @@ from typing import ClassVar
 
 from dynzoo.fields.first_integral import Integral, integral_field
 from dynzoo.fields.sphere import sphere_field
+from dynzoo.integrators.base import OneStepMethod
 from dynzoo.integrators.runge_kutta import HEUN, RK4, RungeKutta
 
 __all__ = [
@@ -45,7 +46,7 @@ INTEGRAL_TOLERANCE = 2e-6
 
 
 @dataclass(frozen=True)
-class ProjectedRungeKutta:
+class ProjectedRungeKutta(OneStepMethod):
     """A Runge-Kutta method with a way back to the invariant.
 
     Args:

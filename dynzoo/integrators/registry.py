@@ -1,7 +1,7 @@
 """Every integrator as a row of a table: what it solves, its order, its radius, what it keeps.
 
 The rows hold no numbers of their own: each is read off the method, which is what the layers use.
-`tests/integrators/` measure every order and check every invariant and radius.
+``tests/integrators/`` measure every order and check every invariant and radius.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dynzoo.integrators.discrete_gradient import DiscreteGradient
 from dynzoo.integrators.implicit import ImplicitMidpoint
 from dynzoo.integrators.projected import PROJECTED
 
-__all__ = ["INVARIANTS", "Integrator", "table"]
+__all__ = ["INTEGRATORS", "INVARIANTS", "Integrator", "table"]
 
 # The words of `preserves`: what one step keeps, where the equation that it solves keeps it.
 INVARIANTS = {
@@ -28,6 +28,17 @@ INVARIANTS = {
     "symplectic form": "M^T J M = J for the Jacobian M of the step, if the field is Hamiltonian",
     "invertibility": "the step has an inverse, which is as cheap as the step",
     "contractivity": "distances fall, if the damping makes those of the equation fall",
+}
+
+
+# Name -> method, family by family; the layers look theirs up in the table of its family.
+INTEGRATORS: dict[str, Any] = {
+    **runge_kutta.RUNGE_KUTTA,
+    **splitting.SPLITTINGS,
+    ImplicitMidpoint.name: ImplicitMidpoint(),
+    **CAYLEY,
+    **PROJECTED,
+    DiscreteGradient.name: DiscreteGradient(),
 }
 
 
@@ -44,9 +55,15 @@ class Integrator:
         order: order of convergence.
         general_order: order where it is lower outside the setting of ``order``.
         circle_contractivity_radius: r of a Runge-Kutta method, else ``None``.
-        preserves: words of `INVARIANTS`.
+        preserves: words of ``INVARIANTS``.
         source: reference.
         method: the method itself.
+
+    Example:
+
+    >>> from dynzoo import integrators
+    >>> [row.solver for row in integrators.table() if row.name == "cayley"]
+    ['linearly implicit']
     """
 
     name: str
@@ -66,18 +83,12 @@ def table() -> list[Integrator]:
 
     Example:
 
-    >>> [row.name for row in table() if "norm" in row.preserves and row.order == 4]
+    >>> from dynzoo import integrators
+    >>> rows = integrators.table()
+    >>> [row.name for row in rows if "norm" in row.preserves and row.order == 4]
     ['projected_rk4']
     """
-    methods = [
-        *(runge_kutta.get(name) for name in runge_kutta.names()),
-        *(splitting.get(name) for name in splitting.names()),
-        ImplicitMidpoint(),
-        *CAYLEY.values(),
-        *PROJECTED.values(),
-        DiscreteGradient(),
-    ]
-    return [_row(method) for method in methods]
+    return [_row(method) for method in INTEGRATORS.values()]
 
 
 def _row(method: Any) -> Integrator:
@@ -87,8 +98,8 @@ def _row(method: Any) -> Integrator:
         equation=method.equation,
         solver=method.solver,
         order=method.order,
-        general_order=getattr(method, "general_order", method.order),
-        circle_contractivity_radius=getattr(method, "circle_contractivity_radius", None),
+        general_order=method.general_order,
+        circle_contractivity_radius=method.circle_contractivity_radius,
         preserves=method.preserves,
         source=method.source,
         method=method,

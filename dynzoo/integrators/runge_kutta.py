@@ -16,11 +16,14 @@ from typing import ClassVar
 
 import numpy as np
 
-__all__ = ["RungeKutta", "get", "names"]
+from dynzoo.integrators.base import OneStepMethod
+from dynzoo.utils.arguments import one_of
+
+__all__ = ["RUNGE_KUTTA", "RungeKutta", "get", "names"]
 
 
 @dataclass(frozen=True)
-class RungeKutta:
+class RungeKutta(OneStepMethod):
     """An explicit Runge-Kutta method given by its Butcher tableau.
 
     Args:
@@ -28,7 +31,14 @@ class RungeKutta:
         order: order of consistency.
         stages: strictly lower triangular coefficients a_ij, one tuple a stage.
         weights: the b_i.
-        preserves: what a step keeps, in words of `dynzoo.integrators.registry`.
+        preserves: what a step keeps, in words of ``dynzoo.integrators.registry``.
+
+    Example:
+
+    >>> from dynzoo import integrators
+    >>> heun = integrators.RungeKutta("heun", 2, ((), (1.0,)), (0.5, 0.5))
+    >>> heun.step(lambda x: -x, 1.0, 0.1)
+    0.905
     """
 
     name: str
@@ -87,24 +97,36 @@ HEUN = RungeKutta("heun", 2, ((), (1.0,)), (0.5, 0.5))
 SSP3 = RungeKutta("ssp3", 3, ((), (1.0,), (0.25, 0.25)), (1 / 6, 1 / 6, 2 / 3))
 RK4 = RungeKutta("rk4", 4, ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
 
-_METHODS = {m.name: m for m in (EULER, HEUN, SSP3, RK4)}
+RUNGE_KUTTA = {m.name: m for m in (EULER, HEUN, SSP3, RK4)}
 
 
 def names() -> list[str]:
-    """Names of the integrators."""
-    return list(_METHODS)
+    """Names of the integrators.
+
+    Example:
+
+    >>> from dynzoo import integrators
+    >>> integrators.names()
+    ['euler', 'heun', 'ssp3', 'rk4']
+    """
+    return list(RUNGE_KUTTA)
 
 
 def get(identifier) -> RungeKutta:
-    """Looks an integrator up by name, or passes a `RungeKutta` on.
+    """Looks an integrator up by name, or passes a ``RungeKutta`` on.
+
+    Args:
+        identifier: ``"euler"``, ``"heun"``, ``"ssp3"``, ``"rk4"``, or a ``RungeKutta``.
 
     Raises:
         ValueError: for an unknown name.
+
+    Example:
+
+    >>> from dynzoo import integrators
+    >>> integrators.get("rk4").order
+    4
     """
     if isinstance(identifier, RungeKutta):
         return identifier
-    if identifier not in _METHODS:
-        raise ValueError(
-            f"`integrator` must be one of {', '.join(names())}. Received: integrator={identifier!r}"
-        )
-    return _METHODS[identifier]
+    return RUNGE_KUTTA[one_of("integrator", identifier, RUNGE_KUTTA)]

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dynzoo.fields.volume import shear_norm
+from dynzoo.integrators.base import OneStepMethod
+from dynzoo.utils.arguments import one_of
 
 __all__ = ["LEAPFROG", "SYMPLECTIC_EULER", "YOSHIDA4", "Splitting", "get", "names"]
 
 
 @dataclass(frozen=True)
-class Splitting:
+class Splitting(OneStepMethod):
     """A composition of shears.
 
     Args:
@@ -27,7 +29,13 @@ class Splitting:
         order: order of consistency.
         drifts: the c_i, multiples of the step by which q moves.
         kicks: the d_i, multiples of the step by which p moves, each after its drift.
-        preserves: what a step keeps, in words of `dynzoo.integrators.registry`.
+        preserves: what a step keeps, in words of ``dynzoo.integrators.registry``.
+
+    Example:
+
+    >>> from dynzoo import integrators
+    >>> integrators.Splitting("leapfrog", 2, (0.5, 0.5), (1.0, 0.0)) == integrators.LEAPFROG
+    True
     """
 
     name: str
@@ -56,7 +64,7 @@ class Splitting:
         return q, p
 
     def inverse_step(self, drift, kick, q, p, step_size):
-        """Undoes `step`: the same shears backwards, exact but for rounding."""
+        """Undoes ``step``: the same shears backwards, exact but for rounding."""
         for c, d in zip(reversed(self.drifts), reversed(self.kicks), strict=True):
             if d:
                 p = p - (step_size * d) * kick(q)
@@ -98,24 +106,20 @@ YOSHIDA4 = Splitting(
     "yoshida4", 4, (_W1 / 2, (_W0 + _W1) / 2, (_W0 + _W1) / 2, _W1 / 2), (_W1, _W0, _W1, 0.0)
 )
 
-_METHODS = {m.name: m for m in (SYMPLECTIC_EULER, LEAPFROG, YOSHIDA4)}
+SPLITTINGS = {m.name: m for m in (SYMPLECTIC_EULER, LEAPFROG, YOSHIDA4)}
 
 
 def names() -> list[str]:
     """Names of the splittings."""
-    return list(_METHODS)
+    return list(SPLITTINGS)
 
 
 def get(identifier) -> Splitting:
-    """Looks a splitting up by name, or passes a `Splitting` on.
+    """Looks a splitting up by name, or passes a ``Splitting`` on.
 
     Raises:
         ValueError: for an unknown name.
     """
     if isinstance(identifier, Splitting):
         return identifier
-    if identifier not in _METHODS:
-        raise ValueError(
-            f"`integrator` must be one of {', '.join(names())}. Received: integrator={identifier!r}"
-        )
-    return _METHODS[identifier]
+    return SPLITTINGS[one_of("integrator", identifier, SPLITTINGS)]

@@ -13,7 +13,7 @@ from dynzoo.fields.hamiltonian import complex_multiply
 from dynzoo.guarantees import Guarantee
 from dynzoo.integrators.implicit import ImplicitMidpoint
 from dynzoo.layers.phase_space import PhaseSpaceFlow
-from dynzoo.utils.arguments import number, one_of, positive_integer
+from dynzoo.utils.arguments import integer, number, one_of
 
 __all__ = ["ContractiveHamiltonianFlow"]
 
@@ -35,11 +35,11 @@ class ContractiveHamiltonianFlow(PhaseSpaceFlow):
     Guarantee (rate): with $\|K\| \le$ ``max_norm`` (kept by the constraint) and
     $\gamma = (1 + \text{margin})\,\gamma^*$, $\gamma^* = (c_2 - c_1)/(2\sqrt{c_1c_2})$, two
     solutions approach at least as $e^{-\rho t}$,
-    $\rho = \gamma\frac{c_1 + c_2}2 - \sqrt{1 + \gamma^2}\frac{c_2 - c_1}2 > 0$ (`rate`).
-    Guarantee (layer): every step is 1-Lipschitz, with the factor in `step_factors`; for Euler when
-    $h \le 2\rho/((1 + \gamma^2)c_1c_2)$, a sharp bound; for implicit midpoint, as computed with its
-    finite number of iterations, for every h if $\frac{c_2 + c_1}{c_2 - c_1} \ge 1 +
-    \sqrt{1 + \gamma^2}/\gamma$ (as with the defaults) and below `step_limit` otherwise. Gradients
+    $\rho = \gamma\frac{c_1 + c_2}2 - \sqrt{1 + \gamma^2}\frac{c_2 - c_1}2 > 0$ (``rate``).
+    Guarantee (layer): every step is 1-Lipschitz, with the factor in ``step_factors``; for Euler
+    when $h \le 2\rho/((1 + \gamma^2)c_1c_2)$, a sharp bound; for implicit midpoint, as computed
+    with its finite number of iterations, for every h if $\frac{c_2 + c_1}{c_2 - c_1} \ge 1 +
+    \sqrt{1 + \gamma^2}/\gamma$ (as with the defaults) and below ``step_limit`` otherwise. Gradients
     cannot explode; nothing keeps them from vanishing, and strong contraction makes them.
 
     Args:
@@ -51,10 +51,10 @@ class ContractiveHamiltonianFlow(PhaseSpaceFlow):
             published scripts, ``"paper"`` (on the boundary $\gamma^*$ less an epsilon: contracts
             nothing) or ``"paper_mnist"`` ($1/\sqrt{1 - \alpha^2}$, above it). The scripts use the
             present norms of K in place of ``max_norm`` and any step size; so do these two accept
-            any step, and only `rate` and `lipschitz_bound` tell what results.
+            any step, and only ``rate`` and ``lipschitz_bound`` tell what results.
         margin: relative distance of the damping from $\gamma^*$, positive (``"sharp"`` only).
         step_size: ``"optimal"`` (the smallest factor), ``"maximal"`` (factor 1, where a largest
-            step exists), a positive float up to `step_limit` (in units of the field's time), or
+            step exists), a positive float up to ``step_limit`` (in units of the field's time), or
             ``"learned"``.
         steps: number of time steps, each with its own weights unless ``shared``.
         integrator: ``"euler"`` or ``"implicit_midpoint"``.
@@ -73,15 +73,18 @@ class ContractiveHamiltonianFlow(PhaseSpaceFlow):
 
     Example:
 
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import ContractiveHamiltonianFlow
     >>> layer = ContractiveHamiltonianFlow(operators.Dense(32), steps=3)
-    >>> layer(np.ones((2, 32), "float32")).shape
+    >>> tuple(layer(np.ones((2, 32), "float32")).shape)
     (2, 32)
     >>> layer.rate > 0
     True
 
     Reference: M. Zakwan, L. Xu and G. Ferrari-Trecate, "Robust classification using contractive
     Hamiltonian neural ODEs", IEEE L-CSS 7 (2023), arXiv 2203.11805. The rate and the bounds of
-    the discrete steps are derived in `dynzoo.fields.contractive_hamiltonian`.
+    the discrete steps are derived in ``dynzoo.fields.contractive_hamiltonian``.
     """
 
     _on_halves = False
@@ -113,7 +116,7 @@ class ContractiveHamiltonianFlow(PhaseSpaceFlow):
         self.bound = one_of("bound", bound, ("sharp", "paper", "paper_mnist"))
         self.margin = number("margin", margin)
         self.integrator = one_of("integrator", integrator, ("euler", "implicit_midpoint"))
-        self.iterations = positive_integer("iterations", iterations)
+        self.iterations = integer("iterations", iterations)
         self._midpoint = ImplicitMidpoint(self.iterations)
         # Hessian bounds that hold for every kernel inside the constraint
         self._c1, self._c2 = self._hessian_bounds(self.max_norm * _CONSTRAINT_EXCESS)

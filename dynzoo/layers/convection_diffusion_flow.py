@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 
 import keras
 from keras import ops
@@ -22,7 +21,7 @@ from dynzoo.fields.gradient import contractive_factor
 from dynzoo.guarantees import Guarantee
 from dynzoo.layers.gradient_flow import _Scaled
 from dynzoo.operators import base as operators
-from dynzoo.utils.arguments import float64, number, one_of, positive_integer
+from dynzoo.utils.arguments import float64, integer, number, one_of, seed_or_none
 
 __all__ = ["ConvectionDiffusionFlow"]
 
@@ -42,7 +41,7 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
     with $v(x) = -A^T\sigma(Ax + b)$ (``velocity="gradient"``) or $B^T\sigma(Ax + b)$ (``"free"``).
     The mean over the noise of a function f behind the layer, $u(x) = E f(X_T)$, solves the
     convection-diffusion equation $u_t = v \cdot \nabla u + \sigma^2 \Delta u$ up to the error of
-    the step. `feynman_kac_mean` computes that mean for a whole model.
+    the step. ``feynman_kac_mean`` computes that mean for a whole model.
 
     Which noise acts: in training, a fresh draw for each example and step, from a Keras
     ``SeedGenerator``. In inference, by ``inference``:
@@ -50,7 +49,7 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
     * ``"mean"``: the mean of the state over ``samples`` fixed paths, drawn once from ``seed`` by
       NumPy and shared by all examples. Nothing is random between calls, no example sees another.
       The last noise has mean zero and is left out exactly: a single step costs no samples.
-    * ``"random"``: a fresh draw in every call, as in training (`random_at_inference` is true).
+    * ``"random"``: a fresh draw in every call, as in training (``random_at_inference`` is true).
     * ``"deterministic"``: none, the residual network itself.
 
     Guarantee: one increment has variance $2\sigma^2h$ in each entry. u obeys the maximum principle
@@ -85,8 +84,11 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
 
     Example:
 
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import ConvectionDiffusionFlow
     >>> layer = ConvectionDiffusionFlow(operators.Dense(16), sigma=0.1, steps=3)
-    >>> layer(np.ones((2, 32), "float32")).shape
+    >>> tuple(layer(np.ones((2, 32), "float32")).shape)
     (2, 32)
 
     Reference: T. Wang et al., "An axiomatized PDE model of deep neural networks" (arXiv
@@ -119,13 +121,13 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
         self.velocity = one_of("velocity", velocity, ("gradient", "free"))
         self.max_norm = None if max_norm is None else number("max_norm", max_norm)
         self.step_size = number("step_size", step_size, high=self.step_limit)
-        self.steps = positive_integer("steps", steps)
+        self.steps = integer("steps", steps)
         self.noise_scaling = one_of("noise_scaling", noise_scaling, ("constant", "tensor_std"))
         self.inference = one_of("inference", inference, ("mean", "random", "deterministic"))
-        self.samples = positive_integer("samples", samples)
+        self.samples = integer("samples", samples)
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
-        self.seed = _checked_seed(seed)
+        self.seed = seed_or_none(seed)
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
 
@@ -298,10 +300,3 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
             "operator": keras.saving.serialize_keras_object(self.operator),
             **{name: getattr(self, name) for name in _ARGUMENTS},
         }
-
-
-def _checked_seed(seed):
-    integer = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-    if seed is not None and not (integer and seed >= 0):
-        raise ValueError(f"`seed` must be a non-negative integer or None. Received: seed={seed!r}")
-    return seed if seed is None else int(seed)

@@ -6,8 +6,9 @@ import numpy as np
 from keras import ops
 
 from dynzoo import backend
-from dynzoo.inference.draws import Draws, layers_with
-from dynzoo.utils.arguments import positive_integer
+from dynzoo.inference.draws import Draws
+from dynzoo.inference.model_layers import random_layers
+from dynzoo.utils.arguments import integer
 
 __all__ = ["feynman_kac_mean"]
 
@@ -15,7 +16,7 @@ __all__ = ["feynman_kac_mean"]
 def feynman_kac_mean(model, x, samples=16, seed=0, batch_size=256) -> np.ndarray:
     r"""Monte-Carlo mean of a model's outputs over the noise of its layers, $u(x) = E f(X_T)$.
 
-    The noise is that of the layers that draw in inference mode, such as `ConvectionDiffusionFlow`
+    The noise is that of the layers that draw in inference mode, such as ``ConvectionDiffusionFlow``
     with ``inference="random"``; its draws depend on ``seed``, the batch size and the backend alone.
     The states of the model's seed generators are put back.
 
@@ -34,14 +35,18 @@ def feynman_kac_mean(model, x, samples=16, seed=0, batch_size=256) -> np.ndarray
 
     Example:
 
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import ConvectionDiffusionFlow, feynman_kac_mean
     >>> flow = ConvectionDiffusionFlow(operators.Dense(4), inference="random")
     >>> model = keras.Sequential([keras.Input((4,)), flow, keras.layers.Dense(3)])
-    >>> feynman_kac_mean(model, np.ones((5, 4)), samples=32).shape
+    >>> tuple(feynman_kac_mean(model, np.ones((5, 4)), samples=32).shape)
     (5, 3)
     """
-    positive_integer("samples", samples)
-    positive_integer("batch_size", batch_size)
-    if not layers_with(model, "random_at_inference"):
+    integer("samples", samples)
+    integer("batch_size", batch_size)
+    if not random_layers(model):
         raise ValueError(
             "`model` must have a layer that is random at inference, such as "
             "ConvectionDiffusionFlow(..., inference='random'): the mean of others is one pass."

@@ -1,4 +1,4 @@
-"""What `GradientFlow` guarantees: the true bound of its steps, and the promises in words."""
+"""What ``GradientFlow`` guarantees: the true bound of its steps, and the promises in words."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def step_bounds(layer, input_shape, norms=None) -> list[float]:
 
 
 def gradient_guarantees(layer) -> list[Guarantee]:
-    """What holds for a `GradientFlow` as it is configured."""
+    """What holds for a ``GradientFlow`` as it is configured."""
     source = "arXiv 2210.02373; circle contractivity: arXiv 2306.17332"
     smooth = Guarantee(
         "gradient field",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 
 import keras
 import numpy as np
@@ -14,7 +13,7 @@ from dynzoo.fields.gradient import gradient_field, gradient_field_float64
 from dynzoo.guarantees import Guarantee
 from dynzoo.layers.gradient_bound import gradient_bound, gradient_guarantees
 from dynzoo.operators import base as operators
-from dynzoo.utils.arguments import float64, positive_integer
+from dynzoo.utils.arguments import float64, integer, number, number_or_word, one_of, seed_or_none
 
 __all__ = ["GradientFlow"]
 
@@ -45,7 +44,7 @@ class GradientFlow(keras.layers.Layer):
         integrator: ``"euler"``, ``"heun"``, ``"ssp3"`` or ``"rk4"``.
         direction: ``"contractive"`` or ``"expansive"``.
         constraint: ``"orthonormal"`` (matrix operators), ``"spectral_norm"``, or ``None``; with
-            ``None`` nothing bounds A, a fixed step is needed, and `lipschitz_bound` tells.
+            ``None`` nothing bounds A, a fixed step is needed, and ``lipschitz_bound`` tells.
         max_norm: norm that the ``"spectral_norm"`` constraint allows.
         max_step: largest learned step of an expansive flow.
         projection_steps: ``steps`` of the orthonormal constraint.
@@ -62,9 +61,14 @@ class GradientFlow(keras.layers.Layer):
 
     Example:
 
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import GradientFlow
     >>> layer = GradientFlow(operators.Dense(16), step_size="maximal", steps=3)
-    >>> layer(np.ones((2, 32), "float32")).shape
+    >>> tuple(layer(np.ones((2, 32), "float32")).shape)
     (2, 32)
+    >>> layer.lipschitz_bound((None, 32)) < 1.0 + 1e-4
+    True
 
     Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023
     (arXiv 2210.02373), section on 1-Lipschitz networks; Runge-Kutta: arXiv 2306.17332.
@@ -94,10 +98,7 @@ class GradientFlow(keras.layers.Layer):
         self._integrator = integrators.get(integrator)
         self.activation = self._activation.name
         self.integrator = self._integrator.name
-        if direction not in ("contractive", "expansive"):
-            raise ValueError(
-                f"`direction` must be 'contractive' or 'expansive'. Received: {direction!r}"
-            )
+        self.direction = one_of("direction", direction, ("contractive", "expansive"))
         if constraint == "default":
             matrix = isinstance(self.operator, operators.MatrixOperator)
             constraint = "orthonormal" if matrix else "spectral_norm"
@@ -106,20 +107,15 @@ class GradientFlow(keras.layers.Layer):
                 "`constraint` must be 'orthonormal', 'spectral_norm' or None. "
                 f"Received: constraint={constraint!r}"
             )
-        if not (max_norm > 0 and math.isfinite(max_norm)):
-            raise ValueError(f"`max_norm` must be positive. Received: max_norm={max_norm}")
-        if not (max_step > 0 and math.isfinite(max_step)):
-            raise ValueError(f"`max_step` must be positive. Received: max_step={max_step}")
-        self.direction = direction
         self.constraint = constraint
-        self.steps = positive_integer("steps", steps)
-        self.max_norm = float(max_norm)
-        self.max_step = float(max_step)
-        self.projection_steps = projection_steps
+        self.steps = integer("steps", steps)
+        self.max_norm = number("max_norm", max_norm)
+        self.max_step = number("max_step", max_step)
+        self.projection_steps = integer("projection_steps", projection_steps)
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.seed = seed
+        self.seed = seed_or_none(seed)
         self.step_size = self._checked_step_size(step_size)
         self.supports_masking = True
 
@@ -145,14 +141,7 @@ class GradientFlow(keras.layers.Layer):
                     f"Received: step_size={step_size!r}"
                 )
             return step_size
-        number = isinstance(step_size, numbers.Real) and not isinstance(step_size, bool)
-        if not (number and math.isfinite(step_size) and 0 < step_size <= limit):
-            allowed = f"(0, {limit:g}]" if math.isfinite(limit) else "(0, inf)"
-            raise ValueError(
-                f"`step_size` must be in {allowed}, 'maximal' or 'learned'. "
-                f"Received: step_size={step_size!r}"
-            )
-        return float(step_size)
+        return number_or_word("step_size", step_size, ("maximal", "learned"), high=limit)
 
     def build(self, input_shape):
         shape = self.operator.kernel_shape(input_shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ from keras import ops
 
 from dynzoo.fields import convection_diffusion as field
 from dynzoo.guarantees import Guarantee
-from dynzoo.utils.arguments import number, one_of, positive_integer
+from dynzoo.utils.arguments import array, integer, number, one_of
 
 __all__ = ["GraphDiffusion"]
 
@@ -37,7 +38,7 @@ class GraphDiffusion(keras.layers.Layer):
       $w_{ij} = \exp(-(d_{ij}/d_i^{(s)})^2)$ for $d_{ij} < d_i^{(k)}$, normalised, symmetrised.
 
     Nodes are the last axis but one. With u of shape (nodes, channels) the nodes **are** the batch:
-    an example's output depends on the others (`depends_on_batch` is true), so that an attack must
+    an example's output depends on the others (``depends_on_batch`` is true), so that an attack must
     hold the whole batch in its loop, and there is no certificate for one example. With u of shape
     (batch, nodes, channels) each example has its own graph. The steps run in float32 or better
     whatever the compute type, for averages in bfloat16 are none.
@@ -63,8 +64,10 @@ class GraphDiffusion(keras.layers.Layer):
 
     Example:
 
+    >>> import numpy as np
+    >>> from dynzoo.layers import GraphDiffusion
     >>> path = [[0, 1, 0], [1, 0, 1], [0, 1, 0]]
-    >>> GraphDiffusion(0.5, steps=2, adjacency=path)(np.eye(3, dtype="float32")).shape
+    >>> tuple(GraphDiffusion(0.5, steps=2, adjacency=path)(np.eye(3, dtype="float32")).shape)
     (3, 3)
 
     Reference: T. Wang et al., "Convection-diffusion equation: a theoretically certified framework
@@ -86,14 +89,14 @@ class GraphDiffusion(keras.layers.Layer):
         # Inputs are taken as they come: a graph rounded to bfloat16 is another graph.
         super().__init__(autocast=False, **kwargs)
         self.sigma2 = number("sigma2", sigma2)
-        self.steps = positive_integer("steps", steps)
+        self.steps = integer("steps", steps)
         if graph is None:
             graph = "adjacency" if adjacency is None else "constant"
         self.graph = one_of("graph", graph, ("constant", "adjacency", "knn"))
         self.self_loops = bool(self_loops)
         self.normalize = bool(normalize)
-        self.neighbours = positive_integer("neighbours", neighbours)
-        self.scale_neighbour = positive_integer("scale_neighbour", scale_neighbour)
+        self.neighbours = integer("neighbours", neighbours)
+        self.scale_neighbour = integer("scale_neighbour", scale_neighbour)
         if self.scale_neighbour > self.neighbours:
             raise ValueError(
                 f"`scale_neighbour` must be at most `neighbours`={self.neighbours}. "
@@ -106,8 +109,9 @@ class GraphDiffusion(keras.layers.Layer):
                 + ("None" if adjacency is None else "an array")
             )
         # A plain list of lists: what a config can hold.
-        self.adjacency = None if adjacency is None else _checked_adjacency(adjacency).tolist()
-        self._matrix = None
+        self.adjacency: Any = None if adjacency is None else _checked_adjacency(adjacency).tolist()
+        self._matrix: Any = None
+        self._nodes_are_batch = True  # until `build` sees a shape
         if adjacency is not None:
             if self.sigma2 > self.step_limit * (1 + 1e-12):
                 raise ValueError(
@@ -135,7 +139,7 @@ class GraphDiffusion(keras.layers.Layer):
     @property
     def depends_on_batch(self) -> bool:
         """Whether an example's output depends on the others in its batch (once built)."""
-        return bool(getattr(self, "_nodes_are_batch", True))
+        return self._nodes_are_batch
 
     def build(self, input_shape):
         shape, other = _shapes(input_shape)
@@ -283,11 +287,11 @@ def _shapes(input_shape):
 
 
 def _checked_adjacency(adjacency) -> np.ndarray:
-    array = np.asarray(adjacency, dtype=np.float64)
-    square = array.ndim == 2 and array.shape[0] == array.shape[1] > 0
-    if not (square and np.isfinite(array).all() and (array >= 0).all()):
+    weights = array("adjacency", adjacency)
+    square = weights.ndim == 2 and weights.shape[0] == weights.shape[1] > 0
+    if not (square and np.isfinite(weights).all() and (weights >= 0).all()):
         raise ValueError(
             "`adjacency` must be a square matrix of finite weights that are not negative. "
-            f"Received: an array of shape {array.shape}"
+            f"Received: an array of shape {weights.shape}"
         )
-    return array
+    return weights

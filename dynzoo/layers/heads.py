@@ -9,7 +9,7 @@ from keras import ops
 from dynzoo import spectral
 from dynzoo.guarantees import Guarantee
 from dynzoo.operators.dense import matmul_channels
-from dynzoo.utils.arguments import float64, positive_integer
+from dynzoo.utils.arguments import float64, integer, seed_or_none
 
 __all__ = ["UnitRowDense"]
 
@@ -27,7 +27,7 @@ class UnitRowDense(keras.layers.Layer):
     r"""Classification head whose weight vectors have length one: $z_i = w_i^Tx/\|w_i\| + b_i$.
 
     Guarantee: for any finite weights each logit is 1-Lipschitz; the difference of logits i and j
-    is Lipschitz with the distance of their normalised vectors, which `certify` uses exactly. Both
+    is Lipschitz with the distance of their normalised vectors, which ``certify`` uses exactly. Both
     hold up to rounding. (The map to all logits at once is not 1-Lipschitz.)
 
     Args:
@@ -42,7 +42,9 @@ class UnitRowDense(keras.layers.Layer):
 
     Example:
 
-    >>> UnitRowDense(10)(np.ones((2, 64), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import UnitRowDense
+    >>> tuple(UnitRowDense(10)(np.ones((2, 64), "float32")).shape)
     (2, 10)
 
     Reference: Singla, Singla and Feizi, "Improved deterministic l2 robustness on CIFAR-10 and
@@ -51,9 +53,9 @@ class UnitRowDense(keras.layers.Layer):
 
     def __init__(self, units, use_bias=True, seed=None, **kwargs):
         super().__init__(**kwargs)
-        self.units = positive_integer("units", units)
+        self.units = integer("units", units)
         self.use_bias = bool(use_bias)
-        self.seed = seed
+        self.seed = seed_or_none(seed)
 
     def build(self, input_shape):
         self.kernel = self.add_weight(

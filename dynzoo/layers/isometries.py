@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo.guarantees import Guarantee
-from dynzoo.utils.arguments import number, positive_integer
+from dynzoo.utils.arguments import array, integer, number
 
 __all__ = ["BetaAbs", "ChannelPadding", "Isometry", "MaxMin", "MeanShift", "SpaceToDepth"]
 
@@ -15,7 +15,8 @@ __all__ = ["BetaAbs", "ChannelPadding", "Isometry", "MaxMin", "MeanShift", "Spac
 class Isometry(keras.layers.Layer):
     """A layer with Lipschitz constant 1, whatever its (few) settings.
 
-    Each class below states its bound anew beside its `call`: `certify` believes no inherited one.
+    Each class below states its bound anew beside its ``call``: ``certify`` believes no inherited
+    one.
     """
 
     _kept = "every distance is kept"
@@ -30,8 +31,6 @@ class Isometry(keras.layers.Layer):
 
     def guarantees(self) -> list[Guarantee]:
         """What holds for this layer as it is configured."""
-        if getattr(self, "padding", "circular") == "zero":
-            return [Guarantee("1-Lipschitz", "what leaves the image is dropped", 1.0)]
         return [Guarantee("1-Lipschitz", self._kept, 1.0)]
 
     def compute_output_shape(self, input_shape):
@@ -54,7 +53,12 @@ class MaxMin(Isometry):
 
     Example:
 
-    >>> MaxMin()(np.array([[1.0, 2.0, 3.0, 0.0]], "float32"))  # [[3, 2, 1, 0]]
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from dynzoo.layers import MaxMin
+    >>> y = MaxMin()(np.array([[1.0, 2.0, 3.0, 0.0]], "float32"))
+    >>> ops.convert_to_numpy(y)
+    array([[3., 2., 1., 0.]], dtype=float32)
 
     Reference: Anil, Lucas and Grosse, "Sorting out Lipschitz function approximation", ICML 2019.
     """
@@ -106,7 +110,12 @@ class BetaAbs(Isometry):
 
     Example:
 
-    >>> BetaAbs(0.5)(np.array([[-1.0, 2.0, -3.0, 4.0]], "float32"))  # [[1, 2, -3, 4]]
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from dynzoo.layers import BetaAbs
+    >>> y = BetaAbs(0.5)(np.array([[-1.0, 2.0, -3.0, 4.0]], "float32"))
+    >>> ops.convert_to_numpy(y)
+    array([[ 1.,  2., -3.,  4.]], dtype=float32)
 
     Reference: K. Hu, H. Hu and M. Fredrikson, "LipNeXt" (arXiv 2601.18513).
     """
@@ -150,13 +159,15 @@ class SpaceToDepth(Isometry):
 
     Example:
 
-    >>> SpaceToDepth(2)(np.zeros((1, 32, 32, 3), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import SpaceToDepth
+    >>> tuple(SpaceToDepth(2)(np.zeros((1, 32, 32, 3), "float32")).shape)
     (1, 16, 16, 12)
     """
 
     def __init__(self, block_size=2, **kwargs):
         super().__init__(**kwargs)
-        self.block_size = positive_integer("block_size", block_size)
+        self.block_size = integer("block_size", block_size)
 
     def build(self, input_shape):
         b = self.block_size
@@ -205,13 +216,15 @@ class ChannelPadding(Isometry):
 
     Example:
 
-    >>> ChannelPadding(64)(np.zeros((1, 16, 16, 12), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import ChannelPadding
+    >>> tuple(ChannelPadding(64)(np.zeros((1, 16, 16, 12), "float32")).shape)
     (1, 16, 16, 64)
     """
 
     def __init__(self, channels, **kwargs):
         super().__init__(**kwargs)
-        self.channels = positive_integer("channels", channels)
+        self.channels = integer("channels", channels)
 
     def build(self, input_shape):
         if input_shape[-1] > self.channels:
@@ -252,12 +265,17 @@ class MeanShift(Isometry):
 
     Example:
 
-    >>> MeanShift([0.5, 0.5, 0.5])(np.zeros((1, 4, 4, 3), "float32"))
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from dynzoo.layers import MeanShift
+    >>> y = MeanShift([0.5, 0.25])(np.ones((1, 1, 1, 2), "float32"))
+    >>> ops.convert_to_numpy(y)
+    array([[[[0.5 , 0.75]]]], dtype=float32)
     """
 
     def __init__(self, mean, **kwargs):
         super().__init__(**kwargs)
-        self.mean = [float(m) for m in mean]
+        self.mean = array("mean", mean).ravel().tolist()
 
     def build(self, input_shape):
         if input_shape[-1] != len(self.mean):

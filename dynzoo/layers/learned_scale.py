@@ -29,7 +29,9 @@ class LearnedScale(keras.layers.Layer):
 
     Example:
 
-    >>> LearnedScale(limit=1.0)(np.ones((2, 4), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import LearnedScale
+    >>> tuple(LearnedScale(limit=1.0)(np.ones((2, 4), "float32")).shape)
     (2, 4)
 
     Reference: the scalars after the lifts of E. Celledoni et al., arXiv 2210.02373.

@@ -10,7 +10,7 @@ from dynzoo import constraints, spectral
 from dynzoo.constraints import ORTHONORMAL_KEPT
 from dynzoo.guarantees import Guarantee
 from dynzoo.operators.dense import matmul_channels
-from dynzoo.utils.arguments import float64, positive_integer
+from dynzoo.utils.arguments import float64, integer, seed_or_none
 
 __all__ = [
     "OrthonormalDense",
@@ -33,7 +33,7 @@ class OrthonormalDense(keras.layers.Layer):
         units: number of outputs, a positive integer.
         use_bias: add a bias.
         projection_steps: least effort of the projection after each optimizer update, as the
-            ``steps`` of `dynzoo.constraints.Orthonormal`.
+            ``steps`` of ``dynzoo.constraints.Orthonormal``.
         seed: integer seed of the orthogonal initialiser, or ``None``.
 
     Input shape: (batch, ..., inputs). Output shape: (batch, ..., units).
@@ -43,7 +43,9 @@ class OrthonormalDense(keras.layers.Layer):
 
     Example:
 
-    >>> OrthonormalDense(16)(np.ones((2, 64), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import OrthonormalDense
+    >>> tuple(OrthonormalDense(16)(np.ones((2, 64), "float32")).shape)
     (2, 16)
 
     Reference: orthonormality by Newton-Schulz: Björck and Bowie (1971).
@@ -51,10 +53,10 @@ class OrthonormalDense(keras.layers.Layer):
 
     def __init__(self, units, use_bias=False, projection_steps=2, seed=None, **kwargs):
         super().__init__(**kwargs)
-        self.units = positive_integer("units", units)
+        self.units = integer("units", units)
         self.use_bias = bool(use_bias)
-        self.projection_steps = positive_integer("projection_steps", projection_steps)
-        self.seed = seed
+        self.projection_steps = integer("projection_steps", projection_steps)
+        self.seed = seed_or_none(seed)
 
     def build(self, input_shape):
         self.kernel = self.add_weight(
@@ -115,13 +117,13 @@ class OrthonormalDense(keras.layers.Layer):
 class OrthonormalPointwise(OrthonormalDense):
     """The same orthonormal matrix on the channels of each pixel (a 1x1 convolution).
 
-    Guarantee: as `OrthonormalDense`, for every image size.
+    Guarantee: as ``OrthonormalDense``, for every image size.
 
     Args:
         units: number of output channels, a positive integer.
         use_bias: add a bias.
         projection_steps: least effort of the projection after each optimizer update, as the
-            ``steps`` of `dynzoo.constraints.Orthonormal`.
+            ``steps`` of ``dynzoo.constraints.Orthonormal``.
         seed: integer seed of the orthogonal initialiser, or ``None``.
 
     Input shape: (batch, height, width, channels).
@@ -131,7 +133,9 @@ class OrthonormalPointwise(OrthonormalDense):
 
     Example:
 
-    >>> OrthonormalPointwise(8)(np.ones((2, 4, 4, 32), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import OrthonormalPointwise
+    >>> tuple(OrthonormalPointwise(8)(np.ones((2, 4, 4, 32), "float32")).shape)
     (2, 4, 4, 8)
     """
 
@@ -156,7 +160,9 @@ class PositionOffset(keras.layers.Layer):
 
     Example:
 
-    >>> PositionOffset()(np.ones((2, 4, 4, 8), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import PositionOffset
+    >>> tuple(PositionOffset()(np.ones((2, 4, 4, 8), "float32")).shape)
     (2, 4, 4, 8)
     """
 
@@ -203,13 +209,15 @@ class ScaledAveragePooling2D(keras.layers.Layer):
 
     Example:
 
-    >>> ScaledAveragePooling2D(2)(np.ones((1, 4, 4, 3), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import ScaledAveragePooling2D
+    >>> tuple(ScaledAveragePooling2D(2)(np.ones((1, 4, 4, 3), "float32")).shape)
     (1, 2, 2, 3)
     """
 
     def __init__(self, pool_size=2, **kwargs):
         super().__init__(**kwargs)
-        self.pool_size = positive_integer("pool_size", pool_size)
+        self.pool_size = integer("pool_size", pool_size)
 
     def build(self, input_shape):
         p = self.pool_size

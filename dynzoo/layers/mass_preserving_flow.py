@@ -12,7 +12,7 @@ from dynzoo import integrators
 from dynzoo.fields.mass import SUM_TOLERANCE, mass_field, sum_lift, sum_projection, tangent_step
 from dynzoo.guarantees import Guarantee
 from dynzoo.layers.skew_flow import SkewFlow
-from dynzoo.utils.arguments import number, one_of, positive_integer
+from dynzoo.utils.arguments import integer, number, one_of
 
 __all__ = ["MassPreservingFlow", "SumLift", "SumProjection"]
 
@@ -46,7 +46,7 @@ class MassPreservingFlow(SkewFlow):
 
     $$x' = S(x)c, \quad S(x) = M(x) - M(x)^T, \qquad x \leftarrow x + hS(x)c \quad (Euler)$$
 
-    **Guarantee**: $c^Tx$ along the last axis is kept, for any weights and step size, because
+    Guarantee: $c^Tx$ along the last axis is kept, for any weights and step size, because
     $c^TSc = 0$ and every Runge-Kutta method keeps linear invariants; up to rounding, which in
     float32 is below 1e-6 a step, relative to $\sum_i|c_ix_i|$ before or after the step, whichever
     is larger (a step far beyond x loses digits of x, one of nothing but rounding is not
@@ -59,7 +59,7 @@ class MassPreservingFlow(SkewFlow):
         weights: the c, numbers that are not all zero, one a feature; ``None`` for ones.
         integrator: ``"euler"``, ``"heun"``, ``"ssp3"`` or ``"rk4"``.
         activation: name of a monotone activation of the hidden layer.
-        planes: ``None`` for a full M(x), or a number of planes (see `SphericalFlow`).
+        planes: ``None`` for a full M(x), or a number of planes (see ``SphericalFlow``).
         step_size: a positive float (dimensionless), or ``"learned"`` (inside (0, max_step)).
         steps: number of time steps, each with its own weights unless ``shared``.
         max_step: upper end of a learned step.
@@ -74,8 +74,14 @@ class MassPreservingFlow(SkewFlow):
 
     Example:
 
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import MassPreservingFlow
     >>> x = np.array([[0.9, 0.1, 0.0]], "float32")
-    >>> float(ops.sum(MassPreservingFlow(operators.Dense(16), steps=3)(x)))  # 1.0
+    >>> y = MassPreservingFlow(operators.Dense(16), steps=3)(x)
+    >>> round(float(ops.convert_to_numpy(y).sum()), 5)
+    1.0
 
     Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023
     (arXiv 2210.02373), mass-preserving networks; general weights are ours.
@@ -124,7 +130,7 @@ class MassPreservingFlow(SkewFlow):
 class SumLift(keras.layers.Layer):
     r"""Zeros behind the last axis, $x \mapsto (x, 0)$: more features, the same sum.
 
-    **Guarantee**: $c'^Ty = c^Tx$ for every c' that begins with c, exactly; an isometry.
+    Guarantee: $c'^Ty = c^Tx$ for every c' that begins with c, exactly; an isometry.
 
     Args:
         units: number of output features, at least the number of input features.
@@ -136,7 +142,9 @@ class SumLift(keras.layers.Layer):
 
     Example:
 
-    >>> SumLift(10)(np.ones((2, 3), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import SumLift
+    >>> tuple(SumLift(10)(np.ones((2, 3), "float32")).shape)
     (2, 10)
 
     Reference: E. Celledoni et al., arXiv 2210.02373, mass-preserving networks.
@@ -144,7 +152,7 @@ class SumLift(keras.layers.Layer):
 
     def __init__(self, units, **kwargs):
         super().__init__(**kwargs)
-        self.units = positive_integer("units", units)
+        self.units = integer("units", units)
 
     def build(self, input_shape):
         if input_shape[-1] is None or input_shape[-1] > self.units:
@@ -186,7 +194,7 @@ class SumProjection(keras.layers.Layer):
 
     K the first ``units`` features and D the rest; for ones, each gets the same share.
 
-    **Guarantee**: $c_K^Ty = c^Tx$ up to rounding; linear, with Lipschitz constant
+    Guarantee: $c_K^Ty = c^Tx$ up to rounding; linear, with Lipschitz constant
     $\sqrt{1 + |c_D|^2/|c_K|^2}$.
 
     Args:
@@ -201,14 +209,19 @@ class SumProjection(keras.layers.Layer):
 
     Example:
 
-    >>> SumProjection(2)(np.array([[1.0, 2.0, 4.0]], "float32"))  # [[3, 4]]
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from dynzoo.layers import SumProjection
+    >>> y = SumProjection(2)(np.array([[1.0, 2.0, 4.0]], "float32"))
+    >>> ops.convert_to_numpy(y)
+    array([[3., 4.]], dtype=float32)
 
     Reference: E. Celledoni et al., arXiv 2210.02373, mass-preserving networks.
     """
 
     def __init__(self, units, weights=None, **kwargs):
         super().__init__(**kwargs)
-        self.units = positive_integer("units", units)
+        self.units = integer("units", units)
         self.invariant_weights = _checked_weights(weights)
 
     def build(self, input_shape):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ from keras import ops
 
 from dynzoo import activations
 from dynzoo.operators import base as operators
-from dynzoo.utils.arguments import float64, number, positive_integer
+from dynzoo.utils.arguments import float64, integer, number, number_or_word, seed_or_none
 
 __all__ = ["INVERSE", "Invertible", "PhaseSpaceFlow"]
 
@@ -48,7 +49,7 @@ class PhaseSpaceFlow(keras.layers.Layer):
         self.operator = operators.get(operator)
         self._activation = activations.get(activation)
         self.activation = self._activation.name
-        self.steps = positive_integer("steps", steps)
+        self.steps = integer("steps", steps)
         self.max_norm = number("max_norm", max_norm)
         self.max_step = number("max_step", max_step)
         if constraint not in ("spectral_norm", None):
@@ -58,7 +59,7 @@ class PhaseSpaceFlow(keras.layers.Layer):
         self.constraint = constraint
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
-        self.seed = seed
+        self.seed = seed_or_none(seed)
         self.supports_masking = True
 
     # --- what a subclass defines -----------------------------------------------------------
@@ -84,14 +85,7 @@ class PhaseSpaceFlow(keras.layers.Layer):
     # --- steps -----------------------------------------------------------------------------
 
     def _checked_step_size(self, step_size):
-        if isinstance(step_size, str) and step_size in self._step_names:
-            return step_size
-        try:
-            return number("step_size", step_size, high=self.step_limit)
-        except ValueError as error:
-            allowed, received = str(error).split(". Received")
-            choices = " or ".join(repr(name) for name in self._step_names)
-            raise ValueError(f"{allowed}, or {choices}. Received{received}") from None
+        return number_or_word("step_size", step_size, self._step_names, high=self.step_limit)
 
     @property
     def _learned_limit(self) -> float:
@@ -211,6 +205,16 @@ class PhaseSpaceFlow(keras.layers.Layer):
 
 class Invertible:
     """Adds the inverse pass to a `PhaseSpaceFlow` whose steps can be undone (``_retreat``)."""
+
+    built: bool
+    build: Any
+    compute_dtype: str
+    steps: int
+    step_sizes: Any
+    _fields: Any
+    _fields_float64: Any
+    _step: Any
+    _retreat: Any
 
     def inverse(self, y):
         """The input that the flow maps to y, on the backend."""

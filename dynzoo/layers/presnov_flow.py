@@ -32,15 +32,15 @@ class PresnovFlow(SkewFlow):
     Every smooth field is the sum of a gradient and a field tangent to spheres, and compositions
     of flows of the two kinds are dense among continuous maps on compact sets.
 
-    **Guarantee**: the sphere part keeps $|x|$ for any finite weights and step size (as
-    `SphericalFlow`), so the norm changes
+    Guarantee: the sphere part keeps $|x|$ for any finite weights and step size (as
+    ``SphericalFlow``), so the norm changes
     by the gradient part alone: $||\Phi_h(x)| - |x|| \le h\,\max|\nabla U|$ over the stages of
     the gradient substeps. No Lipschitz bound: the signs of $\alpha$ are free.
 
     Args:
         operator: linear operator, for example ``dynzoo.operators.Dense(64)``; the hidden layer of
             S(x) and the potential use it with kernels of their own.
-        integrator: step of the sphere part, as in `SphericalFlow`.
+        integrator: step of the sphere part, as in ``SphericalFlow``.
         gradient_integrator: ``"euler"``, ``"heun"``, ``"ssp3"`` or ``"rk4"``.
         splitting: ``"lie"`` (order 1) or ``"strang"`` (order 2 if both integrators have it).
         activation: name of a monotone activation.
@@ -59,7 +59,11 @@ class PresnovFlow(SkewFlow):
 
     Example:
 
-    >>> PresnovFlow(operators.Dense(16), splitting="strang")(np.ones((2, 8), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import PresnovFlow
+    >>> layer = PresnovFlow(operators.Dense(16), splitting="strang")
+    >>> tuple(layer(np.ones((2, 8), "float32")).shape)
     (2, 8)
 
     Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023
@@ -122,7 +126,7 @@ class PresnovFlow(SkewFlow):
     def guarantees(self) -> list[Guarantee]:
         """What holds for this flow as it is configured."""
         return [
-            norm_guarantee("the sphere part of every step"),
+            norm_guarantee("the sphere part of every step", "norm kept by the sphere part"),
             Guarantee(
                 "norm change bounded",
                 "| |x(t + h)| - |x(t)| | <= h max |grad U| over the stages of the gradient "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ from keras import ops
 
 from dynzoo import spectral
 from dynzoo.guarantees import Guarantee
-from dynzoo.utils.arguments import number, positive_integer
+from dynzoo.utils.arguments import integer, number
 
 __all__ = ["Resize", "bicubic"]
 
@@ -51,11 +52,13 @@ def bicubic(size: int, new: int, start: float = 0.0, stop: float | None = None) 
 class Resize(keras.layers.Layer):
     r"""Brings images to a size: cut in the middle to its proportions, then bicubic, antialiased.
 
-    $$x \mapsto \mathrm{clip}(R\,x\,C^T)$$ for each channel, with R and C the matrices of `bicubic`
-    for the rows and columns. Up to the rounding to bytes, it is what `dynzoo.data.load` does to
+    $$x \mapsto \mathrm{clip}(R\,x\,C^T)$$
+
+    for each channel, with R and C the matrices of ``bicubic`` for the rows and columns. Up to the
+    rounding to bytes, it is what ``dynzoo.data.load`` does to
     the pictures of a folder. Keras' own layer has another bicubic kernel on PyTorch.
 
-    **Guarantee**: Lipschitz with constant $\|R\|_2\|C\|_2$, which is exact without the clip. It
+    Guarantee: Lipschitz with constant $\|R\|_2\|C\|_2$, which is exact without the clip. It
     falls with the size of the image: many pixels make one.
 
     Args:
@@ -71,7 +74,9 @@ class Resize(keras.layers.Layer):
 
     Example:
 
-    >>> Resize(32, 32)(np.zeros((1, 480, 640, 3), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import Resize
+    >>> tuple(Resize(32, 32)(np.zeros((1, 480, 640, 3), "float32")).shape)
     (1, 32, 32, 3)
 
     Reference: R. Keys, IEEE Trans. ASSP 29 (1981); the norm is elementary.
@@ -79,9 +84,9 @@ class Resize(keras.layers.Layer):
 
     def __init__(self, height, width, value_range=None, **kwargs):
         super().__init__(**kwargs)
-        self.height = positive_integer("height", height)
-        self.width = positive_integer("width", width)
-        self.value_range = None if value_range is None else _checked_range(value_range)
+        self.height = integer("height", height)
+        self.width = integer("width", width)
+        self.value_range: Any = None if value_range is None else _checked_range(value_range)
 
     def build(self, input_shape):
         if len(input_shape) != 4 or None in input_shape[1:]:

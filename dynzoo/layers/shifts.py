@@ -5,8 +5,10 @@ from __future__ import annotations
 import keras
 import numpy as np
 
+from dynzoo.guarantees import Guarantee
 from dynzoo.layers.isometries import Isometry, MaxMin
 from dynzoo.operators.shift import check_padding, shift, shift_float64, shift_joined
+from dynzoo.utils.arguments import number
 
 __all__ = ["MaxMinShift", "SpatialShift"]
 
@@ -18,9 +20,13 @@ class _Shifting(Isometry):
         super().__init__(**kwargs)
         self.reverse = bool(reverse)
         self.padding = check_padding(padding)
-        if not 0 < fraction <= 1:
-            raise ValueError(f"`fraction` must be in (0, 1]. Received: fraction={fraction}")
-        self.fraction = float(fraction)
+        self.fraction = number("fraction", fraction, high=1.0)
+
+    def guarantees(self) -> list[Guarantee]:
+        """What holds for this layer as it is configured."""
+        if self.padding == "zero":
+            return [Guarantee("1-Lipschitz", "what leaves the image is dropped", 1.0)]
+        return super().guarantees()
 
     def get_config(self):
         return {
@@ -48,7 +54,9 @@ class SpatialShift(_Shifting):
 
     Example:
 
-    >>> SpatialShift()(np.zeros((1, 8, 8, 16), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import SpatialShift
+    >>> tuple(SpatialShift()(np.zeros((1, 8, 8, 16), "float32")).shape)
     (1, 8, 8, 16)
 
     Reference: Wu et al., "Shift: a zero FLOP, zero parameter alternative", CVPR 2018.
@@ -67,7 +75,7 @@ class SpatialShift(_Shifting):
 
 @keras.saving.register_keras_serializable(package="dynzoo")
 class MaxMinShift(_Shifting, MaxMin):
-    """`MaxMin`, then `SpatialShift`, without the copy in between: a third less to move.
+    """``MaxMin``, then ``SpatialShift``, without the copy in between: a third less to move.
 
     Guarantee: 1-Lipschitz, as both are; with circular padding the Jacobian is a permutation.
 
@@ -81,10 +89,12 @@ class MaxMinShift(_Shifting, MaxMin):
 
     Example:
 
-    >>> MaxMinShift()(np.zeros((1, 8, 8, 16), "float32")).shape
+    >>> import numpy as np
+    >>> from dynzoo.layers import MaxMinShift
+    >>> tuple(MaxMinShift()(np.zeros((1, 8, 8, 16), "float32")).shape)
     (1, 8, 8, 16)
 
-    Reference: those of `MaxMin` and `SpatialShift`.
+    Reference: those of ``MaxMin`` and ``SpatialShift``.
     """
 
     def call(self, x):

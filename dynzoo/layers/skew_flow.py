@@ -11,7 +11,7 @@ from keras import ops
 from dynzoo import activations
 from dynzoo.fields.skew import SkewNetwork
 from dynzoo.operators import base as operators
-from dynzoo.utils.arguments import float64, number, positive_integer
+from dynzoo.utils.arguments import float64, integer, number, seed_or_none
 
 __all__ = ["SkewFlow"]
 
@@ -40,12 +40,12 @@ class SkewFlow(keras.layers.Layer):
         self.operator = operators.get(operator)
         self._activation = activations.get(activation)
         self.activation = self._activation.name
-        self.planes = None if planes is None else positive_integer("planes", planes)
+        self.planes = None if planes is None else integer("planes", planes)
         self.step_size = step_size if step_size == "learned" else number("step_size", step_size)
-        self.steps = positive_integer("steps", steps)
+        self.steps = integer("steps", steps)
         self.max_step = number("max_step", max_step)
         self.shared = bool(shared)
-        self.seed = seed
+        self.seed = seed_or_none(seed)
 
     def _seed(self, place):
         return None if self.seed is None else self.seed + place

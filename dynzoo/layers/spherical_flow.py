@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
 from dynzoo.guarantees import Guarantee
@@ -12,13 +14,13 @@ from dynzoo.utils.arguments import one_of
 
 __all__ = ["SPHERE_INTEGRATORS", "SphericalFlow"]
 
-SPHERE_INTEGRATORS = {**PROJECTED, **CAYLEY}
+SPHERE_INTEGRATORS: dict[str, Any] = {**PROJECTED, **CAYLEY}
 
 
-def norm_guarantee(what: str) -> Guarantee:
+def norm_guarantee(what: str, name: str = "norm kept") -> Guarantee:
     """The statement that the layers with a sphere step share."""
     return Guarantee(
-        "norm kept",
+        name,
         f"{what} keeps |x| of every vector along the last axis (of every pixel, hence of the "
         "whole image); the value is the rounding in float32, relative to |x|",
         value=1e-6,
@@ -40,7 +42,7 @@ class SphericalFlow(SkewFlow):
     $\gamma = -2x^Td/|d|^2$. S(x) is a network with one hidden layer, $V\sigma(Ax + b) + c$,
     made skew; for images A may look at the neighbours of a pixel, S acts on its channels.
 
-    **Guarantee**: $|x|$ along the last axis is kept by the layer, however many its steps, for any
+    Guarantee: $|x|$ along the last axis is kept by the layer, however many its steps, for any
     finite weights and step size and $10^{-30} \le |x| \le 10^{30}$, up to rounding (in float32
     1e-6, relative to |x|). Where an update overflows, or ends within a hundredth of |x| from 0 and
     so has no direction, x stays; a Cayley step stops short of a half turn by 0.03 degrees. Nothing
@@ -69,8 +71,11 @@ class SphericalFlow(SkewFlow):
 
     Example:
 
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import SphericalFlow
     >>> layer = SphericalFlow(operators.Dense(16), integrator="cayley", steps=3)
-    >>> layer(np.ones((2, 8), "float32")).shape
+    >>> tuple(layer(np.ones((2, 8), "float32")).shape)
     (2, 8)
 
     Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023

@@ -1,4 +1,4 @@
-"""What `SwitchingFlow` guarantees: the true bound of one time step, and the promises in words."""
+"""What ``SwitchingFlow`` guarantees: the true bound of one time step, and the promises in words."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def switching_bound(layer, input_shape, h, e, kernel, expansion_kernel) -> float
 
 
 def switching_guarantees(layer) -> list[Guarantee]:
-    """What holds for a `SwitchingFlow` as it is configured."""
+    """What holds for a ``SwitchingFlow`` as it is configured."""
     formula = {
         "paper": "F = sqrt(1 - 2 a k t + t^2)",
         "sharp": "F = max(|1 - a k t|, |1 - t|)",

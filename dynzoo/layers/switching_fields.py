@@ -1,4 +1,4 @@
-"""One time step of a `SwitchingFlow`: its two fields, and the order in which they act."""
+"""One time step of a ``SwitchingFlow``: its two fields, and the order in which they act."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def time_step(layer, x, h, e, kernels, biases):
     """The state after one time step, over ``keras.ops``.
 
     Args:
-        layer: a `SwitchingFlow`, for its configuration.
+        layer: a ``SwitchingFlow``, for its configuration.
         x: the state.
         h: contractive substep.
         e: expansive substep, signed.

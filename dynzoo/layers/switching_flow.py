@@ -15,7 +15,7 @@ from dynzoo.layers.switching_bound import check_shape, switching_bound, switchin
 from dynzoo.layers.switching_fields import time_step, time_step_float64
 from dynzoo.layers.switching_steps import checked_range, inverse_sizes, substep_sizes
 from dynzoo.operators import base as operators
-from dynzoo.utils.arguments import float64, number, one_of, positive_integer
+from dynzoo.utils.arguments import float64, integer, number, one_of, seed_or_none
 
 __all__ = ["SwitchingFlow"]
 
@@ -49,7 +49,7 @@ class SwitchingFlow(keras.layers.Layer):
     leaves no room: then e = 0 and the contraction alone remains. (For a 3x3 convolution the bound
     of $\kappa$ is cautious; matrix operators, kept orthonormal, lose nothing.) With
     ``spectrum="assumed"`` (the published variant) singular values are taken to be 1, and the
-    guarantee is only as true as that is; `lipschitz_bound` states the true bound either way.
+    guarantee is only as true as that is; ``lipschitz_bound`` states the true bound either way.
 
     Args:
         operator: linear operator A, for example ``dynzoo.operators.Dense(units)``. A must be
@@ -86,8 +86,11 @@ class SwitchingFlow(keras.layers.Layer):
 
     Example:
 
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import SwitchingFlow
     >>> layer = SwitchingFlow(operators.Dense(8), mode="flexible", steps=2)
-    >>> layer(np.ones((2, 8), "float32")).shape
+    >>> tuple(layer(np.ones((2, 8), "float32")).shape)
     (2, 8)
 
     Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023
@@ -134,7 +137,7 @@ class SwitchingFlow(keras.layers.Layer):
         kinds = ("generic", "gradient", "tied")
         self.expansion = one_of("expansion", expansion or expansion_default, kinds)
         self._expansion_activation = activations.get(
-            expansion_activation or activation_default or activation
+            expansion_activation or activation_default or activation, "expansion_activation"
         )
         self.expansion_activation = self._expansion_activation.name
         matrix = isinstance(self.operator, operators.MatrixOperator)
@@ -142,14 +145,14 @@ class SwitchingFlow(keras.layers.Layer):
             constraint = "orthonormal" if matrix else "spectral_norm"
         self.constraint = one_of("constraint", constraint, ("orthonormal", "spectral_norm", None))
         self.spectrum = one_of("spectrum", spectrum, ("measured", "assumed"))
-        self.steps = positive_integer("steps", steps)
-        self.substeps = positive_integer("substeps", substeps)
+        self.steps = integer("steps", steps)
+        self.substeps = integer("substeps", substeps)
         self.max_expansion = number("max_expansion", max_expansion)
-        self.projection_steps = positive_integer("projection_steps", projection_steps)
+        self.projection_steps = integer("projection_steps", projection_steps)
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.seed = seed
+        self.seed = seed_or_none(seed)
         if step_size != "learned":
             step_size = number("step_size", step_size, 0.0, 2.0 * self.substeps)
         self.step_size = step_size
@@ -205,7 +208,7 @@ class SwitchingFlow(keras.layers.Layer):
             chosen.insert(0, self.raw_contractions[i])
         return [read(raw) for raw in chosen]
 
-    def _kernels(self, i, read):
+    def _kernels(self, i, read) -> tuple[Any, Any]:
         j = 0 if self.shared else i
         kernel = read(self.kernels[j])
         xp = np if isinstance(kernel, np.ndarray) else ops
@@ -233,7 +236,7 @@ class SwitchingFlow(keras.layers.Layer):
         ]
 
     def assign_step_sizes(self, sizes):
-        """Sets learned times (contraction, expansion), one pair a time step, in `step_sizes` units.
+        """Sets learned times (contraction, expansion), a pair a step, in ``step_sizes`` units.
 
         What is not admissible is clamped, with its sign; a fixed contraction stays.
         """
@@ -248,14 +251,15 @@ class SwitchingFlow(keras.layers.Layer):
 
     def call(self, x):
         for i in range(self.steps):
-            kernels = self._kernels(i, ops.convert_to_tensor)
+            kernel, wide = self._kernels(i, ops.convert_to_tensor)
             biases = self._biases(i, ops.convert_to_tensor, None)
             # The room is a property of the weights, not a path for their gradients: these would
             # be the noise of a number that the constraint keeps near 0.
-            frozen = [ops.stop_gradient(k) for k in kernels]
-            sizes = substep_sizes(self, *frozen, self._raws(i, ops.convert_to_tensor), ops)
+            frozen, frozen_wide = ops.stop_gradient(kernel), ops.stop_gradient(wide)
+            raws = self._raws(i, ops.convert_to_tensor)
+            sizes = substep_sizes(self, frozen, frozen_wide, raws, ops)
             h, e = (ops.cast(size, x.dtype) for size in sizes)
-            kernels = [ops.cast(k, x.dtype) for k in kernels]
+            kernels = [ops.cast(k, x.dtype) for k in (kernel, wide)]
             x = time_step(self, x, h, e, kernels, biases)
         return x
 

@@ -1,10 +1,11 @@
-"""From the raw weights of a `SwitchingFlow` to admissible step sizes, and back."""
+"""From the raw weights of a ``SwitchingFlow`` to admissible step sizes, and back."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from dynzoo.fields import switching
+from dynzoo.utils.arguments import array
 
 __all__ = ["checked_range", "inverse_sizes", "substep_sizes"]
 
@@ -18,12 +19,13 @@ def checked_range(layer, step_range) -> tuple[float, float]:
     limit = 2.0 * layer.substeps
     if step_range is None:
         step_range = switching.default_range(layer.mode, layer.bound, layer.substeps, layer.slope)
-    if len(step_range) != 2 or not 0 < step_range[0] <= step_range[1] <= limit:
+    ends = array("step_range", step_range).ravel().tolist()
+    if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= limit:
         raise ValueError(
             f"`step_range` must be (low, high) with 0 < low <= high <= {limit:g}. "
             f"Received: step_range={step_range!r}"
         )
-    return float(step_range[0]), float(step_range[1])
+    return ends[0], ends[1]
 
 
 def _spectrum(layer, kernel, xp):
@@ -38,7 +40,7 @@ def substep_sizes(layer, kernel, expansion_kernel, raws, xp):
     """Contractive and (signed) expansive substep of one time step.
 
     Args:
-        layer: a `SwitchingFlow`, for its configuration.
+        layer: a ``SwitchingFlow``, for its configuration.
         kernel: kernel of A.
         expansion_kernel: kernel of W, or that of A.
         raws: raw contraction (if learned) and raw expansion, real numbers.

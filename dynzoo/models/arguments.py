@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 
-from dynzoo.utils.arguments import positive_integer
+from dynzoo.utils.arguments import integer
 
 __all__ = ["check_classes", "check_image", "check_stages"]
 
@@ -33,4 +33,4 @@ def check_stages(widths, steps) -> None:
         )
     for name, entries in (("widths", widths), ("steps", steps)):
         for entry in entries:
-            positive_integer(name, entry)
+            integer(name, entry)

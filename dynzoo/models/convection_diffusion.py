@@ -6,11 +6,11 @@ import keras
 from keras import ops
 
 from dynzoo import operators
-from dynzoo.inference.draws import layers_with
+from dynzoo.inference.model_layers import random_layers
 from dynzoo.layers.convection_diffusion_flow import ConvectionDiffusionFlow
 from dynzoo.layers.isometries import SpaceToDepth
 from dynzoo.models.arguments import check_classes, check_image, check_stages
-from dynzoo.utils.arguments import number, positive_integer
+from dynzoo.utils.arguments import integer, number
 
 __all__ = ["convection_diffusion_classifier", "feynman_kac_model"]
 
@@ -43,16 +43,16 @@ def convection_diffusion_classifier(
 
     $$x \leftarrow x + h\,B^T\sigma(Ax + b) + \sigma\sqrt{2h}\,n, \quad n \sim N(0, I)$$
 
-    of `ConvectionDiffusionFlow` on ``widths[k]`` channels; a 2x2 convolution with stride 2 between
-    stages; ReLU, mean over the image, and one dense layer. ``diffusion=0`` is the plain residual
-    network. The feature vector of each pixel is scaled to unit variance where a stage begins
-    (`LayerNormalization` without weights), so that ``diffusion`` is relative to the features and
-    the network cannot outgrow its noise by larger weights in the lift. Nothing is normalised over
-    a batch: the answer to one image does not depend on the others.
+    of ``ConvectionDiffusionFlow`` on ``widths[k]`` channels; a 2x2 convolution with stride 2
+    between stages; ReLU, mean over the image, and one dense layer. ``diffusion=0`` is the plain
+    residual network. The feature vector of each pixel is scaled to unit variance where a stage
+    begins (``LayerNormalization`` without weights), so that ``diffusion`` is relative to the
+    features and the network cannot outgrow its noise by larger weights in the lift. Nothing is
+    normalised over a batch: the answer to one image does not depend on the others.
 
-    Guarantee: none for the network without noise. `dynzoo.certificates.smooth` certifies its mean
+    Guarantee: none for the network without noise. ``dynzoo.certificates.smooth`` certifies its mean
     over noise on the pixels, for which ``input_noise`` prepares it in training: a step of pure
-    diffusion before the first convection. With ``inference="random"``, `feynman_kac_mean` is the
+    diffusion before the first convection. With ``inference="random"``, ``feynman_kac_mean`` is the
     mean over all noise in the features.
 
     Args:
@@ -66,7 +66,7 @@ def convection_diffusion_classifier(
         input_noise: standard deviation of noise on the pixels in training, at least 0, in units of
             the pixel range [0, 1].
         step_size: time step h of the flows.
-        velocity: ``"free"`` or ``"gradient"``, as in `ConvectionDiffusionFlow`.
+        velocity: ``"free"`` or ``"gradient"``, as in ``ConvectionDiffusionFlow``.
         max_norm: bound of |A| and |B|, or ``None`` for none.
         activation: name of a monotone activation inside the steps.
         inference: what the noise of the flows does outside training: ``"deterministic"`` (it is
@@ -79,16 +79,17 @@ def convection_diffusion_classifier(
         name: name of the model.
 
     Returns:
-        A functional `keras.Model` from images in [0, 1] to logits.
+        A functional ``keras.Model`` from images in [0, 1] to logits.
 
     Raises:
         ValueError: if an argument is out of its range, naming it.
 
     Example:
 
+    >>> from dynzoo.models import convection_diffusion_classifier
     >>> model = convection_diffusion_classifier(widths=(8, 16), steps=(1, 1), diffusion=0.2)
-    >>> model(np.zeros((2, 32, 32, 3), "float32")).shape
-    (2, 10)
+    >>> model.output_shape
+    (None, 10)
 
     Reference: T. Wang et al., "An axiomatized PDE model of deep neural networks" (arXiv
     2307.12333); B. Wang et al., "ResNets ensemble via the Feynman-Kac formalism" (NeurIPS 2019).
@@ -98,7 +99,7 @@ def convection_diffusion_classifier(
     check_stages(widths, steps)
     number("diffusion", diffusion, closed="low")
     number("input_noise", input_noise, closed="low")
-    positive_integer("block_size", block_size)
+    integer("block_size", block_size)
     check_classes(num_classes)
     check_image(input_shape, block_size * 2 ** (len(widths) - 1))
     seeds = iter(range(1000 * seed, 1000 * seed + 1000, 50))
@@ -152,7 +153,7 @@ def feynman_kac_model(model, samples=8, name=None) -> keras.Model:
 
     Args:
         model: built model of one output that is random at inference, such as
-            `convection_diffusion_classifier` with ``inference="random"``.
+            ``convection_diffusion_classifier`` with ``inference="random"``.
         samples: passes M, a positive integer.
         name: name of the new model, which shares the weights of ``model``.
 
@@ -161,14 +162,19 @@ def feynman_kac_model(model, samples=8, name=None) -> keras.Model:
 
     Example:
 
-    >>> mean = feynman_kac_model(convection_diffusion_classifier(inference="random"), samples=4)
-    >>> x_adv = dynzoo.attacks.PGD(eps=0.1)(mean, x, y)
+    >>> from dynzoo.models import convection_diffusion_classifier, feynman_kac_model
+    >>> model = convection_diffusion_classifier(
+    ...     (8, 8, 3), widths=(8,), steps=(1,), diffusion=0.2, inference="random"
+    ... )
+    >>> mean = feynman_kac_model(model, samples=4)
+    >>> mean.output_shape
+    (None, 10)
 
     Reference: A. Athalye, N. Carlini and D. Wagner, "Obfuscated gradients give a false sense of
     security" (ICML 2018), section 4 (expectation over transformation).
     """
-    positive_integer("samples", samples)
-    if not layers_with(model, "random_at_inference"):
+    integer("samples", samples)
+    if not random_layers(model):
         raise ValueError(
             "`model` must have a layer that is random at inference: the mean of others is one pass."
         )

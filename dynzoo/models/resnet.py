@@ -6,7 +6,7 @@ import keras
 
 from dynzoo.layers.isometries import SpaceToDepth
 from dynzoo.models.arguments import check_classes, check_image, check_stages
-from dynzoo.utils.arguments import positive_integer
+from dynzoo.utils.arguments import integer
 
 __all__ = ["resnet_classifier"]
 
@@ -37,7 +37,7 @@ def resnet_classifier(
     The baseline that the networks with guarantees are compared with: the same time discretisation
     of a field without structure.
 
-    Guarantee: none. `dynzoo.certify` gives the true bound of its constant at inference, which
+    Guarantee: none. ``dynzoo.certify`` gives the true bound of its constant at inference, which
     is so large that no image keeps a radius worth the name.
 
     Args:
@@ -53,22 +53,23 @@ def resnet_classifier(
         name: name of the model.
 
     Returns:
-        A functional `keras.Model` from images in [0, 1] to logits.
+        A functional ``keras.Model`` from images in [0, 1] to logits.
 
     Raises:
         ValueError: if an argument is out of its range, naming it.
 
     Example:
 
+    >>> from dynzoo.models import resnet_classifier
     >>> model = resnet_classifier(widths=(8, 16), steps=(1, 1))
-    >>> model(np.zeros((2, 32, 32, 3), "float32")).shape
-    (2, 10)
+    >>> model.output_shape
+    (None, 10)
 
     Reference: K. He et al., "Identity mappings in deep residual networks" (ECCV 2016).
     """
     widths, steps = tuple(widths), tuple(steps)
     check_stages(widths, steps)
-    positive_integer("block_size", block_size)
+    integer("block_size", block_size)
     check_classes(num_classes)
     check_image(input_shape, block_size * 2 ** (len(widths) - 1))
     seeds = iter(range(1000 * seed, 1000 * seed + 1000))

@@ -10,7 +10,7 @@ from dynzoo.layers.learned_scale import LearnedScale
 from dynzoo.layers.switching_flow import SwitchingFlow
 from dynzoo.models.arguments import check_classes, check_image
 from dynzoo.regularizers import Orthogonality
-from dynzoo.utils.arguments import number, one_of, positive_integer
+from dynzoo.utils.arguments import integer, number, one_of
 
 __all__ = ["structured_classifier"]
 
@@ -48,12 +48,12 @@ def structured_classifier(
 
     * ``"unconstrained"``: $x \leftarrow x + B\,relu(Ax + b)$, the usual residual network;
     * ``"naive"``: $x \leftarrow \tfrac12(x + B\,relu(Ax + b))$;
-    * ``"nonexpansive"``: $x \leftarrow x - hA^Trelu(Ax + b)$ (`GradientFlow`, h learned);
-    * ``"prescribed"`` and ``"flexible"``: `SwitchingFlow` in these modes.
+    * ``"nonexpansive"``: $x \leftarrow x - hA^Trelu(Ax + b)$ (``GradientFlow``, h learned);
+    * ``"prescribed"`` and ``"flexible"``: ``SwitchingFlow`` in these modes.
 
     Guarantee (``form="published"``): none for the whole network. Scalars after the lifts and the
     head are free, and the switching flows take their kernels to be orthogonal, which the loss only
-    asks for (``orthogonality``). `dynzoo.certify` gives the true bound, which is large. Three
+    asks for (``orthogonality``). ``dynzoo.certify`` gives the true bound, which is large. Three
     things differ from the authors' code: a negative expansive step of ``"flexible"`` contracts, as
     was meant (the code took its absolute value); the kernels of ``"nonexpansive"`` are held at norm
     1, with h below 2 instead of 1.9; and lifts and head are not divided by their norms, which the
@@ -77,25 +77,28 @@ def structured_classifier(
             published form, ``"shifted"`` in the certified one.
         bound: ``"paper"`` or ``"sharp"``, that of the switching flows.
         orthogonality: weight of the loss that asks the dynamics' kernels to be orthogonal
-            (`dynzoo.regularizers.Orthogonality`), at least 0. ``None``: none in the certified
+            (``dynzoo.regularizers.Orthogonality``), at least 0. ``None``: none in the certified
             form; in the published one that of the authors, 0.1 (0.01 for ``"flexible"`` and
             ``"naive"``, 0 for ``"unconstrained"``), which they set beside a hinge loss that sums
-            over the classes: `MulticlassHinge`, the mean, wants it divided by their number.
+            over the classes: ``MulticlassHinge``, the mean, wants it divided by their number.
         mean: channel means of the normalisation, for images in [0, 1].
         deviation: channel standard deviations, positive.
         seed: integer seed of all initialisers.
         name: name of the model.
 
     Returns:
-        A functional `keras.Model` from images in [0, 1] to logits.
+        A functional ``keras.Model`` from images in [0, 1] to logits.
 
     Raises:
         ValueError: if an argument is out of its range, naming it.
 
     Example:
 
-    >>> model = structured_classifier("flexible", widths=(8,), convolutions=2)
-    >>> dynzoo.certify(model).lipschitz
+    >>> import dynzoo
+    >>> from dynzoo.models import structured_classifier
+    >>> model = structured_classifier("flexible", "published", widths=(8,), convolutions=2)
+    >>> dynzoo.certify(model).lipschitz > 1.0
+    True
 
     Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023
     (arXiv 2210.02373), section of numerical experiments.
@@ -106,7 +109,7 @@ def structured_classifier(
     if certified and kind == "unconstrained":
         raise ValueError("`form` must be 'published' for kind='unconstrained', which has no bound.")
     operator = one_of("operator", operator or ("shifted" if certified else "conv"), _OPERATORS)
-    positive_integer("convolutions", convolutions)
+    integer("convolutions", convolutions)
     if kind in ("prescribed", "flexible") and convolutions % 2:
         raise ValueError(
             f"`convolutions` must be even for kind={kind!r}. Received: convolutions={convolutions}"

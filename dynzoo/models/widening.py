@@ -31,7 +31,7 @@ def widen(source: keras.Model, target: keras.Model, seed: int = 0) -> None:
     as it did in the narrow one.
 
     Args:
-        source: a model of `isometric_classifier` with a matrix operator.
+        source: a model of ``isometric_classifier`` with a matrix operator.
         target: another one, with the same layers but wider stages or a wider neck; its weights
             are replaced. The first stage keeps its width if it pads the input channels.
         seed: integer seed of the new directions.
@@ -77,7 +77,7 @@ def widen(source: keras.Model, target: keras.Model, seed: int = 0) -> None:
 
 
 def can_widen(source: keras.Model, target: keras.Model) -> bool:
-    """Whether two models have the same layers, of other widths, and `widen` knows all of them."""
+    """Whether two models have the same layers, of other widths, and ``widen`` knows all of them."""
 
     def known(layer):
         flow = isinstance(layer, dl.GradientFlow)
@@ -162,7 +162,7 @@ def _widen_flow(old, shapes, place, rng):
 def _embed(kernel, rows, columns, shape, apart, rng):
     """A wide matrix with orthonormal columns (or rows, if these are fewer) around a narrow one.
 
-    `apart`: the new columns must not touch the old rows.
+    ``apart``: the new columns must not touch the old rows.
     """
     wide = np.zeros(shape)
     wide[np.ix_(rows, columns)] = kernel

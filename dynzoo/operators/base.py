@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from dynzoo import constraints, spectral
-from dynzoo.utils.arguments import positive_integer
+from dynzoo.utils.arguments import integer
 
 __all__ = ["Operator", "get"]
 
@@ -18,6 +18,12 @@ class Operator(abc.ABC):
 
     Subclasses are small serialisable descriptions without state. ``input_shape`` is a Keras shape
     with the batch axis first.
+
+    Example:
+
+    >>> from dynzoo import operators
+    >>> operators.Conv(8, kernel_size=3).kernel_shape((None, 32, 32, 4))
+    (3, 3, 4, 8)
     """
 
     @abc.abstractmethod
@@ -76,10 +82,20 @@ class Operator(abc.ABC):
 
 
 class MatrixOperator(Operator):
-    """Shared by the operators whose kernel is one matrix (inputs, outputs) on the last axis."""
+    """Shared by the operators whose kernel is one matrix (inputs, outputs) on the last axis.
+
+    Args:
+        units: number of outputs, a positive integer.
+
+    Example:
+
+    >>> from dynzoo import operators
+    >>> operators.Dense(8).kernel_shape((None, 4))
+    (4, 8)
+    """
 
     def __init__(self, units):
-        self.units = positive_integer("units", units)
+        self.units = integer("units", units)
 
     def kernel_shape(self, input_shape):
         return (int(input_shape[-1]), self.units)
@@ -105,8 +121,18 @@ class MatrixOperator(Operator):
 def get(identifier) -> Operator:
     """An operator from itself or from its serialised form.
 
+    Args:
+        identifier: an ``Operator``, or what ``keras.saving.serialize_keras_object`` made of one.
+
     Raises:
         ValueError: for anything else.
+
+    Example:
+
+    >>> from dynzoo import operators
+    >>> operator = operators.Dense(8)
+    >>> operators.get(operator) is operator
+    True
     """
     if isinstance(identifier, dict):
         identifier = keras.saving.deserialize_keras_object(identifier)

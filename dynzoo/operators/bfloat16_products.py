@@ -22,7 +22,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 
 def suits(x: Any, matrix: Any) -> bool:
-    """Whether `product` is the fast way of ``x @ matrix``, on this machine and for these types."""
+    """Whether ``product`` is the fast way of ``x @ matrix`` on this machine, for these types."""
     if backend.name() != "jax" or isinstance(x, keras.KerasTensor):
         return False
     if {str(a.dtype) for a in (x, matrix)} != {"bfloat16"} or len(x.shape) != 2:

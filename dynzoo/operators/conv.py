@@ -9,7 +9,7 @@ from keras import ops
 from dynzoo import constraints, spectral
 from dynzoo.operators.base import Operator
 from dynzoo.operators.shift import check_padding
-from dynzoo.utils.arguments import positive_integer
+from dynzoo.utils.arguments import integer
 
 __all__ = ["Conv"]
 
@@ -20,7 +20,7 @@ class Conv(Operator):
 
     $$(Ax)_p = \sum_t K_t^T x_{p + t - \lfloor (k-1)/2 \rfloor}$$
 
-    Its norm is bounded for the given image size: see `dynzoo.spectral.conv_norm_float64`.
+    Its norm is bounded for the given image size: see ``dynzoo.spectral.conv_norm_float64``.
 
     Args:
         filters: number of output channels, a positive integer.
@@ -32,14 +32,19 @@ class Conv(Operator):
 
     Example:
 
-    >>> GradientFlow(operators.Conv(32), constraint="spectral_norm")
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import GradientFlow
+    >>> layer = GradientFlow(operators.Conv(32), constraint="spectral_norm")
+    >>> tuple(layer(np.ones((1, 4, 4, 3), "float32")).shape)
+    (1, 4, 4, 3)
 
     Reference: Sedghi et al., ICLR 2019 (circular symbols).
     """
 
     def __init__(self, filters, kernel_size=3, padding="zero"):
-        self.filters = positive_integer("filters", filters)
-        self.kernel_size = positive_integer("kernel_size", kernel_size)
+        self.filters = integer("filters", filters)
+        self.kernel_size = integer("kernel_size", kernel_size)
         self.padding = check_padding(padding)
 
     @property
@@ -131,6 +136,14 @@ class DeltaOrthonormal(keras.initializers.Initializer):
 
     Args:
         seed: integer seed, or ``None``.
+
+    Example:
+
+    >>> from keras import ops
+    >>> from dynzoo import operators
+    >>> kernel = operators.DeltaOrthonormal(seed=0)((3, 3, 4, 8))
+    >>> round(float(ops.sum(kernel**2)), 4)  # four orthonormal rows
+    4.0
 
     Reference: Xiao et al., ICML 2018 (delta-orthogonal initialisation).
     """

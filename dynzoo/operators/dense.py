@@ -1,4 +1,4 @@
-"""Matrices: on vectors (`Dense`) and on the channels of each pixel (`Pointwise`)."""
+"""Matrices: on vectors (``Dense``) and on the channels of each pixel (``Pointwise``)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,12 @@ class Dense(MatrixOperator):
 
     Example:
 
-    >>> GradientFlow(operators.Dense(64), step_size="maximal")
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import GradientFlow
+    >>> layer = GradientFlow(operators.Dense(64), step_size="maximal")
+    >>> tuple(layer(np.ones((2, 8), "float32")).shape)
+    (2, 8)
     """
 
     def apply(self, x, kernel):
@@ -68,7 +73,12 @@ class Pointwise(Dense):
 
     Example:
 
-    >>> GradientFlow(operators.Pointwise(32), step_size="maximal")
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import GradientFlow
+    >>> layer = GradientFlow(operators.Pointwise(32), step_size="maximal")
+    >>> tuple(layer(np.ones((1, 4, 4, 8), "float32")).shape)
+    (1, 4, 4, 8)
     """
 
     def kernel_shape(self, input_shape):

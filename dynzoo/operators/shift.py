@@ -66,7 +66,27 @@ def _concatenate(parts, axis):
 
 
 def shift(x, reverse: bool = False, padding: str = "circular", fraction: float = 0.5):
-    """Shifts channel groups of NHWC images; ``reverse=True`` is the exact adjoint."""
+    """Shifts channel groups of NHWC images; ``reverse=True`` is the exact adjoint.
+
+    Args:
+        x: images (batch, height, width, channels).
+        reverse: move the other way.
+        padding: ``"circular"`` or ``"zero"``.
+        fraction: share of the channels that moves, in (0, 1].
+
+    Returns:
+        Images of the shape of ``x``.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from keras import ops
+    >>> from dynzoo import operators
+    >>> x = np.random.default_rng(0).random((1, 4, 4, 8))
+    >>> back = operators.shift(operators.shift(x), reverse=True)
+    >>> bool(np.all(ops.convert_to_numpy(back) == ops.convert_to_numpy(ops.convert_to_tensor(x))))
+    True
+    """
     return _shift(
         x,
         reverse,
@@ -79,7 +99,7 @@ def shift(x, reverse: bool = False, padding: str = "circular", fraction: float =
 
 
 def shift_joined(halves, reverse=False, padding="circular", fraction=0.5):
-    """`shift` of the two halves' concatenation, which is not formed when only the second moves."""
+    """``shift`` of the concatenated halves, which are not joined where only the second moves."""
     first, second = halves
     still, *groups = _sizes(2 * first.shape[-1], fraction)
     rest = still - first.shape[-1]
@@ -92,7 +112,7 @@ def shift_joined(halves, reverse=False, padding="circular", fraction=0.5):
 
 
 def shift_float64(x, reverse: bool = False, padding: str = "circular", fraction: float = 0.5):
-    """`shift` in NumPy."""
+    """``shift`` in NumPy."""
     return _shift(x, reverse, padding, fraction, np.split, np.concatenate, np.zeros_like)
 
 
@@ -113,7 +133,12 @@ class ShiftedPointwise(Pointwise):
 
     Example:
 
-    >>> GradientFlow(operators.ShiftedPointwise(32), step_size="maximal")
+    >>> import numpy as np
+    >>> from dynzoo import operators
+    >>> from dynzoo.layers import GradientFlow
+    >>> layer = GradientFlow(operators.ShiftedPointwise(32), step_size="maximal")
+    >>> tuple(layer(np.ones((1, 4, 4, 8), "float32")).shape)
+    (1, 4, 4, 8)
 
     Reference: shift in place of convolution: Wu et al., CVPR 2018; in an orthogonal network:
     LipNeXt, arXiv 2601.18513. The gradient-flow form is ours.

@@ -196,8 +196,7 @@ def _names(attacks: Sequence[Attack]) -> list[str]:
     """A name for each attack: its class, its loss if it has one, a number if that is not unique."""
     names: list[str] = []
     for attack in attacks:
-        loss = getattr(attack, "loss", None)
-        base = type(attack).__name__ + (f"-{loss}" if isinstance(loss, str) else "")
+        base = type(attack).__name__ + (f"-{attack.loss}" if attack.loss else "")
         count = sum(name == base or name.startswith(f"{base} ") for name in names)
         names.append(base if not count else f"{base} {count + 1}")
     return names

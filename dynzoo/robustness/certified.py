@@ -15,7 +15,7 @@ __all__ = ["certificate_dict", "check_sets_asked", "claims_of", "set_numbers", "
 
 
 def claims_of(model: Any, certificate: Any, x: np.ndarray, batch_size: int) -> tuple:
-    """(certificate, radii, labels, warnings); radii are `None` where there is no certificate."""
+    """(certificate, radii, labels, warnings); radii are ``None`` where there is no certificate."""
     if certificate is False:
         return None, None, None, []
     if certificate is None:

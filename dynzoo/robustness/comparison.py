@@ -16,6 +16,7 @@ from dynzoo.robustness.report import RobustnessReport, interval
 from dynzoo.robustness.saved_report import SavedReport, read_report
 from dynzoo.utils.csv_text import csv_text
 from dynzoo.utils.files import write_atomically
+from dynzoo.utils.formatting import eps_text, norm_text
 from dynzoo.utils.html import document, image, percent, table, text
 
 __all__ = ["Comparison", "compare"]
@@ -30,8 +31,19 @@ class Comparison:
 
     Args:
         names: A name for each report.
-        reports: The reports.
-        notes: Where the reports differ in how they were made.
+        reports: the reports.
+        notes: where the reports differ in how they were made.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> reports = [dynzoo.evaluate(model, x, y, attacks="none", eps=e) for e in (0.1, 0.1)]
+    >>> dynzoo.compare(reports, names=["first", "second"]).differences("first", "second", 0.1)
+    (0, 0)
     """
 
     names: list[str]
@@ -67,7 +79,7 @@ class Comparison:
         unless one of these counts is much larger than the other (McNemar's test).
 
         Raises:
-            ValueError: If a name is none of these, or neither attacks nor certificates are there
+            ValueError: if a name is none of these, or neither attacks nor certificates are there
                 for both.
         """
         one, other = (self._report(name) for name in (first, second))
@@ -105,10 +117,10 @@ class Comparison:
         return figure
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a page (`.html`), data (`.json`) or the rows (`.csv`), complete or not at all.
+        """Write a page (``.html``), data (``.json``) or rows (``.csv``), complete or not at all.
 
         Raises:
-            ValueError: If the suffix is another one.
+            ValueError: if the suffix is another one.
         """
         path = Path(path)
         if path.suffix.lower() == ".html":
@@ -129,23 +141,30 @@ def compare(
     reports: Iterable[RobustnessReport | SavedReport | str | os.PathLike[str]],
     names: Sequence[str] | None = None,
 ) -> Comparison:
-    """Put reports of `dynzoo.evaluate` side by side.
+    """Put reports of ``dynzoo.evaluate`` side by side.
 
     Args:
-        reports: At least one report, or JSON file of a report that was saved; all of the same
+        reports: at least one report, or JSON file of a report that was saved; all of the same
             images, norm and radii.
         names: A name for each; by default the name of its model, with a number if not unique.
 
     Returns:
-        A `Comparison`.
+        A ``Comparison``.
 
     Raises:
-        ValueError: If there is no report, a file holds none, or they are of other images, norms
+        ValueError: if there is no report, a file holds none, or they are of other images, norms
             or radii.
 
     Example:
 
-    >>> compare([dynzoo.evaluate(a, x, y), dynzoo.evaluate(b, x, y)]).save("both.html")
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> a, b = (keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]) for _ in "ab")
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> reports = [dynzoo.evaluate(model, x, y, attacks="none") for model in (a, b)]
+    >>> dynzoo.compare(reports, names=["a", "b"]).save("both.html").name
+    'both.html'
     """
     read = [read_report(r) if isinstance(r, (str, os.PathLike)) else r for r in reports]
     if not read:
@@ -208,7 +227,7 @@ def render(comparison: Comparison) -> str:
     """The comparison as one HTML page without any reference to another file."""
     first = comparison.reports[0]
     intro = (
-        f"{first.images} images, {plots.norm_text(first.norm)} perturbations inside the pixel "
+        f"{first.images} images, {norm_text(first.norm)} perturbations inside the pixel "
         "range [0, 1]."
     )
     figure = image(plots.svg(comparison.plot()), _curves_text(comparison))
@@ -241,7 +260,7 @@ def _numbers(comparison: Comparison) -> str:
     rows = [
         [
             text(row["model"]),
-            text(plots.eps_text(row["eps"])),
+            text(eps_text(row["eps"])),
             *(_measured(row[key], count) for key in ("clean", "certified", "attacked")),
             text(row["warnings"]),
         ]
@@ -266,12 +285,12 @@ def _curves_text(comparison: Comparison) -> str:
     parts = []
     for row in comparison.rows():
         known = [
-            f"{name} {row[key]:.1%}"
+            f"{name} {percent(row[key])}"
             for name, key in (("certified", "certified"), ("under attack", "attacked"))
             if row[key] is not None
         ]
         known = known or ["nothing known"]
-        parts.append(f"{row['model']} at {plots.eps_text(row['eps'])}: {' and '.join(known)}")
+        parts.append(f"{row['model']} at {eps_text(row['eps'])}: {' and '.join(known)}")
     return "Accuracy of each model by radius. " + "; ".join(parts)
 
 
@@ -312,7 +331,7 @@ def _pairs(comparison: Comparison) -> str:
                     only_a, only_b = comparison.differences(a, b, e)
                 except ValueError:  # one of them neither attacked nor certified
                     continue
-                cells = [f"{a} / {b}", plots.eps_text(e), only_a, only_b]
+                cells = [f"{a} / {b}", eps_text(e), only_a, only_b]
                 rows.append([text(cell) for cell in cells])
     note = (
         '<p class="note">Images that stay right under attack with one model only; of two models '

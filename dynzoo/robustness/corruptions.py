@@ -18,7 +18,8 @@ from dynzoo.inference.draws import Draws
 from dynzoo.inference.image_checks import check_unit_range
 from dynzoo.inference.passes import predict_logits
 from dynzoo.robustness.checks.model import check_examples
-from dynzoo.utils.arguments import positive_int
+from dynzoo.utils.arguments import integer
+from dynzoo.utils.formatting import percent
 
 __all__ = ["CorruptionResult", "evaluate_corruptions", "hits"]
 
@@ -27,16 +28,16 @@ _OFFICIAL = "The official files of the benchmark were used."
 
 @dataclass(frozen=True)
 class CorruptionResult:
-    """What `evaluate_corruptions` found.
+    """What ``evaluate_corruptions`` found.
 
     Args:
-        names: The corruptions.
-        severities: The severities.
-        correct: Whether each image was classified correctly, bool array of shape (corruptions,
+        names: the corruptions.
+        severities: the severities.
+        correct: whether each image was classified correctly, bool array of shape (corruptions,
             severities, n).
-        clean: Accuracy on the clean images.
-        official: Whether the official files were used.
-        details: Seed, model and what else is needed to make the numbers again.
+        clean: accuracy on the clean images.
+        official: whether the official files were used.
+        details: seed, model and what else is needed to make the numbers again.
     """
 
     names: tuple[str, ...]
@@ -92,7 +93,7 @@ class CorruptionResult:
         }
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """The table as a coloured matplotlib figure; saved too if `path` is given."""
+        """The table as a coloured matplotlib figure; saved too if ``path`` is given."""
         figure = plots.new_figure(6.4, 1.4 + 0.34 * len(self.names))
         self.draw(figure.add_subplot())
         if path is not None:
@@ -121,17 +122,18 @@ class CorruptionResult:
             side.set_visible(False)
 
     def section(self) -> tuple[str, Any]:
-        """Heading and content for `RobustnessReport.sections`."""
+        """Heading and content for ``RobustnessReport.sections``."""
         lines = self.accuracy.mean(axis=1)
         worst, best = int(lines.argmin()), int(lines.argmax())
         facts = [
-            ("clean accuracy", f"{100 * self.clean:.1f} %"),
+            ("clean accuracy", percent(self.clean, 1)),
             (
                 f"mean over {lines.size} corruptions at {len(self.severities)} severities",
-                f"{100 * self.mean:.1f} % (standard error {100 * self.standard_error:.1f} points)",
+                f"{percent(self.mean, 1)} "
+                f"(standard error {percent(self.standard_error, 1, unit='')} points)",
             ),
-            ("lowest", f"{self.names[worst]}, {100 * lines[worst]:.1f} %"),
-            ("highest", f"{self.names[best]}, {100 * lines[best]:.1f} %"),
+            ("lowest", f"{self.names[worst]}, {percent(lines[worst], 1)}"),
+            ("highest", f"{self.names[best]}, {percent(lines[best], 1)}"),
             ("images", self.correct.shape[-1]),
             *((w["name"], w["text"]) for w in self.details.get("warnings", [])),
         ]
@@ -153,46 +155,49 @@ def evaluate_corruptions(
     r"""Accuracy under the corruptions of CIFAR-10-C, regenerated with a fixed seed.
 
     $\mathrm{mean} = \frac{1}{75}\sum_{c,s} \mathrm{accuracy}_{c,s}$ over the 15 corruptions and 5
-    severities, not divided by the errors of a reference network. Unless `official` is given the
+    severities, not divided by the errors of a reference network. Unless ``official`` is given the
     images are regenerated: not the official files; numbers are close to but not the same as those
     of CIFAR-10-C. They do not depend on the batch size or the order of the images, unless the
-    model's own answers do, which `details["warnings"]` says.
+    model's own answers do, which ``details["warnings"]`` says.
 
     Args:
-        model: Built Keras model, images to logits.
-        x: Clean images, array of shape (n, h, w, channels) with values in [0, 1]; see
-            `dynzoo.corruptions.corrupt` for the sizes.
-        y: Integer labels of shape (n,).
-        names: `"all"`, or some of the names of `dynzoo.corruptions.CORRUPTIONS`.
-        severities: Some of 1 to 5.
-        batch_size: Images processed at once.
-        seed: Seed of the corruptions, and of a model that is random at inference.
-        official: Folder of the official files: `labels.npy`, and for each corruption `NAME.npy`,
-            uint8 of shape (5 m, h, w, channels) with the severities one after another (m = 10,000
-            in CIFAR-10-C). `x` and `y` must be the first n <= m images of the test set.
+        model: built Keras model, images to logits.
+        x: clean images, array of shape (n, h, w, channels) with values in [0, 1]; see
+            ``dynzoo.corruptions.corrupt`` for the sizes.
+        y: integer labels of shape (n,).
+        names: ``"all"``, or some of the names of ``dynzoo.corruptions.CORRUPTIONS``.
+        severities: some of 1 to 5.
+        batch_size: images processed at once.
+        seed: seed of the corruptions, and of a model that is random at inference.
+        official: folder of the official files: ``labels.npy``, and for each corruption
+            ``NAME.npy``, uint8 of shape (5 m, h, w, channels) with the severities one after another
+            (m = 10,000 in CIFAR-10-C). ``x`` and ``y`` must be the first n <= m images of the test
+            set.
         verbose: 1 prints a line for each corruption.
-        progress: Called after each batch with the number of corrupted images that are done and
+        progress: called after each batch with the number of corrupted images that are done and
             their total, n for each entry of the table.
 
     Returns:
-        A `CorruptionResult`.
+        A ``CorruptionResult``.
 
     Raises:
-        ValueError: If an argument is out of its range, an official file has another shape or type,
-            or its labels are not `y`.
-        FileNotFoundError: If an official file is missing.
+        ValueError: if an argument is out of its range, an official file has another shape or type,
+            or its labels are not ``y``.
+        FileNotFoundError: if an official file is missing.
 
     Example:
 
-    >>> import keras, numpy as np
-    >>> model = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Flatten(),
-    ...                           keras.layers.Dense(3)])
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> layers = [keras.Input((16, 16, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    >>> model = keras.Sequential(layers)
     >>> x, y = np.random.default_rng(0).random((5, 16, 16, 3)), np.zeros(5, "int64")
-    >>> evaluate_corruptions(model, x, y, names=["fog", "snow"]).accuracy.shape
+    >>> dynzoo.evaluate_corruptions(model, x, y, names=["fog", "snow"]).accuracy.shape
     (2, 5)
 
-    Reference: Hendrycks and Dietterich, *Benchmarking neural network robustness to common
-    corruptions and perturbations* (ICLR 2019); the mean: Croce et al., *RobustBench* (NeurIPS 2021
+    Reference: Hendrycks and Dietterich, "Benchmarking neural network robustness to common
+    corruptions and perturbations" (ICLR 2019); the mean: Croce et al., "RobustBench" (NeurIPS 2021
     datasets and benchmarks).
     """
     x, y = check_images(x, y)
@@ -201,7 +206,7 @@ def evaluate_corruptions(
     levels = tuple(severities)
     if not levels or any(isinstance(s, bool) or s not in SEVERITIES for s in levels):
         raise ValueError(f"`severities` must be some of {SEVERITIES}. Received: {levels}")
-    batch_size, seed = positive_int("batch_size", batch_size), positive_int("seed", seed, least=0)
+    batch_size, seed = integer("batch_size", batch_size), integer("seed", seed, least=0)
     files = None if official is None else OfficialFiles(official, chosen, x, y)
     check_pictures(x)
 
@@ -252,17 +257,17 @@ def hits(
     """Which images a model classifies correctly, bool of shape (n,).
 
     Args:
-        model: Built Keras model, images to logits.
-        images: Gives the images of a slice of rows, so that a changed data set is never held whole.
-        y: Int64 labels of shape (n,).
-        batch_size: Images of a batch.
-        draws: Seeds of a model that is random at inference.
-        tick: Called with the number of images that are done.
-        must_answer: Whether it is an error that every image of the first batch gives NaN; elsewhere
+        model: built Keras model, images to logits.
+        images: gives the images of a slice of rows, so that a changed data set is never held whole.
+        y: int64 labels of shape (n,).
+        batch_size: images of a batch.
+        draws: seeds of a model that is random at inference.
+        tick: called with the number of images that are done.
+        must_answer: whether it is an error that every image of the first batch gives NaN; elsewhere
             an image whose logits have NaN is wrong.
 
     Raises:
-        ValueError: If no image is answered that must be, or a label is not below the number of
+        ValueError: if no image is answered that must be, or a label is not below the number of
             logits.
     """
     correct = np.zeros(len(y), dtype=bool)

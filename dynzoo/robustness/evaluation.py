@@ -74,7 +74,7 @@ def evaluate(
     The true robust accuracy lies between the two numbers:
     $\text{certified}(\varepsilon) \le \text{robust}(\varepsilon) \le \text{attacked}(\varepsilon)
     \le \text{clean}$, image by image. An image counts as attacked if **any** attack fools it at
-    this or a smaller radius. Without attacks (`"none"`) the third is left open. For Linf the
+    this or a smaller radius. Without attacks (``"none"``) the third is left open. For Linf the
     certificate is the L2 one of radius $\varepsilon\sqrt{d}$, which holds the Linf ball.
 
     An image for which a logit is NaN has no answer: clean, it is wrong; attacked, it has fallen.
@@ -83,58 +83,61 @@ def evaluate(
     named warning. The answer of a random model is that of the mean logits of some draws, and the
     attacks on it follow the mean of 20 draws (expectation over transformation). A smoothed
     classifier answers otherwise than the model that it smooths, so its certified accuracy
-    stands beside its own accuracy (`report.smoothed`), not above the attacks.
+    stands beside its own accuracy (``report.smoothed``), not above the attacks.
 
     Args:
-        model: Built Keras model, images to logits.
-        x: Array of shape (n, ...) with values in [0, 1], or `StreamedImages`.
-        y: Integer labels of shape (n,).
-        norm: `"l2"` or `"linf"`.
-        eps: Radius or radii, in units of the pixel range, > 0.
-        attacks: `"standard"`, `"fast"`, another name of `dynzoo.attacks.ensembles.makers`, or a
-            list of names, attack objects (templates: their radius is replaced by each of `eps`) or
-            factories called with `norm`, `eps` and `seed`; `"none"` for what is certified alone.
-        batch_size: Images processed at once.
-        certificate: `None` to certify the model, `False` for no certificate, or an object whose
-            `radii(x, batch_size)` gives (labels, L2 radii), or `smooth(model, sigma)`.
-        seed: Seed of the random starts, and of a model that is random at inference.
+        model: built Keras model, images to logits.
+        x: array of shape (n, ...) with values in [0, 1], or ``StreamedImages``.
+        y: integer labels of shape (n,).
+        norm: ``"l2"`` or ``"linf"``.
+        eps: radius or radii, in units of the pixel range, > 0.
+        attacks: ``"standard"``, ``"fast"``, another name of ``dynzoo.attacks.ensembles.makers``, or
+            a list of names, attack objects (templates: their radius is replaced by each of ``eps``)
+            or factories called with ``norm``, ``eps`` and ``seed``; ``"none"`` for what is
+            certified alone.
+        batch_size: images processed at once.
+        certificate: ``None`` to certify the model, ``False`` for no certificate, or an object whose
+            ``radii(x, batch_size)`` gives (labels, L2 radii), or ``smooth(model, sigma)``.
+        seed: seed of the random starts, and of a model that is random at inference.
         verbose: 1 says which check runs, or where the attacks stand, the share that is done and the
             time that is left: one line that is updated on a terminal, elsewhere a line every few
             seconds.
-        class_names: Names of the classes, for the report; `None` for a preset's own.
-        title: Heading of the report.
-        checkpoint: File (`.npz`) that is written after each batch of each attack. If it exists, the
-            evaluation goes on from it and ends with the same outcomes.
-        surrogates: Other models for the same images; what fools them is tried on this one.
-        attack_certified: Which attacks try images whose certificate covers the radius: only the
-            `"first"`, `"all"`, or `"none"`. None can succeed if the certificate is right, and those
-            that try test whether it is.
-        checks: `"full"`, `"quick"` without those checks that attack the model (convergence, planted
-            examples), or `"auto"`: quick for `attacks="fast"`, else full.
-        prediction_sets: Alpha in (0, 1) for `dynzoo.certificates.prediction_sets`: a half of the
+        class_names: names of the classes, for the report; ``None`` for a preset's own.
+        title: heading of the report.
+        checkpoint: file (``.npz``) that is written after each batch of each attack. If it exists,
+            the evaluation goes on from it and ends with the same outcomes.
+        surrogates: other models for the same images; what fools them is tried on this one.
+        attack_certified: which attacks try images whose certificate covers the radius: only the
+            ``"first"``, ``"all"``, or ``"none"``. None can succeed if the certificate is right, and
+            those that try test whether it is.
+        checks: ``"full"``, ``"quick"`` without those checks that attack the model (convergence,
+            planted examples), or ``"auto"``: quick for ``attacks="fast"``, else full.
+        prediction_sets: alpha in (0, 1) for ``dynzoo.certificates.prediction_sets``: a half of the
             images, drawn by the seed, calibrates them, and the other half measures coverage and
-            sizes (`report.prediction_sets`). L2 only. `None` for none.
+            sizes (``report.prediction_sets``). L2 only. ``None`` for none.
 
     Returns:
-        A `RobustnessReport`.
+        A ``RobustnessReport``.
 
     Raises:
-        ValueError: If an argument is out of its range, the model gives NaN for every image, or the
+        ValueError: if an argument is out of its range, the model gives NaN for every image, or the
             checkpoint is of something else.
-        CertificateViolation: If an attack refutes the certificate; the counterexample is saved
+        CertificateViolation: if an attack refutes the certificate; the counterexample is saved
             beside the checkpoint, or in the folder for temporary files.
 
     Example:
 
-    >>> import keras, numpy as np
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> x, y = np.full((5, 4), 0.5, "float32"), np.zeros(5, "int64")
-    >>> report = evaluate(model, x, y, eps=0.1, attacks="fast", certificate=False)
+    >>> report = dynzoo.evaluate(model, x, y, eps=0.1, attacks="fast", certificate=False)
     >>> report.robust[0.1] <= report.clean
     True
 
-    Reference: Carlini et al., *On evaluating adversarial robustness* (2019); Tsuzuku, Sato and
-    Sugiyama, *Lipschitz-margin training* (2018), for the certificate.
+    Reference: Carlini et al., "On evaluating adversarial robustness" (2019); Tsuzuku, Sato and
+    Sugiyama, "Lipschitz-margin training" (2018), for the certificate.
     """
     run = _plan(model, x, y, norm, eps, attacks, batch_size, seed)
     run.attack_certified = one_of("attack_certified", attack_certified, ("first", "all", "none"))
@@ -176,7 +179,7 @@ class _Run:
         given: images as the caller gave them, around which the balls are.
         x: the same as float32, as the model sees them.
         y: labels (n,).
-        norm: `"l2"` or `"linf"`.
+        norm: ``"l2"`` or ``"linf"``.
         eps: radii, increasing.
         batch_size: images at once.
         seed: of the attacks.
@@ -352,7 +355,7 @@ def _check_attacks(run: _Run, campaign: Campaign) -> None:
         return
     middle = (len(run.eps) - 1) // 2
     survivors = np.flatnonzero(outcomes.robust()[middle])
-    steps = max([getattr(attack, "steps", 1) for attack in run.planned[0]])
+    steps = max(1, *(attack.steps for attack in run.planned[0]))
     with run.progress.watching("attack of twice the steps"):
         more = (survivors, run.eps[middle], run.norm, steps, run.seed)
         run.warnings += check_convergence(run.model, run.x, run.y, *more)
@@ -410,7 +413,7 @@ def _report(
             "seed": run.seed,
             "batch_size": run.batch_size,
             "seconds": round(time.perf_counter() - run.began, 3),
-            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": versions(),
         },
     )

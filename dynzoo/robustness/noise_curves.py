@@ -17,7 +17,8 @@ from dynzoo.inference.draws import Draws
 from dynzoo.inference.image_checks import check_unit_range
 from dynzoo.robustness.checks.model import check_examples
 from dynzoo.robustness.corruptions import hits
-from dynzoo.utils.arguments import listed, positive_int
+from dynzoo.utils.arguments import integer, listed
+from dynzoo.utils.formatting import percent
 
 __all__ = ["LEVELS", "NoiseCurve", "noise_curve"]
 
@@ -28,14 +29,14 @@ _COLORS = {"gaussian": plots.CERTIFIED, "uniform": plots.CLEAN, "salt_and_pepper
 
 @dataclass(frozen=True)
 class NoiseCurve:
-    """What `noise_curve` found.
+    """What ``noise_curve`` found.
 
     Args:
-        levels: The levels of each kind of noise.
-        accuracies: Of each kind, float64 array of shape (levels, draws).
-        clean: Accuracy without noise.
-        images: Number of images.
-        details: Seed, model and what else is needed to make the numbers again.
+        levels: the levels of each kind of noise.
+        accuracies: of each kind, float64 array of shape (levels, draws).
+        clean: accuracy without noise.
+        images: number of images.
+        details: seed, model and what else is needed to make the numbers again.
     """
 
     levels: dict[str, tuple[float, ...]]
@@ -77,7 +78,7 @@ class NoiseCurve:
         return {"images": self.images, "clean": self.clean, "curve": self.rows(), **self.details}
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Accuracy versus level as a matplotlib figure; saved too if `path` is given."""
+        """Accuracy versus level as a matplotlib figure; saved too if ``path`` is given."""
         figure = plots.new_figure(7.6, 4.2)
         axes = figure.add_subplot()
         for kind, levels in self.levels.items():
@@ -105,12 +106,12 @@ class NoiseCurve:
         return figure
 
     def section(self) -> tuple[str, Any]:
-        """Heading and content for `RobustnessReport.sections`."""
-        facts = [("clean accuracy", f"{100 * self.clean:.1f} %")]
+        """Heading and content for ``RobustnessReport.sections``."""
+        facts = [("clean accuracy", percent(self.clean, 1))]
         facts += [
             (
                 f"{row['noise'].replace('_', ' ')}, {row['level']:g}",
-                f"{100 * row['accuracy']:.1f} % ± {100 * row['deviation']:.1f}",
+                f"{percent(row['accuracy'], 1)} ± {percent(row['deviation'], 1, unit='')}",
             )
             for row in self.rows()
         ]
@@ -138,42 +139,45 @@ def noise_curve(
 
     The noise of an image depends on the seed, the kind, the draw and its index alone: it is the
     same at each level, up to the factor, and in any batch. What else the model's answers depend on
-    is in `details["warnings"]`.
+    is in ``details["warnings"]``.
 
     Args:
-        model: Built Keras model, inputs to logits.
-        x: Array of shape (n, ...) with values in [0, 1].
-        y: Integer labels of shape (n,).
-        kinds: Some of `"gaussian"`, `"uniform"`, `"salt_and_pepper"`.
-        levels: Levels > 0 for all kinds, or those of each kind: a standard deviation in units of
+        model: built Keras model, inputs to logits.
+        x: array of shape (n, ...) with values in [0, 1].
+        y: integer labels of shape (n,).
+        kinds: some of ``"gaussian"``, ``"uniform"``, ``"salt_and_pepper"``.
+        levels: levels > 0 for all kinds, or those of each kind: a standard deviation in units of
             the pixel range, or the share of the values, at most 1, that become 0 or 1.
-        draws: Draws of the noise, >= 1.
-        batch_size: Images processed at once.
-        seed: Seed of the noise, and of a model that is random at inference.
-        progress: Called with the number of draws that are done and their total.
+        draws: draws of the noise, >= 1.
+        batch_size: images processed at once.
+        seed: seed of the noise, and of a model that is random at inference.
+        progress: called with the number of draws that are done and their total.
 
     Returns:
-        A `NoiseCurve`.
+        A ``NoiseCurve``.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: if an argument is out of its range.
 
     Example:
 
-    >>> import keras, numpy as np
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> x, y = np.full((5, 4), 0.5, "float32"), np.zeros(5, "int64")
-    >>> noise_curve(model, x, y, kinds=["gaussian"], levels=[0.1, 0.2]).mean("gaussian").shape
+    >>> curve = dynzoo.noise_curve(model, x, y, kinds=["gaussian"], levels=[0.1, 0.2])
+    >>> curve.mean("gaussian").shape
     (2,)
 
-    Reference: Hendrycks and Dietterich, *Benchmarking neural network robustness to common
-    corruptions and perturbations* (ICLR 2019), for the kinds of noise.
+    Reference: Hendrycks and Dietterich, "Benchmarking neural network robustness to common
+    corruptions and perturbations" (ICLR 2019), for the kinds of noise.
     """
     x, y = check_images(x, y)
     check_unit_range(model)
     chosen = _levels((kinds,) if isinstance(kinds, str) else tuple(kinds), levels)
-    draws, seed = positive_int("draws", draws), positive_int("seed", seed, least=0)
-    batch_size = positive_int("batch_size", batch_size)
+    draws, seed = integer("draws", draws), integer("seed", seed, least=0)
+    batch_size = integer("batch_size", batch_size)
     total = draws * sum(len(v) for v in chosen.values())
     done, accuracies = 0, {}
     with Draws(model, seed) as states:

@@ -22,18 +22,18 @@ class Outcomes:
     r"""Two boolean arrays of shape (images, attacks, radii): what was attacked, and what fell.
 
     Attacks run in order, each on the images that still resist, radius by radius from the smallest:
-    an entry of `attacked` is false where the image was already wrong, or had fallen to an earlier
+    an entry of ``attacked`` is false where the image was already wrong, or had fallen to an earlier
     attack or in a smaller ball. An image is robust at a radius if it is right and nothing broke it
     at this or a smaller radius (pointwise worst case).
 
     Args:
-        attacks: Name of each attack.
-        eps: Radii, increasing.
-        correct: Bool array of shape (images,): right without an attack.
-        attacked: Bool array of shape (images, attacks, radii).
-        broken: Bool array of the same shape.
-        seconds: Float array of shape (attacks, radii): time spent.
-        passes: Int array of shape (2, attacks, radii): images that went through the model, forward
+        attacks: name of each attack.
+        eps: radii, increasing.
+        correct: bool array of shape (images,): right without an attack.
+        attacked: bool array of shape (images, attacks, radii).
+        broken: bool array of the same shape.
+        seconds: float array of shape (attacks, radii): time spent.
+        passes: int array of shape (2, attacks, radii): images that went through the model, forward
             and backward, padding of batches included.
 
     Example:
@@ -101,8 +101,8 @@ class Outcomes:
         """A line an image: 1 broken, 0 resisted, empty where the attack had nothing to try.
 
         Args:
-            labels: True labels, for a column of their own.
-            radii: Certified L2 radii, for a column of their own.
+            labels: ``True`` labels, for a column of their own.
+            radii: certified L2 radii, for a column of their own.
         """
         text = io.StringIO()
         header = ["image"]
@@ -125,7 +125,7 @@ class Outcomes:
         return text.getvalue()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it as arrays for `numpy.savez`."""
+        """All of it as arrays for ``numpy.savez``."""
         about = json.dumps({"attacks": self.attacks, "eps": self.eps})
         return {
             "about": np.frombuffer(about.encode(), dtype=np.uint8),
@@ -138,7 +138,7 @@ class Outcomes:
 
     @classmethod
     def from_arrays(cls, arrays: Any) -> Outcomes:
-        """The inverse of `arrays`."""
+        """The inverse of ``arrays``."""
         about = json.loads(arrays["about"].tobytes())
         names = ("correct", "attacked", "broken", "seconds", "passes")
         return cls(about["attacks"], about["eps"], *(np.array(arrays[name]) for name in names))
@@ -149,10 +149,10 @@ class Outcomes:
         labels: np.ndarray | None = None,
         radii: np.ndarray | None = None,
     ) -> None:
-        """Write `.csv` (for people) or `.npz` (`Outcomes.load` reads it), in one step.
+        """Write ``.csv`` (for people) or ``.npz`` (``Outcomes.load`` reads it), in one step.
 
         Raises:
-            ValueError: If the suffix is another one.
+            ValueError: if the suffix is another one.
         """
         suffix = os.path.splitext(path)[1].lower()
         if suffix == ".csv":
@@ -167,6 +167,6 @@ class Outcomes:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Outcomes:
-        """Read what `save` wrote as `.npz`."""
+        """Read what ``save`` wrote as ``.npz``."""
         with np.load(path, allow_pickle=False) as file:
             return cls.from_arrays(file)

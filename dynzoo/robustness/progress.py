@@ -11,28 +11,19 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from dynzoo import plots
 from dynzoo.inference.passes import listening
 from dynzoo.robustness.campaign import Campaign
+from dynzoo.utils.formatting import clock, eps_text, percent
 
 __all__ = ["Progress", "seconds_left"]
 
-# A gradient step costs a forward and a backward pass, about three times a forward pass.
-_GRADIENT_STEP = 3.0
 _TERMINAL = 0.5  # seconds between two updates of a line on a terminal
-
-
-def cost(attack: Any) -> float:
-    """Forward passes that an attack needs for an image that resists, roughly."""
-    passes = _GRADIENT_STEP * getattr(attack, "steps", 0) + getattr(attack, "queries", 0)
-    runs = getattr(attack, "restarts", 1) * getattr(attack, "targets", 1)
-    return max(passes, 1.0) * runs * getattr(attack, "eot", 1)
 
 
 def seconds_left(campaign: Campaign) -> float | None:
     """Time that the rest of a campaign takes if no more images fall; `None` while unknown."""
     outcomes = campaign.outcomes
-    costs = np.array([[cost(attack) for attack in row] for row in campaign.attacks]).T
+    costs = np.array([[attack.cost() for attack in row] for row in campaign.attacks]).T
     done = outcomes.attacked.sum(axis=0)
     if not (done * costs).any():
         return None
@@ -119,11 +110,11 @@ class Progress:
             spent = float(outcomes.seconds.sum()) + batch
             # Never less than before, though an attack may turn out to be slower than thought.
             self._share = max(self._share, spent / (spent + left) if spent else 0.0)
-        radius_text = plots.eps_text(outcomes.eps[radius])
+        radius_text = eps_text(outcomes.eps[radius])
         text = (
             f"{radius_text}  {outcomes.attacks[number]:<16} broke "
             f"{int(outcomes.broken[rows, number, radius].sum())} of {tried}/{len(rows)}  "
-            f"robust {100 * outcomes.waiting(number + 1, radius).mean():.2f} %"
+            f"robust {percent(outcomes.waiting(number + 1, radius).mean())}"
         )
         if campaign.repeating:
             text = f"{radius_text}  again: {campaign.repeating} images that fell in a smaller ball"
@@ -137,9 +128,9 @@ class Progress:
 
     def _say(self, text: str, left: float | None = None) -> None:
         now, file = self.clock(), self.file or sys.stdout
-        times = f"  after {duration(now - self._start)}"
+        times = f"  after {clock(now - self._start)}"
         if left is not None:
-            times = f"  {100 * self._share:.0f} % done{times}, left {duration(left)}"
+            times = f"  {percent(self._share, 0)} done{times}, left {clock(left)}"
         if _is_terminal(self.file):
             width = shutil.get_terminal_size().columns - 1
             print(f"\r\x1b[K{(text + times)[:width]}", end="", file=file, flush=True)
@@ -151,10 +142,3 @@ class Progress:
 
 def _is_terminal(file: TextIO | None) -> bool:
     return (file or sys.stdout).isatty()
-
-
-def duration(seconds: float) -> str:
-    """`95` as `1:35`, `3725` as `1:02:05`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

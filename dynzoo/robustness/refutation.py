@@ -18,13 +18,13 @@ class CertificateViolation(Exception):
     """A certified image was fooled inside its certified radius: the certificate is wrong.
 
     Attributes:
-        index: Position of the image in `x`.
-        x: The clean image, float32.
-        x_adv: The point that the model classifies differently, float32.
-        radius: The certified L2 radius of the image.
-        distance: L2 distance of `x_adv` from `x`, in float64; below `radius`.
-        label: Label that the certificate vouches for.
-        fooled_label: Label of `x_adv`.
+        index: position of the image in ``x``.
+        x: the clean image, float32.
+        x_adv: the point that the model classifies differently, float32.
+        radius: the certified L2 radius of the image.
+        distance: L2 distance of ``x_adv`` from ``x``, in float64; below ``radius``.
+        label: label that the certificate vouches for.
+        fooled_label: label of ``x_adv``.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class CertificateViolation(Exception):
         self.label, self.fooled_label = label, fooled_label
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the counterexample as an `.npz` file: every attribute by its name.
+        """Write the counterexample as an ``.npz`` file: every attribute by its name.
 
         Raises:
-            ValueError: If the suffix is another one.
+            ValueError: if the suffix is another one.
         """
         path = Path(path)
         if path.suffix.lower() != ".npz":

@@ -18,6 +18,7 @@ from dynzoo.inference.answers import NO_ANSWER
 from dynzoo.robustness.checks.warning import EvaluationWarning
 from dynzoo.robustness.outcomes import Outcomes
 from dynzoo.utils.files import write_atomically
+from dynzoo.utils.formatting import eps_text, norm_text
 from dynzoo.utils.html import document, image, percent, table, text
 
 # Attacked images in the gallery.
@@ -60,7 +61,7 @@ def attacked_images(
 
 
 def spread(examples: list[AttackedImage]) -> list[AttackedImage]:
-    """At most `EXAMPLES` of the examples, taken from each radius in turn, smallest first."""
+    """At most ``EXAMPLES`` of the examples, taken from each radius in turn, smallest first."""
     ranked = []
     seen: dict[float, int] = {}
     for example in examples:
@@ -72,32 +73,46 @@ def spread(examples: list[AttackedImage]) -> list[AttackedImage]:
 
 @dataclass
 class RobustnessReport:
-    r"""What `dynzoo.evaluate` found.
+    r"""What ``dynzoo.evaluate`` found.
 
     At every radius $\text{certified} \le \text{true robust accuracy} \le \text{robust}$: the first
     is proved, the last is what survived the attacks that were tried.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        clean: Accuracy without an attack.
-        robust: Accuracy under attack at each radius; `None` values if nothing was attacked.
-        certified: Certified accuracy at each radius; `None` values if there is no certificate.
-        warnings: Named reasons to doubt the numbers.
-        per_image: `"correct"` (n,), `"robust"` (radii, n) or `None`, both bool, `"labels"` (n,),
-            and `"radii"`: certified L2 radii (n,), 0 for wrong images, or `None`.
-        outcomes: What each attack did to each image at each radius.
+        norm: ``"l2"`` or ``"linf"``.
+        clean: accuracy without an attack.
+        robust: accuracy under attack at each radius; ``None`` values if nothing was attacked.
+        certified: certified accuracy at each radius; ``None`` values if there is no certificate.
+        warnings: named reasons to doubt the numbers.
+        per_image: ``"correct"`` (n,), ``"robust"`` (radii, n) or ``None``, both bool, ``"labels"``
+            (n,), and ``"radii"``: certified L2 radii (n,), 0 for wrong images, or ``None``.
+        outcomes: what each attack did to each image at each radius.
         examples: A few attacked images.
-        details: Attacks with every parameter, certificate, seed, versions, time.
-        title: Heading of the page.
-        class_names: Names of the classes.
-        sections: Further parts of the page, pairs of a heading and a text, a list of (name, value),
+        details: attacks with every parameter, certificate, seed, versions, time.
+        title: heading of the page.
+        class_names: names of the classes.
+        sections: further parts of the page, pairs of a heading and a text, a list of (name, value),
             a PNG or SVG file as bytes, or a tuple of these.
-        smoothed: Numbers of a smoothed classifier, which is another classifier than the model:
-            `"clean"`, `"abstained"`, `"certified"` at each radius and its `"settings"`.
-        prediction_sets: Sets of labels that hold the right one under attack with a probability of
-            1 - `"alpha"`: `"coverage"` and mean `"size"` on clean images at radius 0 and each
-            radius, `"certified_coverage"` under any attack, how many `"calibration_images"` and
-            other `"images"` these numbers are of, and the `"threshold"` (`None`: too few images).
+        smoothed: numbers of a smoothed classifier, which is another classifier than the model:
+            ``"clean"``, ``"abstained"``, ``"certified"`` at each radius and its ``"settings"``.
+        prediction_sets: sets of labels that hold the right one under attack with a probability of
+            1 - ``"alpha"``: ``"coverage"`` and mean ``"size"`` on clean images at radius 0 and each
+            radius, ``"certified_coverage"`` under any attack, how many ``"calibration_images"`` and
+            other ``"images"`` these numbers are of, and the ``"threshold"`` (``None``: too few
+            images).
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> report = dynzoo.evaluate(model, x, y, eps=0.1, attacks="none")
+    >>> report.certified[0.1] <= report.clean
+    True
+    >>> report.save("report.html").name
+    'report.html'
     """
 
     norm: str
@@ -126,7 +141,7 @@ class RobustnessReport:
         return self.per_image["robust"] is not None
 
     def radii(self) -> np.ndarray | None:
-        """Certified radius of each image in the report's norm, or `None`."""
+        """Certified radius of each image in the report's norm, or ``None``."""
         radii = self.per_image.get("radii")
         if radii is None or self.norm == "l2":
             return radii
@@ -151,7 +166,7 @@ class RobustnessReport:
         return np.flatnonzero(left & ~proved)
 
     def to_dict(self, per_image: bool = False) -> dict[str, Any]:
-        """The report as JSON-able data; `per_image=True` adds one entry for every image."""
+        """The report as JSON-able data; ``per_image=True`` adds one entry for every image."""
         result: dict[str, Any] = {
             "schema": 1,
             "title": self.title,
@@ -192,7 +207,7 @@ class RobustnessReport:
         return notebook(self)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Accuracy versus radius as a matplotlib figure; saved too if `path` is given."""
+        """Accuracy versus radius as a matplotlib figure; saved too if ``path`` is given."""
         figure = plots.robustness_figure(
             self.clean, self.robust, self.radii(), self.norm, self.after_each_attack()
         )
@@ -203,12 +218,12 @@ class RobustnessReport:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the report; the file appears complete or not at all.
 
-        `.html` is a page for people, `.json` all numbers and settings and which images are right
-        and robust, which `dynzoo compare` reads, `.csv` and `.npz` what each attack did to each
-        image (`Outcomes`).
+        ``.html`` is a page for people, ``.json`` all numbers and settings and which images are
+        right and robust, which ``dynzoo compare`` reads, ``.csv`` and ``.npz`` what each attack did
+        to each image (``Outcomes``).
 
         Raises:
-            ValueError: If the suffix is another one.
+            ValueError: if the suffix is another one.
         """
         path = Path(path)
         if path.suffix.lower() == ".html":
@@ -243,7 +258,7 @@ _LISTED = 20
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share that was measured on `count` images."""
+    """95 % Wilson interval of a share that was measured on ``count`` images."""
     z2 = 1.959964**2
     center = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = np.sqrt(share * (1 - share) * z2 / count + z2**2 / (4 * count**2)) / (1 + z2 / count)
@@ -253,8 +268,8 @@ def interval(share: float, count: int) -> tuple[float, float]:
 def render(report: RobustnessReport) -> str:
     """The report as one HTML page without any reference to another file."""
     versions = report.details.get("versions", {})
-    radii = ", ".join(plots.eps_text(e) for e in sorted(report.robust))
-    norm = plots.norm_text(report.norm)
+    radii = ", ".join(eps_text(e) for e in sorted(report.robust))
+    norm = norm_text(report.norm)
     if report.attacked:
         intro = (
             f"{report.images} images. Attacker: knows the model and its gradients, moves each "
@@ -309,17 +324,17 @@ def render(report: RobustnessReport) -> str:
 
 def curve_text(report: RobustnessReport) -> str:
     """What the curve of a report shows, in words."""
-    parts = [f"Accuracy versus {plots.norm_text(report.norm)} radius: clean {report.clean:.1%}"]
+    parts = [f"Accuracy versus {norm_text(report.norm)} radius: clean {percent(report.clean)}"]
     for e in sorted(report.robust):
         known = [
-            f"{name} {share:.1%}"
+            f"{name} {percent(share)}"
             for name, share in (
                 ("certified", report.certified[e]),
                 ("under attack", report.robust[e]),
             )
             if share is not None
         ]
-        parts.append(f"at {plots.eps_text(e)} " + (" and ".join(known) or "nothing known"))
+        parts.append(f"at {eps_text(e)} " + (" and ".join(known) or "nothing known"))
     return "; ".join(parts)
 
 
@@ -345,7 +360,7 @@ def notebook(report: RobustnessReport) -> str:
 
 def _tiles(report: RobustnessReport) -> str:
     first = min(report.robust)
-    at = f"at {plots.eps_text(first)}"
+    at = f"at {eps_text(first)}"
     tiles = [
         ("clean", "clean", report.clean),
         ("attacked", f"under attack {at}", report.robust[first]),
@@ -368,7 +383,7 @@ def _smoothing(report: RobustnessReport) -> str:
         ("no answer", percent(numbers["abstained"])),
     ]
     for e, share in numbers["certified"].items():
-        rows.append((f"certified at {plots.eps_text(e)}", percent(share)))
+        rows.append((f"certified at {eps_text(e)}", percent(share)))
     note = (
         "<p class=note>The model under Gaussian noise, by majority, is another classifier than the "
         "model above: these radii are certified for its answers, image by image with probability "
@@ -382,7 +397,7 @@ def _sets(report: RobustnessReport) -> str:
     promised = f"{percent(1 - sets['alpha'])}"
     rows = [
         [
-            text(plots.eps_text(e)) if e else "0",
+            text(eps_text(e)) if e else "0",
             promised,
             percent(sets["coverage"][e]),
             f"{sets['size'][e]:.2f}",
@@ -428,7 +443,7 @@ def _numbers(report: RobustnessReport) -> str:
 
     rows = [["0 (clean)", cell(None), cell(report.clean)]]
     for e in sorted(report.robust):
-        rows.append([text(plots.eps_text(e)), cell(report.certified[e]), cell(report.robust[e])])
+        rows.append([text(eps_text(e)), cell(report.certified[e]), cell(report.robust[e])])
     header = ["radius", "certified", "under attack"]
     if not report.attacked:
         rows[0][1] = rows[0][2]
@@ -465,7 +480,7 @@ def _gallery(report: RobustnessReport) -> str:
             for kind, label, pixels in views
         )
         caption = (
-            f"image {example.index}, radius {plots.eps_text(example.eps)}, "
+            f"image {example.index}, radius {eps_text(example.eps)}, "
             f"distance {example.distance:.4f}"
         )
         cards.append(f'<div class="card"><div class="views">{figures}</div>{text(caption)}</div>')
@@ -485,7 +500,7 @@ def _hardest(report: RobustnessReport) -> str:
     for e in sorted(report.robust):
         left = report.undecided(e)
         shown = ", ".join(str(i) for i in left[:_LISTED]) + (" ..." if len(left) > _LISTED else "")
-        rows.append([text(plots.eps_text(e)), str(len(left)), shown or "&ndash;"])
+        rows.append([text(eps_text(e)), str(len(left)), shown or "&ndash;"])
     kind = "Neither proved nor broken" if report.attacked else "Right and not proved"
     parts = f"<p>{kind}:</p>"
     parts += table(["radius", "images", "numbers"], rows, numeric=False)
@@ -496,7 +511,7 @@ def _hardest(report: RobustnessReport) -> str:
     for attack in range(len(outcomes.attacks) - 1, 0, -1):
         for radius, e in enumerate(outcomes.eps):
             for row in np.flatnonzero(outcomes.broken[:, attack, radius]):
-                cells = [row, plots.eps_text(e), outcomes.attacks[attack]]
+                cells = [row, eps_text(e), outcomes.attacks[attack]]
                 late.append([text(cell) for cell in cells])
     if late:
         parts += "<p>Broken late: what the attacks before this one had missed.</p>"
@@ -526,7 +541,7 @@ def _runs(runs: Sequence[dict[str, Any]]) -> str:
         )
         rows.append(
             [
-                text(plots.eps_text(run["eps"])),
+                text(eps_text(run["eps"])),
                 text(run["attack"]),
                 f"<small>{text(config)}</small>",
                 str(run["attacked"]),

@@ -1,4 +1,4 @@
-"""Reports that were saved as JSON, read again: what `compare` needs of them."""
+"""Reports that were saved as JSON, read again: what ``compare`` needs of them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,30 @@ _MAX_BYTES = 256 * 2**20  # a million images at ten radii
 
 @dataclass(frozen=True)
 class SavedReport:
-    """A `RobustnessReport` without its pictures: numbers, settings, and the fate of each image.
+    """A ``RobustnessReport`` without its pictures: numbers, settings, and the fate of each image.
 
     Args:
-        norm: `"l2"` or `"linf"`.
-        clean: Accuracy without an attack.
-        robust: Accuracy under attack at each radius; `None` values if nothing was attacked.
-        certified: Certified accuracy at each radius; `None` values if there is no certificate.
-        warnings: Named reasons to doubt the numbers.
-        per_image: `"correct"` (n,), `"robust"` (radii, n) or `None`, both bool, `"labels"` (n,),
-            and `"radii"` (n,) or `None`.
-        details: All that the file holds, but for `per_image`.
+        norm: ``"l2"`` or ``"linf"``.
+        clean: accuracy without an attack.
+        robust: accuracy under attack at each radius; ``None`` values if nothing was attacked.
+        certified: certified accuracy at each radius; ``None`` values if there is no certificate.
+        warnings: named reasons to doubt the numbers.
+        per_image: ``"correct"`` (n,), ``"robust"`` (radii, n) or ``None``, both bool, ``"labels"``
+            (n,), and ``"radii"`` (n,) or ``None``.
+        details: all that the file holds, but for ``per_image``.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> from dynzoo.robustness import read_report
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> dynzoo.evaluate(model, x, y, attacks="none").save("report.json").name
+    'report.json'
+    >>> read_report("report.json").images
+    20
     """
 
     norm: str
@@ -51,19 +64,32 @@ class SavedReport:
         return len(self.per_image["correct"])
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-able data, as `RobustnessReport.to_dict` gave it."""
+        """The report as JSON-able data, as ``RobustnessReport.to_dict`` gave it."""
         return self.details
 
 
 def read_report(path: str | os.PathLike[str]) -> SavedReport:
-    """A report from the file that `RobustnessReport.save("report.json")` wrote.
+    """A report from the file that ``RobustnessReport.save("report.json")`` wrote.
+
+    Args:
+        path: the JSON file.
+
+    Returns:
+        A ``SavedReport``.
 
     Raises:
-        ValueError: If the file is something else, damaged, or without the fate of each image.
+        ValueError: if the file is something else, damaged, or without the fate of each image.
 
     Example:
 
-    >>> report.save("report.json")
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> from dynzoo.robustness import read_report
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> x, y = np.random.default_rng(0).random((20, 4)), np.arange(20) % 3
+    >>> report = dynzoo.evaluate(model, x, y, attacks="none")
+    >>> path = report.save("report.json")
     >>> read_report("report.json").clean == report.clean
     True
     """

@@ -2,7 +2,7 @@
 
 By default glibc gives a large freed block back to the system, and the next activation of that size
 is made of fresh pages, which the system must clear one by one. A training step frees and asks for
-the same blocks again and again; keeping them makes it faster (`benchmarks/throughput.py`), at the
+the same blocks again and again; keeping them makes it faster (``benchmarks/throughput.py``), at the
 price that the process holds the memory of its largest step until it ends.
 """
 

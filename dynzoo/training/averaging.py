@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -44,7 +45,7 @@ def take_mean(
 
     >>> take_mean(model, ["runs/mine/epoch_40.npz", "runs/mine/epoch_80.npz"])
     """
-    total = [np.float64(0.0)] * len(model.trainable_variables)
+    total: list[Any] = [np.float64(0.0)] * len(model.trainable_variables)
     for path in paths:
         checkpoints.read(path, model, check)
         weights = [backend.value_of(v) for v in model.trainable_variables]

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from dynzoo import losses, optimizers
+from dynzoo.utils.arguments import integer
 
 __all__ = [
     "LOSSES",
@@ -17,6 +19,7 @@ __all__ = [
     "GivenRate",
     "PiecewiseLinear",
     "Trapezoid",
+    "build_variables",
     "make_loss",
     "make_optimizer",
 ]
@@ -54,15 +57,13 @@ class Trapezoid(keras.optimizers.schedules.LearningRateSchedule):
     """
 
     def __init__(self, peak, total_steps, warmup=0.02, decay=0.5):
-        if total_steps < 1:
-            raise ValueError(f"`total_steps` must be positive. Received: {total_steps}")
         if not (0 <= warmup <= 1 and 0 <= decay <= 1 and warmup + decay <= 1):
             raise ValueError(
                 "`warmup` and `decay` must be shares in [0, 1] that add up to at most 1. "
                 f"Received: warmup={warmup}, decay={decay}"
             )
         self.peak = float(peak)
-        self.total_steps = int(total_steps)
+        self.total_steps = integer("total_steps", total_steps)
         self.warmup = float(warmup)
         self.decay = float(decay)
 
@@ -238,3 +239,21 @@ def make_optimizer(
         return OPTIMIZERS[config["name"]](**arguments)(rate)
     except (TypeError, ValueError) as error:
         raise ValueError(f"`training.optimizer`: {error}") from None
+
+
+def build_variables(model: keras.Model, label: np.ndarray | None = None) -> None:
+    """Makes the variables of the optimizer and of the metrics of a compiled model now.
+
+    A compiled loop cannot make them, and TensorFlow, whose `fit` makes them in its first step,
+    traces that step a second time for it: half of what there is to wait before a training begins.
+
+    Args:
+        model: the compiled model.
+        label: the label of an image, a share for each class; an integer if `None`.
+    """
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    labels = np.zeros((1,), "int32") if label is None else label[None]
+    logits = ops.zeros((1, model.output_shape[-1]))
+    model.compute_metrics(None, ops.convert_to_tensor(labels), logits)
+    model.reset_metrics()

@@ -22,15 +22,15 @@ _PATIENCE = 10.0
 
 
 class Watch(keras.callbacks.Callback):
-    """Stops `fit` at the time limit, at Ctrl-C and at a loss that is not finite; counts batches.
+    """Stops ``fit`` at the time limit, at Ctrl-C and at a loss that is not finite; counts batches.
 
-    It is `async_safe`: where Keras can (JAX, PyTorch), it reports the end of a batch from a thread,
-    which waits for the loss while the next batch is made and begun, one batch ahead at most.
-    The loss of a batch is looked at after the next one has ended. Keras reports the mean over the
-    epoch so far, so what has once stopped to be finite stays that, and none is missed.
+    It is ``async_safe``: where Keras can (JAX, PyTorch), it reports the end of a batch from a
+    thread, which waits for the loss while the next batch is made and begun, one batch ahead at
+    most. The loss of a batch is looked at after the next one has ended. Keras reports the mean over
+    the epoch so far, so what has once stopped to be finite stays that, and none is missed.
 
     Args:
-        deadline: when to stop, in the seconds of `time.monotonic`; `None` for never.
+        deadline: when to stop, in the seconds of ``time.monotonic``; ``None`` for never.
     """
 
     # Keras (CallbackList) asks for this name. Without it, it waits for the device after each step.

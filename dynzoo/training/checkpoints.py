@@ -52,7 +52,7 @@ def read(path, model, check=None) -> dict:
     """Puts a checkpoint's weights and optimizer variables into a compiled, built model.
 
     Args:
-        path: file written by `write`.
+        path: file written by ``write``.
         model: the model, of the same architecture and with the same optimizer.
         check: called with the state before anything is changed; may raise.
 
@@ -102,7 +102,7 @@ def read(path, model, check=None) -> dict:
 
 
 def _check_sizes(content: bytes) -> None:
-    """`write` does not compress: an archive that declares more than it has is none of its."""
+    """``write`` does not compress: an archive that declares more than it has is none of its."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
     if any(m.compress_type != zipfile.ZIP_STORED for m in members):

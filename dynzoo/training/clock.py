@@ -20,7 +20,7 @@ class TrainingClock:
     1; it is shorter than others where the time does not hold a whole one.
 
     Args:
-        end: when the last step must be done, in the seconds of `time.monotonic`.
+        end: when the last step must be done, in the seconds of ``time.monotonic``.
         steps: steps of an epoch.
         share: how far the run is already, in [0, 1].
 
@@ -46,5 +46,5 @@ class TrainingClock:
         return self.steps, self.share + (1.0 - self.share) / epochs
 
     def positions(self, count: int, share: float) -> np.ndarray:
-        """Shares of the run at which so many steps begin that end at `share`."""
+        """Shares of the run at which so many steps begin that end at ``share``."""
         return np.linspace(self.share, share, count, endpoint=False)

@@ -24,7 +24,7 @@ class ReplicasDivergedError(RuntimeError):
 
 
 class OneDevice:
-    """Training that is not spread: what `Replicas` does, for one device."""
+    """Training that is not spread: what ``Replicas`` does, for one device."""
 
     count = 1
 
@@ -54,11 +54,11 @@ class Replicas:
     projection $\Pi$ of its own copy. With equal shares the average is the gradient of the whole
     batch: batch size, learning rate and result (up to rounding) are those of one device.
 
-    `keras.distribution.DataParallel` on JAX, `tf.distribute.MirroredStrategy` on TensorFlow, one
-    process. On PyTorch Keras does not synchronise copies, so it is refused.
+    ``keras.distribution.DataParallel`` on JAX, ``tf.distribute.MirroredStrategy`` on TensorFlow,
+    one process. On PyTorch Keras does not synchronise copies, so it is refused.
 
     Args:
-        devices: number of devices, at least 1; `None` for all accelerators, or all CPU devices of
+        devices: number of devices, at least 1; ``None`` for all accelerators, or all CPU devices of
             the backend where there are none. A CPU is divided into as many virtual devices as are
             asked for, which shows that a recipe works and makes nothing faster; before the backend
             has computed anything, for later it cannot be divided any more.
@@ -105,7 +105,7 @@ class Replicas:
         return self._strategy.scope()
 
     def check_batch_size(self, batch_size: int) -> None:
-        """Raises `DistributionError` where the devices' shares of a batch would differ in size."""
+        """``DistributionError`` where the devices' shares of a batch would differ in size."""
         if batch_size % self.count:
             raise DistributionError(
                 f"`training.batch_size` must be a multiple of the {self.count} devices, for equal "
@@ -113,7 +113,7 @@ class Replicas:
             )
 
     def synchronise(self, model: keras.Model) -> None:
-        """Lets batch statistics be those of the whole batch; before `compile`."""
+        """Lets batch statistics be those of the whole batch; before ``compile``."""
         # Keras implements it for TensorFlow alone. On JAX the batch is one array in any case.
         if backend.name() == "tensorflow":
             for layer in model._flatten_layers(include_self=False):
@@ -121,7 +121,7 @@ class Replicas:
                     layer.synchronized = True
 
     def check_equal(self, model: keras.Model) -> None:
-        """Raises `ReplicasDivergedError` where copies of a variable differ in a bit.
+        """Raises ``ReplicasDivergedError`` where copies of a variable differ in a bit.
 
         Variables of the optimizer included, for they decide the next step.
         """
@@ -141,7 +141,7 @@ class Replicas:
 
 
 def _refuse_separate_processes() -> None:
-    """Raises `DistributionError` in one of several processes that train together.
+    """Raises ``DistributionError`` in one of several processes that train together.
 
     Keras on PyTorch would train each one's copy apart, on whatever it reads; on JAX and TensorFlow
     this package feeds one process only.

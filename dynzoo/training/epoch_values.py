@@ -13,7 +13,7 @@ def at_epoch(section: dict[str, Any], epoch: int) -> dict[str, Any]:
     $$ v(e) = v_k \\text{ with the largest first epoch } e_k \\le e $$
 
     Args:
-        section: the section, checked by `dynzoo.training.recipes.validate`: its mappings hold the
+        section: the section, checked by ``dynzoo.training.recipes.validate``: its mappings hold the
             first epochs of their values, increasing from 0.
         epoch: number of the epoch, at least 0.
 

@@ -41,7 +41,7 @@ class TrainingLoop:
         engine: what takes the steps.
         loss: the compiled loss, whose numbers change from epoch to epoch.
         validation: held-out images and labels.
-        deadline: when to stop, in the seconds of `time.monotonic`; `None` for never.
+        deadline: when to stop, in the seconds of ``time.monotonic``; ``None`` for never.
         started: when the process began, in the same seconds.
         log: called with each message.
         write: called to write the weights of an unfinished run by the clock.
@@ -99,7 +99,7 @@ class TrainingLoop:
         """Epochs as the time allows them, the schedule stretched over it; until its end.
 
         Args:
-            end: when the last step must be done, in the seconds of `time.monotonic`.
+            end: when the last step must be done, in the seconds of ``time.monotonic``.
         """
         run, state, engine = self.run, self.run.state, self.engine
         assert isinstance(engine, ResidentEpochs)
@@ -154,7 +154,7 @@ class TrainingLoop:
 
         Args:
             seconds: how long to time steps.
-            max_seconds: the time of the run that is planned, or `None` for the recipe's epochs.
+            max_seconds: the time of the run that is planned, or ``None`` for the recipe's epochs.
         """
         engine, size = self.engine, self.engine.batch_size
         section, update = self._section(0), ""

@@ -1,10 +1,9 @@
-"""Fine-tuning: a preset's body, a new data set, a few epochs of `model.fit`."""
+"""Fine-tuning: a preset's body, a new data set, a few epochs of ``model.fit``."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +18,8 @@ from dynzoo.inference.label_checks import training_labels
 from dynzoo.inference.streamed_images import StreamedImages
 from dynzoo.training import builders as optimization
 from dynzoo.training.allocator import keep_freed_memory
-from dynzoo.utils.arguments import positive_integer
+from dynzoo.training.arguments import check_crop_padding, check_finetuning
+from dynzoo.utils.arguments import integer
 
 __all__ = ["finetune", "fit_arguments"]
 
@@ -39,45 +39,50 @@ def finetune(
 ) -> keras.callbacks.History:
     """Compile a model the way the zoo's recipes do, fit it, and impose its constraints once more.
 
-    Guarantee: the model's constraints hold afterwards, so what `certify` says of a preset's layers
-    it says of the fine-tuned ones.
+    Guarantee: the model's constraints hold afterwards, so what ``certify`` says of a preset's
+    layers it says of the fine-tuned ones.
 
     Args:
-        model: classifier from images to logits, such as `from_preset` gives; changed in place.
+        model: classifier from images to logits, such as ``from_preset`` gives; changed in place.
         x: images (n, height, width, channels) in [0, 1], or in the range that the model takes;
-            uint8 images are divided by 255; or `StreamedImages`, read a batch at a time.
+            uint8 images are divided by 255; or ``StreamedImages``, read a batch at a time.
         y: integer labels (n,) or (n, 1), or one-hot or soft ones (n, classes).
         epochs: passes over the images, positive.
-        learning_rate: peak of the schedule for kernels under an `Orthonormal` constraint, positive;
-            other weights get a tenth of it.
+        learning_rate: peak of the schedule for kernels under an ``Orthonormal`` constraint,
+            positive; other weights get a tenth of it.
         batch_size: images in a step, positive.
         freeze_body: train the last layer only. Afterwards all layers are as trainable as before,
-            and the model is compiled as `from_preset` does. Without it, layers that you have
+            and the model is compiled as ``from_preset`` does. Without it, layers that you have
             frozen stay so.
         crop_padding: largest random shift of a training image in pixels, each way, with reflected
             borders; less than its height and width. 0: none.
         flip: whether to mirror half of the training images, anew each epoch. Not for digits.
         seed: seed of the shuffling, and of the shifts and flips.
-        verbose: as in `model.fit`.
+        verbose: as in ``model.fit``.
 
     Returns:
-        The history of `model.fit`.
+        The history of ``model.fit``.
 
     Raises:
         ValueError: if an argument is out of its range, naming it; images and labels included.
 
     Example:
 
-    >>> model = dynzoo.from_preset("isometric_small_cifar10", num_classes=10)
-    >>> (x_train, y_train), _ = dynzoo.data.load("digits")
-    >>> finetune(model, x_train, y_train, epochs=5)
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> from dynzoo.models import isometric_classifier
+    >>> from dynzoo.training import finetune
+    >>> model = isometric_classifier(
+    ...     (8, 8, 1), 10, widths=(8,), steps=(1,), mean=None, neck_units=8, dense_steps=1
+    ... )
+    >>> x, y = np.random.default_rng(0).random((64, 8, 8, 1)), np.arange(64) % 10
+    >>> history = finetune(model, x, y, epochs=1, verbose=0)
+    >>> dynzoo.constraints.unmet(model)
+    {}
     """
-    epochs = positive_integer("epochs", epochs)
-    batch_size = positive_integer("batch_size", batch_size)
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(
-            f"`learning_rate` must be positive. Received: learning_rate={learning_rate}"
-        )
+    epochs = integer("epochs", epochs)
+    batch_size = integer("batch_size", batch_size)
+    check_finetuning(learning_rate)
     if isinstance(x, StreamedImages):
         check_shape(x, model)
         check_unit_range(model)
@@ -85,12 +90,7 @@ def finetune(
     else:
         x = fitting_images(x, model)
     y = training_labels(y, len(x), model.output_shape[-1])
-    side = min(x.shape[1:3])
-    if not isinstance(crop_padding, numbers.Integral) or not 0 <= crop_padding < side:
-        raise ValueError(
-            f"`crop_padding` must be an integer in [0, {side}), less than the image's height and "
-            f"width. Received: crop_padding={crop_padding}"
-        )
+    check_crop_padding(crop_padding, x.shape[1:])
     labels.declare_names(model, None)  # those of the data are not known here
     keep_freed_memory()
     keras.utils.set_random_seed(seed)
@@ -108,6 +108,8 @@ def finetune(
             metrics=["accuracy"],
             jit_compile=backend.fit_with_jit(),
         )
+        if backend.fit_builds_late():
+            optimization.build_variables(model, y[0] if y.ndim == 2 else None)
         history = model.fit(**images, epochs=epochs, verbose=verbose)
     if freeze_body:
         # What was compiled knows of the head alone.
@@ -137,7 +139,7 @@ def _frozen(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
 def fit_arguments(
     x: np.ndarray, y: np.ndarray, batch_size: int, seed: int, crop_padding: int, flip: bool
 ) -> tuple[dict[str, Any], int]:
-    """What `model.fit` is given to see these images, augmented or not, and its steps an epoch."""
+    """What ``model.fit`` is given to see these images, augmented or not, and its steps an epoch."""
     if not crop_padding and not flip and not isinstance(x, StreamedImages):
         return {"x": x, "y": y, "batch_size": batch_size}, math.ceil(len(x) / batch_size)
     batches = augmentation.Augmented(

@@ -1,4 +1,4 @@
-"""Epochs by `model.fit`: a batch at a time from the host, on every backend and several devices."""
+"""Epochs by ``model.fit``: batches from the host, on every backend and several devices."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Epochs:
         images: (n, h, w, c), bytes or float32 in [0, 1].
         labels: (n,) integers.
         batch_size: images a step.
-        seed: that of `Augmented`.
+        seed: that of ``Augmented``.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Epochs:
 
         Args:
             epoch: its number, from 0.
-            section: `data` of the recipe in this epoch.
+            section: ``data`` of the recipe in this epoch.
             first: number of the first batch.
         """
         return Augmented(
@@ -81,10 +81,10 @@ class FittedEpochs(Epochs):
     """Training steps of a compiled model on images that the host hands over, batch by batch.
 
     Args:
-        *arguments: those of `Epochs`.
+        *arguments: those of ``Epochs``.
         replicas: the devices.
-        verbose: as in `model.fit`.
-        total: epochs of the whole run, for what `fit` says of each.
+        verbose: as in ``model.fit``.
+        total: epochs of the whole run, for what ``fit`` says of each.
     """
 
     rate = None  # the optimizer has its own
@@ -100,7 +100,7 @@ class FittedEpochs(Epochs):
         self.replicas, self.verbose, self.total = replicas, verbose, total
 
     def prepare(self, epoch: int, section: dict[str, Any]) -> None:
-        """Nothing: `model.fit` reads ahead by itself."""
+        """Nothing: ``model.fit`` reads ahead by itself."""
 
     def run(
         self,
@@ -114,10 +114,10 @@ class FittedEpochs(Epochs):
 
         Args:
             epoch: its number, from 0.
-            section: `data` of the recipe in this epoch.
+            section: ``data`` of the recipe in this epoch.
             first: number of the first batch.
             rates: of no use here, where the optimizer has a schedule of its own.
-            deadline: when to stop, in the seconds of `time.monotonic`; `None` for never.
+            deadline: when to stop, in the seconds of ``time.monotonic``; ``None`` for never.
         """
         watch = Watch(deadline)
         bar = [_BarOfRun(self.total)] if self.verbose else []
@@ -142,7 +142,7 @@ class FittedEpochs(Epochs):
 
 
 class _BarOfRun(keras.callbacks.ProgbarLogger):
-    """Keras' bar, which knows of one epoch alone: `fit` is called for each."""
+    """Keras' bar, which knows of one epoch alone: ``fit`` is called for each."""
 
     async_safe = True  # as Keras takes its own to be
 

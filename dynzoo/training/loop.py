@@ -13,6 +13,7 @@ from dynzoo.augmentation.on_device import distorted_model
 from dynzoo.training import builders as optimization
 from dynzoo.training import checkpoints, recipes
 from dynzoo.training.allocator import keep_freed_memory
+from dynzoo.training.arguments import check_training
 from dynzoo.training.averaging import take_mean
 from dynzoo.training.builders import GivenRate
 from dynzoo.training.distribution import OneDevice, Replicas
@@ -32,7 +33,28 @@ _RESERVE = 10.0  # seconds of a run by the clock that are kept for its last look
 
 
 def build_model(recipe: dict, num_classes: int, input_shape, dtype=None) -> keras.Model:
-    """The model that a (validated) recipe describes, with fresh weights."""
+    """The model that a (validated) recipe describes, with fresh weights.
+
+    Args:
+        recipe: a complete recipe, as ``dynzoo.recipes.load`` gives it.
+        num_classes: number of classes, unless the recipe's architecture says one.
+        input_shape: (height, width, channels), unless the recipe's architecture says one.
+        dtype: a Keras dtype policy in place of the recipe's.
+
+    Returns:
+        A ``keras.Model`` from images in [0, 1] to logits.
+
+    Raises:
+        RecipeError: if the architecture has an argument that its function does not take.
+
+    Example:
+
+    >>> import dynzoo
+    >>> from dynzoo.training import build_model
+    >>> recipe = dynzoo.recipes.load("isometric_tiny_cifar10")
+    >>> build_model(recipe, num_classes=10, input_shape=(32, 32, 3)).count_params()
+    1502986
+    """
     from dynzoo.models import ARCHITECTURES
 
     arguments = dict(recipe["architecture"])
@@ -74,32 +96,32 @@ def train(
     done, the preset is written to ``output/preset``. With ``training.start`` the weights come from
     that preset, with a fresh head for another number of classes; a checkpoint goes before.
     With ``training.average`` the preset's weights are the projected mean of those that
-    ``output/epoch_<n>.npz`` keep; see `dynzoo.training.averaging.take_mean`.
+    ``output/epoch_<n>.npz`` keep; see ``dynzoo.training.averaging.take_mean``.
 
     With ``training.resident`` images, batches and steps stay on the device (JAX only; see
-    `dynzoo.training.resident_epochs.ResidentEpochs`), and what log.csv says of held-out images is a
-    quick look (`dynzoo.training.quick_look.QuickLook`); the finished model is measured exactly.
+    ``dynzoo.training.resident_epochs.ResidentEpochs``), and what log.csv says of held-out images is
+    a quick look (``dynzoo.training.quick_look.QuickLook``); the finished model is measured exactly.
     With ``training.clock`` as well, the schedule is stretched over ``max_seconds``: its epochs
     become shares of the time, the rate reaches 0 when the time is up, and the weights are written
     then and at 60 and 80 % of it.
 
     Args:
         config: a recipe: mapping, YAML file, or the name of one that ships.
-        data_file: ``.npz`` file to use in place of the recipe's data set, or what `data.load` gave
-            of it as bytes.
+        data_file: ``.npz`` file to use in place of the recipe's data set, or what ``data.load``
+            gave of it as bytes.
         output: run folder; default ``runs/<name>``.
         max_seconds: stop cleanly after this many seconds, data loading included.
         resume: go on from the checkpoint in ``output`` if there is one.
         verbose: as in ``model.fit``.
         log: called with each message.
         distribute: train copies of the model on several devices, each on its share of every
-            batch; see `dynzoo.training.distribution.Replicas`. The result is that of one device up
-            to rounding, and a checkpoint goes on with any number of devices.
+            batch; see ``dynzoo.training.distribution.Replicas``. The result is that of one device
+            up to rounding, and a checkpoint goes on with any number of devices.
         devices: how many, with ``distribute``; default all.
         pilot: train nothing, but time steps for so many seconds and log what the training would
             cost.
         weights_dtype: of the preset's large arrays, ``"float32"`` or ``"float16"``: see
-            `dynzoo.save_to_preset`. With ``"float16"`` the held-out accuracies of a resident
+            ``dynzoo.save_to_preset``. With ``"float16"`` the held-out accuracies of a resident
             training are those of its last quick look.
 
     Returns:
@@ -119,10 +141,11 @@ def train(
 
     Example:
 
-    >>> train("isometric_small_cifar10", max_seconds=600, resume=True)
+    >>> from dynzoo.training import train
+    >>> model = train("isometric_small_cifar10", max_seconds=600, resume=True)
     """
     started = time.monotonic()
-    _check_arguments(max_seconds, distribute, devices, pilot, weights_dtype)
+    check_training(max_seconds, distribute, devices, pilot, weights_dtype)
     recipe = recipes.load(config)
     settings = recipe["training"]
     _check_engine(settings, max_seconds, distribute, pilot)
@@ -257,35 +280,21 @@ def _check_engine(settings: dict, max_seconds, distribute: bool, pilot) -> None:
 
 
 def _engine(settings, model, x, y, replicas, verbose) -> FittedEpochs | ResidentEpochs:
-    """What takes the epochs: on the device as a whole, or `model.fit`."""
+    """What takes the epochs: on the device as a whole, or ``model.fit``."""
     arguments = (model, x, y, settings["batch_size"], settings["seed"])
     if settings["resident"]:
         return ResidentEpochs(*arguments)
     return FittedEpochs(*arguments, replicas=replicas, verbose=verbose, total=settings["epochs"])
 
 
-def _check_arguments(max_seconds, distribute, devices, pilot, weights_dtype) -> None:
-    """A ValueError for an argument of `train` that is out of its range, whatever the recipe."""
-    if max_seconds is not None and not max_seconds > 0:
-        raise ValueError(f"`max_seconds` must be positive. Received: max_seconds={max_seconds}")
-    if devices is not None and not distribute:
-        raise ValueError(f"`devices` needs `distribute=True`. Received: devices={devices}")
-    if pilot is not None and not 0 < pilot < float("inf"):
-        raise ValueError(f"`pilot` must be a positive number of seconds. Received: pilot={pilot}")
-    if weights_dtype not in ("float32", "float16"):
-        raise ValueError(
-            f"`weights_dtype` must be 'float32' or 'float16'. Received: {weights_dtype!r}"
-        )
-
-
 def _with_distortions(model: keras.Model, section: dict) -> keras.Model:
-    """The model that `fit` gets: with the distortions that the images have in some epoch."""
+    """The model that ``fit`` gets: with the distortions that the images have in some epoch."""
     turn, zoom, recolor = (any(values(section[key])) for key in augmentation.DISTORTIONS)
     return distorted_model(model, turn or zoom, recolor) if turn or zoom or recolor else model
 
 
 class _Twin:
-    """What `fit` gets, its network, and that in float32 on one device: itself, or a copy."""
+    """What ``fit`` gets, its network, and that in float32 on one device: itself, or a copy."""
 
     def __init__(self, recipe, model, network, replicas):
         self.model, self.network, self.replicas = model, network, replicas

@@ -82,6 +82,8 @@ class LossOfEpoch(keras.losses.Loss):
             metrics=["accuracy"],
             jit_compile=backend.fit_with_jit(),
         )
+        if backend.fit_builds_late():
+            optimization.build_variables(model)
         if self.numbers is not None:
             model.loss_numbers = self.numbers  # noted by Keras, which looks for metrics there
 

@@ -21,7 +21,7 @@ class QuickLook:
     with the logits z as the network in training computes them, its present head w, and the
     Lipschitz bound L that its body had when the object was made. Rounding is left out, and so is
     what the training has since done to L: for orthonormal and unit-norm kernels nothing. What the
-    finished network is worth says `dynzoo.training.validation.held_out_accuracy`.
+    finished network is worth says ``dynzoo.training.validation.held_out_accuracy``.
 
     Args:
         network: the model in training.

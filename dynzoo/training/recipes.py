@@ -14,12 +14,10 @@ import yaml
 
 from dynzoo.augmentation.batches import DISTORTIONS
 from dynzoo.training import epoch_values as by_epoch
+from dynzoo.training.recipe_files import RecipeError as RecipeError
+from dynzoo.training.recipe_files import find as find
 
 __all__ = ["DEFAULTS", "RecipeError", "Schema", "complete", "find", "load", "read", "validate"]
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be used; the message names the key."""
 
 
 # The recipe's keys, their defaults, and thereby their types. `...` marks a key that must be given;
@@ -92,33 +90,6 @@ _SCHEMA = Schema(
     required={"name": str, "data.name": str, "training.epochs": int},
     by_epoch=tuple(f"data.{key}" for key in DISTORTIONS),
 )
-
-
-def find(name_or_path, kind: str = "") -> Path:
-    """Path of a recipe: a file, or the name of one that ships in ``zoo_configs/``.
-
-    Args:
-        name_or_path: what is looked for.
-        kind: the folder in ``zoo_configs/`` for what is not a preset's recipe: ``"search"``.
-
-    Raises:
-        RecipeError: if there is none, listing those that ship.
-    """
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    package = Path(__file__).resolve().parents[1]
-    shipped: dict[str, Path] = {}
-    for folder in (package / "_zoo_configs" / kind, package.parent / "zoo_configs" / kind):
-        if folder.is_dir():
-            shipped.update({p.stem: p for p in sorted(folder.glob("*.yaml"))})
-    if str(name_or_path) in shipped:
-        return shipped[str(name_or_path)]
-    what, those = (f"{kind} file", "Those") if kind else ("recipe file", "Recipes")
-    raise RecipeError(
-        f"there is no {what} {str(name_or_path)!r}. {those} that ship: "
-        f"{', '.join(sorted(shipped)) or 'none'}"
-    )
 
 
 def read(path: Path, keys) -> dict:

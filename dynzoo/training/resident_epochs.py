@@ -1,6 +1,6 @@
 """Epochs whose images, batches and updates stay on the device: one compiled call for many steps.
 
-`model.fit` hands a batch at a time to the device, made on the host, and asks after each how it
+``model.fit`` hands a batch at a time to the device, made on the host, and asks after each how it
 went. A fast accelerator waits for that most of the time. Here the images lie on the device as
 bytes; the host draws only the numbers of an epoch, while the one before runs.
 """
@@ -12,14 +12,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
 
 from dynzoo import backend
 from dynzoo.augmentation.batches import DISTORTIONS, Augmented, random_crop_flip
 from dynzoo.data import loading as data
-from dynzoo.training.builders import GivenRate
+from dynzoo.training.builders import GivenRate, build_variables
 from dynzoo.training.fitted_epochs import Epochs, Stretch
 from dynzoo.utils import interruption
 
@@ -31,7 +29,7 @@ _LONGEST = 10.0  # seconds of a call, so that a time limit is not missed by more
 
 
 def epoch_numbers(batches: Augmented) -> tuple[np.ndarray, ...]:
-    """What `Augmented` draws for all batches of its epoch, stacked.
+    """What ``Augmented`` draws for all batches of its epoch, stacked.
 
     Returns:
         Places of the images (int32), shifts down and to the right (int32), mirrors (bool), each
@@ -46,12 +44,12 @@ class ResidentEpochs(Epochs):
     r"""Training steps of a compiled model on images that lie on the device; JAX only.
 
     A step is that of Keras, $s \leftarrow \mathrm{train\_step}(s, (x_b, y_b))$, with the batches of
-    `Augmented`. Everything that changes while a run lasts (rates, numbers of the loss, batches) is
-    an argument, so that a run compiles once.
+    ``Augmented``. Everything that changes while a run lasts (rates, numbers of the loss, batches)
+    is an argument, so that a run compiles once.
 
     Args:
-        *arguments: those of `dynzoo.training.fitted_epochs.Epochs`, the model with a `GivenRate`
-            for its learning rate.
+        *arguments: those of ``dynzoo.training.fitted_epochs.Epochs``, the model with a
+            ``GivenRate`` for its learning rate.
 
     Raises:
         ValueError: on another backend.
@@ -67,19 +65,19 @@ class ResidentEpochs(Epochs):
         self._data = jax.device_put((self.images, self.labels.astype("int32")))
         self.seconds_a_step = 0.0
         self.seconds_to_compile = 0.0
-        self._padding: int | None = None
+        self._padding = 0
         self._compiled: Callable[..., Any] | None = None
         self._pool = ThreadPoolExecutor(1)
         self._ahead: dict[Any, Future] = {}
         self._numbers: tuple[Any, Any] = (None, None)
-        _build_metrics(self.model)
+        build_variables(self.model)
 
     def prepare(self, epoch: int, section: dict[str, Any]) -> None:
         """Begins to draw the numbers of an epoch, in a thread.
 
         Args:
             epoch: its number, from 0.
-            section: `data` of the recipe in this epoch.
+            section: ``data`` of the recipe in this epoch.
         """
         key = self._key(epoch, section)
         if key not in self._ahead:
@@ -97,10 +95,10 @@ class ResidentEpochs(Epochs):
         """Takes the steps of an epoch from a batch on, one a rate; weights stay in the model.
 
         Args:
-            epoch, section: as in `prepare`.
+            epoch, section: as in ``prepare``.
             first: number of the first batch.
             rates: learning rates of the steps, at most as many as batches are left.
-            deadline: when to stop, in the seconds of `time.monotonic`; `None` for never.
+            deadline: when to stop, in the seconds of ``time.monotonic``; ``None`` for never.
         """
         self.model.reset_metrics()
         numbers, end = self._numbers_of(epoch, section), first + len(rates)
@@ -122,7 +120,7 @@ class ResidentEpochs(Epochs):
         return Stretch(done - first, finite, late, figures["loss"], figures["accuracy"])
 
     def measure(self, epoch: int, section: dict[str, Any]) -> None:
-        """Compiles, and times a few steps whose results are thrown away: `seconds_a_step`."""
+        """Compiles, and times a few steps whose results are thrown away: ``seconds_a_step``."""
         self._compile(
             section["crop_padding"],
             self._numbers_of(epoch, section),
@@ -185,7 +183,7 @@ class ResidentEpochs(Epochs):
                 variable.assign(value)
 
     def _variables(self) -> tuple[list, list, list, list]:
-        """In the order of Keras' `train_step`."""
+        """In the order of Keras' ``train_step``."""
         model = self.model
         return (
             model.trainable_variables,
@@ -218,7 +216,7 @@ class ResidentEpochs(Epochs):
         self.seconds_a_step = max(1e-9, (time.monotonic() - began) / steps)
 
     def _steps(self, state, images, labels, numbers, rates, first, end):
-        """Steps `first` to `end` - 1 of an epoch, and whether all that came of them is finite."""
+        """Steps ``first`` to ``end - 1``, and whether all that came of them is finite."""
         import jax
         import jax.numpy as jnp
 
@@ -249,10 +247,3 @@ def resident_needs_jax() -> str:
         "KERAS_BACKEND=jax, or leave `training.resident` out. "
         f"Received: the backend {backend.name()!r}"
     )
-
-
-def _build_metrics(model: keras.Model) -> None:
-    """Makes the variables of the metrics, which cannot be made inside a compiled function."""
-    classes = model.output_shape[-1]
-    model.compute_metrics(None, ops.zeros((1,), "int32"), ops.zeros((1, classes)))
-    model.reset_metrics()

@@ -149,7 +149,7 @@ class Run:
         Args:
             model: the finished model.
             measured: its held-out accuracies where it is not the network of a row of the log.
-            weights_dtype: as in `dynzoo.save_to_preset`.
+            weights_dtype: as in ``dynzoo.save_to_preset``.
         """
         from dynzoo.zoo import presets
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from dynzoo.data import loading as data
 from dynzoo.inference.answers import answers
-from dynzoo.inference.draws import layers_with
 from dynzoo.inference.label_checks import count_classes
+from dynzoo.inference.model_layers import mixing_layers, random_layers
 from dynzoo.training import recipes
 
 __all__ = ["held_out_accuracy", "hold_out", "labels_and_radii"]
@@ -68,7 +68,7 @@ def labels_and_radii(model: keras.Model, x: np.ndarray) -> tuple[np.ndarray, np.
     from dynzoo import certificates
     from dynzoo.inference.passes import predict_logits
 
-    if not any(layers_with(model, why) for why in ("random_at_inference", "depends_on_batch")):
+    if not (random_layers(model) or mixing_layers(model)):
         try:
             return certificates.certify(model).radii(x)
         except certificates.UncertifiableLayerError:

@@ -1,7 +1,12 @@
 """Search for better networks: a recipe, a space around it, and keras-tuner underneath."""
 
-from dynzoo.tuning.config import SearchConfig as SearchConfig
-from dynzoo.tuning.driver import search as search
-from dynzoo.tuning.records import SearchResult as SearchResult
+from dynzoo.utils.lazy import loader
 
-__all__ = ["SearchConfig", "SearchResult", "search"]
+__getattr__, __all__ = loader(
+    __name__,
+    {
+        "SearchConfig": "config",
+        "SearchResult": "records",
+        "search": "driver",
+    },
+)

@@ -11,12 +11,11 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DEFAULT_ADDRESS", "Member", "check_address", "join", "serve"]
+__all__ = ["DEFAULT_ADDRESS", "Member", "check_address", "check_times", "join", "serve"]
 
 DEFAULT_ADDRESS = "127.0.0.1:8470"
 _ROLES = ("chief", "worker")
@@ -99,6 +98,13 @@ def _split(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def check_times(timeout: float, wait: float) -> None:
+    """A ValueError for seconds of patience that are not positive."""
+    for name, seconds in (("timeout", timeout), ("wait", wait)):
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"`{name}` must be positive. Received: {name}={seconds}")
+
+
 def check_address(member: Member) -> None:
     """Whether a chief can listen where it is meant to, before anything is written.
 
@@ -131,6 +137,8 @@ def serve(
     Raises:
         OSError: if the address cannot be listened on, such as a port in use, or no worker comes.
     """
+    from concurrent import futures  # the command checks addresses here without it
+
     import grpc
     from keras_tuner.src import protos
     from keras_tuner.src.distribute.oracle_chief import OracleServicer

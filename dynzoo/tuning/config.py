@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dynzoo.plots import eps_text
 from dynzoo.training import recipes
 from dynzoo.training.recipes import RecipeError, Schema
 from dynzoo.tuning.space import Dimension
+from dynzoo.utils.formatting import eps_text
 
 __all__ = ["OBJECTIVES", "TUNERS", "SearchConfig"]
 
@@ -56,8 +56,14 @@ _SCHEMA = Schema(
 class SearchConfig:
     """A complete search: recipe, dimensions of the space, and settings.
 
+    Args:
+        recipe: the recipe around which is searched, complete.
+        space: dimensions of the space: keys of the recipe and the values that they may take.
+        settings: the section ``search``, complete: tuner, objective, limits.
+
     Example:
 
+    >>> from dynzoo.tuning import SearchConfig
     >>> SearchConfig.load("digits").settings["max_trials"]
     20
     """
@@ -126,7 +132,7 @@ class SearchConfig:
         """The complete recipe for values by the key of their dimension.
 
         Args:
-            values: as `values` gives them.
+            values: as ``values`` gives them.
             epochs: length of the training where the tuner decides on it, else ``None``; weights
                 are not averaged then.
 
@@ -159,7 +165,7 @@ class SearchConfig:
         return eps_text(self.recipe["evaluation"]["eps"][0])
 
     def to_dict(self) -> dict[str, Any]:
-        """A mapping of plain values that `load` takes."""
+        """A mapping of plain values that ``load`` takes."""
         return {
             "recipe": self.recipe,
             "space": {d.key: d.values for d in self.space},

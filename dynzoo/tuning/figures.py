@@ -21,7 +21,7 @@ _GRID = "#b8bfcc"
 
 
 def save_figures(config: SearchConfig, result: SearchResult) -> None:
-    """Writes `parallel_coordinates.png` and `pareto.png` into the folder of the search."""
+    """Writes ``parallel_coordinates.png`` and ``pareto.png`` into the folder of the search."""
     for name, figure in (
         ("parallel_coordinates", parallel_figure(config, result)),
         ("pareto", pareto_figure(config, result)),
@@ -37,7 +37,7 @@ def parallel_figure(config: SearchConfig, result: SearchResult) -> Any:
         result: its trials, of which those that were completed are drawn.
 
     Returns:
-        A matplotlib `Figure`.
+        A matplotlib ``Figure``.
     """
     from matplotlib import colormaps
 
@@ -131,7 +131,7 @@ def pareto_figure(config: SearchConfig, result: SearchResult) -> Any:
         result: its trials, of which those that were completed are drawn.
 
     Returns:
-        A matplotlib `Figure`.
+        A matplotlib ``Figure``.
     """
     trials = result.completed
     upright = next((m for m in ("certified", "attacked") if _known(trials, m)), "clean")

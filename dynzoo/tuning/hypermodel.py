@@ -26,7 +26,7 @@ __all__ = ["RecipeModel", "epochs_of"]
 
 
 def epochs_of(tuned: dict[str, Any]) -> int | None:
-    """The length of training that Hyperband has chosen for a trial, else `None`."""
+    """The length of training that Hyperband has chosen for a trial, else ``None``."""
     return tuned.get("tuner/epochs")
 
 
@@ -35,7 +35,7 @@ class RecipeModel(keras_tuner.HyperModel):
 
     Args:
         config: the search.
-        splits: the data as `dynzoo.data.load_exact` gives them.
+        splits: the data as ``dynzoo.data.load_exact`` gives them.
 
     Example:
 
@@ -60,7 +60,7 @@ class RecipeModel(keras_tuner.HyperModel):
 
         Raises:
             ValueError: if the values do not go together.
-            FailedTrialError: if it has more parameters than `search.max_model_size`.
+            FailedTrialError: if it has more parameters than ``search.max_model_size``.
         """
         self.declare_hyperparameters(hp)
         (x, y), _ = self.splits
@@ -74,18 +74,18 @@ class RecipeModel(keras_tuner.HyperModel):
         return model
 
     def fit(self, hp: Any, model: keras.Model, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Trains the recipe of these values by `dynzoo.training.train`, and measures the result.
+        """Trains the recipe of these values by ``dynzoo.training.train``, and measures the result.
 
         Args:
             hp: values of keras-tuner's.
-            model: what `build` gave; `train` builds its own.
+            model: what ``build`` gave; ``train`` builds its own.
             *args: none.
-            **kwargs: `folder`, where the run has its checkpoint; `start`, a run of the same
-                network that it goes on from unless the folder has one, or `None`.
+            **kwargs: ``folder``, where the run has its checkpoint; ``start``, a run of the same
+                network that it goes on from unless the folder has one, or ``None``.
 
         Returns:
-            Shares `clean`, `certified` and `attacked` of the held-out images (the last two `None`
-            where not known), `epochs`, and `reason` if the training was cut short.
+            Shares ``clean``, ``certified`` and ``attacked`` of the held-out images (the last two
+            ``None`` where not known), ``epochs``, and ``reason`` if the training was cut short.
         """
         del model, args
         folder, start = Path(kwargs["folder"]), kwargs["start"]
@@ -150,7 +150,7 @@ def attempt(hypermodel: RecipeModel, hp: Any, folder: Path, worker: str, past: P
         hp: values of keras-tuner's.
         folder: folder of the trial.
         worker: who runs it; a run that another one began there is taken over.
-        past: folder of the trial that Hyperband goes on from, or `None`.
+        past: folder of the trial that Hyperband goes on from, or ``None``.
 
     Returns:
         What is to be recorded of the trial.

@@ -40,6 +40,9 @@ _REMEDY = "put its copy back, or search in another output folder"
 class _Steady(keras_tuner.Oracle):
     """What all four have in common; mixed in before a class of keras-tuner's."""
 
+    trials: dict[str, Any]
+    _retry_queue: list[str]
+
     def __init__(self, patience: float = 60.0, **arguments: Any):
         super().__init__(
             # any number of infeasible trials in a row is a result, not a reason to stop
@@ -89,7 +92,7 @@ class _Steady(keras_tuner.Oracle):
 
     @property
     def last_heard(self) -> float:
-        """When any worker was last heard of, by `time.monotonic`."""
+        """When any worker was last heard of, by ``time.monotonic``."""
         return max(self._heard.values(), default=-math.inf)
 
     def get_trial(self, trial_id):

@@ -10,12 +10,11 @@ from typing import Any
 
 import yaml
 
-from dynzoo.plots import eps_text
 from dynzoo.tuning.config import SearchConfig
 from dynzoo.utils import strict_json
 from dynzoo.utils.csv_text import csv_text
-from dynzoo.utils.durations import duration
 from dynzoo.utils.files import write_atomically
+from dynzoo.utils.formatting import duration, eps_text, percent
 from dynzoo.utils.strict_json import short
 
 __all__ = [
@@ -45,10 +44,18 @@ class SearchResult:
 
     Attributes:
         folder: output folder of the search.
-        objective: `"certified"`, `"attacked"` or `"clean"`.
-        trials: a mapping a trial: `trial`, `status`, `values` by key of the recipe, `parameters`,
-            `clean`, `certified`, `attacked` (shares in [0, 1] of the held-out images, `None` where
-            not measured), `epochs`, `seconds`, `reason`, `worker`.
+        objective: ``"certified"``, ``"attacked"`` or ``"clean"``.
+        trials: a mapping a trial: ``trial``, ``status``, ``values`` by key of the recipe,
+            ``parameters``, ``clean``, ``certified``, ``attacked`` (shares in [0, 1] of the held-out
+            images, ``None`` where not measured), ``epochs``, ``seconds``, ``reason``, ``worker``.
+
+    Example:
+
+    >>> from pathlib import Path
+    >>> from dynzoo.tuning import SearchResult
+    >>> trial = {"trial": "0", "status": "completed", "certified": 0.5}
+    >>> SearchResult(Path("runs/digits_search"), "certified", [trial]).best["certified"]
+    0.5
     """
 
     folder: Path
@@ -61,17 +68,17 @@ class SearchResult:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The trial with the best objective, the first among equals; `None` if there is none."""
+        """The trial with the best objective, the first among equals; ``None`` if there is none."""
         return max(self.completed, key=lambda t: t[self.objective], default=None)
 
     @property
     def best_recipe(self) -> Path:
-        """The file that `dynzoo train` takes."""
+        """The file that ``dynzoo train`` takes."""
         return self.folder / "best.yaml"
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What was recorded of a finished trial, or `None`.
+    """What was recorded of a finished trial, or ``None``.
 
     Raises:
         ValueError: naming the file, if it is damaged or the record of something else.
@@ -108,7 +115,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 
 def write_table(config: SearchConfig, result: SearchResult) -> None:
-    """Writes `trials.csv`, and `best.yaml` as soon as there is a best trial."""
+    """Writes ``trials.csv``, and ``best.yaml`` as soon as there is a best trial."""
     keys = [d.key for d in config.space]
     columns = ["trial", "status", *keys, *_MEASURED, "worker", "reason"]
     rows = [
@@ -131,7 +138,7 @@ def _best_yaml(config: SearchConfig, best: dict[str, Any], result: SearchResult)
     evaluation = recipe["evaluation"]
     evaluation["eps"] = [eps_text(e) for e in evaluation["eps"]]
     measured = ", ".join(
-        f"{name} {100 * best[name]:.2f} %"
+        f"{name} {percent(best[name])}"
         for name in ("clean", "certified", "attacked")
         if best[name] is not None
     )
@@ -188,7 +195,7 @@ def outcome(record: dict[str, Any], objective: str) -> str:
     if record[objective] is None:
         return f"skipped, {record['reason'] or record['status']}"
     parts = [
-        f"{name} {100 * record[name]:.2f} %"
+        f"{name} {percent(record[name])}"
         for name in ("certified", "attacked", "clean")
         if record[name] is not None
     ]

@@ -141,7 +141,7 @@ class Dimension:
         return not self.is_range and all(_is_number(v) for v in self.values)
 
     def declare(self, hp: Any) -> None:
-        """Registers the dimension with `keras_tuner.HyperParameters`."""
+        """Registers the dimension with ``keras_tuner.HyperParameters``."""
         if self.is_range:
             arguments = {
                 "min_value": self.values["min"],

@@ -24,13 +24,13 @@ _SECONDS_SAID = 10.0  # between two lines on the epochs of a trial
 
 
 class RecipeTuner(BaseTuner):
-    """keras-tuner's loop over trials, around `RecipeModel`.
+    """keras-tuner's loop over trials, around ``RecipeModel``.
 
-    With the environment variables of keras-tuner's set, its `oracle` is a client of the chief's.
+    With the environment variables of keras-tuner's set, its ``oracle`` is a client of the chief's.
 
     Args:
-        oracle: from `make_oracle`.
-        hypermodel: a `RecipeModel`.
+        oracle: from ``make_oracle``.
+        hypermodel: a ``RecipeModel``.
         folder: output folder of the search.
         log: called with each message.
     """

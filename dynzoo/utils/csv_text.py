@@ -11,7 +11,7 @@ __all__ = ["csv_text"]
 
 
 def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    r"""A header and a line a row, ended by a newline; `None` is left empty.
+    r"""A header and a line a row, ended by a newline; ``None`` is left empty.
 
     Args:
         columns: keys of the rows, in their order in the file.

@@ -6,16 +6,16 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from dynzoo.utils import interruption
 
-__all__ = ["move_into_place", "sha256", "to_json", "write_atomically"]
+__all__ = ["check_output", "move_into_place", "sha256", "to_json", "write_atomically"]
 
 
-def write_atomically(path, content: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file so that at every moment either the old or the new content is there.
 
     Nothing else is left behind where it fails.
@@ -34,6 +34,18 @@ def write_atomically(path, content: bytes) -> None:
             partial.unlink(missing_ok=True)
 
 
+def check_output(path: str | os.PathLike[str], endings: Sequence[str] = (".csv", ".json")) -> Path:
+    """The path, if its name ends as what is written there does.
+
+    Raises:
+        ValueError: naming the endings.
+    """
+    path = Path(path)
+    if path.suffix not in endings:
+        raise ValueError(f"The name must end in {' or '.join(endings)}. Received: {path}")
+    return path
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
@@ -43,10 +55,12 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def to_json(metadata: dict) -> str:
+def to_json(metadata: Mapping[str, Any]) -> str:
     """Metadata as JSON text; NumPy numbers become plain ones, NaN is refused."""
 
-    def plain(value):
+    def plain(value: Any) -> Any:
+        import numpy as np  # half of the time of ``dynzoo list``, which writes nothing
+
         if isinstance(value, (np.generic, np.ndarray)):
             return value.tolist()
         raise TypeError(f"{type(value).__name__} {value!r}")

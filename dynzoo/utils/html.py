@@ -7,6 +7,8 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+from dynzoo.utils import formatting
+
 __all__ = ["document", "image", "percent", "table", "text"]
 
 
@@ -30,7 +32,7 @@ def text(value: Any) -> str:
 
 def percent(value: float | None) -> str:
     """A share in percent, a dash where there is none."""
-    return "&ndash;" if value is None else f"{100 * value:.1f} %"
+    return formatting.percent(value, 1, missing="&ndash;")
 
 
 def image(data: bytes, alt: str) -> str:

@@ -1,12 +1,12 @@
 """Ctrl-C ends a command wherever it is: a line that says what was kept, and exit code 130.
 
-Python raises `KeyboardInterrupt` in whatever its main thread runs next. That may be a callback of
+Python raises ``KeyboardInterrupt`` in whatever its main thread runs next. That may be a callback of
 native code, which cannot carry an exception: JAX crashes on it while it compiles, other places
 drop it and go on. So a command raises nothing of the kind. A thread hears of the signal while the
 main one is in native code too, waits for files that are half written, says the line, and ends the
 process. Where a training has steps that no file has yet, it gets the time to write them.
 
-Outside the command (`install` was not called) nothing here changes what Python does.
+Outside the command (``install`` was not called) nothing here changes what Python does.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _state = _State()
 def install() -> None:
     """Takes Ctrl-C over from Python, for the command alone; nothing where it is ignored.
 
-    A process that the shell put into the background, or `nohup` started, ignores it.
+    A process that the shell put into the background, or ``nohup`` started, ignores it.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
@@ -105,7 +105,7 @@ def over() -> None:
 
 
 def keeps(kept: Callable[[], str]) -> None:
-    """What to say after `interrupted; `: what was kept, and the command that goes on.
+    """What to say after ``interrupted; ``: what was kept, and the command that goes on.
 
     The first that says so in a command is heard: a search, not the training in its trial.
 
@@ -137,7 +137,7 @@ def line() -> str:
 
 
 def asked() -> bool:
-    """Whether Ctrl-C was pressed; who `hold`s looks here after every step."""
+    """Whether Ctrl-C was pressed; who ``hold``s looks here after every step."""
     return _state.asked.is_set()
 
 
@@ -153,7 +153,7 @@ def release() -> None:
 
 @contextlib.contextmanager
 def training() -> Iterator[None]:
-    """Steps are taken within this block, which `hold`s; what is not kept at its end never is."""
+    """Steps are taken within this block, which ``hold``s; what is not kept at its end never is."""
     try:
         yield
     finally:
@@ -220,7 +220,7 @@ def _listen() -> None:
 
 
 def _pressed(seconds: float | None) -> bool:
-    """Whether Ctrl-C comes within so many seconds; `None`: waits for it."""
+    """Whether Ctrl-C comes within so many seconds; ``None``: waits for it."""
     assert _state.receiver is not None
     if not select.select([_state.receiver], [], [], seconds)[0]:
         return False

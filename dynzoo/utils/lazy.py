@@ -11,10 +11,10 @@ __all__ = ["loader"]
 
 
 def loader(package: str, table: Mapping[str, str]) -> tuple[Callable[[str], Any], list[str]]:
-    """The `__getattr__` and the `__all__` of a folder whose modules cost time to import.
+    """The ``__getattr__`` and the ``__all__`` of a folder whose modules cost time to import.
 
     Args:
-        package: `__name__` of the folder.
+        package: ``__name__`` of the folder.
         table: public name -> module of the folder that holds it.
 
     Example:

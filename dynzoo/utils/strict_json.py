@@ -1,7 +1,7 @@
 """JSON from files that others wrote: one meaning only, of bounded size, or one clear line.
 
-Python's own reader takes the last of two equal keys, and `NaN` and `Infinity`, which JSON does not
-have: another reader may then see another file than the one that was checked.
+Python's own reader takes the last of two equal keys, and ``NaN`` and ``Infinity``, which JSON does
+not have: another reader may then see another file than the one that was checked.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def parse(content: bytes | str) -> Any:
 
     Raises:
         ValueError: for text that is not UTF-8 or not JSON, for a key that stands twice in an
-            object, for `NaN`, `Infinity` and numbers beyond float64, and for deep nesting.
+            object, for ``NaN``, ``Infinity`` and numbers beyond float64, and for deep nesting.
 
     Example:
 

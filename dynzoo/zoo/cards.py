@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dynzoo.utils.durations import duration
+from dynzoo.utils.formatting import duration, percent, radius_text
 
 _CERTIFICATE = (
     "The certificate is a proof about one input at a time: no perturbation whose L2 norm is below "
@@ -101,41 +101,27 @@ def _numbers(metadata: Mapping[str, Any]) -> str:
     ]
     clean = metadata.get("accuracy")
     if not columns:
-        return "" if clean is None else f"Accuracy: {_percent(clean)}"
+        return "" if clean is None else f"Accuracy: {percent(clean)}"
     lines = [
         "| L2 radius | " + " | ".join(title for title, _, _ in columns) + " |",
         "|" + " --- |" * (1 + len(columns)),
     ]
     if clean is not None:
-        at_zero = ["" if share is None else _percent(share) for _, share, _ in columns]
+        at_zero = ["" if share is None else percent(share) for _, share, _ in columns]
         lines.append(f"| 0 (clean) | {' | '.join(at_zero)} |")
     for radius in sorted({r for _, _, values in columns for r in values}, key=_radius):
-        cells = [_percent(values[radius]) if radius in values else "" for _, _, values in columns]
+        cells = [percent(values[radius]) if radius in values else "" for _, _, values in columns]
         lines.append(f"| {radius} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _by_radius(values: Mapping[Any, float] | None) -> dict[str, float]:
-    return {_radius_name(key): float(value) for key, value in (values or {}).items()}
+    return {radius_text(key): float(value) for key, value in (values or {}).items()}
 
 
 def _radius(text: str) -> float:
     numerator, _, denominator = text.partition("/")
     return float(numerator) / float(denominator or 1)
-
-
-def _radius_name(key: Any) -> str:
-    """`36/255` for 0.14117..., as the literature writes it; other radii as they are."""
-    if "/" in str(key):
-        return str(key)
-    pixels = 255 * float(key)
-    if abs(pixels - round(pixels)) < 1e-6:
-        return f"{round(pixels)}/255"
-    return str(key)
-
-
-def _percent(value: Any) -> str:
-    return f"{100 * float(value):.2f} %"
 
 
 def _model(metadata: Mapping[str, Any]) -> dict[str, Any]:

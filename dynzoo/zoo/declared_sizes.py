@@ -78,7 +78,7 @@ def _name(key: str) -> str:
     return f"`{short(key, 40)}`"
 
 
-def _problem_of_object(value: dict) -> str | None:
+def _problem_of_object(value: dict[str, Any]) -> str | None:
     if value.get("compile_config"):
         return "`compile_config` is not allowed, a preset has no optimizer"
     if value.get("quantization_config") or value.get("quantization_mode"):
@@ -93,7 +93,7 @@ def _problem_of_object(value: dict) -> str | None:
     return None
 
 
-def _problem_of_shape(key: str, value: list) -> str | None:
+def _problem_of_shape(key: str, value: list[Any]) -> str | None:
     sizes = [n for n in value if isinstance(n, int) and not isinstance(n, bool)]
     if any(n < 0 for n in sizes) or math.prod(sizes) > MAX_ENTRIES:
         text = short(str(value), 60)
@@ -101,7 +101,7 @@ def _problem_of_shape(key: str, value: list) -> str | None:
     return None
 
 
-class Declared(list):
+class Declared(list[Any]):
     """The weights that a model declares while it is built; too many end the building.
 
     Args:
@@ -163,7 +163,7 @@ def planned(declared: Declared) -> Iterator[Callable[[keras.Model], None]]:
 
 
 def check_tensors(model: keras.Model, where: str) -> None:
-    """Refuse a model that makes a tensor of more than `MAX_ENTRIES` of one image.
+    """Refuse a model that makes a tensor of more than ``MAX_ENTRIES`` of one image.
 
     Raises:
         ValueError: naming the layer and the shape.

@@ -1,5 +1,6 @@
 """A preset folder on disk: read only if whole and unchanged, written whole or not at all."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +9,10 @@ from dynzoo.utils.files import move_into_place as move_into_place
 from dynzoo.utils.files import sha256 as sha256
 from dynzoo.utils.files import to_json as to_json
 from dynzoo.utils.strict_json import short
-from dynzoo.zoo.weight_parts import is_parts_file
 
 FORMAT = 1
-FORMAT_IN_PARTS = 2  # weights as `weight_parts` writes them
+FORMAT_IN_PARTS = 2  # weights as `weight_parts` writes them, in files of such names
+_PARTS_FILE = re.compile(r"weights_\d{2}\.h5")
 _AGAIN = "Restore the folder from where it came, or write it again with save_to_preset."
 
 
@@ -45,7 +46,7 @@ def _check_regular(path: Path) -> None:
         raise ValueError(f"{path} is refused: it is not a regular file.")
 
 
-def read_metadata(folder: Path) -> dict:
+def read_metadata(folder: Path) -> dict[str, Any]:
     """Metadata of a preset folder, with a table of files that has the right form."""
     path = folder / "metadata.json"
     metadata = parse_json(path)
@@ -61,7 +62,7 @@ def read_metadata(folder: Path) -> dict:
     return metadata
 
 
-def verify(folder: Path, metadata: dict) -> PresetFiles:
+def verify(folder: Path, metadata: dict[str, Any]) -> PresetFiles:
     """Check every file against the metadata, by name, kind and SHA-256."""
     listed = metadata["files"]
     for name, expected in listed.items():
@@ -88,7 +89,7 @@ def verify(folder: Path, metadata: dict) -> PresetFiles:
     if "config.json" not in listed:
         raise ValueError(f"{folder} is not a whole preset: it lacks config.json. {_AGAIN}")
     if metadata.get("format", FORMAT) == FORMAT_IN_PARTS:
-        parts = tuple(folder / name for name in sorted(listed) if is_parts_file(name))
+        parts = tuple(folder / name for name in sorted(listed) if _PARTS_FILE.fullmatch(name))
         if not parts:
             raise ValueError(f"{folder} is not a whole preset: it lacks weights_00.h5. {_AGAIN}")
         return PresetFiles(parts[0], parts, in_parts=True)

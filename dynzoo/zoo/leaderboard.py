@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dynzoo.utils.csv_text import csv_text
-from dynzoo.utils.durations import duration
 from dynzoo.utils.files import write_atomically
+from dynzoo.utils.formatting import duration, percent
 
 __all__ = ["COLUMNS", "leaderboard", "published", "save", "summary", "to_csv", "to_markdown"]
 
@@ -188,7 +188,7 @@ def _order(row: Mapping[str, str]) -> tuple[str, float, float, str]:
 
 
 def _percent(share: Any) -> str:
-    return "" if share is None else f"{100 * float(share):.2f}"
+    return percent(share, unit="")
 
 
 def _text(number: Any) -> str:

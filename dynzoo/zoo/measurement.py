@@ -12,7 +12,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from dynzoo import plots
 from dynzoo.attacks.base import check_images_or_stream, check_labels
 from dynzoo.certificates import certify
 from dynzoo.inference.answers import answers
@@ -22,6 +21,7 @@ from dynzoo.robustness.evaluation import evaluate
 from dynzoo.robustness.report import RobustnessReport
 from dynzoo.utils.arguments import positive_floats
 from dynzoo.utils.files import write_atomically
+from dynzoo.utils.formatting import percent, radius_text
 from dynzoo.zoo import files as preset_files
 from dynzoo.zoo.cards import model_card
 
@@ -215,17 +215,13 @@ def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, batch_size: int =
     return float((answers(logits) == y).mean())
 
 
-def _all_images(correct, proved, eps, factor) -> tuple[str, Any]:
-    rows = [("clean", f"{100 * correct.mean():.2f} %")]
+def _all_images(
+    correct: np.ndarray, proved: np.ndarray, eps: Sequence[float], factor: float
+) -> tuple[str, Any]:
+    rows = [("clean", percent(correct.mean()))]
     for e, share in _shares(proved, eps, factor).items():
-        rows.append((f"certified at {radius_text(e)}", f"{100 * share:.2f} %"))
+        rows.append((f"certified at {radius_text(e)}", percent(share)))
     return f"All {len(correct)} images, not attacked", rows
-
-
-def radius_text(eps: float) -> str:
-    """A radius the way papers write it, `36/255`, where it is such a one; else every digit."""
-    text = plots.eps_text(eps)
-    return text if "/" in text else repr(eps)
 
 
 def update_card(
@@ -279,7 +275,8 @@ def update_card(
         evaluation["warnings"] = [warning.name for warning in measured.report.warnings]
     metadata["evaluation"] = {**evaluation, **about}
     if keep_attacks and not measured.attacked_images:
-        kept = {k: before[k] for k in ("attacked_accuracy", "audited_slope") if k in before}
+        names = ("attacked_accuracy", "audited_slope")
+        kept: dict[str, Any] = {name: before[name] for name in names if name in before}
         metadata.update(kept)
         command = about.get("command")
         again = {"certified_numbers": f"`{command}` on {about.get('backend')}"} if command else {}

@@ -1,4 +1,4 @@
-"""What `metadata.json` says of a model, compared with the model."""
+"""What ``metadata.json`` says of a model, compared with the model."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def check_metadata(metadata: Mapping[str, Any], model: keras.Model, path: Path) 
     """Refuse metadata that contradict the model, or hold accuracies that are no shares.
 
     Args:
-        metadata: the content of `metadata.json`.
-        model: the model of the `config.json` beside it.
+        metadata: the content of ``metadata.json``.
+        model: the model of the ``config.json`` beside it.
         path: the file, for the message.
 
     Raises:

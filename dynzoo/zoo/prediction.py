@@ -17,15 +17,15 @@ from dynzoo.certificates import UncertifiableLayerError, certify
 from dynzoo.certificates.certificate import Certificate
 from dynzoo.inference import class_names as labels
 from dynzoo.inference.image_checks import fitting_images, input_range
-from dynzoo.inference.image_files import MODES, endings, read_image, told_apart
+from dynzoo.inference.image_files import MODES, read_image, told_apart
+from dynzoo.inference.image_paths import image_paths
 from dynzoo.utils.csv_text import csv_text
-from dynzoo.utils.files import write_atomically
+from dynzoo.utils.files import check_output, write_atomically
 from dynzoo.utils.html import table, text
 
-__all__ = ["COLUMNS", "Predictions", "check_output", "image_paths", "predict"]
+__all__ = ["COLUMNS", "Predictions", "predict"]
 
 COLUMNS = ("image", "label", "class", "runner_up", "margin", "certified_radius", "unit")
-_SUFFIXES = (".csv", ".json")
 
 
 @dataclass(frozen=True)
@@ -140,15 +140,15 @@ def predict(
 ) -> Predictions:
     r"""Asks a network what is on some pictures, and how far its answers are proved to hold.
 
-    Guarantee: as for `Certificate.radii`: no change of L2 norm up to the radius changes the answer.
-    It is about the picture as the network gets it. Files of another size are cut in the middle
-    and scaled first, and then it is about the scaled picture; a model of
+    Guarantee: as for ``Certificate.radii``: no change of L2 norm up to the radius changes the
+    answer. It is about the picture as the network gets it. Files of another size are cut in the
+    middle and scaled first, and then it is about the scaled picture; a model of
     ``from_preset(..., preprocess=True, image_size=...)`` scales inside, and is certified for the
     pixels of the file.
 
     Args:
         model: classifier from images (n, height, width, channels) to logits (n, K), such as
-            `from_preset` gives; without a certificate there are no radii.
+            ``from_preset`` gives; without a certificate there are no radii.
         images: a file, a folder of files, or a list of them, of any size; or an array
             (n, height, width, channels), or one image (height, width, channels), in the range that
             the model takes (uint8 counts as bytes).
@@ -157,16 +157,22 @@ def predict(
         batch_size: images at once.
 
     Returns:
-        `Predictions`.
+        ``Predictions``.
 
     Raises:
         ValueError: if an image cannot be read or does not fit, naming it.
 
     Example:
 
-    >>> model = dynzoo.from_preset("isometric_small_cifar10")
-    >>> print(dynzoo.predict(model, ["photo.jpg"]))
-    photo.jpg: cat, then dog with a logit 0.31 lower; it stays cat under every change ...
+    >>> import keras
+    >>> import numpy as np
+    >>> import dynzoo
+    >>> layers = [keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
+    >>> model = keras.Sequential(layers)
+    >>> image = np.full((4, 4, 3), 0.5, "float32")  # or a file: "photo.jpg"
+    >>> found = dynzoo.predict(model, image, class_names=["cat", "dog"])
+    >>> len(found.to_dict())
+    1
     """
     shape = tuple(model.input_shape[1:])
     names, x = _pictures(images, shape)
@@ -178,12 +184,16 @@ def predict(
             certificate = certify(model)
         except UncertifiableLayerError as error:
             reason = str(error)
-    logits = backend.to_numpy(model.predict(x, batch_size=batch_size, verbose=0))
+    answers, radii = None, None
+    if isinstance(certificate, Certificate):
+        logits, answers, radii = certificate.logits_and_radii(x, batch_size)
+    else:
+        logits = backend.to_numpy(model.predict(x, batch_size=batch_size, verbose=0))
+        if certificate is not None:  # a local one, whose passes are its own
+            answers, radii = certificate.radii(x, batch_size=batch_size)
     logits = logits.astype(np.float64)
     order = np.argsort(-logits, axis=1, kind="stable")
-    answers, radii = order[:, 0], None
-    if certificate is not None:
-        answers, radii = certificate.radii(x, batch_size=batch_size)
+    answers = order[:, 0] if answers is None else answers
     seconds = np.where(order[:, 0] == answers, order[:, 1], order[:, 0])
     rows = np.arange(len(x))
     return Predictions(
@@ -199,34 +209,7 @@ def predict(
     )
 
 
-def image_paths(path: str | os.PathLike[str]) -> list[Path]:
-    """A file itself, or the images in a folder, by name.
-
-    Raises:
-        ValueError: if there is no such file, or no image in the folder.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        if not path.exists():
-            raise ValueError(f"There is no file {path}.")
-        return [path]
-    found = sorted(
-        f for f in path.iterdir() if f.suffix.lower() in endings() and not f.name.startswith(".")
-    )
-    if not found:
-        raise ValueError(f"{path} holds no images. Known endings: {', '.join(sorted(endings()))}")
-    return found
-
-
-def check_output(path: str | os.PathLike[str]) -> Path:
-    """The path, if predictions can be written to a file of its name."""
-    path = Path(path)
-    if path.suffix not in _SUFFIXES:
-        raise ValueError(f"The name must end in .csv or .json. Received: {path}")
-    return path
-
-
-def _pictures(images: Any, shape: tuple) -> tuple[list[str], np.ndarray]:
+def _pictures(images: Any, shape: tuple[int, ...]) -> tuple[list[str], np.ndarray]:
     if isinstance(images, (str, os.PathLike)):
         images = [images]
     if isinstance(images, (list, tuple)) and all(isinstance(i, (str, os.PathLike)) for i in images):
@@ -244,7 +227,7 @@ def _pictures(images: Any, shape: tuple) -> tuple[list[str], np.ndarray]:
     return [str(i) for i in range(len(x))], x
 
 
-def _read(files: list[Path], shape: tuple) -> np.ndarray:
+def _read(files: list[Path], shape: tuple[int, ...]) -> np.ndarray:
     if len(shape) != 3 or shape[2] not in MODES or None in shape:
         raise ValueError(
             "`images` can be files for a model of images with 1 or 3 channels and a known size. "

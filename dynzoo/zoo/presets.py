@@ -13,7 +13,7 @@ import numbers
 import os
 import uuid
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,34 +27,25 @@ from dynzoo import constraints, losses
 
 # imported so that their classes are registered before a config names them
 from dynzoo._version import version
+from dynzoo.data.loading import DATASETS
 from dynzoo.inference import class_names as labels
 from dynzoo.inference.image_checks import declare_range, input_range
 from dynzoo.utils import interruption
 from dynzoo.utils.strict_json import short
-from dynzoo.zoo import files, weight_parts, weights_file
+from dynzoo.zoo import files, shipped, weight_parts, weights_file
 from dynzoo.zoo.cards import model_card
 from dynzoo.zoo.declared_sizes import Declared, check_numbers, check_tensors, planned
 from dynzoo.zoo.metadata_check import check_metadata
 from dynzoo.zoo.safe_config import check_config, without_compile_config
+from dynzoo.zoo.shipped import presets as presets
 
 # How pictures of another size are brought to that of a preset, by `load` and by `Resize`.
 RESIZING = "cut in the middle to the input's proportions, then bicubic with antialiasing"
 _SHARD_BYTES = 15 * 2**20  # git hosts and reviewers dislike larger files
 
 
-def presets() -> dict[str, dict]:
-    """All presets that come with dynzoo: name -> metadata.
-
-    Example:
-
-    >>> for name, about in dynzoo.presets().items():
-    ...     print(name, about["dataset"], about["parameters"])
-    """
-    return {name: files.read_metadata(folder) for name, folder in _shipped().items()}
-
-
 def from_preset(
-    name_or_path: str | os.PathLike,
+    name_or_path: str | os.PathLike[str],
     num_classes: int | None = None,
     load_weights: bool = True,
     *,
@@ -62,43 +53,46 @@ def from_preset(
     image_size: tuple[int, int] | None = None,
     keep_frozen: bool = False,
 ) -> keras.Model:
-    """Load a model from the name of a preset or from a folder that `save_to_preset` wrote.
+    """Load a model from the name of a preset or from a folder that ``save_to_preset`` wrote.
 
     Every file is checked against its SHA-256 before it is read, and the config may only name Keras'
     and dynzoo's own classes: loading never runs code of the preset and needs no network. What the
     config declares is compared with what the files hold before any memory is taken. The model
-    comes compiled (Adam, `OffsetCrossentropy`, accuracy), so that `fit` works at once; your own
-    `compile` overrides that.
+    comes compiled (Adam, ``OffsetCrossentropy``, accuracy), so that ``fit`` works at once; your own
+    ``compile`` overrides that.
 
     Args:
-        name_or_path: one of `dynzoo.presets()`, or a path.
+        name_or_path: one of ``dynzoo.presets()``, or a path.
         num_classes: number of classes, if another than the preset's: the body and its weights stay
             as they are, bit by bit, and the last layer is a fresh one.
-        load_weights: False for the architecture alone, with newly initialised weights.
-        preprocess: True puts resizing and the division by 255 inside the model: it takes bytes, or
-            floats in [0, 255], and its certified radii are in these units, for images as they come.
+        load_weights: ``False`` for the architecture alone, with newly initialised weights.
+        preprocess: ``True`` puts resizing and the division by 255 inside the model: it takes bytes,
+            or floats in [0, 255], and its certified radii are in these units, for images as they
+            come.
         image_size: with ``preprocess``, (height, width) of the images in pixels, which are cut in
             the middle and scaled to what the preset takes; ``None`` for its own size.
-        keep_frozen: leave layers frozen (`trainable=False`) that were so when the preset was saved;
-            by default all of them train.
+        keep_frozen: leave layers frozen (``trainable=False``) that were so when the preset was
+            saved; by default all of them train.
 
     Returns:
-        A `keras.Model` from images in [0, 1] (in [0, 255] with ``preprocess``) to logits.
+        A ``keras.Model`` from images in [0, 1] (in [0, 255] with ``preprocess``) to logits.
 
     Raises:
         ValueError: unknown name, or a damaged or refused file (which the message names).
 
     Example:
 
-    >>> model = dynzoo.from_preset(next(iter(dynzoo.presets())), num_classes=3)
-    >>> model.fit(x_train, y_train)
+    >>> import dynzoo
+    >>> model = dynzoo.from_preset("isometric_tiny_cifar10", num_classes=3)
+    >>> model.output_shape
+    (None, 3)
     """
     if image_size is not None and not preprocess:
         raise ValueError(
             f"`image_size` needs `preprocess=True`. Received: image_size={image_size}, "
             f"preprocess={preprocess}"
         )
-    folder = _resolve(os.fspath(name_or_path))
+    folder = shipped.find(os.fspath(name_or_path))
     metadata = files.read_metadata(folder)
     model, config = _load(folder, metadata, load_weights)
     if num_classes is not None:
@@ -108,7 +102,7 @@ def from_preset(
             # of the model alone it would not do: on TensorFlow what is so already is not set
             layer.trainable = True
     # who names a number has classes of his own, even where it is that of the preset
-    names = labels.names_in(metadata, model.output_shape[-1]) if num_classes is None else None
+    names = _class_names(metadata, model.output_shape[-1]) if num_classes is None else None
     if preprocess:
         model = _with_preprocessing(model, metadata, image_size, folder)
         metadata = {**metadata, "input_range": [0, 255]}
@@ -124,7 +118,7 @@ def from_preset(
 
 def save_to_preset(
     model: keras.Model,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     metadata: Mapping[str, Any] | None = None,
     *,
     overwrite: bool = False,
@@ -134,27 +128,31 @@ def save_to_preset(
 
     The optimizer is not stored. What the metadata say of the model itself (shapes, parameters,
     versions, files) is filled in; everything else is the caller's, and goes into the model card:
-    see `dynzoo.zoo.cards.model_card` for the keys that it knows.
+    see ``dynzoo.zoo.cards.model_card`` for the keys that it knows.
 
     Args:
         model: a built model made of Keras' and dynzoo's layers.
         path: the folder to write.
         metadata: what is known of the model; values that JSON has.
         overwrite: replace a preset that stands there already.
-        weights_dtype: `"float16"` stores arrays of more than 100,000 entries in half the size.
-            Their rounding, up to 2^-11 of each entry, is in the weights that `from_preset` gives;
-            it imposes the model's constraints on them (`dynzoo.project`), and what it gives is what
-            is to be certified.
+        weights_dtype: ``"float16"`` stores arrays of more than 100,000 entries in half the size.
+            Their rounding, up to 2^-11 of each entry, is in the weights that ``from_preset`` gives;
+            it imposes the model's constraints on them (``dynzoo.project``), and what it gives is
+            what is to be certified.
 
     Raises:
         FileExistsError: the folder exists and is not empty, or is not a preset.
         ValueError: a model with several inputs or outputs, a layer that a preset may not hold,
-            metadata that JSON cannot hold, or weights that `weights_dtype` cannot.
+            metadata that JSON cannot hold, or weights that ``weights_dtype`` cannot.
 
     Example:
 
+    >>> import keras
+    >>> import dynzoo
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> dynzoo.save_to_preset(model, "my_preset", {"dataset": "digits", "accuracy": 0.98})
-    >>> model = dynzoo.from_preset("my_preset")
+    >>> dynzoo.from_preset("my_preset").output_shape
+    (None, 3)
     """
     target = Path(path).absolute()
     files.check_target(target, overwrite)
@@ -186,7 +184,7 @@ def save_to_preset(
             "parameters": bare.count_params(),
             **_known(model, metadata or {}),
             "versions": _versions(),
-            "saved": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "saved": datetime.now(UTC).strftime("%Y-%m-%d"),
             "files": {file.name: files.sha256(file) for file in sorted(work.iterdir())},
         }
         text = files.to_json(about)
@@ -196,10 +194,20 @@ def save_to_preset(
         files.move_into_place(work, target)
 
 
+def _class_names(metadata: Mapping[str, Any], classes: int) -> list[str] | None:
+    """Names of the classes: those in the metadata, else those of its known data set.
+
+    Names of another number than the classes are not theirs.
+    """
+    dataset = DATASETS.get(str(metadata.get("dataset")))
+    names = metadata.get("class_names") or (dataset.classes if dataset else None)
+    return [str(name) for name in names] if names and len(names) == classes else None
+
+
 def _known(model: keras.Model, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Class names and range of pixels, from the metadata or as they are known of the model."""
     classes = model.output_shape[-1]
-    names = metadata.get("class_names") or labels.names_in(metadata, classes)
+    names = metadata.get("class_names") or _class_names(metadata, classes)
     if names is None and "dataset" not in metadata:
         names = labels.names_of(model)
     extent = metadata.get("input_range") or input_range(model)
@@ -212,31 +220,9 @@ def _known(model: keras.Model, metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in known.items() if value is not None}
 
 
-def _root() -> Path:
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "_pretrained"
-    return installed if installed.is_dir() else package.parent / "pretrained"  # a checkout
-
-
-def _shipped() -> dict[str, Path]:
-    root = _root()
-    folders = sorted(root.iterdir()) if root.is_dir() else []
-    return {f.name: f for f in folders if (f / "metadata.json").is_file()}
-
-
-def _resolve(name: str) -> Path:
-    shipped = _shipped()
-    if name in shipped:
-        return shipped[name]
-    if Path(name).is_dir():
-        return Path(name)
-    raise ValueError(
-        f"There is no preset {name!r}, nor a folder of that name. "
-        f"Presets: {', '.join(shipped) or 'none'}."
-    )
-
-
-def _load(folder: Path, metadata: dict, load_weights: bool) -> tuple[keras.Model, dict]:
+def _load(
+    folder: Path, metadata: dict[str, Any], load_weights: bool
+) -> tuple[keras.Model, dict[str, Any]]:
     """The model of a folder and its config; nothing is made that the files do not fill."""
     found = files.verify(folder, metadata)
     where = folder / "config.json"
@@ -268,14 +254,18 @@ def _load(folder: Path, metadata: dict, load_weights: bool) -> tuple[keras.Model
     return model, config
 
 
-def _check_fit(found: files.PresetFiles, stored, model: keras.Model, where: Path) -> None:
+def _check_fit(
+    found: files.PresetFiles, stored: list[weights_file.Stored], model: keras.Model, where: Path
+) -> None:
     if found.in_parts:
         weight_parts.check_fit(stored, model, found.weights, where)
     else:
         weights_file.check_fit(stored, model.variables, found.weights, where)
 
 
-def _load_weights(model: keras.Model, found: files.PresetFiles, stored) -> None:
+def _load_weights(
+    model: keras.Model, found: files.PresetFiles, stored: list[weights_file.Stored]
+) -> None:
     if not found.in_parts:
         model.load_weights(str(found.weights))
         return
@@ -310,7 +300,7 @@ def _ends_problem(model: keras.Model) -> str:
 
 
 def _check_readable(model: keras.Model, work: Path, target: Path) -> None:
-    """What is written must be what `from_preset` takes, or nothing is written."""
+    """What is written must be what ``from_preset`` takes, or nothing is written."""
     try:
         metadata = files.read_metadata(work)
         found = files.verify(work, metadata)
@@ -326,7 +316,7 @@ def _check_readable(model: keras.Model, work: Path, target: Path) -> None:
         raise ValueError(f"The model cannot be saved as a preset: {reason}") from None
 
 
-def _deserialize(config: dict, folder: Path) -> keras.Model:
+def _deserialize(config: dict[str, Any], folder: Path) -> keras.Model:
     try:
         # of a copy, for Keras takes the config apart while it reads it
         model = keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
@@ -339,7 +329,9 @@ def _deserialize(config: dict, folder: Path) -> keras.Model:
     return model
 
 
-def _with_classes(model: keras.Model, config: dict, num_classes: int, folder: Path) -> keras.Model:
+def _with_classes(
+    model: keras.Model, config: dict[str, Any], num_classes: int, folder: Path
+) -> keras.Model:
     head = model.layers[-1]
     if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
         raise ValueError(f"`num_classes` must be an integer >= 2. Received: {num_classes!r}")
@@ -347,7 +339,8 @@ def _with_classes(model: keras.Model, config: dict, num_classes: int, folder: Pa
     if getattr(head, "units", None) == num_classes:
         return model
     layers = config["config"].get("layers", [])
-    entry: dict = next((layer for layer in layers if layer["config"].get("name") == head.name), {})
+    named = (layer for layer in layers if layer["config"].get("name") == head.name)
+    entry: dict[str, Any] = next(named, {})
     if "units" not in entry.get("config", {}):
         raise ValueError(
             f"`num_classes` needs a model whose last layer has `units`; {head.name!r} has none. "
@@ -361,9 +354,9 @@ def _with_classes(model: keras.Model, config: dict, num_classes: int, folder: Pa
 
 
 def _with_preprocessing(
-    model: keras.Model, metadata: dict, image_size: tuple[int, int] | None, folder: Path
+    model: keras.Model, metadata: dict[str, Any], image_size: tuple[int, int] | None, folder: Path
 ) -> keras.Model:
-    """The model behind a `Resize` and a `Rescaling`, which stands where its input did."""
+    """The model behind a ``Resize`` and a ``Rescaling``, which stands where its input did."""
     low, high = metadata.get("input_range") or (0.0, 1.0)
     if len(model.input_shape) != 4 or None in model.input_shape[1:]:
         raise ValueError(
@@ -423,7 +416,5 @@ def _save_weights(model: keras.Model, folder: Path, dtype: str) -> int:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"keras": keras.__version__, "backend": keras.backend.backend()}
-    if "unknown" not in version():  # as that of a checkout that was not installed
-        versions["dynzoo"] = version()
-    return versions
+    backend = keras.backend.backend()
+    return {"keras": keras.__version__, "backend": backend, "dynzoo": version()}

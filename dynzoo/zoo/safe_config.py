@@ -1,4 +1,4 @@
-"""What a preset's `config.json` may name: Keras' own building blocks and dynzoo's, nothing else.
+"""What a preset's ``config.json`` may name: Keras' own building blocks and dynzoo's, nothing else.
 
 Keras' safe mode stops serialised lambdas. This check comes before any object is made, and is an
 allow-list: a config from an unknown source can then only describe a network, not run code.
@@ -59,15 +59,15 @@ _PARTS = (
 _PLAIN = {"__keras_tensor__", "__tensor__", "__numpy__", "__slice__", "__ellipsis__"}
 
 
-def check_config(config, where: str = "config.json") -> None:
-    """Raise a `ValueError` if a serialised Keras object names a class that is not allowed.
+def check_config(config: Any, where: str = "config.json") -> None:
+    """Raise a ``ValueError`` if a serialised Keras object names a class that is not allowed.
 
     Allowed are layers, models, operations, initializers, constraints, regularizers, activations and
     dtype policies of Keras (without those that hold code or read files), and classes registered
-    under `dynzoo>`. Functions and lambdas are refused.
+    under ``dynzoo>``. Functions and lambdas are refused.
 
     Args:
-        config: what `keras.saving.serialize_keras_object` gave, as parsed from JSON.
+        config: what ``keras.saving.serialize_keras_object`` gave, as parsed from JSON.
         where: name of the file, for the message.
     """
     pending = [config]
@@ -86,7 +86,7 @@ def check_config(config, where: str = "config.json") -> None:
             pending.extend(value.values())
 
 
-def without_compile_config(config):
+def without_compile_config(config: Any) -> Any:
     """The same config, without optimizers and losses at any depth."""
     if isinstance(config, list):
         return [without_compile_config(value) for value in config]
@@ -99,7 +99,7 @@ def without_compile_config(config):
     return config
 
 
-def _problem(value: dict) -> str | None:
+def _problem(value: dict[str, Any]) -> str | None:
     class_name, module = value["class_name"], value.get("module")
     registered = value.get("registered_name")
     if not isinstance(class_name, str):

@@ -21,17 +21,11 @@ from dynzoo import backend
 from dynzoo.utils.strict_json import short
 from dynzoo.zoo.weights_file import Stored
 
-__all__ = ["check_fit", "is_parts_file", "read", "write"]
+__all__ = ["check_fit", "read", "write"]
 
 _LARGE = 100_000  # entries from which an array is worth the smaller type
 _HEADERS = 64 * 2**10  # bytes of a file beside its arrays
-_FILE = re.compile(r"weights_\d{2}\.h5")
 _ARRAY = re.compile(r"/(\d{4})_(\d{2})")
-
-
-def is_parts_file(name: str) -> bool:
-    """Whether a file of a preset is one of those that `write` makes, by its name."""
-    return _FILE.fullmatch(name) is not None
 
 
 def write(model: keras.Model, folder: Path, limit: int, dtype: str = "float32") -> None:

@@ -97,7 +97,7 @@ def check_fit(
     to say, and its reader refuses what differs.
 
     Args:
-        stored: what `headers` returned.
+        stored: what ``headers`` returned.
         declared: the model's variables.
         weights: the file to name.
         config: the file that declares them.
@@ -130,7 +130,7 @@ def check_fit(
 
 
 def keras_dtype(variable: Any) -> str:
-    """The name of a variable's type, `"float32"` and the like."""
+    """The name of a variable's type, ``"float32"`` and the like."""
     return str(variable.dtype)
 
 

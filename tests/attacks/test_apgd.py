@@ -212,11 +212,11 @@ def test_config_and_copies():
     [
         (lambda: APGD(loss="pairwise"), "`loss` must be one of"),
         (lambda: APGD(rho=1.0), r"`rho` must be in \(0, 1\). Received: rho=1.0"),
-        (lambda: APGD(steps=0), "`steps` must be an integer of at least 1"),
-        (lambda: APGD(eot=0), "`eot` must be an integer of at least 1"),
-        (lambda: PGD(eot=0), "`eot` must be an integer of at least 1"),
-        (lambda: TargetedAPGD(targets=0), "`targets` must be an integer of at least 1"),
-        (lambda: GaussianNoise(draws=0), "`draws` must be an integer of at least 1"),
+        (lambda: APGD(steps=0), "`steps` must be a positive integer"),
+        (lambda: APGD(eot=0), "`eot` must be a positive integer"),
+        (lambda: PGD(eot=0), "`eot` must be a positive integer"),
+        (lambda: TargetedAPGD(targets=0), "`targets` must be a positive integer"),
+        (lambda: GaussianNoise(draws=0), "`draws` must be a positive integer"),
         (lambda: Transfer("pgd", None), "`attack` must be an untargeted Attack"),
     ],
 )

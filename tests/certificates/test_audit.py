@@ -176,7 +176,7 @@ def test_result_is_plain_data_and_a_section_of_the_report():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"pairs": 0}, "`pairs` must be an integer of at least 1"),
+        ({"pairs": 0}, "`pairs` must be a positive integer"),
         ({"steps": 1.5}, "`steps` must be"),
         ({"restarts": 0}, "`restarts` must be"),
         ({"seed": -1}, "`seed` must be"),

@@ -86,9 +86,9 @@ def test_no_certificate_with_this_piece_is_refuted(piece):
 def test_every_rule_is_grown():
     public = [getattr(layers, name) for name in dir(layers)]
     bounded = {cls for cls in public if hasattr(cls, "lipschitz_bound")}
-    assert set(rules._RULES) - set(LAYERS) - set(UNGROWN) == set()
+    assert set(rules.RULES) - set(LAYERS) - set(UNGROWN) == set()
     assert set(joins.JOINS) - set(JOIN_PIECES) - set(UNGROWN) == set()
-    assert set(operation_rules._RULES) - set(OPERATION_PIECES) == set()
+    assert set(operation_rules.OPERATION_RULES) - set(OPERATION_PIECES) == set()
     assert bounded - set(DYNZOO) == set()
 
 
@@ -119,9 +119,9 @@ def test_the_same_seed_gives_the_same_graph():
 
 @pytest.mark.parametrize("factor", [0.5, 0.9])
 def test_a_bound_that_is_too_small_is_refuted(monkeypatch, factor):
-    right = rules._RULES[kl.Dense]
+    right = rules.RULES[kl.Dense]
     short = right._replace(gain=lambda layer, shape: factor * right.gain(layer, shape))
-    monkeypatch.setitem(rules._RULES, kl.Dense, short)
+    monkeypatch.setitem(rules.RULES, kl.Dense, short)
     inputs = keras.Input((6,))
     model = keras.Model(inputs, kl.Rescaling(2.0)(kl.Dense(3)(inputs)))
     assert any("slope" in text for text in examine(model, 0, True).violations)

@@ -9,7 +9,7 @@ from keras import layers as kl
 
 from dynzoo.backend import to_numpy
 from dynzoo.certificates import UncertifiableLayerError, certify, forward_float64
-from dynzoo.certificates.rules.activations import ACTIVATIONS
+from dynzoo.certificates.rules.activations import KERAS_ACTIVATIONS
 from dynzoo.certificates.rules.joins import JOINS
 from dynzoo.certificates.rules.table import rule_for
 
@@ -270,7 +270,7 @@ def test_float64_forward_is_what_keras_computes(name):
 def activation_layers():
     return {
         f"{function.__module__.split('.')[-2]}.{function.__name__}": kl.Activation(function)
-        for function in ACTIVATIONS
+        for function in KERAS_ACTIVATIONS
     }
 
 

@@ -182,8 +182,8 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch):
     """Quarters the constant of Dense: the soundness check of this file must then fail."""
     model = classifier(kl.Flatten(), kl.Dense(8), kl.Dense(CLASSES))
     assert_sound(model)
-    right = rules._RULES[kl.Dense]
+    right = rules.RULES[kl.Dense]
     quartered = right._replace(gain=lambda layer, shape: 0.25 * right.gain(layer, shape))
-    monkeypatch.setitem(rules._RULES, kl.Dense, quartered)
+    monkeypatch.setitem(rules.RULES, kl.Dense, quartered)
     with pytest.raises(AssertionError):
         assert_sound(model)

@@ -12,7 +12,7 @@ from dynzoo.certificates.local import backward as backward_module
 from dynzoo.certificates.local.certificate import METHODS
 from dynzoo.certificates.local.curves import CURVES, curve_of, curve_of_operation
 from dynzoo.certificates.local.lines import MODES, Range, lines
-from dynzoo.certificates.rules.activations import ACTIVATIONS
+from dynzoo.certificates.rules.activations import KERAS_ACTIVATIONS
 
 
 def distances(points, x, norm):
@@ -82,7 +82,7 @@ def test_other_layers_and_curves_get_radii():
 
 def all_curves():
     """By name; the two of GELU are other functions."""
-    names = {getattr(function, "__name__", ""): function for function in ACTIVATIONS}
+    names = {getattr(function, "__name__", ""): function for function in KERAS_ACTIVATIONS}
     found = {name: curve_of(function) for name, function in names.items() if name in CURVES}
     gelu = {"gelu": curve_of(keras.activations.gelu), "gelu_tanh": curve_of(keras.ops.gelu)}
     return {**found, **gelu}

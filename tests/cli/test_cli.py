@@ -12,9 +12,10 @@ from PIL import Image
 
 import dynzoo
 from dynzoo.cli import program as cli
+from dynzoo.inference import image_files
 from dynzoo.training import loop, recipes
 from dynzoo.zoo import measurement as measuring
-from dynzoo.zoo import presets
+from dynzoo.zoo import shipped
 
 SMALL = dict(widths=(8,), steps=(1,), neck_units=8, dense_steps=1)
 
@@ -48,7 +49,7 @@ def original(tmp_path_factory):
 def tiny(original, tmp_path, monkeypatch):
     """A fresh copy, shipped under the name `tiny`; the working directory is empty."""
     shutil.copytree(original / "presets", tmp_path / "presets")
-    monkeypatch.setattr(presets, "_root", lambda: tmp_path / "presets")
+    monkeypatch.setattr(shipped, "root", lambda: tmp_path / "presets")
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "presets" / "tiny"
@@ -122,13 +123,13 @@ def test_interrupt(monkeypatch, fails):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(presets, "presets", interrupted)
+    monkeypatch.setattr(shipped, "presets", interrupted)
     said = "dynzoo: interrupted; nothing new was kept, start again: dynzoo list\n"
     assert fails("list", code=130) == said
 
 
 def test_own_mistakes_are_not_hidden(monkeypatch):
-    monkeypatch.setattr(presets, "presets", lambda: 1 / 0)
+    monkeypatch.setattr(shipped, "presets", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["list"])
 
@@ -165,7 +166,7 @@ def test_leaderboard(tiny, capsys, fails):
 
 
 def test_list_without_presets(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(presets, "_root", lambda: tmp_path)
+    monkeypatch.setattr(shipped, "root", lambda: tmp_path)
     assert cli.main(["list"]) == 0
     assert "No presets" in capsys.readouterr().out
 
@@ -223,9 +224,14 @@ def test_predict_in_words_and_as_tables(tiny, photos, capsys):
     assert row["unit"] == "L2, pixels in [0, 1]" and row["certified_radius"] > 0
 
 
-def test_predict_certifies_the_pixels_of_the_file(tiny, photos, capsys, fails):
+def test_predict_certifies_the_pixels_of_the_file(tiny, photos, capsys, fails, monkeypatch):
     command = ["predict", "tiny", str(photos), "--certify-pixels", "--format", "json"]
+    read, opened = image_files.read_image, []
+    monkeypatch.setattr(
+        image_files, "read_image", lambda file, **k: opened.append(file) or read(file, **k)
+    )
     assert cli.main(command) == 0
+    assert opened == [photos / "a.png", photos / "b.png"]  # each once
     rows = json.loads(capsys.readouterr().out)
     assert [row["unit"] for row in rows] == ["L2, pixels in [0, 255]"] * 2
     Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(photos / "c.png")
@@ -547,17 +553,17 @@ def test_train_with_another_seed_is_a_run_of_its_own(tiny, recipe, file, capsys,
     assert "`training.seed`" in fails(*arguments, "--seed", "-1")
 
 
-def test_train_passes_its_options_on(monkeypatch, recipe):
+def test_train_passes_its_options_on(monkeypatch, recipe, file):
     seen = {}
     monkeypatch.setattr(loop, "train", lambda *a, **k: seen.update(k, config=a))
-    options = "--data d.npz --output o --max-seconds 90.5 --resume --quiet --distribute"
+    options = f"--data {file} --output o --max-seconds 90.5 --resume --quiet --distribute"
     options += " --devices 2 --pilot 60 --weights-dtype float16"
     path = recipe()
     assert cli.main(["train", str(path), *options.split()]) == 0
     assert seen.pop("log") is not None
     assert seen == dict(
         config=(recipes.load(path),),
-        data_file="d.npz",
+        data_file=file,
         output="o",
         max_seconds=90.5,
         resume=True,

@@ -9,7 +9,7 @@ import dynzoo
 from dynzoo import gallery
 from dynzoo.cli import demo
 from dynzoo.cli import program as cli
-from dynzoo.zoo import presets
+from dynzoo.zoo import shipped
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def tiny_preset(tmp_path, monkeypatch):
         widths=(8,), steps=(1,), block_size=8, neck_units=16, dense_steps=1
     )
     dynzoo.save_to_preset(model, tmp_path / "presets" / demo.PRESET)
-    monkeypatch.setattr(presets, "_root", lambda: tmp_path / "presets")
+    monkeypatch.setattr(shipped, "root", lambda: tmp_path / "presets")
     monkeypatch.setattr(demo, "EPOCHS", 2)
     monkeypatch.setattr(demo, "ATTACKED", 12)
 
@@ -69,6 +69,6 @@ def test_gallery_sees_a_broken_promise(monkeypatch):
 
 
 def test_demo_without_the_preset(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(presets, "_root", lambda: tmp_path / "none")
+    monkeypatch.setattr(shipped, "root", lambda: tmp_path / "none")
     assert cli.main(["demo", "--output", str(tmp_path)]) == 2
     assert f"There is no preset '{demo.PRESET}'" in capsys.readouterr().err

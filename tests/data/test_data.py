@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynzoo.data import loading as data
+from dynzoo.data import sources
 from dynzoo.inference import class_names as labels
 
 
@@ -222,3 +223,7 @@ def test_superclasses_are_five_classes_each():
     for wrong in ([100], [-1], [0.5]):
         with pytest.raises(ValueError, match="`y` must be integer labels from 0 to 99"):
             labels.superclasses(wrong)
+
+
+def test_the_table_has_the_names_that_are_checked_without_it():
+    assert sorted(data.DATASETS) == list(sources.NAMES)

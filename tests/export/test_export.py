@@ -13,9 +13,10 @@ import dynzoo
 from dynzoo import backend, layers, operators
 from dynzoo.cli import program as cli
 from dynzoo.export import exporter as export
+from dynzoo.export import formats
 from dynzoo.export import runtimes as exported_runtimes
 from dynzoo.export.inference_graph import inference_graph
-from dynzoo.zoo import presets
+from dynzoo.zoo import shipped
 
 WRITABLE = {
     "tensorflow": ["saved_model", "onnx", "litert"],
@@ -45,7 +46,7 @@ def available():
 
     def check(format):
         try:
-            exported_runtimes.check_available(format, backend.name(), run=True)
+            formats.check_available(format, backend.name(), run=True)
         except ValueError as reason:
             pytest.skip(str(reason))
         return format
@@ -320,7 +321,7 @@ def test_logits_of_other_classes_are_refused(model):
 @pytest.fixture
 def tiny(model, tmp_path, monkeypatch):
     dynzoo.save_to_preset(model, tmp_path / "presets" / "tiny")
-    monkeypatch.setattr(presets, "_root", lambda: tmp_path / "presets")
+    monkeypatch.setattr(shipped, "root", lambda: tmp_path / "presets")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

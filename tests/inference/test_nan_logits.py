@@ -18,7 +18,7 @@ from dynzoo.attacks import (
     Transfer,
     UniformNoise,
 )
-from dynzoo.attacks.losses import LOSSES, attack_loss, margin, margins
+from dynzoo.attacks.losses import ATTACK_LOSSES, attack_loss, margin, margins
 from dynzoo.backend import to_numpy
 from dynzoo.inference.answers import answers
 from dynzoo.inference.draws import Draws
@@ -146,7 +146,7 @@ def test_noise_curves_and_corruptions_count_them_as_wrong():
     assert found.tolist() == [True] * 3 + [False] * 3
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ATTACK_LOSSES)
 @pytest.mark.parametrize("targeted", [False, True])
 def test_losses_hold_no_nan(name, targeted):
     if targeted and name.startswith("pairwise"):

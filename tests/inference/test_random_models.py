@@ -12,7 +12,8 @@ from dynzoo.attacks import PGD
 from dynzoo.certificates import certify
 from dynzoo.certificates.smoothing import smooth
 from dynzoo.inference.batch_mixing import hides_code
-from dynzoo.inference.draws import Draws, layers_with
+from dynzoo.inference.draws import Draws
+from dynzoo.inference.model_layers import random_layers
 from dynzoo.layers.convection_diffusion_flow import ConvectionDiffusionFlow
 from dynzoo.layers.graph_diffusion import GraphDiffusion
 from dynzoo.robustness.checks.model import check_layers, check_outputs
@@ -153,10 +154,10 @@ def test_random_and_mixing_models_are_not_certified():
 
 
 def test_names_of_layers():
-    assert layers_with(noisy(), "random_at_inference") == ["noisy"]
-    assert layers_with(noisy(inference="mean"), "random_at_inference") == []
+    assert random_layers(noisy()) == ["noisy"]
+    assert random_layers(noisy(inference="mean")) == []
     nested = keras.Sequential([keras.Input((64,)), noisy()])
-    assert layers_with(nested, "random_at_inference") == ["noisy"]
+    assert random_layers(nested) == ["noisy"]
 
 
 def test_quiet_models_have_no_such_warning():

@@ -1,6 +1,5 @@
 """ContractiveHamiltonianFlow: the rate, the discrete bounds and how sharp they are."""
 
-import json
 import math
 
 import keras
@@ -304,37 +303,6 @@ def test_learned_steps_stay_in_their_interval(raw):
     assert layer.guarantees()[1].value == 1.0
     wide = built(step_size="learned", integrator="implicit_midpoint", max_step=0.7)
     assert wide.step_limit == math.inf and wide.step_sizes()[0] < 0.7
-
-
-FULL = {
-    "activation": "softplus",
-    "kappa": 0.8,
-    "bound": "paper_mnist",
-    "margin": 0.3,
-    "step_size": "learned",
-    "steps": 2,
-    "integrator": "implicit_midpoint",
-    "iterations": 3,
-    "max_norm": 0.9,
-    "max_step": 0.4,
-    "shared": True,
-    "use_bias": False,
-    "seed": 7,
-}
-
-
-def test_config_round_trip():
-    layer = ContractiveHamiltonianFlow(
-        operators.ShiftedPointwise(3, "zero", 0.75), name="flow", **FULL
-    )
-    stored = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
-    assert stored["registered_name"] == "dynzoo>ContractiveHamiltonianFlow"
-    again = keras.saving.deserialize_keras_object(stored)
-    assert again.get_config() == layer.get_config()
-    for key, value in FULL.items():
-        assert getattr(again, key) == value
-    assert vars(again.operator) == vars(layer.operator)
-    assert again.gamma == layer.gamma
 
 
 def test_save_and_load(tmp_path):

@@ -1,7 +1,5 @@
 """ConvectionDiffusionFlow: its noise, its means against the heat semigroup, and its bounds."""
 
-import json
-
 import keras
 import numpy as np
 import pytest
@@ -323,41 +321,6 @@ def test_training_reaches_every_weight():
     assert np.isfinite(history.history["loss"]).all()
     for weight, old in zip(layer.get_weights(), before, strict=True):
         assert np.isfinite(weight).all() and np.abs(weight - old).max() > 1e-6
-
-
-FULL = {
-    "sigma": 0.3,
-    "step_size": 1.5,
-    "steps": 2,
-    "velocity": "free",
-    "activation": "tanh",
-    "max_norm": 0.9,
-    "noise_scaling": "tensor_std",
-    "inference": "random",
-    "samples": 6,
-    "shared": True,
-    "use_bias": False,
-    "seed": 7,
-}
-
-
-def test_config_round_trip():
-    layer = ConvectionDiffusionFlow(operators.Dense(4), name="flow", **FULL)
-    stored = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
-    assert stored["registered_name"] == "dynzoo>ConvectionDiffusionFlow"
-    again = keras.saving.deserialize_keras_object(stored)
-    assert again.get_config() == layer.get_config()
-    for key, value in FULL.items():
-        assert getattr(again, key) == value
-
-
-def test_save_and_load(tmp_path):
-    model = keras.Sequential([keras.Input((5,)), built(steps=2, sigma=0.5, max_norm=0.8)])
-    model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras")
-    x = normal((2, 5))
-    np.testing.assert_allclose(backend.to_numpy(again(x)), backend.to_numpy(model(x)), atol=1e-6)
-    assert isinstance(again.layers[0].kernels[0].constraint, constraints.SpectralNorm)
 
 
 def test_starts_inside_its_constraint():

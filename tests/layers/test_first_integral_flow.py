@@ -1,7 +1,5 @@
 """FirstIntegralFlow: discrete gradients are exact, the integral is kept, orders of the steps."""
 
-import json
-
 import keras
 import numpy as np
 import pytest
@@ -185,44 +183,10 @@ def test_gradients_flow_to_every_weight(kind, integrator):
         assert np.isfinite(moved).all() and moved.max() > 1e-7, weight.path
 
 
-FULL = {
-    "integral": "convex",
-    "matrix": MATRIX,
-    "vector": [0.0, 1.0, -1.0],
-    "integral_units": 2,
-    "integrator": "projected_heun",
-    "iterations": 3,
-    "activation": "tanh",
-    "planes": 3,
-    "step_size": 0.7,
-    "steps": 2,
-    "max_step": 0.4,
-    "shared": True,
-    "seed": 7,
-}
-
-
-def test_config_round_trip():
-    layer = FirstIntegralFlow(operators.Pointwise(3), name="flow", **FULL)
-    stored = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
-    assert stored["registered_name"] == "dynzoo>FirstIntegralFlow"
-    again = keras.saving.deserialize_keras_object(stored)
-    assert again.get_config() == layer.get_config()
-    for key, value in FULL.items():
-        assert getattr(again, key) == value
-    assert "iterations" in layer.guarantees()[0].condition
+def test_guarantee_says_what_it_rests_on():
+    convex = FirstIntegralFlow(operators.Dense(3), "convex", integrator="projected_heun")
+    assert "iterations" in convex.guarantees()[0].condition
     assert "any finite weights" in built().guarantees()[0].condition
-
-
-def test_save_and_load(tmp_path):
-    inputs = keras.Input((4,))
-    x = FirstIntegralFlow(operators.Dense(5), "convex", step_size=0.2, steps=2)(inputs)
-    model = keras.Model(inputs, FirstIntegralFlow(operators.Dense(5), step_size="learned")(x))
-    model.set_weights([normal(w.shape, i, 0.3) for i, w in enumerate(model.get_weights())])
-    model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras")
-    x = normal((6, 4))
-    np.testing.assert_allclose(backend.to_numpy(again(x)), backend.to_numpy(model(x)), atol=1e-6)
 
 
 def test_mixed_precision():

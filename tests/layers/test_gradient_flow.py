@@ -1,7 +1,5 @@
 """GradientFlow: what it guarantees, on random weights and the worst inputs found."""
 
-import json
-
 import keras
 import numpy as np
 import pytest
@@ -224,51 +222,6 @@ def test_starts_inside_its_constraint():
     assert not np.array_equal(one.get_weights()[0], one.get_weights()[2])
 
 
-FULL = {
-    "activation": "leaky_relu",
-    "step_size": 0.7,
-    "steps": 2,
-    "integrator": "heun",
-    "direction": "contractive",
-    "constraint": "spectral_norm",
-    "max_norm": 0.9,
-    "max_step": 0.4,
-    "projection_steps": 5,
-    "shared": True,
-    "use_bias": False,
-    "seed": 7,
-}
-
-
-def test_config_round_trip():
-    layer = GradientFlow(operators.ShiftedPointwise(3, "zero", 0.75), name="flow", **FULL)
-    stored = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
-    assert stored["registered_name"] == "dynzoo>GradientFlow"
-    again = keras.saving.deserialize_keras_object(stored)
-    assert again.get_config() == layer.get_config()
-    for key, value in FULL.items():
-        assert getattr(again, key) == value
-    assert vars(again.operator) == vars(layer.operator)
-
-
-def test_save_and_load(tmp_path):
-    inputs = keras.Input(IMAGE)
-    x = GradientFlow(operators.Conv(2), step_size="learned", steps=2, seed=1)(inputs)
-    x = GradientFlow(operators.Pointwise(3), activation="tanh", seed=2)(x)
-    model = keras.Model(inputs, x)
-    model.set_weights([normal(w.shape, i, 0.3) for i, w in enumerate(model.get_weights())])
-    model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras")
-    images = normal((2, *IMAGE))
-    np.testing.assert_allclose(
-        backend.to_numpy(again(images)), backend.to_numpy(model(images)), atol=1e-6
-    )
-    kernel = again.layers[2].kernels[0]
-    assert isinstance(kernel.constraint, constraints.Orthonormal)
-    assert isinstance(again.layers[1].kernels[0].constraint, constraints.SpectralNorm)
-    assert again.layers[1].kernels[0].constraint.spatial == (3, 3)
-
-
 @pytest.mark.parametrize("direction", ["contractive", "expansive"])
 def test_gradients_flow_to_every_weight(direction):
     layer = GradientFlow(
@@ -283,14 +236,6 @@ def test_gradients_flow_to_every_weight(direction):
     model.train_on_batch(normal((8, 4), 1), normal((8, 4), 2))
     for weight, old in zip(model.weights, before, strict=True):
         assert np.abs(backend.to_numpy(weight.value) - old).max() > 1e-6, weight.path
-
-
-def test_compiled_is_the_same():
-    layer = built(operators.ShiftedPointwise(3), IMAGE, steps=2, integrator="ssp3")
-    x = ops.convert_to_tensor(normal((2, *IMAGE)))
-    np.testing.assert_allclose(
-        backend.to_numpy(backend.jit(layer)(x)), backend.to_numpy(layer(x)), atol=1e-6
-    )
 
 
 def test_mixed_precision_stays_close():
@@ -331,8 +276,8 @@ def test_activations_outside_the_slope_range_are_refused(activation):
         ({"constraint": "unit"}, "`constraint` must be"),
         ({"steps": 0}, "`steps` must be a positive integer"),
         ({"steps": 1.0}, "`steps` must be a positive integer"),
-        ({"max_norm": 0.0}, "`max_norm` must be positive"),
-        ({"max_step": float("inf")}, "`max_step` must be positive"),
+        ({"max_norm": 0.0}, "`max_norm` must be in"),
+        ({"max_step": float("inf")}, "`max_step` must be in"),
         ({"integrator": "rk5"}, "`integrator` must be one of"),
         ({"operator": keras.layers.Dense(3)}, "`operator` must be a dynzoo operator"),
     ],

@@ -1,6 +1,5 @@
 """HamiltonianFlow: symplecticity, inverse, gradients through depth; order of the integrators."""
 
-import json
 import math
 
 import keras
@@ -316,46 +315,6 @@ def test_guarantees_follow_the_configuration():
     assert free.gradient_factor == math.inf
     euler = HamiltonianFlow(operators.Dense(3), integrator="euler", **JOINT)
     assert [g.property for g in euler.guarantees()] == ["gradient norm"]
-
-
-FULL = {
-    "activation": "softplus",
-    "hamiltonian": "joint",
-    "integrator": "implicit_midpoint",
-    "step_size": "learned",
-    "steps": 2,
-    "max_norm": 0.9,
-    "max_step": 0.4,
-    "constraint": "spectral_norm",
-    "iterations": 3,
-    "shared": True,
-    "use_bias": False,
-    "seed": 7,
-}
-
-
-def test_config_round_trip():
-    layer = HamiltonianFlow(operators.ShiftedPointwise(3, "zero", 0.75), name="flow", **FULL)
-    stored = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
-    assert stored["registered_name"] == "dynzoo>HamiltonianFlow"
-    again = keras.saving.deserialize_keras_object(stored)
-    assert again.get_config() == layer.get_config()
-    for key, value in FULL.items():
-        assert getattr(again, key) == value
-    assert vars(again.operator) == vars(layer.operator)
-
-
-def test_save_and_load(tmp_path):
-    inputs = keras.Input((6,))
-    x = HamiltonianFlow(operators.Dense(4), step_size="learned", steps=2, seed=1)(inputs)
-    x = HamiltonianFlow(operators.Dense(3), hamiltonian="joint", seed=2)(x)
-    model = keras.Model(inputs, x)
-    model.set_weights([normal(w.shape, i, 0.3) for i, w in enumerate(model.get_weights())])
-    model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras")
-    x = normal((2, 6))
-    np.testing.assert_allclose(backend.to_numpy(again(x)), backend.to_numpy(model(x)), atol=1e-6)
-    assert isinstance(again.layers[1].kernels[0].constraint, constraints.SpectralNorm)
 
 
 @pytest.mark.parametrize("variant", [{}, JOINT])

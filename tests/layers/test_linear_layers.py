@@ -1,7 +1,5 @@
 """Orthonormal maps, offsets, pooling and the head: norms of the unrolled maps, twins, errors."""
 
-import json
-
 import keras
 import numpy as np
 import pytest
@@ -50,25 +48,6 @@ def test_one_lipschitz_once_projected(make, shape):
     if not isinstance(layer, layers.UnitRowDense):
         assert layer.lipschitz_bound((None, *shape)) <= 1 + 1e-5
         assert norm(unrolled(layer, shape)) <= 1 + 1e-5
-
-
-@every
-def test_config_round_trip_and_saving(make, shape, tmp_path):
-    layer = make()
-    stored = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
-    assert stored["registered_name"] == f"dynzoo>{type(layer).__name__}"
-    again = keras.saving.deserialize_keras_object(stored)
-    assert again.get_config() == layer.get_config()
-    model = keras.Sequential([keras.Input(shape), layer])
-    model.set_weights([normal(w.shape, i) for i, w in enumerate(model.get_weights())])
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    x = normal((2, *shape))
-    np.testing.assert_array_equal(backend.to_numpy(loaded(x)), backend.to_numpy(model(x)))
-    for one, other in zip(model.weights, loaded.weights, strict=True):
-        assert type(one.constraint) is type(other.constraint)
-        if one.constraint is not None:
-            assert one.constraint.get_config() == other.constraint.get_config()
 
 
 @pytest.mark.parametrize("name", ["dense_narrow", "dense_wide", "pointwise"])

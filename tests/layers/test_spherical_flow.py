@@ -1,7 +1,5 @@
 """SphericalFlow: norms kept, skew matrices skew, orders of the steps; float32 over 100 steps."""
 
-import json
-
 import keras
 import numpy as np
 import pytest
@@ -176,41 +174,6 @@ def test_gradients_flow_to_every_weight(integrator, planes):
     for weight, old in zip(model.weights, before, strict=True):
         moved = np.abs(backend.to_numpy(weight.value) - old)
         assert np.isfinite(moved).all() and moved.max() > 1e-6, weight.path
-
-
-FULL = {
-    "integrator": "cayley_midpoint",
-    "activation": "softsign",
-    "planes": 3,
-    "step_size": 0.7,
-    "steps": 2,
-    "max_step": 0.4,
-    "shared": True,
-    "seed": 7,
-}
-
-
-def test_config_round_trip():
-    layer = SphericalFlow(operators.ShiftedPointwise(3, "zero", 0.75), name="flow", **FULL)
-    stored = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
-    assert stored["registered_name"] == "dynzoo>SphericalFlow"
-    again = keras.saving.deserialize_keras_object(stored)
-    assert again.get_config() == layer.get_config()
-    for key, value in FULL.items():
-        assert getattr(again, key) == value
-    assert vars(again.operator) == vars(layer.operator)
-    assert layer.compute_output_shape((None, *IMAGE)) == (None, *IMAGE)
-
-
-def test_save_and_load(tmp_path):
-    inputs = keras.Input((4,))
-    x = SphericalFlow(operators.Dense(5), step_size="learned", steps=2, planes=2)(inputs)
-    model = keras.Model(inputs, SphericalFlow(operators.Dense(5), seed=2)(x))
-    model.set_weights([normal(w.shape, i, 0.3) for i, w in enumerate(model.get_weights())])
-    model.save(tmp_path / "model.keras")
-    again = keras.saving.load_model(tmp_path / "model.keras")
-    x = normal((6, 4))
-    np.testing.assert_allclose(backend.to_numpy(again(x)), backend.to_numpy(model(x)), atol=1e-6)
 
 
 def test_seed_and_guarantees():

@@ -22,7 +22,8 @@ from dynzoo.inference.model_identity import identity_of
 from dynzoo.robustness.campaign import Campaign
 from dynzoo.robustness.evaluation import evaluate
 from dynzoo.robustness.outcomes import Outcomes
-from dynzoo.robustness.progress import Progress, duration, seconds_left
+from dynzoo.robustness.progress import Progress, seconds_left
+from dynzoo.utils.formatting import clock
 
 EPS = [0.1, 0.2, 0.3]
 
@@ -164,7 +165,7 @@ def test_progress_speaks_at_each_attack_and_knows_the_time_left(capsys):
     assert len(lines) >= 9 and all("robust" in line for line in lines)
     assert any("left" in line for line in lines) and all("after 0:0" in line for line in lines)
     assert seconds_left(made) == 0
-    assert [duration(s) for s in (5, 95, 3725)] == ["0:05", "1:35", "1:02:05"]
+    assert [clock(s) for s in (5, 95, 3725)] == ["0:05", "1:35", "1:02:05"]
 
 
 def test_the_time_left_falls_within_a_batch(monkeypatch):

@@ -9,15 +9,23 @@ import numpy as np
 import pytest
 from keras import ops
 from robustness_fixtures import MarginCertificate, centroids, held_out, ridge
+from scipy import stats
 
 from dynzoo.attacks import FGSM, PGD, Attack
 from dynzoo.certificates import certify
 from dynzoo.inference.passes import predict_logits
-from dynzoo.plots import certified_curve, displayable, eps_text, robustness_figure
+from dynzoo.plots import (
+    certified_curve,
+    displayable,
+    eps_text,
+    robustness_figure,
+    wilson_interval,
+)
 from dynzoo.robustness.checks.warning import EvaluationWarning
 from dynzoo.robustness.comparison import compare
 from dynzoo.robustness.evaluation import CertificateViolation, evaluate
 from dynzoo.robustness.report import interval
+from dynzoo.utils.formatting import percent
 
 EPS = (0.1, 0.3, 0.5)
 
@@ -177,7 +185,7 @@ def test_attacks_may_be_names_objects_or_factories(nearest):
     [
         ({"norm": "l1"}, "`norm` must be one of"),
         ({"eps": ()}, "`eps` must hold at least one"),
-        ({"eps": (0.1, -1)}, "`eps` must be a finite number above 0"),
+        ({"eps": (0.1, -1)}, "`eps` must be in"),
         ({"attacks": "strong"}, "`attacks` must name one of"),
         ({"attack_certified": True}, "`attack_certified` must be"),
         ({"checks": "none"}, "`checks` must be"),
@@ -305,9 +313,10 @@ def test_page_is_complete_and_self_contained(report, tmp_path):
     # who cannot see the pictures reads what they show
     alts = re.findall(r'<img alt="([^"]*)"', page)
     assert len(alts) == len(sources) == len(set(alts))
-    assert f"clean {report.clean:.1%}; at " in alts[0]
+    assert f"clean {percent(report.clean, 1)}; at " in alts[0]
     for e in EPS:
-        shares = f"certified {report.certified[e]:.1%} and under attack {report.robust[e]:.1%}"
+        shares = f"certified {percent(report.certified[e], 1)} and under attack "
+        shares += percent(report.robust[e], 1)
         assert shares in alts[0]
     assert re.fullmatch(r"Image \d+, clean: .+", alts[1])
     for query in ("prefers-color-scheme:dark", "max-width:40rem", "@media print"):
@@ -420,3 +429,9 @@ def test_verbose_prints_progress(nearest, capsys):
     assert "broke" in capsys.readouterr().out
     evaluate(nearest, *held_out(20), eps=0.1, attacks="fast", certificate=False)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("right", "images"), [(0, 10), (3, 10), (250, 256), (1024, 1024)])
+def test_wilson_interval_is_that_of_scipy(right, images):
+    expected = stats.binomtest(right, images).proportion_ci(method="wilson")
+    assert wilson_interval(right / images, images) == pytest.approx(tuple(expected), abs=1e-12)

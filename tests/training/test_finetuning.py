@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 import dynzoo
+from dynzoo import backend
 from dynzoo.augmentation import batches as augmentation
+from dynzoo.losses import OffsetCrossentropy
 from dynzoo.training.finetuning import finetune
 
 SMALL = dict(widths=(8,), steps=(1,), neck_units=8, dense_steps=1)
@@ -91,3 +93,17 @@ def test_a_frozen_body_is_kept_and_trains_again_afterwards(images, tmp_path):
     dynzoo.save_to_preset(model, tmp_path / "saved")
     config = (tmp_path / "saved" / "config.json").read_text()
     assert '"trainable": false' not in config
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_a_step_is_traced_once(images, monkeypatch, one_hot):
+    if not backend.compiles():
+        pytest.skip("PyTorch traces nothing")
+    x, y = images
+    calls = []
+    call = OffsetCrossentropy.call
+    monkeypatch.setattr(
+        OffsetCrossentropy, "call", lambda self, *given: calls.append(0) or call(self, *given)
+    )
+    _, history = tuned(x[:32], np.eye(4)[y[:32]] if one_hot else y[:32])
+    assert len(calls) == 1 and len(history.history["accuracy"]) == 2

@@ -19,7 +19,7 @@ from dynzoo.training.recipes import RecipeError
 from dynzoo.tuning import SearchConfig, driver, figures, oracles, worker
 from dynzoo.tuning.config import TUNERS
 
-# keras-tuner 1.4.8 on Python 3.10 and later
+# keras-tuner 1.4.8 on Python 3.11 and later
 pytestmark = [
     pytest.mark.filterwarnings("ignore:currentThread:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:getName:DeprecationWarning"),

@@ -11,7 +11,8 @@ from PIL import Image
 import dynzoo
 from dynzoo import layers
 from dynzoo.inference.image_files import read_image
-from dynzoo.zoo.prediction import image_paths, predict
+from dynzoo.inference.image_paths import image_paths
+from dynzoo.zoo.prediction import predict
 
 NAMES = ["ant", "bee", "cow"]
 
@@ -50,6 +51,26 @@ def test_files_of_any_size(model, photos):
     assert found.unit == "L2, pixels in [0, 1]"
     assert len(found) == 3
     assert found._repr_html_().count("<tr>") == 4 and "a.png" in found._repr_html_()
+
+
+def test_logits_and_radii_are_of_one_pass(model, monkeypatch):
+    monkeypatch.setattr(keras.Model, "predict", None)  # which would be the second
+    x = np.random.default_rng(3).random((4, 8, 8, 3), "float32")
+    found = predict(model, x)
+    logits, labels, radii = dynzoo.certify(model).logits_and_radii(x)
+    ordered = np.sort(logits.astype(np.float64), axis=1)
+    np.testing.assert_array_equal(found.margins, ordered[:, -1] - ordered[:, -2])
+    np.testing.assert_array_equal(found.labels, labels)
+    np.testing.assert_array_equal(found.radii, radii)
+
+
+def test_a_local_certificate_gives_its_own_radii():
+    network = keras.Sequential(
+        [keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    )
+    x = np.random.default_rng(4).random((2, 2, 2, 1), "float32")
+    local = dynzoo.certificates.certify_local(network)
+    np.testing.assert_array_equal(predict(network, x, certificate=local).radii, local.radii(x)[1])
 
 
 def test_arrays_and_bytes_are_the_same_pictures(model):

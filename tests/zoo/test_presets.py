@@ -13,7 +13,7 @@ from dynzoo import layers as dl
 from dynzoo.augmentation.batches import RandomCropFlip
 from dynzoo.inference import class_names as labels
 from dynzoo.training.finetuning import finetune
-from dynzoo.zoo import cards, presets, safe_config
+from dynzoo.zoo import cards, presets, safe_config, shipped
 from dynzoo.zoo import files as preset_files
 
 
@@ -158,7 +158,7 @@ def test_without_weights_is_fresh(saved):
 
 
 def test_unknown_name_lists_the_presets(monkeypatch, tmp_path):
-    monkeypatch.setattr(presets, "_shipped", lambda: {"one": tmp_path, "two": tmp_path})
+    monkeypatch.setattr(shipped, "folders", lambda: {"one": tmp_path, "two": tmp_path})
     with pytest.raises(ValueError, match="no preset 'three'.*Presets: one, two"):
         presets.from_preset("three")
     with pytest.raises(ValueError, match="lacks metadata.json"):
@@ -223,7 +223,7 @@ def test_shipped_presets_are_whole():
 def test_names_come_from_folders_with_metadata(monkeypatch, saved):
     _, folder = saved
     (folder.parent / "unfinished").mkdir()
-    monkeypatch.setattr(presets, "_root", lambda: folder.parent)
+    monkeypatch.setattr(shipped, "root", lambda: folder.parent)
     assert list(presets.presets()) == ["small"]
     assert presets.presets()["small"]["accuracy"] == 0.5
     assert presets.from_preset("small").name == "small"

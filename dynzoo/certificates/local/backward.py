@@ -15,9 +15,9 @@ $\gamma\,\||A|\|\,\|g\| \le \gamma\sqrt{m}\,\|A\|\,\|g\|$ in norm, with $\gamma$
 terms in units of roundoff; times what can move there it is added to $\beta$. The values at x
 are taken to be off by $10^{-11}$ of the largest number on the way to them.
 
-Reference: Zhang et al., *Efficient neural network robustness certification with general activation
-functions* (CROWN, NeurIPS 2018); Wong and Kolter, *Provable defenses against adversarial examples
-via the convex outer adversarial polytope* (ICML 2018), for one slope on both sides.
+Reference: Zhang et al., "Efficient neural network robustness certification with general activation
+functions" (CROWN, NeurIPS 2018); Wong and Kolter, "Provable defenses against adversarial examples
+via the convex outer adversarial polytope" (ICML 2018), for one slope on both sides.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Plan:
     Attributes:
         unrolled: the model.
         order: of the norm of the ball, 2 or infinity.
-        exact_units: layers of more units are bounded by norms; `None` for no limit.
-        stop: when, on the clock of `time.monotonic`, layers are no longer bounded unit by unit.
+        exact_units: layers of more units are bounded by norms; ``None`` for no limit.
+        stop: when, on the clock of ``time.monotonic``, layers are no longer bounded unit by unit.
     """
 
     unrolled: Unrolled
@@ -97,9 +97,9 @@ class Backward:
 
     Args:
         plan: the model and what passes share.
-        values: `unrolled.values(x)`.
+        values: ``unrolled.values(x)``.
         radius: (n,), positive.
-        mode: lines of the passes, one of `MODES`.
+        mode: lines of the passes, one of ``MODES``.
         refine: bound units with adaptive slopes as well, which takes three times as long.
         known: ranges that need not be found again, by output slot of the activation.
         tighten: makes better of how far the units of a slot may go down and up.
@@ -141,7 +141,7 @@ class Backward:
         met: dict[int, Rows] | None = None,
         splits: Splits | None = None,
     ) -> tuple[Array, ...]:
-        r"""S, and beta of each row (P, Q); of its negative as well if `both`.
+        r"""S, and beta of each row (P, Q); of its negative as well if ``both``.
 
         Args:
             rows: on the slot.
@@ -215,7 +215,7 @@ class Backward:
     def _with_slopes(
         self, node: Node, g: Rows, line: Lines, slopes: Array, splits: Splits | None
     ) -> tuple[Rows, Array, Array]:
-        """As `_through`, with a slope for each row below units that can switch."""
+        """As ``_through``, with a slope for each row below units that can switch."""
         found = self.sloped(node, g, line, slopes, splits)
         positive, negative = np.maximum(g.values, 0.0), np.minimum(g.values, 0.0)
         gaps = positive * found.low_gap - negative * found.high_gap
@@ -319,7 +319,7 @@ class Backward:
             )
         return False
 
-    def _unit_bounds(self, slot: int, shape: tuple[int, ...], spread: Array) -> tuple:
+    def _unit_bounds(self, slot: int, shape: tuple[int, ...], spread: Array) -> tuple[Any, ...]:
         """How far down and up each unit of a slot may go."""
         n, inner = shape[0], shape[1:]
         if slot in self.plan.affine:
@@ -334,7 +334,7 @@ class Backward:
             up[place] = np.minimum(up[place], steep[1] * reach + high)
         return (down, up) if self.tighten is None else self.tighten(self, slot, down, up)
 
-    def _two_sided(self, rows: Rows, slot: int, reach: Array) -> tuple:
+    def _two_sided(self, rows: Rows, slot: int, reach: Array) -> tuple[Any, ...]:
         """S downwards and upwards, and beta for both, from the best of the modes."""
         steep, low, high = self.lower(rows, slot, "chord", both=True)
         found = [(steep, low), (steep, high)]

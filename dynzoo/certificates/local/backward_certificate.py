@@ -16,7 +16,7 @@ from dynzoo.certificates.local.lines import MODES
 from dynzoo.certificates.local.movement_certificate import LocalCertificate
 from dynzoo.certificates.local.rows import Rows
 from dynzoo.certificates.local.slopes import optimised, tightened
-from dynzoo.utils.arguments import number, positive_float
+from dynzoo.utils.arguments import number
 
 __all__ = ["AlphaCertificate", "BackwardCertificate", "output_rows"]
 
@@ -31,10 +31,10 @@ _PARTS, _NEAR = 16, 0.8
 
 
 class BackwardCertificate(LocalCertificate):
-    """Radii from passes back for each unit; made by `certify_local(method="crown")`.
+    """Radii from passes back for each unit; made by ``certify_local(method="crown")``.
 
     Attributes:
-        time_limit: seconds for an image, or `None`.
+        time_limit: seconds for an image, or ``None``.
     """
 
     method = "crown"
@@ -53,7 +53,7 @@ class BackwardCertificate(LocalCertificate):
         time_limit: float | None = None,
     ):
         super().__init__(certificate, model, iterations, exact_units, norm)
-        self.time_limit = None if time_limit is None else positive_float("time_limit", time_limit)
+        self.time_limit = None if time_limit is None else number("time_limit", time_limit)
         order = 2.0 if norm == "l2" else math.inf
         self._plan = Plan(self._unrolled, order, self.exact_units)
 
@@ -63,10 +63,10 @@ class BackwardCertificate(LocalCertificate):
         """Labels, and whether each is proved to hold within a radius: one ball, not a search.
 
         Args:
-            x: float images (n, ...), as in `radii`.
-            eps: radius, in the units of x and the norm of `norm`.
-            batch_size: as in `radii`.
-            rounding: as in `radii`.
+            x: float images (n, ...), as in ``radii``.
+            eps: radius, in the units of x and the norm of ``norm``.
+            batch_size: as in ``radii``.
+            rounding: as in ``radii``.
 
         Returns:
             (labels (n,) int64, booleans (n,)).
@@ -86,7 +86,7 @@ class BackwardCertificate(LocalCertificate):
         return given.labels, answers
 
     def slopes(self, x: Any, radius: Any) -> Array:
-        """Not known to this method: `certify_local(model)` has it."""
+        """Not known to this method: ``certify_local(model)`` has it."""
         raise ValueError(f"`slopes` needs method='movement'. Received: method={self.method!r}")
 
     def _chunks(self, rows: Array, directions: int) -> list[Array]:
@@ -168,7 +168,7 @@ class BackwardCertificate(LocalCertificate):
 
 
 class AlphaCertificate(BackwardCertificate):
-    """As `BackwardCertificate`, with slopes of rectifiers found by descent where that is needed.
+    """As ``BackwardCertificate``, with slopes of rectifiers found by descent where that is needed.
 
     Where these nearly do, the ball is split at a few units.
     """

@@ -1,12 +1,12 @@
 r"""Branch and bound: a ball is split at units that can switch, until every part is decided.
 
 A part is the points of the ball at which some units have given signs. Its bound is that of
-`slopes.optimised` with the multipliers of these conditions; where it is not enough, the part is
+``slopes.optimised`` with the multipliers of these conditions; where it is not enough, the part is
 split at the unit whose lines leave the largest gap. The point at which the bound of a part is
 reached, and what gradient steps make of it, may show that the answer does not hold.
 
-Reference: Wang et al., *Beta-CROWN: efficient bound propagation with per-neuron split constraints
-for complete and incomplete neural network robustness verification* (NeurIPS 2021).
+Reference: Wang et al., "Beta-CROWN: efficient bound propagation with per-neuron split constraints
+for complete and incomplete neural network robustness verification" (NeurIPS 2021).
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def decided(
         most: parts that are bounded.
 
     Returns:
-        `True`; `False` if a movement was found; `None` if the time was over before, the parts were
-        too many, or nothing was left to split.
+        ``True``; ``False`` if a movement was found; ``None`` if the time was over before, the
+        parts were too many, or nothing was left to split.
     """
     slot, count, bounded = len(bounds.plan.unrolled.shapes) - 1, 0, 0
     radius = float(bounds.radius[image])
     root = first_slopes(bounds, _part_rows(directions, image), slot)
     nodes = list(root.slopes)
     empty = {key: np.zeros((*root.slopes[key].shape[:-2], 1, 1)) for key in nodes}
-    heap: list[tuple[float, int, int, dict, Search | None]] = []
+    heap: list[tuple[float, int, int, dict[int, Array], Search | None]] = []
     for k in range(len(directions)):
         heapq.heappush(heap, (0.0, count, k, empty, None))
         count += 1

@@ -35,7 +35,7 @@ def certify_local(
     norm: str = "l2",
     time_limit: float | None = None,
 ) -> LocalCertificate:
-    r"""Certifies each image on its own ball; never less than `certify` does.
+    r"""Certifies each image on its own ball; never less than ``certify`` does.
 
     For a ball $B(x, r)$ the model is enclosed between linear functions: units that cannot switch
     in the ball are exact, the others are lines with a slack. If
@@ -44,8 +44,8 @@ def certify_local(
     rounding; r is found by bisection. Where no unit switches, this is the distance to the
     decision boundary.
 
-    Guarantee: as `Certificate.radii`, with the same bounds of rounding. What the local bounds round
-    themselves, in float64, is part of them.
+    Guarantee: as ``Certificate.radii``, with the same bounds of rounding. What the local bounds
+    round themselves, in float64, is part of them.
 
     Args:
         model: built Sequential or Functional model of layers that local bounds know: Dense, Conv2D,
@@ -58,7 +58,7 @@ def certify_local(
         exact_units: rectified layers of at most so many units are bounded unit by unit with a
             backward pass each; larger ones by norms, which "crown" says in a warning. 512 by
             default for "movement", no limit for the others.
-        rounding: what the radii assume of roundings, as in `certify`.
+        rounding: what the radii assume of roundings, as in ``certify``.
         method: how units are bounded. "movement": from the image, with one slack shared by many
             units; cheap for small dense networks. "crown": passes back through the adjoint of each
             layer, in windows of convolutions. "alpha-crown": the same, with slopes found by
@@ -67,10 +67,10 @@ def certify_local(
             the time is over.
         norm: of the balls, "l2" or "linf" (not with "movement").
         time_limit: seconds for an image, after which layers are bounded by norms and searches
-            end; `None` for no limit (a minute with "complete").
+            end; ``None`` for no limit (a minute with "complete").
 
     Returns:
-        A `LocalCertificate`.
+        A ``LocalCertificate``.
 
     Raises:
         ValueError: if the model cannot be certified, or at a layer that local bounds do not know,
@@ -78,16 +78,19 @@ def certify_local(
 
     Example:
 
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import certify_local
     >>> model = keras.Sequential(
     ...     [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)]
     ... )
     >>> labels, radii = certify_local(model, method="crown").radii(np.random.rand(5, 4))
 
-    Reference: Hein and Andriushchenko, *Formal guarantees on the robustness of a classifier against
-    adversarial manipulation* (NeurIPS 2017), theorem 2.1; Zhang et al., *Efficient neural network
-    robustness certification with general activation functions* (NeurIPS 2018); Xu et al., *Fast and
+    Reference: Hein and Andriushchenko, "Formal guarantees on the robustness of a classifier against
+    adversarial manipulation" (NeurIPS 2017), theorem 2.1; Zhang et al., "Efficient neural network
+    robustness certification with general activation functions" (NeurIPS 2018); Xu et al., "Fast and
     complete: enabling complete neural network verification with rapid and massively parallel
-    incomplete verifiers* (ICLR 2021).
+    incomplete verifiers" (ICLR 2021).
     """
     one_of("method", method, METHODS)
     one_of("norm", norm, ("l2", "linf"))

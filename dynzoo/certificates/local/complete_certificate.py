@@ -26,7 +26,7 @@ _SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Decisions:
-    """What is known of each image at one radius; made by `CompleteCertificate.decide`.
+    """What is known of each image at one radius; made by ``CompleteCertificate.decide``.
 
     Attributes:
         eps: the radius.
@@ -61,9 +61,9 @@ class Decisions:
 
 
 class CompleteCertificate(AlphaCertificate):
-    """Branch and bound at one radius; made by `certify_local(method="complete")`.
+    """Branch and bound at one radius; made by ``certify_local(method="complete")``.
 
-    `radii` are those of "alpha-crown"; `decide` and `certified` split balls as well.
+    ``radii`` are those of "alpha-crown"; ``decide`` and ``certified`` split balls as well.
     """
 
     method = "complete"
@@ -83,7 +83,7 @@ class CompleteCertificate(AlphaCertificate):
     def certified(
         self, x: Any, eps: float, batch_size: int = 256, rounding: str | None = None
     ) -> tuple[Array, Array]:
-        """Labels, and whether each is proved to hold within a radius, as `decide` finds."""
+        """Labels, and whether each is proved to hold within a radius, as ``decide`` finds."""
         found = self.decide(x, eps, batch_size, rounding)
         return found.labels, found.outcomes == "certified"
 
@@ -92,17 +92,17 @@ class CompleteCertificate(AlphaCertificate):
     ) -> Decisions:
         """Each answer is certified within a radius, falsified with a point of the ball, or open.
 
-        Guarantee: of a certified answer, as `Certificate.radii`; a point that falsifies was given
+        Guarantee: of a certified answer, as ``Certificate.radii``; a point that falsifies was given
         to the model, and its distance from x is at most eps in float64.
 
         Args:
-            x: float images (n, ...), as in `radii`.
-            eps: radius, in the units of x and the norm of `norm`.
-            batch_size: as in `radii`.
-            rounding: as in `radii`.
+            x: float images (n, ...), as in ``radii``.
+            eps: radius, in the units of x and the norm of ``norm``.
+            batch_size: as in ``radii``.
+            rounding: as in ``radii``.
 
         Returns:
-            The `Decisions`.
+            The ``Decisions``.
         """
         eps = number("eps", eps)
         given = self._begin(x, batch_size, rounding)

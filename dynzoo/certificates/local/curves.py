@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from dynzoo.certificates.local.ops import Curve
-from dynzoo.certificates.rules.activations import ACTIVATIONS, OPERATIONS, Activation, elu
+from dynzoo.certificates.rules.activations import KERAS_ACTIVATIONS, OPERATIONS, Activation, elu
 
 __all__ = [
     "CURVES",
@@ -67,13 +67,13 @@ _NAMES: dict[Any, str] = {
 
 
 def named_curve(name: str, function: Callable[[np.ndarray], np.ndarray]) -> Curve | None:
-    """The curve of a name in `CURVES`, or None."""
+    """The curve of a name in ``CURVES``, or None."""
     return Curve(function, *CURVES[name]) if name in CURVES else None
 
 
 def curve_of(function: Any) -> Curve | None:
     """The curve of a Keras activation, or None where it is none or not known."""
-    known: Activation | None = ACTIVATIONS.get(function) if callable(function) else None
+    known: Activation | None = KERAS_ACTIVATIONS.get(function) if callable(function) else None
     if known is None or function not in _NAMES:
         return None
     return named_curve(_NAMES[function], known.function)
@@ -89,7 +89,7 @@ def curve_of_operation(operation: Any) -> Curve | None:
         known = known(operation)
     for function, own in _NAMES.items():
         # Settings of the operation may make it another function than that of the activation.
-        if known is not None and ACTIVATIONS[function] is known:
+        if known is not None and KERAS_ACTIVATIONS[function] is known:
             return named_curve(own, known.function)
     return None
 

@@ -313,7 +313,9 @@ def _picked(shape: Shape, axis: int, first: int, stride: int, count: int) -> Aff
 # --- flows ---------------------------------------------------------------------------------
 
 
-def _field(unrolled: Unrolled, slot: int, layer: Any, kernel, bias, activation) -> tuple:
+def _field(
+    unrolled: Unrolled, slot: int, layer: Any, kernel: np.ndarray, bias: Any, activation: Any
+) -> tuple[int, float]:
     """Slot of rho(Ay + b), and the operator's norm."""
     shape, operator = unrolled.shapes[slot], layer.operator
     # A user's object may have a name of ours.
@@ -348,7 +350,13 @@ def _row_norms(layer: Any, kernel: np.ndarray, shape: Shape, axis: int, norm: fl
 
 
 def _gradient_step(
-    unrolled: Unrolled, slot: int, layer: Any, kernel, bias, activation, scale: float
+    unrolled: Unrolled,
+    slot: int,
+    layer: Any,
+    kernel: np.ndarray,
+    bias: Any,
+    activation: Any,
+    scale: float,
 ) -> int:
     """y + c A^T rho(Ay + b)."""
     inner, norm = _field(unrolled, slot, layer, kernel, bias, activation)
@@ -384,10 +392,14 @@ def _switching_flow(unrolled: Unrolled, slot: int, layer: SwitchingFlow) -> int:
     for i, (h, e) in enumerate(layer._substeps_float64()):
         (kernel, wide), (bias, shift) = layer._kernels(i, float64), layer._biases(i, float64, 0.0)
 
-        def contract(slot, kernel=kernel, bias=bias, h=float(h)):
+        def contract(
+            slot: int, kernel: np.ndarray = kernel, bias: Any = bias, h: float = float(h)
+        ) -> int:
             return _gradient_step(unrolled, slot, layer, kernel, bias, layer._activation, -h)
 
-        def expand(slot, kernel=wide, bias=shift, e=float(e)):
+        def expand(
+            slot: int, kernel: np.ndarray = wide, bias: Any = shift, e: float = float(e)
+        ) -> int:
             sigma = layer._expansion_activation
             if layer.expansion != "generic":
                 return _gradient_step(unrolled, slot, layer, kernel, bias, sigma, e)

@@ -17,7 +17,7 @@ from dynzoo.certificates.local.relaxation import relax
 from dynzoo.certificates.margins import pair_errors, reach
 from dynzoo.certificates.rounding.bound import rounding_kinds
 from dynzoo.certificates.upper import product
-from dynzoo.utils.arguments import number, positive_int
+from dynzoo.utils.arguments import integer, number
 
 __all__ = ["LocalCertificate"]
 
@@ -40,7 +40,7 @@ class _Ball(NamedTuple):
 
 @dataclass
 class _Given:
-    """What is known of a set of images before local bounds; `rows` are those worth bounding."""
+    """What is known of a set of images before local bounds; ``rows`` are those worth bounding."""
 
     local: LocalCertificate
     images: np.ndarray
@@ -61,15 +61,25 @@ class _Given:
 
 
 class LocalCertificate:
-    """Radii from local bounds; made by `certify_local`.
+    """Radii from local bounds; made by ``certify_local``.
 
     Attributes:
-        certificate: the global `Certificate` underneath.
+        certificate: the global ``Certificate`` underneath.
         lipschitz: its global bound.
         method: how units are bounded.
         norm: of the radii, "l2" or "linf".
         iterations: balls tried for each image.
-        exact_units: largest layer that is bounded unit by unit; `None` for no limit.
+        exact_units: largest layer that is bounded unit by unit; ``None`` for no limit.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import certify_local
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)]
+    ... )
+    >>> labels, radii = certify_local(model).radii(np.random.default_rng(0).random((5, 4)))
     """
 
     method = "movement"
@@ -85,10 +95,10 @@ class LocalCertificate:
     ):
         self.certificate, self._model = certificate, model
         self.lipschitz, self.norm = certificate.lipschitz, norm
-        self.iterations = positive_int("iterations", iterations)
+        self.iterations = integer("iterations", iterations)
         self.exact_units = exact_units
         if exact_units is not None:
-            self.exact_units = positive_int("exact_units", exact_units, least=0)
+            self.exact_units = integer("exact_units", exact_units, least=0)
         # Of the model as it was certified, not as it may be by now.
         certificate._check_current()
         self._unrolled = unroll(trace(model), self._curves)
@@ -104,10 +114,10 @@ class LocalCertificate:
         Args:
             x: float images (n, ...) of the model's input shape, in the scale the model takes.
             batch_size: images per forward pass of the model.
-            rounding: what is assumed of roundings, as in `Certificate.radii`.
+            rounding: what is assumed of roundings, as in ``Certificate.radii``.
 
         Returns:
-            (labels (n,) int64, radii (n,) float64 in the units of x and the norm of `norm`).
+            (labels (n,) int64, radii (n,) float64 in the units of x and the norm of ``norm``).
 
         Raises:
             StaleCertificateError: (a ValueError) if the model changed since it was certified.
@@ -129,10 +139,10 @@ class LocalCertificate:
         """Labels, and whether each is proved to hold within a radius.
 
         Args:
-            x: float images (n, ...), as in `radii`.
-            eps: radius, in the units of x and the norm of `norm`.
-            batch_size: as in `radii`.
-            rounding: as in `radii`.
+            x: float images (n, ...), as in ``radii``.
+            eps: radius, in the units of x and the norm of ``norm``.
+            batch_size: as in ``radii``.
+            rounding: as in ``radii``.
 
         Returns:
             (labels (n,) int64, booleans (n,)).
@@ -262,7 +272,7 @@ class LocalCertificate:
         growth: np.ndarray,
         start: np.ndarray,
     ) -> np.ndarray:
-        """The largest certified radius that a bisection from `start` finds, for each image."""
+        """The largest certified radius that a bisection from ``start`` finds, for each image."""
         limits, margins, growth, directions = self._rivals(labels, margins, growth)
         values = self._unrolled.values(images)
         low, high, candidate = start.copy(), np.full(len(start), np.inf), _GROWTH * start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def add_operation(unrolled: Unrolled, inputs: list[int], call: TensorCall) -> in
     raise NotImplementedError(name)
 
 
-def _selection(forward, shape: tuple[int, ...]) -> Affine:
+def _selection(forward: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> Affine:
     """Moves entries, each to one place at most."""
     places = forward(np.arange(math.prod(shape)).reshape(1, *shape)).astype(np.int64).ravel()
 

@@ -14,8 +14,8 @@ rectifier that can switch is replaced by a line plus a slack. With the movement 
 The smaller slack is taken, row by row, so that
 $\langle g, f(x + \delta) - f(x)\rangle \ge -(S\|\delta\| + \beta)$ for $\|\delta\| \le r$.
 
-Reference: Zhang et al., *Efficient neural network robustness certification with general
-activation functions* (CROWN, NeurIPS 2018), for the lines; the shared slack is ours.
+Reference: Zhang et al., "Efficient neural network robustness certification with general
+activation functions" (CROWN, NeurIPS 2018), for the lines; the shared slack is ours.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Switch(NamedTuple):
 
 
 class Relaxation:
-    """Linear bounds of a model on a ball around each of a batch of inputs; made by `relax`.
+    """Linear bounds of a model on a ball around each of a batch of inputs; made by ``relax``.
 
     Attributes:
         undecided: share of the rectified units of each input that can change their sign.
@@ -66,11 +66,11 @@ class Relaxation:
 
         Args:
             rows: directions (n, q, ...) in the shape of the slot.
-            slot: that of the logits if `None`.
+            slot: that of the logits if ``None``.
 
         Returns:
-            (S, beta), each (n, q). With `anywhere` beta is 0 and S bounds the Lipschitz constant of
-            $\langle g, \cdot\rangle$ between any two points of the ball.
+            (S, beta), each (n, q). With ``anywhere`` beta is 0 and S bounds the Lipschitz constant
+            of $\langle g, \cdot\rangle$ between any two points of the ball.
         """
         last = len(self._unrolled.shapes) - 1 if slot is None else slot
         count, many = rows.shape[:2]
@@ -132,7 +132,7 @@ def relax(
 
     Args:
         unrolled: the model.
-        values: `unrolled.values(x)` of a batch of inputs.
+        values: ``unrolled.values(x)`` of a batch of inputs.
         radius: radii (n,), positive.
         exact_units: the input of a rectifier with at most so many units is bounded by a backward
             pass for each unit, of one with more by norms alone.

@@ -29,7 +29,7 @@ class Rows:
         values: (window..., P, Q): Q rows for each of P groups.
         image: (P,), which image of the batch a group belongs to.
         origin: (P, 2), place of the window's first pixel, which may lie outside of the image;
-            `None` if the window is the whole slot.
+            ``None`` if the window is the whole slot.
         shape: of the slot.
     """
 
@@ -39,7 +39,7 @@ class Rows:
     shape: Shape
 
     def patches(self, field: Array, fill: float = 0.0) -> Array:
-        """What a field (n, *shape) has in the windows: (window..., P, 1); `fill` outside."""
+        """What a field (n, *shape) has in the windows: (window..., P, 1); ``fill`` outside."""
         if self.origin is None:
             found = np.moveaxis(field[self.image], 0, -1)
             return found[..., None]
@@ -85,7 +85,7 @@ class Rows:
         return np.sqrt(np.einsum("kpq,kpq->pq", flat, flat))
 
     def total(self, weights: Array) -> Array:
-        """Sum over the window (P, Q) of the values, each times what `patches` gave."""
+        """Sum over the window (P, Q) of the values, each times what ``patches`` gave."""
         flat = self.values.reshape(-1, *self.values.shape[-2:])
         return np.einsum("kpq,kp->pq", flat, weights.reshape(len(flat), -1))
 
@@ -156,7 +156,7 @@ def pulled_back(op: Affine, rows: Rows, shape: Shape) -> Rows:
 
 
 def pushed(op: Affine, moved: Array) -> Array:
-    """Movements (input shape..., P, Q) after an affine map: the adjoint of `pulled_back`."""
+    """Movements (input shape..., P, Q) after an affine map: the adjoint of ``pulled_back``."""
     *inner, groups, many = moved.shape
     if op.window is not None:
         return _correlated(op.window, moved)

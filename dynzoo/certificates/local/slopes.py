@@ -5,15 +5,15 @@ forward: with $t = r\,\partial S / \partial g_0$ at the image, pushed through th
 $\partial F / \partial a_i = g_i^+ (t_i - z_i)$ at a unit that can switch. Any slopes give a bound;
 the best on the way is kept for each row.
 
-Reference: Xu et al., *Fast and complete: enabling complete neural network verification with rapid
-and massively parallel incomplete verifiers* (ICLR 2021).
+Reference: Xu et al., "Fast and complete: enabling complete neural network verification with rapid
+and massively parallel incomplete verifiers" (ICLR 2021).
 """
 
 from __future__ import annotations
 
 import math
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,7 +89,7 @@ class Search(NamedTuple):
         steep, beta: (P, Q).
         slopes: by output slot of a rectifier, (shape..., P, Q).
         splits: conditions, with their multipliers.
-        image: rows on the image (image shape..., P, Q), or `None`.
+        image: rows on the image (image shape..., P, Q), or ``None``.
     """
 
     steep: Array
@@ -102,7 +102,9 @@ class Search(NamedTuple):
     def total(self, radius: Array | float) -> Array:
         return radius * self.steep + self.beta
 
-    def kept(self, found, radius: Array, slopes, splits: Splits, image: Rows | None) -> Search:
+    def kept(
+        self, found: Any, radius: Array, slopes: Any, splits: Splits, image: Rows | None
+    ) -> Search:
         """The better of this and another, row by row."""
         better = radius * found[0] + found[1] < self.total(radius)
 
@@ -144,7 +146,7 @@ def first_slopes(bounds: Backward, rows: Rows, slot: int) -> Search:
 
 
 def rows_on(bounds: Backward, node: Node, rows: Rows) -> Rows:
-    """Rows of no meaning on the input of a node, for what `patches` gives there."""
+    """Rows of no meaning on the input of a node, for what ``patches`` gives there."""
     shape = bounds.plan.unrolled.shapes[node.inputs[0]]
     return Rows(np.zeros((*shape, 0, 0)), rows.image, None, shape)
 

@@ -1,7 +1,7 @@
 r"""How far a model's floating-point logits are from its real ones, for every image and ball.
 
 A certificate is a statement on real numbers; a model runs in float32. Here each layer's rounding
-is bounded (`rounding_rules`), and the bounds are carried to the logits by the layers' Lipschitz
+is bounded (``rounding_rules``), and the bounds are carried to the logits by the layers' Lipschitz
 constants. What a layer's input may be is bounded too: within s of an anchor image $x_0$ no tensor
 is larger than $\|f_l(x_0)\| + L_l s$. So the error of the logits is at most $a + b s$, and for an
 image at distance s from the anchor it is at most $a + b(s + r)$ in the ball of radius r.
@@ -39,10 +39,10 @@ from dynzoo.certificates.lipschitz import Head, LayerBound
 from dynzoo.certificates.operations import TensorCall, class_name
 from dynzoo.certificates.rounding.floating_point import Arithmetic, Budget, few_roundings
 from dynzoo.certificates.rounding.operations import operation_rounding
-from dynzoo.certificates.rounding.program import run_program
+from dynzoo.certificates.rounding.program import run_program, run_step
 from dynzoo.certificates.rules.joins import JOINS
 from dynzoo.certificates.rules.linear import Shape
-from dynzoo.certificates.twin import call_step, run_step
+from dynzoo.certificates.twin import call_step
 
 __all__ = [
     "ANCHORS",
@@ -67,7 +67,7 @@ _FEW = 1e3
 
 @dataclass(frozen=True)
 class RoundingBound:
-    """Bounds of the rounding of a model's logits; made by `rounding_bound`.
+    """Bounds of the rounding of a model's logits; made by ``rounding_bound``.
 
     Every array has the shape (2, anchors): constants and slopes in s.
 
@@ -77,7 +77,7 @@ class RoundingBound:
         head: for each kind the error that a linear head adds.
         peak: bound of all numbers on the way.
         measured: names of the layers whose rounding was measured, for want of a rule.
-        arithmetic: the `Arithmetic` that is assumed.
+        arithmetic: the ``Arithmetic`` that is assumed.
     """
 
     anchors: np.ndarray
@@ -88,7 +88,7 @@ class RoundingBound:
     arithmetic: Arithmetic
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain numbers, for JSON; `from_dict` reads it again."""
+        """All of it as plain numbers, for JSON; ``from_dict`` reads it again."""
         return {
             "anchors": self.anchors.tolist(),
             "body": {kind: value.tolist() for kind, value in self.body.items()},
@@ -100,7 +100,7 @@ class RoundingBound:
 
     @classmethod
     def from_dict(cls, numbers: Mapping[str, Any]) -> RoundingBound:
-        """What `to_dict` wrote."""
+        """What ``to_dict`` wrote."""
         return cls(
             np.asarray(numbers["anchors"], np.float64),
             {kind: np.asarray(numbers["body"][kind], np.float64) for kind in KINDS},
@@ -130,7 +130,7 @@ class RoundingBound:
 
         Args:
             images: float images (n, ...), as the model sees them.
-            kinds: keys of `KINDS`; the smallest bound counts.
+            kinds: keys of ``KINDS``; the smallest bound counts.
             head_norm: Lipschitz constant of the linear head, 1 without one.
         """
         s = self.distances(images)

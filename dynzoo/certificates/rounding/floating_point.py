@@ -2,10 +2,10 @@ r"""What rounding does to a vector on its way through a computation: bounds, not
 
 The model of arithmetic is the standard one: the result of an operation on numbers x and y is
 $(x \circ y)(1 + \delta)$ with $|\delta| \le u$, plus at most the smallest normal number where it
-underflows. A `Budget` follows one tensor through a computation and holds three upper bounds of
+underflows. A ``Budget`` follows one tensor through a computation and holds three upper bounds of
 L2 norms: of its exact value, of the distance between the computed and the exact value for every
-choice of the $\delta$ (`worst`), and of the same distance for $\delta$ that are independent and
-have mean zero, up to a chance of one in ten million (`probable`).
+choice of the $\delta$ (``worst``), and of the same distance for $\delta$ that are independent and
+have mean zero, up to a chance of one in ten million (``probable``).
 
 Each bound is an affine function of the distance s between the image and an anchor image, kept as
 an array (2, anchors): constants, then slopes. So one pass over the layers serves all images and
@@ -19,7 +19,7 @@ J. Sci. Comput. 41 (2019).
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class Budget:
         probable: the same for independent roundings.
         peak: bound of all intermediate results so far.
         measured: whether a part of the errors was measured rather than bounded.
-        arithmetic: the `Arithmetic`.
+        arithmetic: the ``Arithmetic``.
 
     Example:
 
@@ -151,7 +151,7 @@ class Budget:
         $\|e\| \le (n + \sqrt n) u (1 + u)^n \|W\| \|x\|$. This takes for granted that the outputs
         at one place share the tree; without it the square root of their number would be a factor.
         Independent roundings add in squares, and $\|x_S\|^2$ is the share of the terms that S
-        holds: half of them in the mean. That gives the mean square of $\|e\|$; see `deviations`.
+        holds: half of them in the mean. That gives the mean square of $\|e\|$; see ``deviations``.
 
         Args:
             terms: number n of products in each sum.
@@ -204,7 +204,7 @@ class Budget:
         scaled = self.mapped(abs(float(factor)))
         return scaled if math.frexp(float(factor))[0] in (0.5, -0.5) else scaled.rounded(2.0)
 
-    def _with(self, size, worst, probable, peak=None) -> Budget:
+    def _with(self, size: Any, worst: Any, probable: Any, peak: Any = None) -> Budget:
         peak = self.peak if peak is None else peak
         peak = np.maximum(peak, size + worst)
         return Budget(size, self.arithmetic, worst, probable, peak, self.measured)

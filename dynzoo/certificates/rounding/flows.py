@@ -1,4 +1,4 @@
-"""What rounding adds in dynzoo's own layers; see `rounding_rules`."""
+"""What rounding adds in dynzoo's own layers; see ``rounding_rules``."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ _OPERATORS = (
 def _operator_product(
     b: Budget, operator: Any, kernel: np.ndarray, norm: float, adjoint: bool
 ) -> Budget:
-    """A x, or its adjoint; `ShiftedPointwise` moves pixels besides, which rounds nothing."""
+    """A x, or its adjoint; ``ShiftedPointwise`` moves pixels besides, which rounds nothing."""
     taps = math.prod(kernel.shape[:-2])
     if adjoint:
         kernel = np.moveaxis(kernel, -1, -2)
@@ -105,7 +105,7 @@ class _Field:
 
     Args:
         layer: a flow with an ``operator``.
-        activation: the `MonotoneActivation`.
+        activation: the ``MonotoneActivation``.
         kernel: float64 kernel of A.
         bias: float64 bias, or None.
         step: h.
@@ -114,7 +114,17 @@ class _Field:
         norm: of A, where it is known.
     """
 
-    def __init__(self, layer, activation, kernel, bias, step, shape, step_roundings, norm=None):
+    def __init__(
+        self,
+        layer: Any,
+        activation: Any,
+        kernel: np.ndarray,
+        bias: np.ndarray | None,
+        step: float,
+        shape: tuple[int, ...],
+        step_roundings: float,
+        norm: float | None = None,
+    ) -> None:
         if type(layer.operator) not in _OPERATORS:
             raise KeyError(type(layer.operator))
         self.operator, self.activation, self.kernel = layer.operator, activation, kernel
@@ -209,11 +219,15 @@ def _switching_flow(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
         inward = _Field(layer, layer._activation, kernels[0], biases[0], 1.0, shape, 2.0)
         outward = _Field(layer, layer._expansion_activation, kernels[1], biases[1], 1.0, shape, 2.0)
 
-        def contract(x, field=inward, h=float(h), gap=gaps[0]):
+        def contract(
+            x: Budget, field: _Field = inward, h: float = float(h), gap: float = gaps[0]
+        ) -> Budget:
             y = field(x)
             return y.mapped(abs(h)).disturbed(gap * y.computed)
 
-        def expand(x, field=outward, e=float(e), gap=gaps[1]):
+        def expand(
+            x: Budget, field: _Field = outward, e: float = float(e), gap: float = gaps[1]
+        ) -> Budget:
             y = field.inside(x) if layer.expansion == "generic" else field(x)
             return y.mapped(abs(e)).rounded(2.0).disturbed(gap * y.computed)
 

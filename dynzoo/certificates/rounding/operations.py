@@ -1,4 +1,4 @@
-"""What rounding adds in a bare operation (`x + y`, `keras.ops.relu(x)`); see `rounding_rules`."""
+"""What rounding adds in a bare operation, such as ``x + y`` or ``keras.ops.relu(x)``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 r"""The model's inference pass a second time, in NumPy float64, and how the backend multiplies.
 
-`forward_float64` is an implementation of its own: what a certificate bounds is the function that
+``forward_float64`` is an implementation of its own: what a certificate bounds is the function that
 it computes. How far the model's floating-point logits may be from it is bounded in
-`rounding_bound`; that they are no farther on probe images is checked here.
+``rounding_bound``; that they are no farther on probe images is checked here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def forward_float64(model: Any, x: Any) -> np.ndarray:
     """Logits of a model in NumPy float64, without its backend.
 
     Args:
-        model: a model that `certify` accepts.
+        model: a model that ``certify`` accepts.
         x: images (n, ...), any float type.
 
     Returns:
@@ -45,6 +45,9 @@ def forward_float64(model: Any, x: Any) -> np.ndarray:
 
     Example:
 
+    >>> import keras
+    >>> import numpy as np
+    >>> from dynzoo.certificates import forward_float64
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     >>> forward_float64(model, np.zeros((3, 4))).shape
     (3, 2)
@@ -83,7 +86,7 @@ def check_reference(
     """Compares the model's logits with the float64 run of the same images.
 
     Args:
-        values: what `run_program` returned.
+        values: what ``run_program`` returned.
         output: slot of the logits.
         logits: the model's own.
         allowed: bound (n,) of the L2 norm of the rounding of each image's logits.
@@ -128,6 +131,7 @@ def factor_unit(dtype: str) -> float:
 
     Example:
 
+    >>> from dynzoo.certificates.rounding.program import factor_unit
     >>> factor_unit("float32")
     0.0
     """

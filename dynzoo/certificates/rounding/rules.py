@@ -17,7 +17,7 @@ import numpy as np
 
 from dynzoo import spectral
 from dynzoo.certificates.rounding.floating_point import Budget
-from dynzoo.certificates.rules.activations import ACTIVATIONS
+from dynzoo.certificates.rules.activations import KERAS_ACTIVATIONS
 from dynzoo.certificates.rules.linear import float64, refuse
 from dynzoo.certificates.rules.table import IDENTITY, activation_rule, rule_for
 
@@ -332,7 +332,7 @@ def activated(layer: Any, shape: Sizes, b: Budget) -> Budget:
     if isinstance(activation, kl.Layer):
         gain = rule_for(activation).gain(activation, (None, *shape))
         return ROUNDING[type(activation)](activation, shape, b, gain)
-    slope = ACTIVATIONS[activation].bound((None, *shape))
+    slope = KERAS_ACTIVATIONS[activation].bound((None, *shape))
     return function_rounding(activation.__name__, slope, shape, b)
 
 

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from scipy import special
 
-__all__ = ["ACTIVATIONS", "OPERATIONS", "Activation", "elu", "leaky_relu", "softmax"]
+__all__ = ["KERAS_ACTIVATIONS", "OPERATIONS", "Activation", "elu", "leaky_relu", "softmax"]
 
 _SELU_SCALE = 1.0507009873554804934193349852946
 _SELU_ALPHA = 1.6732632423543772848170429916717
@@ -114,7 +114,7 @@ _ABSOLUTE = Activation(1.0, np.abs)
 _ERF = Activation(1.12838, special.erf)
 
 # Keyed by the function objects themselves: a user's function of the same name is not in it.
-ACTIVATIONS: dict[Any, Activation] = {
+KERAS_ACTIVATIONS: dict[Any, Activation] = {
     **{getattr(keras.activations, name): activation for name, activation in _BY_NAME.items()},
     **{
         getattr(keras.ops, name): activation
@@ -188,10 +188,10 @@ OPERATIONS: dict[str, Activation | Callable[[Any], Activation | None]] = {
     "SoftShrink": _soft_shrink,
     "Gelu": lambda operation: _GELU_TANH if operation.approximate else _BY_NAME["gelu"],
     "Absolute": _ABSOLUTE,
-    "Negative": ACTIVATIONS[keras.ops.negative],
-    "Sin": ACTIVATIONS[keras.ops.sin],
-    "Cos": ACTIVATIONS[keras.ops.cos],
-    "Arctan": ACTIVATIONS[keras.ops.arctan],
-    "Arcsinh": ACTIVATIONS[keras.ops.arcsinh],
+    "Negative": KERAS_ACTIVATIONS[keras.ops.negative],
+    "Sin": KERAS_ACTIVATIONS[keras.ops.sin],
+    "Cos": KERAS_ACTIVATIONS[keras.ops.cos],
+    "Arctan": KERAS_ACTIVATIONS[keras.ops.arctan],
+    "Arcsinh": KERAS_ACTIVATIONS[keras.ops.arcsinh],
     "Erf": _ERF,
 }

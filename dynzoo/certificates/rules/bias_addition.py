@@ -1,7 +1,7 @@
 """Sums that Keras on TensorFlow takes for the addition of a bias, and adds along another axis.
 
-Its `add(x1, x2)` squeezes an `x2` with one axis longer than 1, and adds it along the last axis of
-`x1` if that is as long, else along the second. In an image alone, or in a batch as large as an
+Its ``add(x1, x2)`` squeezes an ``x2`` with one axis longer than 1, and adds it along the last axis
+of ``x1`` if that is as long, else along the second. In an image alone, or in a batch as large as an
 image is wide, that may be another sum than the one of NumPy, of other backends and of other
 batches.
 """
@@ -23,7 +23,7 @@ def misread_sum(first: Shape, second: Shape) -> str | None:
     """Why this backend's sum of two tensors is not always that of NumPy; None if it is.
 
     Args:
-        first: shape of the first summand; `None` stands for the size of the batch.
+        first: shape of the first summand; ``None`` stands for the size of the batch.
         second: shape of the second.
 
     Example:

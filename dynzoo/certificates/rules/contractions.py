@@ -1,9 +1,9 @@
-r"""Norms of contractions of a tensor with a constant one: `EinsumDense`, `einsum`, `matmul`, `dot`.
+r"""Norms of contractions of a tensor with a constant one: ``einsum``, ``matmul``, ``dot``.
 
-The letters of an equation such as `ab...c,ce->ab...e` fall into kinds. A letter of the tensor alone
-that stays is copied, one that goes is summed. A letter of both that goes is contracted; one that
-stays selects a matrix of its own. What is left is a block-diagonal matrix, whose norm is that of
-the largest block.
+The letters of an equation such as ``ab...c,ce->ab...e`` fall into kinds. A letter of the tensor
+alone that stays is copied, one that goes is summed. A letter of both that goes is contracted; one
+that stays selects a matrix of its own. What is left is a block-diagonal matrix, whose norm is that
+of the largest block.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def contraction_gain(equation: str, shape: Shape, constant: np.ndarray) -> float
     """Exact norm of a contraction with a constant, on one example.
 
     Raises:
-        ValueError: as `split_equation`.
+        ValueError: as ``split_equation``.
     """
     tensor, letters, output = split_equation(equation, len(shape))
     sizes = {c: int(n or 1) for c, n in zip(tensor[1:], shape[1:], strict=True)}

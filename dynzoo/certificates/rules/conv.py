@@ -1,6 +1,6 @@
 """Gain and float64 forward pass of Keras' convolutions, of any dimension.
 
-All are `conv_norms.Axis` along each axis: 'valid', 'same' and causal padding are numbers of zeros
+All are ``conv_norms.Axis`` along each axis: 'valid', 'same' and causal padding are numbers of zeros
 before the image, depthwise kernels have a group for each channel, a separable kernel is the product
 of its two, and a transposed convolution is the adjoint of a convolution from its output to its
 input.
@@ -67,7 +67,7 @@ def transposed_axes(layer: Any, shape: Shape) -> list[Axis]:
     """Geometry of the convolution, from output to input, whose adjoint the layer is.
 
     The zeros before the image are what all three backends make of 'same' with the default or an
-    explicit `output_padding`: TensorFlow pads the convolution as 'same' for the layer's output
+    explicit ``output_padding``: TensorFlow pads the convolution as 'same' for the layer's output
     size, JAX and PyTorch count from the other side and arrive at the same number.
     """
     inputs, outputs = _sizes(layer, shape), _sizes(layer, layer.compute_output_shape(shape))
@@ -141,7 +141,7 @@ def _depthwise_kernel(kernel: np.ndarray) -> np.ndarray:
 
 
 def depthwise_gain(layer: Any, shape: Shape) -> float:
-    """As `gain`, with one group for each input channel."""
+    """As ``gain``, with one group for each input channel."""
     axes, kernel_shape = conv_axes(layer, shape), tuple(layer.kernel.shape)
     channels, multiplier = kernel_shape[-2:]
     _check(layer, shape, (*kernel_shape[:-2], 1, channels * multiplier), axes, channels)

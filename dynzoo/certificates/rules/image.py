@@ -1,7 +1,8 @@
 """Keras' image layers inside a model: augmentation, which rests at inference, crops and resizing.
 
-`predict` and `model(x, training=False)` hand `training=False` to every layer, whatever was recorded
-when the graph was built. Without the argument Keras would go on augmenting: that is no inference.
+``predict`` and ``model(x, training=False)`` hand ``training=False`` to every layer, whatever was
+recorded when the graph was built. Without the argument Keras would go on augmenting: that is no
+inference.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ AUGMENTATION: tuple[type, ...] = (
 
 
 def trains_by_default(layer: Any) -> bool:
-    """Whether a recorded `training=True` may be the default of the layer's `call`.
+    """Whether a recorded ``training=True`` may be the default of the layer's ``call``.
 
     It cannot be told from one that was given, and need not be: both are replaced at inference.
     """

@@ -27,7 +27,7 @@ kl = keras.layers
 
 
 class Join(NamedTuple):
-    """`bound(layer, bounds, shapes)` and `forward(layer, arrays)` over all branches."""
+    """``bound(layer, bounds, shapes)`` and ``forward(layer, arrays)`` over all branches."""
 
     bound: Callable[[Any, list[float], list[Shape]], float]
     forward: Callable[[Any, list[np.ndarray]], np.ndarray]
@@ -50,7 +50,7 @@ def _sum(layer: Any, bounds: list[float], shapes: list[Shape]) -> float:
 
 
 def _checked_sum(layer: Any, bounds: list[float], shapes: list[Shape]) -> float:
-    """`_sum`, where Keras adds one tensor after the other as `bias_addition` says."""
+    """``_sum``, where Keras adds one tensor after the other as ``bias_addition`` says."""
     bound = _sum(layer, bounds, shapes)
     total, *others = [tuple(int(n or 1) for n in shape[1:]) for shape in shapes]
     for inner in others:

@@ -320,7 +320,7 @@ def _at_most_one(count: int) -> float:
 
 
 # By the name of the operation's class. The gradient of log-sum-exp is a softmax, of norm <= 1.
-_RULES: dict[str, OperationRule] = {
+OPERATION_RULES: dict[str, OperationRule] = {
     **{name: _entrywise(slope) for name, slope in OPERATIONS.items()},
     "Add": _add,
     "Subtract": _elementwise("sum", np.subtract),
@@ -381,7 +381,7 @@ def check_known(call: TensorCall) -> None:
     ours = cls.__module__.startswith("keras.src.ops.") and "call" not in vars(operation)
     if call.dtype not in ("float32", "float64"):
         raise call.refuse(f"it rounds to {call.dtype}: what lies between two such numbers is lost.")
-    if ours and cls.__name__ in _RULES:
+    if ours and cls.__name__ in OPERATION_RULES:
         return
     reason = _REASONS.get(cls.__name__) if ours else None
     raise call.refuse(reason or "no bound of the Lipschitz constant of this operation is known.")
@@ -407,7 +407,7 @@ def known(call: TensorCall, shapes: list[Shape]) -> Known:
 
 def _find(call: TensorCall, shapes: list[Shape]) -> Known:
     try:
-        return _RULES[type(call.operation).__name__](call, shapes)
+        return OPERATION_RULES[type(call.operation).__name__](call, shapes)
     except UncertifiableLayerError:
         raise
     except (TypeError, ValueError, AttributeError) as error:

@@ -16,12 +16,13 @@ import numpy as np
 from dynzoo.certificates import overrides
 from dynzoo.certificates.operations import TensorCall
 from dynzoo.certificates.rules import conv, image, linear, window
-from dynzoo.certificates.rules.activations import ACTIVATIONS, elu, leaky_relu, softmax
+from dynzoo.certificates.rules.activations import KERAS_ACTIVATIONS, elu, leaky_relu, softmax
 from dynzoo.certificates.rules.contractions import contraction_gain
 from dynzoo.certificates.rules.linear import Shape, float64, refuse
 
 __all__ = [
     "IDENTITY",
+    "RULES",
     "Rule",
     "activation_rule",
     "check_methods",
@@ -69,7 +70,7 @@ def activation_rule(layer: Any) -> Rule:
             lambda _, shape: inner.gain(activation, shape),
             lambda _, x: inner.forward(activation, x),
         )
-    known = ACTIVATIONS.get(activation) if callable(activation) else None
+    known = KERAS_ACTIVATIONS.get(activation) if callable(activation) else None
     if known is None:
         name = getattr(activation, "__name__", repr(activation))
         raise refuse(layer, f"the Lipschitz constant of its activation `{name}` is not known.")
@@ -134,7 +135,7 @@ IDENTITY: tuple[type, ...] = (
     *image.AUGMENTATION,
 )
 
-_RULES: dict[type, Rule] = {
+RULES: dict[type, Rule] = {
     **{cls: Rule(_one, _same) for cls in IDENTITY},
     kl.Flatten: Rule(_one, lambda layer, x: _flatten(layer, x)),
     kl.Reshape: Rule(
@@ -318,14 +319,14 @@ def rule_for(layer: Any) -> Rule:
         UncertifiableLayerError: if nothing is known of the layer's class.
     """
     check_methods(layer)
-    if type(layer) in _RULES:
-        return _RULES[type(layer)]
+    if type(layer) in RULES:
+        return RULES[type(layer)]
     objection = _objection(layer)
     if objection is None:
         return _PROTOCOL
     if hasattr(type(layer), "lipschitz_bound"):
         raise refuse(layer, objection)
-    base = next((cls.__name__ for cls in type(layer).__mro__ if cls in _RULES), None)
+    base = next((cls.__name__ for cls in type(layer).__mro__ if cls in RULES), None)
     if base is not None:
         raise refuse(layer, f"it is a subclass of `{base}` and may compute something else.")
     raise refuse(layer, _REASONS.get(type(layer), "no bound of its Lipschitz constant is known."))
@@ -373,7 +374,7 @@ def linear_head(layer: Any) -> np.ndarray | None:
         if layer.activation in (None, keras.activations.linear):
             return float64(layer.kernel)
         return None
-    if type(layer) in _RULES or not hasattr(type(layer), "effective_kernel"):
+    if type(layer) in RULES or not hasattr(type(layer), "effective_kernel"):
         return None
     # As with a bound: a matrix that was stated for another forward pass is not this layer's.
     if overrides.redefined(type(layer), "effective_kernel") is None:

@@ -132,7 +132,7 @@ def _pairs(given: Any) -> list[tuple[int, int]]:
 
 
 def _spatially(layer: Any, x: np.ndarray, function: Any) -> np.ndarray:
-    """As `channels_last`, for layers of which the 1D one knows no data format."""
+    """As ``channels_last``, for layers of which the 1D one knows no data format."""
     return channels_last(layer, x, function) if hasattr(layer, "data_format") else function(x)
 
 

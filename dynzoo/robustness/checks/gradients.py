@@ -19,6 +19,7 @@ from dynzoo import backend
 from dynzoo.attacks.losses import attack_loss
 from dynzoo.inference.passes import compiled
 from dynzoo.robustness.checks.warning import EvaluationWarning
+from dynzoo.utils.formatting import percent
 
 __all__ = ["GradientCheck", "check_gradients", "gradient_check"]
 
@@ -125,8 +126,8 @@ def check_gradients(model: Any, x: np.ndarray, y: np.ndarray) -> list[Evaluation
             warnings.append(
                 EvaluationWarning(
                     f"zero-gradients{suffix}",
-                    f"The gradient of {name} vanishes at {found.zero:.0%} of the images: attacks "
-                    "on it are blind there.",
+                    f"The gradient of {name} vanishes at {percent(found.zero, 0)} of the images: "
+                    "attacks on it are blind there.",
                 )
             )
         elif found.error > MAX_ERROR:
@@ -141,8 +142,8 @@ def check_gradients(model: Any, x: np.ndarray, y: np.ndarray) -> list[Evaluation
             warnings.append(
                 EvaluationWarning(
                     f"no-ascent{suffix}",
-                    f"A short step along the gradient of {name} raises it at {found.ascent:.0%} "
-                    "of the images only: gradient attacks go astray.",
+                    f"A short step along the gradient of {name} raises it at "
+                    f"{percent(found.ascent, 0)} of the images only: gradient attacks go astray.",
                 )
             )
     return warnings

@@ -19,9 +19,11 @@ from dynzoo.attacks.pgd import PGD
 from dynzoo.inference.answers import answers
 from dynzoo.inference.batch_mixing import hides_code, mixing_calls, training_calls
 from dynzoo.inference.companions import differs, find_mixing
-from dynzoo.inference.draws import Draws, layers_with
+from dynzoo.inference.draws import Draws
+from dynzoo.inference.model_layers import random_layers
 from dynzoo.inference.passes import predict_logits
 from dynzoo.robustness.checks.warning import SAMPLE, TOLERANCE, EvaluationWarning
+from dynzoo.utils.formatting import percent
 
 
 def check_layers(model: Any, x: np.ndarray) -> list[EvaluationWarning]:
@@ -32,7 +34,7 @@ def check_layers(model: Any, x: np.ndarray) -> list[EvaluationWarning]:
             the images: attacks go on with the images that still resist, hence with smaller ones.
     """
     warnings = []
-    if names := layers_with(model, "random_at_inference"):
+    if names := random_layers(model):
         warnings.append(EvaluationWarning("randomised-model", f"{_layers(names)}. {_RANDOM}"))
     if names := [call.name for call in training_calls(model)]:
         warnings.append(EvaluationWarning("training-mode-call", f"{_layers(names)}. {_TRAINING}"))
@@ -149,7 +151,7 @@ def check_unbounded(
     return [
         EvaluationWarning(
             "unbounded-attack-fails",
-            f"{left:.0%} of the tested images resist an attack without any limit on the "
+            f"{percent(left, 0)} of the tested images resist an attack without any limit on the "
             "perturbation, so the attack is broken by the model and not defeated by robustness.",
         )
     ]

@@ -14,6 +14,7 @@ import numpy as np
 from dynzoo.attacks.base import Attack
 from dynzoo.robustness.checks.warning import TOLERANCE, EvaluationWarning
 from dynzoo.robustness.outcomes import Outcomes
+from dynzoo.utils.formatting import percent
 
 __all__ = ["check_outcomes"]
 
@@ -68,8 +69,8 @@ def _curve(outcomes: Outcomes) -> list[EvaluationWarning]:
     return [
         EvaluationWarning(
             "flat-curve",
-            f"The attacked accuracy stays at {first:.1%} (clean {clean:.1%}) from eps "
-            f"{radii[0]:.4g} to {radii[-1]:.4g}. Robustness must fall as the ball grows.",
+            f"The attacked accuracy stays at {percent(first, 1)} (clean {percent(clean, 1)}) from "
+            f"eps {radii[0]:.4g} to {radii[-1]:.4g}. Robustness must fall as the ball grows.",
         )
     ]
 
@@ -112,7 +113,7 @@ def _transferred(outcomes: Outcomes, attacks: Sequence[Attack]) -> list[Evaluati
 
 
 def _crossentropy_only(outcomes: Outcomes, attacks: Sequence[Attack]) -> list[EvaluationWarning]:
-    if len(attacks) < 2 or getattr(attacks[0], "loss", None) != "ce":
+    if len(attacks) < 2 or attacks[0].loss != "ce":
         return []
     shares = outcomes.cumulative()
     gap = shares[0] - shares[-1]
@@ -123,7 +124,7 @@ def _crossentropy_only(outcomes: Outcomes, attacks: Sequence[Attack]) -> list[Ev
         EvaluationWarning(
             "crossentropy-only-gap",
             f"At eps {outcomes.eps[worst]:.4g} cross-entropy alone would report "
-            f"{gap[worst]:.1%} more robust accuracy than all attacks together do: do not compare "
-            "these numbers with those of attacks on cross-entropy only.",
+            f"{percent(gap[worst], 1)} more robust accuracy than all attacks together do: do not "
+            "compare these numbers with those of attacks on cross-entropy only.",
         )
     ]

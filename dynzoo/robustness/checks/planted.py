@@ -23,6 +23,7 @@ from dynzoo.attacks.base import Attack
 from dynzoo.attacks.geometry import enclose, random_points
 from dynzoo.inference.passes import predict_logits
 from dynzoo.robustness.checks.warning import EvaluationWarning
+from dynzoo.utils.formatting import percent
 
 __all__ = ["active_test", "check_active"]
 
@@ -135,7 +136,8 @@ def check_active(
     return [
         EvaluationWarning(
             "active-test-failed",
-            f"{type(attack).__name__} finds {share:.0%} of {len(found)} adversarial examples that "
-            "were planted in readouts of this model: its failures say nothing of robustness.",
+            f"{type(attack).__name__} finds {percent(share, 0)} of {len(found)} adversarial "
+            "examples that were planted in readouts of this model: its failures say nothing of "
+            "robustness.",
         )
     ]

@@ -1,0 +1,13 @@
+"""Networks of other frameworks as Keras models with the same logits, and back to plain layers."""
+
+from dynzoo.utils.lazy import loader
+
+__getattr__, __all__ = loader(
+    __name__,
+    {
+        "ConversionError": "errors",
+        "from_onnx": "onnx_graph",
+        "from_torch": "torch_graph",
+        "to_plain": "plain",
+    },
+)

@@ -1,0 +1,54 @@
+"""Which presets come with dynzoo, and where. Needs no Keras: `dynzoo list` reads no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dynzoo.zoo import files
+
+__all__ = ["find", "folders", "presets", "root"]
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """All presets that come with dynzoo: name -> metadata.
+
+    Example:
+
+    >>> import dynzoo
+    >>> for name, about in dynzoo.presets().items():
+    ...     print(name, about["dataset"], about["parameters"])
+    isometric_...
+    """
+    return {name: files.read_metadata(folder) for name, folder in folders().items()}
+
+
+def find(name: str) -> Path:
+    """The folder of a preset, by its name or its path.
+
+    Raises:
+        ValueError: if there is none, listing those that ship.
+    """
+    known = folders()
+    if name in known:
+        return known[name]
+    if Path(name).is_dir():
+        return Path(name)
+    raise ValueError(
+        f"There is no preset {name!r}, nor a folder of that name. "
+        f"Presets: {', '.join(known) or 'none'}."
+    )
+
+
+def folders() -> dict[str, Path]:
+    """Name -> folder of each preset that ships."""
+    place = root()
+    found = sorted(place.iterdir()) if place.is_dir() else []
+    return {f.name: f for f in found if (f / "metadata.json").is_file()}
+
+
+def root() -> Path:
+    """Where the presets are: in the installed package, or in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "_pretrained"
+    return installed if installed.is_dir() else package.parent / "pretrained"  # a checkout
