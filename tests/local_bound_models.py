@@ -89,12 +89,50 @@ def written(seed=0):
     return randomize(build_written(), seed)
 
 
+@functools.cache
+def build_bent():
+    """What passes back know besides: groups, dilation, padding, curves, overlapping windows."""
+    inputs = keras.Input((6, 5, 2))
+    x = kl.ZeroPadding2D(((1, 2), (0, 1)))(inputs)
+    x = kl.Conv2D(4, 2, dilation_rate=2, groups=2, activation="elu")(x)
+    y = kl.Conv2D(4, 3, padding="same", activation="gelu")(kl.BatchNormalization()(x))
+    x = kl.Add()([kl.ReLU(max_value=1.5)(x), y])
+    x = kl.MaxPooling2D(2, strides=1)(x)
+    x = kl.AveragePooling2D(2, strides=1)(kl.Conv2D(4, 2, strides=2, padding="same")(x))
+    x = kl.Dense(3, "tanh")(kl.MaxPooling2D(2, padding="same")(x))
+    x = kl.Flatten()(kl.Permute((3, 1, 2))(x))
+    return keras.Model(inputs, kl.Dense(3)(kl.ELU(0.7)(kl.Dense(5, "relu")(x))))
+
+
+def bent(seed=0):
+    return randomize(build_bent(), seed)
+
+
+@functools.cache
+def build_residual():
+    """A small residual network of rectifiers."""
+    inputs = keras.Input((6, 6, 2))
+    x = kl.Conv2D(3, 3, padding="same", activation="relu")(inputs)
+    y = kl.Conv2D(3, 3, padding="same", activation="relu")(x)
+    x = kl.ReLU()(kl.Add()([x, kl.Conv2D(3, 3, padding="same")(y)]))
+    x = kl.Conv2D(4, 3, strides=2, padding="same", activation="relu")(x)
+    return keras.Model(inputs, kl.Dense(3)(kl.GlobalAveragePooling2D()(x)))
+
+
+def residual(seed=0):
+    return randomize(build_residual(), seed)
+
+
 MODELS = {
     "everything": everything,
     "pooled": pooled,
     "written": written,
     "perceptron": lambda seed=0: perceptron(),
 }
+
+
+# Those that only passes back know, in addition.
+ALL_MODELS = {**MODELS, "bent": bent, "residual": residual}
 
 
 def in_ball(center, radius, rng, count):

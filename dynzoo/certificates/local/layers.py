@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
 
-from dynzoo import spectral
+from dynzoo import activations, spectral
 from dynzoo.certificates.graph import Program
+from dynzoo.certificates.local.curves import capped_relu, curve_of, elu_curve, named_curve
 from dynzoo.certificates.local.operations import add_operation
-from dynzoo.certificates.local.ops import Affine, Sum, Unrolled, dense, diagonal, gather, mix
+from dynzoo.certificates.local.ops import (
+    Affine,
+    Curve,
+    Sum,
+    Unrolled,
+    Window,
+    dense,
+    diagonal,
+    gather,
+    mix,
+)
 from dynzoo.certificates.operations import TensorCall, class_name
 from dynzoo.certificates.rules import conv as conv_rules
 from dynzoo.certificates.rules import linear, window
 from dynzoo.certificates.rules.linear import float64
 from dynzoo.certificates.rules.table import is_identity, rule_for
-from dynzoo.conv_norms import correlate_adjoint
+from dynzoo.conv_norms import Axis, correlate_adjoint
 from dynzoo.fields.gradient import contractive_factor
 from dynzoo.layers.gradient_flow import GradientFlow
 from dynzoo.layers.heads import UnitRowDense
@@ -44,13 +56,17 @@ _FUNCTIONS = {
 }
 
 
-def unroll(program: Program) -> Unrolled:
+def unroll(program: Program, curves: bool = False) -> Unrolled:
     """The nodes of a model; the last one makes the logits.
+
+    Args:
+        program: steps of the model.
+        curves: allow activations that are not rectifiers.
 
     Raises:
         ValueError: at a layer that local bounds do not know, naming it.
     """
-    unrolled, slots = Unrolled([program.input_shape]), {0: 0}
+    unrolled, slots = Unrolled([program.input_shape], curves=curves), {0: 0}
     for step in program.steps:
         layer, inputs = step.layer, [slots[i] for i in step.inputs]
         if isinstance(layer, TensorCall):
@@ -58,7 +74,7 @@ def unroll(program: Program) -> Unrolled:
                 slots[step.output] = add_operation(unrolled, inputs, layer)
             except NotImplementedError:
                 raise _unknown(
-                    layer, "the operation, as it is called, is not one of those"
+                    layer, "the operation, as it is called, is not one of those", curves
                 ) from None
         elif is_identity(layer):
             slots[step.output] = inputs[0]
@@ -71,18 +87,19 @@ def unroll(program: Program) -> Unrolled:
         elif type(layer) in _LAYERS:
             slots[step.output] = _LAYERS[type(layer)](unrolled, inputs[0], layer)
         else:
-            raise _unknown(layer, "the class is not one of those")
+            raise _unknown(layer, "the class is not one of those", curves)
     if slots[program.output] != len(unrolled.shapes) - 1:
         # An identity or unused steps at the end: the logits must be the last slot.
         unrolled.add(Sum((1.0,)), [slots[program.output]])
     return unrolled
 
 
-def _unknown(layer: Any, reason: str) -> ValueError:
+def _unknown(layer: Any, reason: str, curves: bool = False) -> ValueError:
     names = sorted({cls.__name__ for cls in _LAYERS} | {"Add", "Subtract"})
+    which = "activations of single numbers" if curves else "piecewise linear activations"
     return ValueError(
         f"Layer '{layer.name}' of class `{class_name(layer)}` has no local bound: {reason}. "
-        f"Local bounds know {', '.join(names)} with piecewise linear activations, and sums, "
+        f"Local bounds know {', '.join(names)} with {which}, and sums, "
         "multiples by constants, slices, new orders and ReLU as bare operations; "
         "`dynzoo.certify(model)` gives the global bound."
     )
@@ -90,11 +107,20 @@ def _unknown(layer: Any, reason: str) -> ValueError:
 
 def _activated(unrolled: Unrolled, slot: int, layer: Any) -> int:
     activation = layer.activation
-    if isinstance(activation, kl.Layer) and type(activation) in (kl.ReLU, kl.LeakyReLU):
-        return _relu(unrolled, slot, activation)
-    if not (activation is None or callable(activation)) or activation not in _FUNCTIONS:
+    if isinstance(activation, kl.Layer) and type(activation) in _ACTIVATION_LAYERS:
+        return _LAYERS[type(activation)](unrolled, slot, activation)
+    if (activation is None or callable(activation)) and activation in _FUNCTIONS:
+        return unrolled.rectify(slot, _FUNCTIONS[activation])
+    return _bent(unrolled, slot, layer, curve_of(activation))
+
+
+def _bent(unrolled: Unrolled, slot: int, layer: Any, curve: Curve | None) -> int:
+    """An activation that is no rectifier, where those are allowed."""
+    if not unrolled.curves:
         raise _unknown(layer, "its activation is not piecewise linear with slopes in [0, 1]")
-    return unrolled.rectify(slot, _FUNCTIONS[activation])
+    if curve is None:
+        raise _unknown(layer, "its activation is not in the table of curves", True)
+    return unrolled.add(curve, [slot])
 
 
 # --- standard layers -----------------------------------------------------------------------
@@ -103,8 +129,15 @@ def _activated(unrolled: Unrolled, slot: int, layer: Any) -> int:
 def _dense(unrolled: Unrolled, slot: int, layer: Any) -> int:
     kernel = float64(layer.kernel)
     bias = float64(layer.bias) if layer.use_bias else 0.0
-    slot = unrolled.add(dense(kernel, bias, linear.dense_gain(layer, ())), [slot])
-    return _activated(unrolled, slot, layer)
+    op = dense(kernel, bias, linear.dense_gain(layer, ()))
+    if len(unrolled.shapes[slot]) == 3:
+        height, width, _ = unrolled.shapes[slot]
+        op = replace(op, window=Window(kernel[None, None], (_whole(height), _whole(width))))
+    return _activated(unrolled, unrolled.add(op, [slot]), layer)
+
+
+def _whole(size: int) -> Axis:
+    return Axis(size, size)
 
 
 def _unit_rows(unrolled: Unrolled, slot: int, layer: Any) -> int:
@@ -115,26 +148,37 @@ def _unit_rows(unrolled: Unrolled, slot: int, layer: Any) -> int:
 
 def _conv(unrolled: Unrolled, slot: int, layer: Any) -> int:
     shape = unrolled.shapes[slot]
-    plain = layer.groups == 1 and tuple(layer.dilation_rate) == (1, 1)
-    if not plain or layer.data_format != "channels_last":
-        raise _unknown(layer, "only groups=1, dilation_rate=1 and channels_last are supported")
-    kernel, axes = float64(layer.kernel), conv_rules.conv_axes(layer, (None, *shape))
-    gain = conv_rules.gain(layer, (None, *shape))
+    if layer.data_format != "channels_last":
+        raise _unknown(layer, "only data_format='channels_last' is supported")
+    kernel, (down, across) = float64(layer.kernel), conv_rules.conv_axes(layer, (None, *shape))
+    gain, axes = conv_rules.gain(layer, (None, *shape)), (down, across)
+    parts = np.split(kernel, layer.groups, axis=-1)
 
     def adjoint(y: np.ndarray) -> np.ndarray:
-        return correlate_adjoint(y, kernel, axes)
+        given = np.split(y, layer.groups, axis=-1)
+        found = [correlate_adjoint(g, k, axes) for g, k in zip(given, parts, strict=True)]
+        return np.concatenate(found, axis=-1)
 
     filters = np.sqrt(np.sum(kernel**2, axis=(0, 1, 2)))
-    op = mix(lambda x: conv_rules.forward(layer, x), adjoint, gain, filters)
+    window = Window(kernel, axes, layer.groups)
+    op = mix(lambda x: conv_rules.forward(layer, x), adjoint, gain, filters, window)
     return _activated(unrolled, unrolled.add(op, [slot]), layer)
 
 
 def _relu(unrolled: Unrolled, slot: int, layer: Any) -> int:
     slope = float(layer.negative_slope)
-    limited = getattr(layer, "max_value", None) is not None or getattr(layer, "threshold", 0) != 0
-    if limited or not 0 <= slope <= 1:
+    most = getattr(layer, "max_value", None)
+    if getattr(layer, "threshold", 0) != 0:
         raise _unknown(layer, "only slopes in [0, 1] without threshold and maximum are supported")
-    return unrolled.rectify(slot, slope)
+    if most is None and 0 <= slope <= 1:
+        return unrolled.rectify(slot, slope)
+    if not unrolled.curves:
+        raise _unknown(layer, "only slopes in [0, 1] without threshold and maximum are supported")
+    return unrolled.add(capped_relu(slope, math.inf if most is None else float(most)), [slot])
+
+
+def _elu(unrolled: Unrolled, slot: int, layer: Any) -> int:
+    return _bent(unrolled, slot, layer, elu_curve(float(layer.alpha)))
 
 
 def _entrywise(unrolled: Unrolled, slot: int, layer: Any) -> int:
@@ -155,6 +199,28 @@ def _reshape(unrolled: Unrolled, slot: int, layer: Any) -> int:
     return unrolled.add(op, [slot])
 
 
+def _permute(unrolled: Unrolled, slot: int, layer: Any) -> int:
+    back = np.argsort((0, *layer.dims))
+    op = gather(lambda x: x.transpose(0, *layer.dims), lambda y: y.transpose(*back))
+    return unrolled.add(op, [slot])
+
+
+def _padding(unrolled: Unrolled, slot: int, layer: Any) -> int:
+    if layer.data_format != "channels_last":
+        raise _unknown(layer, "only data_format='channels_last' is supported")
+    shape = unrolled.shapes[slot]
+    (top, bottom), (left, right) = layer.padding
+    op = gather(
+        lambda x: window.zero_padding_forward(layer, x),
+        lambda y: y[:, top : top + shape[0], left : left + shape[1]],
+    )
+    axes = (
+        Axis(shape[0], shape[0] + top + bottom, before=top),
+        Axis(shape[1], shape[1] + left + right, before=left),
+    )
+    return unrolled.add(replace(op, window=Window(np.eye(shape[2])[None, None], axes)), [slot])
+
+
 def _average(unrolled: Unrolled, slot: int, layer: Any) -> int:
     if layer.data_format != "channels_last":
         raise _unknown(layer, "only data_format='channels_last' is supported")
@@ -167,38 +233,81 @@ def _average(unrolled: Unrolled, slot: int, layer: Any) -> int:
 
     norms = np.linalg.norm(rows, axis=1)[:, None, None] * np.linalg.norm(columns, axis=1)[:, None]
     op = mix(lambda x: along(x, rows, columns), lambda y: along(y, rows.T, columns.T), gain, norms)
+    if layer.padding == "valid":
+        kernel = np.full((*layer.pool_size, 1, shape[2]), 1.0 / math.prod(layer.pool_size))
+        down = Axis(shape[0], len(rows), layer.strides[0])
+        across = Axis(shape[1], len(columns), layer.strides[1])
+        op = replace(op, window=Window(kernel, (down, across), shape[2]))
+    return unrolled.add(op, [slot])
+
+
+def _global_average(unrolled: Unrolled, slot: int, layer: Any) -> int:
+    if layer.data_format != "channels_last":
+        raise _unknown(layer, "only data_format='channels_last' is supported")
+    height, width, channels = unrolled.shapes[slot]
+    gain = window.global_average_gain(layer, (None, height, width, channels))
+    share = np.full((height, width, 1), 1.0 / (height * width))
+
+    def adjoint(y: np.ndarray) -> np.ndarray:
+        return y.reshape(-1, 1, 1, channels) * share
+
+    rank = 3 if layer.keepdims else 1
+    rows = np.full((*(1,) * (rank - 1), channels), gain)
+
+    def spread(m: np.ndarray, s: np.ndarray) -> np.ndarray:
+        return m.reshape(-1, *(1,) * rank) * rows
+
+    op = Affine(lambda x: window.global_average_forward(layer, x), adjoint, gain, spread)
     return unrolled.add(op, [slot])
 
 
 def _maximum(unrolled: Unrolled, slot: int, layer: Any) -> int:
-    """Maximum over disjoint windows: along the rows, then along the columns."""
+    """Maximum over windows: along the rows, then along the columns."""
     size = unrolled.shapes[slot][:2]
     disjoint = tuple(layer.pool_size) == tuple(layer.strides)
     whole = all(n % p == 0 for n, p in zip(size, layer.pool_size, strict=True))
-    if not (disjoint and whole) or layer.data_format != "channels_last":
+    tiles = disjoint and whole
+    if not (tiles or unrolled.curves) or layer.data_format != "channels_last":
         raise _unknown(layer, "only windows that tile channels_last images are supported")
     source = slot
-    for axis, pool in enumerate(layer.pool_size, start=1):
-        parts = [unrolled.add(_every(unrolled.shapes[slot], axis, pool, k), [slot])
-                 for k in range(pool)]  # fmt: skip
+    for axis, (pool, stride) in enumerate(zip(layer.pool_size, layer.strides, strict=True), 1):
+        shape = unrolled.shapes[slot]
+        n = shape[axis - 1]
+        before, count = 0, (n - pool) // stride + 1
+        if layer.padding == "same":
+            before, count = linear.same_padding(n, pool, stride)[0], -(-n // stride)
+        # What a window that is cut off does not see is replaced by the pixel at the border.
+        parts = [
+            unrolled.add(_picked(shape, axis, k - before, stride, count), [slot])
+            for k in range(pool)
+        ]
         slot = parts[0]
         for part in parts[1:]:
-            lead = unrolled.add(Sum((1.0, -1.0)), [slot, part], (source, math.sqrt(2.0)))
+            caps = ((source, math.sqrt(2.0)), (source, 1.0)) if tiles else (None, None)
+            lead = unrolled.add(Sum((1.0, -1.0)), [slot, part], caps[0])
             excess = unrolled.rectify(lead, 0.0)
-            slot = unrolled.add(Sum((1.0, 1.0)), [part, excess], (source, 1.0))
+            slot = unrolled.add(Sum((1.0, 1.0)), [part, excess], caps[1])
     return slot
 
 
-def _every(shape: Shape, axis: int, step: int, first: int) -> Affine:
-    """Each `step`-th row or column from the first on."""
-    index = (slice(None),) * axis + (slice(first, None, step),)
+def _picked(shape: Shape, axis: int, first: int, stride: int, count: int) -> Affine:
+    """Every `stride`-th row or column from the first on; the nearest one where there is none."""
+    n = shape[axis - 1]
+    wanted = first + stride * np.arange(count)
+    places = np.clip(wanted, 0, n - 1)
 
     def adjoint(y: np.ndarray) -> np.ndarray:
         x = np.zeros((len(y), *shape))
-        x[index] = y
+        lead = np.moveaxis(x, axis, 0)
+        np.add.at(lead, places, np.moveaxis(y, axis, 0))
         return x
 
-    return gather(lambda x: x[index], adjoint)
+    op = gather(lambda x: x.take(places, axis=axis), adjoint)
+    if not np.array_equal(wanted, places):
+        return replace(op, norm=math.sqrt(np.bincount(places).max()) * (1 + 1e-15))
+    axes = [_whole(shape[0]), _whole(shape[1])]
+    axes[axis - 1] = Axis(n, count, stride, before=-first)
+    return replace(op, window=Window(np.eye(shape[2])[None, None], (axes[0], axes[1])))
 
 
 # --- flows ---------------------------------------------------------------------------------
@@ -209,7 +318,12 @@ def _field(
 ) -> tuple[int, float]:
     """Slot of rho(Ay + b), and the operator's norm."""
     shape, operator = unrolled.shapes[slot], layer.operator
-    if activation.name not in _SLOPES:
+    # A user's object may have a name of ours.
+    ours = activation.name in activations.names()
+    ours = ours and activations.get(activation.name) is activation
+    curve = named_curve(activation.name, activation.reference)
+    bent = activation.name not in _SLOPES
+    if not ours or (bent and (curve is None or not unrolled.curves)):
         raise _unknown(layer, f"its activation {activation.name!r} is not piecewise linear")
     norm = operator.norm_float64(kernel, (None, *shape))
     op = mix(
@@ -218,7 +332,11 @@ def _field(
         norm,
         _row_norms(layer, kernel, shape, -1, norm),
     )
-    return unrolled.rectify(unrolled.add(op, [slot]), _SLOPES[activation.name]), norm
+    inner = unrolled.add(op, [slot])
+    if activation.name in _SLOPES:
+        return unrolled.rectify(inner, _SLOPES[activation.name]), norm
+    assert curve is not None
+    return unrolled.add(curve, [inner]), norm
 
 
 def _row_norms(layer: Any, kernel: np.ndarray, shape: Shape, axis: int, norm: float) -> np.ndarray:
@@ -297,12 +415,14 @@ def _switching_flow(unrolled: Unrolled, slot: int, layer: SwitchingFlow) -> int:
     return unrolled.add(Sum((1.0,)), [slot], (source, gain))
 
 
+_ACTIVATION_LAYERS = (kl.ReLU, kl.LeakyReLU, kl.ELU)
 _LAYERS: dict[type, Callable[[Unrolled, int, Any], int]] = {
     kl.Dense: _dense,
     UnitRowDense: _unit_rows,
     kl.Conv2D: _conv,
     kl.ReLU: _relu,
     kl.LeakyReLU: _relu,
+    kl.ELU: _elu,
     kl.Activation: _activated,
     kl.Normalization: _entrywise,
     kl.BatchNormalization: _entrywise,
@@ -310,7 +430,10 @@ _LAYERS: dict[type, Callable[[Unrolled, int, Any], int]] = {
     LearnedScale: _entrywise,
     kl.Flatten: _reshape,
     kl.Reshape: _reshape,
+    kl.Permute: _permute,
+    kl.ZeroPadding2D: _padding,
     kl.AveragePooling2D: _average,
+    kl.GlobalAveragePooling2D: _global_average,
     kl.MaxPooling2D: _maximum,
     GradientFlow: _gradient_flow,
     SwitchingFlow: _switching_flow,

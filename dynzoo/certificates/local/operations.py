@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dynzoo.certificates.local.curves import curve_of_operation
 from dynzoo.certificates.local.ops import Affine, Sum, Unrolled, diagonal, gather
 from dynzoo.certificates.operations import Slot, TensorCall
+from dynzoo.certificates.rules.activations import OPERATIONS
 from dynzoo.certificates.rules.index_maps import INDEX_MAPS
 from dynzoo.certificates.rules.operations import known
 
@@ -31,6 +33,10 @@ def add_operation(unrolled: Unrolled, inputs: list[int], call: TensorCall) -> in
         slope = float(getattr(call.operation, "negative_slope", 0.0))
         if 0 <= slope <= 1:
             return unrolled.rectify(inputs[0], slope)
+    elif unrolled.curves and len(inputs) == 1 and name in OPERATIONS:
+        curve = curve_of_operation(call.operation)
+        if curve is not None:
+            return unrolled.add(curve, inputs)
     elif name in ("Add", "Subtract") and len(inputs) == 2:
         if len({unrolled.shapes[i] for i in inputs}) == 1:
             first, _ = call.arguments().values()

@@ -13,9 +13,32 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Affine", "Node", "Rectifier", "Sum", "Unrolled", "dense", "diagonal", "gather", "mix"]
+from dynzoo.conv_norms import Axis
+
+__all__ = [
+    "Affine",
+    "Curve",
+    "Node",
+    "Rectifier",
+    "Sum",
+    "Unrolled",
+    "Window",
+    "dense",
+    "diagonal",
+    "gather",
+    "mix",
+]
 
 Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Window:
+    """A convolution of images: kernel (rows, columns, channels in a group, channels out)."""
+
+    kernel: Array
+    axes: tuple[Axis, Axis]
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -23,13 +46,17 @@ class Affine:
     """y = A x + b.
 
     `spread(m, s)` bounds how far each entry of y moves if x moves by at most m (n,) in L2 norm
-    and at most s (n, ...) entry by entry.
+    and at most s (n, ...) entry by entry. What A is made of, where it is one of these: a `window`,
+    a `kernel` (inputs, outputs) on the last axis, or a `scale` of each entry.
     """
 
     forward: Callable[[Array], Array]
     adjoint: Callable[[Array], Array]
     norm: float
     spread: Callable[[Array, Array], Array]
+    window: Window | None = None
+    kernel: Array | None = None
+    scale: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -50,10 +77,27 @@ class Rectifier:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """y = f(z) entry by entry, f with slopes in [low, high].
+
+    Between two neighbours of `kinks` f has a derivative, with Lipschitz constant `curvature`.
+    """
+
+    function: Callable[[Array], Array]
+    low: float
+    high: float
+    kinks: tuple[float, ...]
+    curvature: float
+
+    def forward(self, z: Array) -> Array:
+        return self.function(z)
+
+
+@dataclass(frozen=True)
 class Node:
     """Slot `output` from the slots `inputs`; it moves at most gain times as far as slot `of`."""
 
-    op: Affine | Sum | Rectifier
+    op: Affine | Sum | Rectifier | Curve
     inputs: tuple[int, ...]
     output: int
     cap: tuple[int, float] | None
@@ -61,10 +105,14 @@ class Node:
 
 @dataclass
 class Unrolled:
-    """The nodes in the order of execution; slot 0 is the input."""
+    """The nodes in the order of execution; slot 0 is the input.
+
+    With `curves` any activation may stand in it, without them rectifiers alone.
+    """
 
     shapes: list[tuple[int, ...]]
     nodes: list[Node] = field(default_factory=list)
+    curves: bool = False
 
     def add(self, op: Any, inputs: list[int], cap: tuple[int, float] | None = None) -> int:
         """Appends a node and returns its slot."""
@@ -85,7 +133,7 @@ class Unrolled:
         return values
 
 
-def run(op: Affine | Sum | Rectifier, inputs: list[Array]) -> Array:
+def run(op: Affine | Sum | Rectifier | Curve, inputs: list[Array]) -> Array:
     """The value of one operation."""
     if isinstance(op, Sum):
         total = op.weights[0] * inputs[0]
@@ -102,26 +150,33 @@ def _over_entries(m: Array, shape: int) -> Array:
     return m.reshape(-1, *(1,) * shape)
 
 
-def mix(forward: Any, adjoint: Any, norm: float, row_norms: Array) -> Affine:
+def mix(
+    forward: Any,
+    adjoint: Any,
+    norm: float,
+    row_norms: Array,
+    window: Window | None = None,
+    kernel: Array | None = None,
+) -> Affine:
     """A map whose output i is a row of norm `row_norms[i]` (broadcast) on the whole input."""
     rows = np.minimum(row_norms, norm) * (1 + 1e-12)
 
     def spread(m: Array, s: Array) -> Array:
         return _over_entries(m, s.ndim - 1) * rows
 
-    return Affine(forward, adjoint, norm, spread)
+    return Affine(forward, adjoint, norm, spread, window, kernel)
 
 
 def dense(kernel: Array, bias: Array | float, norm: float) -> Affine:
     """x W + b over the last axis."""
     rows = np.linalg.norm(kernel, axis=0)
-    return mix(lambda x: x @ kernel + bias, lambda y: y @ kernel.T, norm, rows)
+    return mix(lambda x: x @ kernel + bias, lambda y: y @ kernel.T, norm, rows, kernel=kernel)
 
 
 def diagonal(scale: Array, forward: Callable[[Array], Array], norm: float) -> Affine:
     """Entry by entry s x + b."""
     size = np.abs(scale) * (1 + 1e-12)
-    return Affine(forward, lambda y: y * scale, norm, lambda m, s: s * size)
+    return Affine(forward, lambda y: y * scale, norm, lambda m, s: s * size, scale=scale)
 
 
 def gather(forward: Callable[[Array], Array], adjoint: Callable[[Array], Array]) -> Affine:

@@ -86,6 +86,7 @@ class Relaxation:
             elif isinstance(node.op, Sum):
                 parts = [weight * g for weight in node.op.weights]
             else:
+                assert isinstance(node.op, Rectifier)
                 part, extra = self._through(node.op, self._switches[node.output], g)
                 parts = [part]
                 if self._anywhere:
@@ -153,6 +154,7 @@ def relax(
             length = np.sum([weight * lengths[i] for weight, i in pairs], axis=0)
             spread = np.sum([weight * spreads[i] for weight, i in pairs], axis=0)
         else:
+            assert isinstance(op, Rectifier)
             z = values[source]
             down = up = spread
             if z[0].size <= exact_units:
