@@ -384,5 +384,5 @@ def test_odd_features_are_refused(shape):
 
 def test_lookup():
     assert splitting.get(splitting.LEAPFROG) is splitting.LEAPFROG
-    with pytest.raises(ValueError, match="`integrator` must be one of symplectic_euler"):
+    with pytest.raises(ValueError, match="`integrator` must be one of 'symplectic_euler"):
         splitting.get("rk4")
