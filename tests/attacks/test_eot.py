@@ -127,7 +127,7 @@ def test_an_evaluation_of_a_random_model_asks_for_means():
     assert [with_draws(member, True).eot for member in members] == [20] * 4
     assert [with_draws(member, False).eot for member in members] == [1] * 4
     assert with_draws(PGD(eot=3), True).eot == 3 and with_draws(DDN(), True).eot == 20
-    assert not hasattr(with_draws(GaussianNoise(), True), "eot")
+    assert with_draws(GaussianNoise(), True).eot == 1  # it has no such argument
     for kind in (FAB, Square, DDN, APGD):
         with pytest.raises(ValueError, match="`eot` must be a positive integer"):
             kind(eot=0)

@@ -104,5 +104,7 @@ def test_growth_bound_is_attained_by_growth(method):
 def test_lookup():
     assert integrators.get("heun") is integrators.HEUN
     assert integrators.get(integrators.RK4) is integrators.RK4
-    with pytest.raises(ValueError, match="`integrator` must be one of euler, heun, ssp3, rk4"):
+    with pytest.raises(
+        ValueError, match="`integrator` must be one of 'euler', 'heun', 'ssp3', 'rk4'"
+    ):
         integrators.get("leapfrog")
