@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from dynzoo import backend, conv_norms, spectral
-from dynzoo.conv_norms import Axis, padded_conv_norm_float64
+from dynzoo import backend, spectral
+from dynzoo.spectral import convolutions
+from dynzoo.spectral.convolutions import Axis, padded_conv_norm_float64
 
 PADDINGS = ("zero", "circular")
 seeds = st.integers(0, 10_000)
@@ -190,7 +191,7 @@ def test_products_of_taps_give_the_same_norm_as_symbols(monkeypatch):
     for seed, (k, spatial) in enumerate([((3, 3), (9, 8)), ((1, 5), (7, 12)), ((2, 4), (6, 6))]):
         kernel = np.random.default_rng(seed).normal(size=(*k, 18, 20))
         products = spectral.conv_norm_float64(kernel, spatial)
-        monkeypatch.setattr(conv_norms, "_LARGE_SIDE", 10**9)
+        monkeypatch.setattr(convolutions, "_LARGE_SIDE", 10**9)
         symbols = spectral.conv_norm_float64(kernel, spatial)
         monkeypatch.undo()
         assert products == pytest.approx(symbols, rel=1e-10)
@@ -210,8 +211,8 @@ def test_twisted_rings_are_upper_bounds(k, size, strides, seed):
         for n, s, t in zip(size, strides, k, strict=True)
     ]
     exact = padded_conv_norm_float64(kernel, axes)
-    rings = conv_norms._twisted_bound(kernel, axes, np.inf, 0.0)
-    plain = conv_norms._ring_bound(kernel, axes, conv_norms._rings(kernel.shape, axes))
+    rings = convolutions._twisted_bound(kernel, axes, np.inf, 0.0)
+    plain = convolutions._ring_bound(kernel, axes, convolutions._rings(kernel.shape, axes))
     # At these sizes the first is the norm of the unrolled map itself.
     assert exact <= rings * (1 + 1e-9) and exact <= plain * (1 + 1e-9)
 
@@ -222,7 +223,7 @@ def test_norm_of_a_large_unrolled_map():
     kernel = np.ones((3, 3, 1, 1)) * channels
     axes = [Axis(6, 6, before=1)] * 2
     exact = (1 + 2 * np.cos(np.pi / 7)) ** 2 * np.linalg.norm(channels, 2)
-    assert 6 * 6 * 16 > conv_norms._SMALL_UNROLLED
+    assert 6 * 6 * 16 > convolutions._SMALL_UNROLLED
     assert exact <= padded_conv_norm_float64(kernel, axes) <= exact * (1 + 1e-8)
     assert spectral.conv_norm_float64(kernel, (6, 6)) > 1.1 * exact
 

@@ -30,13 +30,13 @@ from dynzoo.certificates.rules import conv as conv_rules
 from dynzoo.certificates.rules import linear, window
 from dynzoo.certificates.rules.linear import float64
 from dynzoo.certificates.rules.table import is_identity, rule_for
-from dynzoo.conv_norms import Axis, correlate_adjoint
 from dynzoo.fields.gradient import contractive_factor
 from dynzoo.layers.gradient_flow import GradientFlow
 from dynzoo.layers.heads import UnitRowDense
 from dynzoo.layers.learned_scale import LearnedScale
 from dynzoo.layers.switching_flow import SwitchingFlow
 from dynzoo.operators import Conv
+from dynzoo.spectral.convolutions import Axis, correlate_adjoint
 
 __all__ = ["unroll"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dynzoo.conv_norms import Axis
+from dynzoo.spectral.convolutions import Axis
 
 __all__ = [
     "Affine",

@@ -1,9 +1,9 @@
 """Gain and float64 forward pass of Keras' convolutions, of any dimension.
 
-All are ``conv_norms.Axis`` along each axis: 'valid', 'same' and causal padding are numbers of zeros
-before the image, depthwise kernels have a group for each channel, a separable kernel is the product
-of its two, and a transposed convolution is the adjoint of a convolution from its output to its
-input.
+All are ``spectral.convolutions.Axis`` along each axis: 'valid', 'same' and causal padding are
+numbers of zeros before the image, depthwise kernels have a group for each channel, a separable
+kernel is the product of its two, and a transposed convolution is the adjoint of a convolution from
+its output to its input.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 
 from dynzoo.backend import name
 from dynzoo.certificates.rules.linear import Shape, channels_last, float64, refuse, same_padding
-from dynzoo.conv_norms import (
+from dynzoo.spectral.convolutions import (
     Axis,
     correlate,
     correlate_adjoint,
     padded_conv_norm_float64,
     refuse_too_large,
 )
-from dynzoo.singular_values import ROUNDOFF, scaled_back, unit_entries_float64
+from dynzoo.spectral.singular_values import ROUNDOFF, scaled_back, unit_entries_float64
 
 __all__ = [
     "conv_axes",

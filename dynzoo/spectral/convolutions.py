@@ -40,7 +40,7 @@ import numpy as np
 from scipy.linalg import lapack
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
-from dynzoo.singular_values import (
+from dynzoo.spectral.singular_values import (
     ROUNDOFF,
     gram_slack,
     largest_eigenvalue,
