@@ -92,7 +92,7 @@ __all__ = sorted([*_LAZY, "__version__"])
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from dynzoo._version import version
+        from dynzoo.utils.version import version
 
         value: Any = version()
     elif name in _LAZY:

@@ -16,7 +16,7 @@ HOUSE = Path(dynzoo.__file__).resolve().parent
 # Imports run down this list only: who stands in a line may import what stands above it.
 ORDER = """
 utils
-backend spectral guarantees plots _version
+backend spectral guarantees plots
 inference
 activations constraints losses optimizers regularizers
 operators

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, Protocol
 
 from dynzoo._startup import BACKENDS, backend_name
-from dynzoo._version import version
 from dynzoo.cli import (
     compare,
     demo,
@@ -26,6 +25,7 @@ from dynzoo.cli import (
     train,
 )
 from dynzoo.utils import interruption
+from dynzoo.utils.version import version
 
 __all__ = ["COMMANDS", "Command", "main"]
 

@@ -11,11 +11,11 @@ import keras
 import numpy as np
 
 from dynzoo import backend
-from dynzoo._version import version
 from dynzoo.attacks.base import Attack
 from dynzoo.inference.model_identity import identity_of
 from dynzoo.inference.streamed_images import StreamedImages
 from dynzoo.robustness.outcomes import Outcomes
+from dynzoo.utils.version import version
 
 __all__ = ["fingerprint", "runs", "threat_model", "versions"]
 

@@ -24,14 +24,14 @@ import dynzoo.constraints
 import dynzoo.layers
 import dynzoo.operators
 from dynzoo import constraints, losses
-
-# imported so that their classes are registered before a config names them
-from dynzoo._version import version
 from dynzoo.data.loading import DATASETS
 from dynzoo.inference import class_names as labels
 from dynzoo.inference.image_checks import declare_range, input_range
 from dynzoo.utils import interruption
 from dynzoo.utils.strict_json import short
+
+# imported so that their classes are registered before a config names them
+from dynzoo.utils.version import version
 from dynzoo.zoo import files, shipped, weight_parts, weights_file
 from dynzoo.zoo.cards import model_card
 from dynzoo.zoo.declared_sizes import Declared, check_numbers, check_tensors, planned
