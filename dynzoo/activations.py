@@ -88,13 +88,19 @@ def get(identifier: Any, argument: str = "activation") -> MonotoneActivation:
         argument: name of the argument, for the error.
 
     Raises:
-        ValueError: for anything whose slopes are not known to lie in [0, 1].
+        ValueError: for anything whose slopes are not known to lie in [0, 1], and for another
+            function under one of the table's names.
     """
     if isinstance(identifier, MonotoneActivation):
         if not 0 <= identifier.slope_min <= identifier.slope_max <= 1:
             raise ValueError(
                 f"`{argument}` must have slopes in [0, 1]. Received: "
                 f"slopes in [{identifier.slope_min}, {identifier.slope_max}]"
+            )
+        if ACTIVATIONS.get(identifier.name, identifier) is not identifier:
+            raise ValueError(
+                f"`{argument}` must have a name of its own: configs and certificates know another "
+                f"function by that name. Received: {argument}.name={identifier.name!r}"
             )
         return identifier
     if identifier is None:

@@ -43,6 +43,12 @@ def test_lookup():
     assert activations.get(own) is own
 
 
+def test_another_function_under_a_known_name_is_refused():
+    own = activations.MonotoneActivation("relu", 0.5, 0.5, lambda x: x / 2, lambda x: x / 2)
+    with pytest.raises(ValueError, match="`activation` must have a name of its own"):
+        activations.get(own)
+
+
 @pytest.mark.parametrize(
     "activation",
     ["gelu", "silu", "mish", "maxmin", "selu", "exponential", "", 3, lambda x: x, keras.ops.relu6],

@@ -11,6 +11,7 @@ from keras import ops
 
 from dynzoo import layers as dl
 from dynzoo import operators
+from dynzoo.activations import MonotoneActivation
 from dynzoo.backend import to_numpy
 from dynzoo.certificates import certify, forward_float64
 from dynzoo.certificates.rounding.floating_point import Budget, arithmetic_of
@@ -275,6 +276,23 @@ def test_a_layer_without_a_rule_is_measured_and_named():
     assert np.all(errors(model, x) <= certificate.logit_error(x))
     assert certificate.rounding_bound.measured == ("mine",)
     assert certificate.to_dict()["rounding"]["measured_layers"] == ["mine"]
+
+
+def test_an_activation_of_ones_own_is_measured_and_named():
+    """Large at zero and of many roundings, which no table knows."""
+    own = MonotoneActivation(
+        "mine",
+        0.0,
+        1.0,
+        lambda x: 1000.0 + ops.tanh(x) ** 3 / 3,
+        lambda x: 1000 + np.tanh(x) ** 3 / 3,
+    )
+    flow = dl.GradientFlow(operators.Dense(8), activation=own, name="flow")
+    model = classifier(kl.Flatten(), flow, kl.Dense(CLASSES))
+    certificate = certify(model)
+    x = hard_images((4, 4, 2), 0)
+    assert np.all(errors(model, x) <= certificate.logit_error(x))
+    assert certificate.rounding_bound.measured == ("flow",)
 
 
 def test_this_backend_multiplies_in_full_precision():

@@ -97,8 +97,8 @@ def test_a_frozen_body_is_kept_and_trains_again_afterwards(images, tmp_path):
 
 @pytest.mark.parametrize("one_hot", [False, True])
 def test_a_step_is_traced_once(images, monkeypatch, one_hot):
-    if not backend.compiles():
-        pytest.skip("PyTorch traces nothing")
+    if backend.name() != "tensorflow":
+        pytest.skip("a fault of Keras on TensorFlow")
     x, y = images
     calls = []
     call = OffsetCrossentropy.call

@@ -5,6 +5,7 @@ import io
 
 import pytest
 
+from dynzoo.models import ARCHITECTURES
 from dynzoo.zoo import leaderboard as board
 
 ABOUT = {
@@ -117,3 +118,7 @@ def test_saved_as_its_ending_says(tmp_path):
         board.save(rows, tmp_path / "b.html")
     titles, cells = board.summary(rows)
     assert all(len(row) == len(titles) for row in cells)
+
+
+def test_every_architecture_has_its_system():
+    assert set(board._SYSTEMS) == set(ARCHITECTURES)

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 # Smallest and largest slope, kinks, Lipschitz constant of the derivative between them: suprema,
-# rounded away from 0. `tests/certificates/test_local_lines.py` compares them with differences.
+# rounded away from 0. `tests/certificates/test_local_methods.py` compares them with differences.
 CURVES: dict[str, tuple[float, float, tuple[float, ...], float]] = {
     "relu6": (0.0, 1.0, (0.0, 6.0), 0.0),
     "elu": (0.0, 1.0, (0.0,), 1.0),

@@ -10,6 +10,7 @@ from keras import ops
 
 from dynzoo import layers as dl
 from dynzoo import operators
+from dynzoo.activations import ACTIVATIONS
 from dynzoo.certificates.rounding.floating_point import DEVIATION_UNITS, Budget, few_roundings
 from dynzoo.certificates.rounding.rules import ROUNDING, Sizes, biased, exact, function_rounding
 from dynzoo.certificates.rounding.rules import matrix_product as product
@@ -125,6 +126,8 @@ class _Field:
     ) -> None:
         if type(layer.operator) not in _OPERATORS:
             raise KeyError(type(layer.operator))
+        if ACTIVATIONS.get(activation.name) is not activation:
+            raise KeyError(activation.name)  # somebody's own, of whose rounding nothing is known
         self.operator, self.activation, self.kernel = layer.operator, activation, kernel
         if norm is None:
             norm = layer.operator.norm_float64(kernel, (None, *shape))
@@ -136,13 +139,15 @@ class _Field:
         self.step_roundings = step_roundings
         name = activation.name
         self.function = "leaky_relu" if name == "half_leaky_relu" else name
+        self.start = abs(float(activation.reference(np.zeros(1))[0]))
 
     def inside(self, x: Budget) -> Budget:
         """sigma(A x + b)."""
         y = _operator_product(x, self.operator, self.kernel, self.norm, False)
         if self.has_bias:
             y = y.mapped(1.0, self.bias * math.sqrt(self.positions)).rounded()
-        return function_rounding(self.function, self.activation.slope_max, self.inner, y)
+        slope = self.activation.slope_max
+        return function_rounding(self.function, slope, self.inner, y, self.start)
 
     def __call__(self, x: Budget) -> Budget:
         y = _operator_product(self.inside(x), self.operator, self.kernel, self.norm, True)
@@ -152,9 +157,8 @@ class _Field:
     @property
     def at_zero(self) -> float:
         """Bound of the norm of the field at x = 0."""
-        start = abs(float(self.activation.reference(np.zeros(1))[0]))
         units = math.sqrt(self.positions) * (
-            self.activation.slope_max * self.bias + start * math.sqrt(self.kernel.shape[-1])
+            self.activation.slope_max * self.bias + self.start * math.sqrt(self.kernel.shape[-1])
         )
         return self.step * self.norm * units
 
