@@ -126,7 +126,7 @@ class _Field:
     ) -> None:
         if type(layer.operator) not in _OPERATORS:
             raise KeyError(type(layer.operator))
-        if ACTIVATIONS.get(activation.name) is not activation:
+        if not any(activation is known for known in ACTIVATIONS.values()):
             raise KeyError(activation.name)  # somebody's own, of whose rounding nothing is known
         self.operator, self.activation, self.kernel = layer.operator, activation, kernel
         if norm is None:
