@@ -100,6 +100,8 @@ def measure(
     corruptions: bool = False,
     report: bool = False,
     prediction_sets: float | None = None,
+    jobs: int | None = None,
+    shards: int | None = None,
 ) -> Measurement:
     """Clean and certified accuracy on all images, attacked accuracy on the first few.
 
@@ -125,6 +127,8 @@ def measure(
         corruptions: measure the attacked images under fifteen corruptions; a section of the report.
         report: make a report without attacks too, of all images; with them there is one anyway.
         prediction_sets: as in `dynzoo.evaluate`, of the images of the report; `None` for none.
+        jobs: processes that attack side by side, as in `dynzoo.evaluate`.
+        shards: parts of the images that are attacked by themselves, as in `dynzoo.evaluate`.
 
     Returns:
         A `Measurement`; its `report` is `None` where none was asked for, its `audited_slope`
@@ -168,6 +172,8 @@ def measure(
             checkpoint=checkpoint,
             attack_certified=attack_certified,
             prediction_sets=prediction_sets,
+            jobs=jobs,
+            shards=shards,
         )
         if audit:
             from dynzoo.certificates.audit import audit as search
