@@ -10,7 +10,6 @@ from dynzoo._startup import backend_name, load_keras
 from dynzoo.cli.console import percent, progress, say, table
 from dynzoo.cli.inputs import check_fit, find_preset, first, load_data
 from dynzoo.cli.options import DATASET, FILE, add_preset, names, positive, radii, seed, shard
-from dynzoo.cli.plan import save_plan
 from dynzoo.data.sources import check_source
 from dynzoo.utils import interruption
 from dynzoo.zoo import files as preset_files
@@ -230,7 +229,7 @@ def _attack_part(options: Namespace, model: Any, x: Any, y: Any, norm: str, eps:
     """One part of the attacks, as ``measure`` makes them of all images, into the folder."""
     from dynzoo.certificates import certify
     from dynzoo.robustness.evaluation import attack_part
-    from dynzoo.robustness.shard_files import missing
+    from dynzoo.robustness.shard_files import missing, save_plan
 
     number, shards = options.shard
     attacked = slice(options.attack_limit)

@@ -7,7 +7,6 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from dynzoo.cli import evaluate
-from dynzoo.cli.plan import read_plan
 
 NAME = "merge"
 HELP = "make the report of the parts that `dynzoo evaluate --shard K/N` attacked"
@@ -22,6 +21,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
+    from dynzoo.robustness.shard_files import read_plan  # NumPy: not for `--help`
+
     folder = Path(options.folder)
     plan, shards = read_plan(folder)
     _check_complete(folder, shards)
@@ -41,7 +42,7 @@ def run(options: Namespace) -> None:
 
 
 def _check_complete(folder: Path, shards: int) -> None:
-    from dynzoo.robustness.shard_files import missing  # NumPy: only where there is a plan
+    from dynzoo.robustness.shard_files import missing  # as above
 
     left = missing(folder, shards)
     if left:
