@@ -88,7 +88,11 @@ def from_torch(
                 f"The network does not take images of shape {shape}: {reason:.300}"
             ) from None
         net = Network(shape, list(MODULES))
-        output = _interpret(module, _trace(module), net)
+        traced = _trace(module)
+        try:
+            output = _interpret(module, traced, net)
+        finally:
+            _forget_constants(module)
         net.at("output", kind)
         model = net.model(output, name or kind.lower())
         check(model, run, "the network", kind)
@@ -191,6 +195,10 @@ def _trace(module: Any) -> Any:
                 "." not in name and not isinstance(part, (torch.nn.Sequential, torch.nn.ModuleList))
             )
 
+        def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+            # What a module makes of its weights alone is computed here and now, whatever that is.
+            return attr_val
+
     root = module
     if _class_name(module) in MODULES:
         root = torch.nn.Sequential(module)
@@ -205,6 +213,12 @@ def _trace(module: Any) -> Any:
             f"torch.fx cannot read its `forward` ({reason:.200}); branches that depend on the "
             "input must go.",
         ) from None
+
+
+def _forget_constants(module: Any) -> None:
+    """Takes away what torch.fx left in the module: tensors that were made of its weights."""
+    for name in [n for n in vars(module) if n.startswith("_tensor_constant")]:
+        delattr(module, name)
 
 
 def _interpret(module: Any, traced: Any, net: Network) -> Tensor:
