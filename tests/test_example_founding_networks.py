@@ -113,8 +113,8 @@ def test_a_folder_is_attacked_and_certified(tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / "images.npz", **images)
     monkeypatch.setattr(founding_networks, "RADII", (0.01, 0.5))
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    words = [str(folder), "--data", str(tmp_path / "images.npz"), "--images", "8", "--strong", "8"]
-    monkeypatch.setattr(sys, "argv", ["founding_networks.py", *words, "--local", "4"])
+    words = [str(folder), "--data", str(tmp_path / "images.npz"), "--images", "4", "--strong", "4"]
+    monkeypatch.setattr(sys, "argv", ["founding_networks.py", *words, "--local", "1"])
     founding_networks.main()
     lines = capsys.readouterr().out.splitlines()
     assert any("contractive" in line for line in lines)

@@ -11,7 +11,7 @@ import numpy as np
 from dynzoo.convert.functions import FUNCTIONS
 from dynzoo.convert.network import Network, Tensor
 
-__all__ = ["MODULES"]
+__all__ = ["FOREIGN", "MODULES"]
 
 Convert = Callable[[Network, Any, Tensor], Tensor]
 
@@ -135,12 +135,14 @@ MODULES: dict[str, Convert] = {
     "ZeroPad1d": _zero_pad,
     "ZeroPad2d": _zero_pad,
     "Identity": _identity,
-    **{
-        f"deel.torchlip.modules.activation.{name}": _sorted_pairs
-        for name in ("GroupSort", "GroupSort2")
-    },
     "Dropout": _identity,
     "Dropout1d": _identity,
     "Dropout2d": _identity,
     "AlphaDropout": _identity,
+}
+
+# By the name of the class with its module: of other packages, what torch.fx cannot read.
+FOREIGN: dict[str, Convert] = {
+    f"deel.torchlip.modules.activation.{name}": _sorted_pairs
+    for name in ("GroupSort", "GroupSort2")
 }

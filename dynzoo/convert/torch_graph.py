@@ -13,11 +13,12 @@ from dynzoo.convert import architectures
 from dynzoo.convert.comparison import check, random_images
 from dynzoo.convert.errors import ConversionError
 from dynzoo.convert.functions import BATCH, FUNCTIONS
-from dynzoo.convert.modules import MODULES
+from dynzoo.convert.modules import FOREIGN, MODULES
 from dynzoo.convert.network import Network, Tensor
 
 __all__ = ["from_torch"]
 
+_LEAVES = {**MODULES, **FOREIGN}
 # Where the functions come from that are known by their names.
 _HOMES = {"torch", "_operator", "operator", "builtins", "math"}
 
@@ -191,7 +192,7 @@ def _trace(module: Any) -> Any:
     class Tracer(fx.Tracer):
         def is_leaf_module(self, part: Any, path: str) -> bool:
             name = _class_name(part)
-            return name in MODULES or (
+            return name in _LEAVES or (
                 "." not in name and not isinstance(part, (torch.nn.Sequential, torch.nn.ModuleList))
             )
 
@@ -200,7 +201,7 @@ def _trace(module: Any) -> Any:
             return attr_val
 
     root = module
-    if _class_name(module) in MODULES:
+    if _class_name(module) in _LEAVES:
         root = torch.nn.Sequential(module)
         root.eval()
     try:
@@ -287,12 +288,12 @@ def _call(node: Any, args: Any, kwargs: Any, net: Network, root: Any) -> Any:
         net.at(node.target, f"torch.nn.{name}" if "." not in name else name)
         if not _symbolic((args, kwargs)):
             return part(*args, **kwargs)
-        if name not in MODULES:
+        if name not in _LEAVES:
             raise net.unknown()
         inputs = [*args, *kwargs.values()]
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
             raise net.refuse("it takes more than one tensor.")
-        return MODULES[name](net, part, inputs[0])
+        return _LEAVES[name](net, part, inputs[0])
     method = node.op == "call_method"
     name = node.target if method else getattr(node.target, "__name__", str(node.target))
     path = _path(node)

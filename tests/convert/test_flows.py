@@ -197,6 +197,22 @@ def test_what_is_no_such_block_stays():
         assert dynzoo.certify(to_flows(model)).lipschitz == dynzoo.certify(model).lipschitz
 
 
+def test_sorted_pairs_are_known_by_the_name_of_their_class():
+    """As torchlip's module, whose own code torch.fx cannot read."""
+
+    def forward(self, x):
+        pairs = x.reshape(len(x), -1, 2, *x.shape[2:])
+        return torch.cat([pairs.amin(2, True), pairs.amax(2, True)], 2).reshape(x.shape)
+
+    home = {"__module__": "deel.torchlip.modules.activation", "group_size": 2, "forward": forward}
+    kind = type("GroupSort2", (nn.Module,), home)
+    plain, _ = converted(kind, nn.Flatten, lambda: nn.Linear(144, 6), kind)
+    assert gains(plain)["MaxMin"] == 1.0
+    kind.group_size = 3
+    with pytest.raises(dynzoo.convert.ConversionError, match="only pairs are sorted"):
+        converted(kind)
+
+
 def test_sorted_pairs_of_torchlip():
     torchlip = pytest.importorskip("deel.torchlip", reason="deel-torchlip is not installed")
     torch.manual_seed(0)
@@ -213,6 +229,7 @@ def test_sorted_pairs_of_torchlip():
     assert dynzoo.certify(model).lipschitz <= 1.1
 
 
+@pytest.mark.filterwarnings("ignore")  # its own, of Python and of torch
 def test_blocks_of_orthogonium():
     pytest.importorskip("orthogonium", reason="orthogonium is not installed")
     from orthogonium.layers.conv.SLL.sll_layer import SDPBasedLipschitzDense
