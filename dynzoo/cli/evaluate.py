@@ -133,8 +133,9 @@ def _check_options(options: Namespace, norm: str) -> None:
             raise ValueError("--time-limit needs --local crown, alpha-crown or complete")
     if options.local and options.prediction_sets is not None:
         raise ValueError("--prediction-sets needs the Lipschitz bound, not --local")
-    if options.local and options.audit:
-        raise ValueError("--audit is of the Lipschitz bound: leave --local out")
+    if options.local and (options.audit or options.update_card):
+        name = "--audit" if options.audit else "--update-card"
+        raise ValueError(f"{name} is of the Lipschitz bound: leave --local out")
     if options.attacks == ["none"] and options.checkpoint:
         raise ValueError("--checkpoint needs attacks: it is they that go on from it")
     if options.output and Path(options.output).suffix not in REPORTS:

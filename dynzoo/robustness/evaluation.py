@@ -292,9 +292,10 @@ def _certify(run: _Run, certificate: Any, alpha: float | None) -> None:
     run.warnings += notes
     if run.certificate is not None:
         with run.progress.watching("decisions at the images"):
-            right = run.cert_labels == run.y
-            at = (run.norm, run.eps, run.batch_size)
-            run.decisions = decisions_of(run.certificate, run.x, right & run.correct, *at)
+            right = run.correct & (run.cert_labels == run.y)
+            run.decisions = decisions_of(
+                run.certificate, run.x, right, run.norm, run.eps, run.batch_size
+            )
         if run.decisions is not None and run.norm == "l2":
             # What is decided is a claim that every attack tests.
             for e, words in zip(run.eps, run.decisions, strict=True):
