@@ -112,6 +112,8 @@ def test_a_folder_is_attacked_and_certified(tmp_path, monkeypatch, capsys):
     images = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
     np.savez(tmp_path / "images.npz", **images)
     monkeypatch.setattr(founding_networks, "RADII", (0.01, 0.5))
+    few = dynzoo.attacks.PGD(steps=10, restarts=1, loss="margin")  # keeps the test short
+    monkeypatch.setattr(founding_networks, "STRONG", [few])
     monkeypatch.syspath_prepend(str(EXAMPLES))
     words = [str(folder), "--data", str(tmp_path / "images.npz"), "--images", "4", "--strong", "4"]
     monkeypatch.setattr(sys, "argv", ["founding_networks.py", *words, "--local", "1"])
