@@ -18,7 +18,6 @@ from dynzoo.convert.network import Network, Tensor
 
 __all__ = ["from_torch"]
 
-_LEAVES = {**MODULES, **FOREIGN}
 # Where the functions come from that are known by their names.
 _HOMES = {"torch", "_operator", "operator", "builtins", "math"}
 
@@ -184,6 +183,10 @@ def _class_name(module: Any) -> str:
     )
 
 
+def _known(name: str) -> bool:
+    return name in MODULES or name in FOREIGN
+
+
 def _trace(module: Any) -> Any:
     """The graph of the module: known modules are its leaves, all others are opened."""
     import torch
@@ -192,7 +195,7 @@ def _trace(module: Any) -> Any:
     class Tracer(fx.Tracer):
         def is_leaf_module(self, part: Any, path: str) -> bool:
             name = _class_name(part)
-            return name in _LEAVES or (
+            return _known(name) or (
                 "." not in name and not isinstance(part, (torch.nn.Sequential, torch.nn.ModuleList))
             )
 
@@ -201,7 +204,7 @@ def _trace(module: Any) -> Any:
             return attr_val
 
     root = module
-    if _class_name(module) in _LEAVES:
+    if _known(_class_name(module)):
         root = torch.nn.Sequential(module)
         root.eval()
     try:
@@ -288,12 +291,12 @@ def _call(node: Any, args: Any, kwargs: Any, net: Network, root: Any) -> Any:
         net.at(node.target, f"torch.nn.{name}" if "." not in name else name)
         if not _symbolic((args, kwargs)):
             return part(*args, **kwargs)
-        if name not in _LEAVES:
+        if not _known(name):
             raise net.unknown()
         inputs = [*args, *kwargs.values()]
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
             raise net.refuse("it takes more than one tensor.")
-        return _LEAVES[name](net, part, inputs[0])
+        return (MODULES if name in MODULES else FOREIGN)[name](net, part, inputs[0])
     method = node.op == "call_method"
     name = node.target if method else getattr(node.target, "__name__", str(node.target))
     path = _path(node)
