@@ -48,6 +48,10 @@ def certified_curve(radii: np.ndarray, stop: float) -> tuple[np.ndarray, np.ndar
     return grid, 1.0 - np.searchsorted(ordered, grid, side="right") / len(radii)
 
 
+# A normal variable lies within so many standard deviations of its mean in 95 of 100 cases.
+Z95 = 1.959963984540054
+
+
 def wilson_interval(share: float, images: int) -> tuple[float, float]:
     r"""The 95 % Wilson interval of a share of so many images.
 
@@ -63,7 +67,7 @@ def wilson_interval(share: float, images: int) -> tuple[float, float]:
     >>> round(low, 3), round(high, 3)
     (0.404, 0.596)
     """
-    z = 1.959963984540054
+    z = Z95
     middle, scale = share + z * z / (2 * images), 1 + z * z / images
     half = z * (share * (1 - share) / images + (z / (2 * images)) ** 2) ** 0.5
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
@@ -198,15 +202,17 @@ def finish(axes: Any) -> None:
 
 
 def error_figure(
-    curves: Mapping[str, list[tuple[float, float]]],
+    curves: Mapping[str, list[tuple[float, Sequence[float]]]],
     xlabel: str,
     ylabel: str,
     published: float | None = None,
 ) -> Any:
-    """Errors against a size, on logarithmic axes: one line a curve of (size, error) points.
+    """Errors against a size, on logarithmic axes: one line a curve of (size, errors) points.
 
     Args:
-        curves: Label and points of each line.
+        curves: Label and points of each line: a size, and the errors of the networks of that size,
+            one or several. The line goes through their median, a bar from the least to the
+            greatest.
         xlabel: Name of the size.
         ylabel: Name of the error.
         published: An error of the literature, drawn as a dashed line.
@@ -217,8 +223,13 @@ def error_figure(
     figure = new_figure(6.2, 4.0)
     axes = figure.add_subplot()
     for color, (label, points) in zip(_colors(len(curves)), curves.items(), strict=True):
-        sizes, errors = zip(*points, strict=True)
-        axes.plot(sizes, errors, "o-", color=color, linewidth=1.6, label=label)
+        sizes = [size for size, _ in points]
+        middle = np.array([np.median(errors) for _, errors in points])
+        ends = np.array([(np.min(errors), np.max(errors)) for _, errors in points]).T
+        axes.errorbar(
+            sizes, middle, yerr=np.abs(ends - middle), fmt="o-", color=color, linewidth=1.6,
+            elinewidth=1.0, capsize=3, label=label,
+        )  # fmt: skip
     if published is not None:
         axes.axhline(
             published, color=CLEAN, linewidth=1.2, linestyle=(0, (4, 3)), label="published"
@@ -237,6 +248,8 @@ def error_figure(
 def portrait_figure(
     paths: Mapping[str, np.ndarray],
     columns: int = 4,
+    xlabel: str = "first coordinate",
+    ylabel: str = "second coordinate",
 ) -> Any:
     """Trajectories of planar systems side by side, a dot at each start.
 
@@ -244,6 +257,8 @@ def portrait_figure(
         paths: Title, and trajectories of shape (times, number of trajectories, 2 or more); the
             first two coordinates are drawn.
         columns: Panels in a row.
+        xlabel: Name of the first coordinate, below the last panel of each column.
+        ylabel: Name of the second, at the left of each row.
 
     Returns:
         A matplotlib `Figure`.
@@ -258,6 +273,10 @@ def portrait_figure(
             axes.plot(line[:, 0], line[:, 1], "-", color=color, linewidth=1.1)
             axes.plot(*line[0, :2], "o", color=color, markersize=4)
         axes.set_title(title, fontsize=9.5, color=INK)
+        if place % columns == 0:
+            axes.set_ylabel(ylabel, fontsize=8, color=INK)
+        if place + columns >= len(paths):
+            axes.set_xlabel(xlabel, fontsize=8, color=INK)
         axes.set_aspect("equal", adjustable="datalim")
         finish(axes)
         axes.tick_params(labelsize=7)

@@ -28,6 +28,21 @@ def write_csv(name: str, rows: list[dict]) -> Path:
     return path
 
 
+def read_csv(name: str) -> list[dict]:
+    """The rows of `docs/results/<name>.csv`; what reads as a number is one."""
+    with (RESULTS / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(text: str) -> str | int | float:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def save_figure(name: str, figure) -> Path:
     """Writes `docs/results/<name>.png`."""
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -54,6 +69,34 @@ def fit(model, train, test, epochs, batch_size, learning_rate, seed=0) -> dict:
         "train_mse": mse(model, *train),
         "test_mse": mse(model, *test),
         "seconds": round(seconds, 1),
+    }
+
+
+def error_curves(rows: list[dict], sizes: str) -> dict:
+    """For `plots.error_figure`: a curve a depth, the test errors of all seeds at each size."""
+    curves: dict = {}
+    for row in rows:
+        label = f"{row['depth']} steps" if row["depth"] > 1 else "1 step"
+        curves.setdefault(label, {}).setdefault(row[sizes], []).append(row["test_mse"])
+    return {label: list(points.items()) for label, points in curves.items()}
+
+
+def chosen(rows: list[dict]) -> dict:
+    """Test errors over the seeds of the depth and width that fit the training set best."""
+    groups: dict = {}
+    for row in rows:
+        groups.setdefault((row["depth"], row["width"]), []).append(row)
+    (depth, width), best = min(
+        groups.items(), key=lambda item: np.median([row["train_mse"] for row in item[1]])
+    )
+    errors = [row["test_mse"] for row in best]
+    return {
+        "depth": depth,
+        "width": width,
+        "seeds": len(errors),
+        "median test_mse": float(np.median(errors)),
+        "least": min(errors),
+        "greatest": max(errors),
     }
 
 

@@ -45,6 +45,7 @@ L2 = (36 / 255, 72 / 255, 108 / 255)
 LINF = (1 / 255, 2 / 255, 4 / 255)
 CERTIFIED = (0.0, 18 / 255, 36 / 255, 54 / 255)
 ATTACK = {"steps": 20, "loss": "margin", "seed": 0}
+ATTACKED = "attacked_images"  # column of their number
 SMOOTHING = {"sigma": 0.12, "samples": 500, "selection": 50, "alpha": 0.001, "seed": 0}
 
 
@@ -127,7 +128,7 @@ def sizes(mean, limit):
     return {
         "clean_images": (8 if mean else 40) * limit,
         "noise_images": 4 * limit,
-        "attacked_images": limit,
+        ATTACKED: limit,
         "smoothed_images": 0 if mean else limit,
     }
 
@@ -155,7 +156,7 @@ def measure(name, weights, mean, x, y, limit):
     noise = np.random.default_rng(0).standard_normal(some.shape, dtype=np.float32)
     for sigma in NOISE:
         row[f"noise {sigma:g}"] = percent(predict(some + np.float32(sigma) * noise) == labels)
-    some, labels = x[: count["attacked_images"]], y[: count["attacked_images"]]
+    some, labels = x[: count[ATTACKED]], y[: count[ATTACKED]]
     row["clean (attacked images)"] = percent(predict(some) == labels)
     found = []
     for norm, eps in (("l2", L2), ("linf", LINF)):
@@ -174,9 +175,13 @@ def measure(name, weights, mean, x, y, limit):
         answers, radii = smooth(quiet, **SMOOTHING).radii(some)
         radii = np.where(answers == labels, radii, -1.0).tolist()
         for eps in CERTIFIED:
-            key = f"smoothed, certified {eps_text(eps) if eps else 0}"
-            row[key] = percent(np.array(radii) > eps)
+            row[certified_key(eps)] = percent(np.array(radii) > eps)
     return {"row": row, "radii": radii}
+
+
+def certified_key(eps):
+    """Column of the share whose certified radius is above eps."""
+    return f"smoothed, certified {eps_text(eps) if eps else 0}"
 
 
 def percent(right):
@@ -200,14 +205,18 @@ def main():
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the trainings")
     parser.add_argument("--limit", type=int, default=250, help="test images to attack")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--redraw", action="store_true", help="only the picture, from the CSV file")
     args = parser.parse_args()
+    if args.redraw:
+        common.save_figure("convection_diffusion", figure(common.read_csv("convection_diffusion")))
+        return
 
     data_file = None if args.data == "cifar10" else args.data
     _, (x, y) = dynzoo.data.load(args.data)
     settings = json.loads(
         json.dumps([PASSES, NOISE, L2, LINF, CERTIFIED, ATTACK, SMOOTHING, args.limit])
     )
-    rows, curves = [], {}
+    rows = []
     for name in args.networks:
         weights = trained(name, data_file, args.runs).get_weights()
         architecture = recipes.load(name)["architecture"]
@@ -226,43 +235,58 @@ def main():
             }
             rows.append({**about, **sizes(mean, args.limit), **result["row"]})
             print(rows[-1], flush=True)
-            curves[name, mean] = result
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    common.write_csv("convection_diffusion", [{k: r.get(k, "") for k in columns} for r in rows])
-    common.save_figure("convection_diffusion", figure(curves))
+    rows = [{key: row.get(key, "") for key in columns} for row in rows]
+    common.write_csv("convection_diffusion", rows)
+    common.save_figure("convection_diffusion", figure(rows))
     common.finish({row["network"] + ", " + row["inference"]: row["clean"] for row in rows})
 
 
-def figure(curves):
-    """Accuracy by noise, by radius of the attack, and by certified radius."""
-    result = plots.new_figure(11.6, 4.4)
+def figure(rows):
+    """Accuracy by noise, by radius of the attack, and by certified radius, with 95 % intervals."""
+    result = plots.new_figure(11.6, 4.6)
     panels = result.subplots(1, 3, sharey=True)
     colors = dict(zip(NETWORKS, ("#5b6478", "#1f6feb", "#c2410c", "#1b7f5c"), strict=True))
-    for (name, mean), content in curves.items():
-        row = content["row"]
-        style = {"color": colors[name], "linestyle": "--" if mean else "-", "linewidth": 1.6}
-        label = NETWORKS[name] + (f", mean of {PASSES} passes" if mean else "")
-        values = [row["clean"], *(row[f"noise {s:g}"] for s in NOISE)]
-        panels[0].plot((0, *NOISE), values, "o", label=label, markersize=4, **style)
-        values = [row["clean (attacked images)"]]
-        values += [row[f"l2 {eps_text(e)}"] for e in L2]
-        panels[1].plot((0, *L2), values, "o", markersize=4, **style)
-        if content["radii"]:
-            radii = np.array(content["radii"])
-            grid = np.linspace(0, 0.28, 400)
-            certified = [percent(radii > r) for r in grid]
-            panels[2].plot(grid, certified, **style)
+    for place, row in enumerate(rows):
+        mean = bool(row["diffusion"]) and row["inference"].startswith("mean")
+        label = NETWORKS[row["network"]] + (f", mean of {PASSES} passes" if mean else "")
+        curves = (
+            ((0, *NOISE), ["clean", *(f"noise {s:g}" for s in NOISE)], "noise_images"),
+            ((0, *L2), ["clean (attacked images)", *(f"l2 {eps_text(e)}" for e in L2)], ATTACKED),
+            (CERTIFIED, [certified_key(e) for e in CERTIFIED], "smoothed_images"),
+        )
+        for axes, (places, keys, count) in zip(panels, curves, strict=True):
+            if row[keys[-1]] == "":
+                continue
+            images = [row["clean_images" if key == "clean" else count] for key in keys]
+            values = np.array([row[key] for key in keys])
+            ends = [plots.wilson_interval(v / 100, n) for v, n in zip(values, images, strict=True)]
+            lengths = np.abs(100 * np.array(ends).T - values)
+            # side by side, so that intervals do not lie upon one another
+            shift = (place - (len(rows) - 1) / 2) * 0.012 * (places[-1] - places[0])
+            axes.errorbar(
+                np.array(places) + shift, values, yerr=lengths, label=label, marker="o",
+                markersize=4, color=colors[row["network"]], linestyle="--" if mean else "-",
+                linewidth=1.4, elinewidth=0.8, capsize=2,
+            )  # fmt: skip
+    count = {key: f"{max(row[key] for row in rows):,}" for key in sizes(False, 1)}
+    panels[0].set_title(f"{count['noise_images']} images (without noise up to 10,000)")
+    panels[1].set_title(f"{count[ATTACKED]} images")
+    panels[2].set_title(f"{count['smoothed_images']} images")
     panels[0].set_xlabel("standard deviation of noise on the pixels")
     panels[1].set_xlabel("L2 radius of the attack (PGD, 20 steps)")
     panels[1].set_xticks((0, *L2), ["0", *(eps_text(e) for e in L2)])
-    panels[2].set_xlabel("certified L2 radius (smoothing, noise 0.12)")
-    panels[0].set_ylabel("accuracy in percent")
+    panels[2].set_xlabel(f"certified L2 radius (smoothing, noise {SMOOTHING['sigma']:g})")
+    panels[2].set_xticks(CERTIFIED, [eps_text(e) if e else "0" for e in CERTIFIED])
+    panels[0].set_ylabel("accuracy in percent, 95 % intervals")
     panels[0].set_ylim(0, None)
     for axes in panels:
+        axes.title.set_fontsize(9)
         axes.grid(color="#e4e7ee", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    result.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    result.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return result
 
 

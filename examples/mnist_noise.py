@@ -111,20 +111,26 @@ COLORS = {
 
 
 def draw_bars(axes, rows, names, cases):
-    """A group of bars a case, a bar a network; a thin line spans the seeds."""
+    """A group of bars a case, a bar a network.
+
+    A thin line spans the seeds; with one seed it is the 95 % interval for the choice of the images.
+    """
     width = 0.84 / len(names)
     for i, name in enumerate(names):
         for place, (kind, level) in enumerate(cases):
             key = (name, kind, level)
-            values = [
-                100 * r["accuracy"] for r in rows if (r["network"], r["noise"], r["level"]) == key
-            ]
+            found = [r for r in rows if (r["network"], r["noise"], r["level"]) == key]
+            values = [100 * r["accuracy"] for r in found]
             x, mean = place + (i - (len(names) - 1) / 2) * width, float(np.mean(values))
             label = None if place else NETWORKS[name]
             axes.bar(x, mean, 0.92 * width, color=COLORS[name], label=label)
-            axes.plot([x, x], [min(values), max(values)], color=plots.INK, linewidth=0.8)
+            low, high = min(values), max(values)
+            if len(found) == 1:
+                share, images = found[0]["accuracy"], found[0]["images"]
+                low, high = (100 * end for end in plots.wilson_interval(share, images))
+            axes.plot([x, x], [low, high], color=plots.INK, linewidth=1.2)
             axes.text(
-                x, max(values) + 1, f"{mean:.1f}", ha="center", va="bottom", fontsize=7,
+                x, high + 1, f"{mean:.1f}", ha="center", va="bottom", fontsize=7,
                 rotation=90, color=plots.INK,
             )  # fmt: skip
     axes.set_xticks(range(len(cases)), [TICKS[k].format(v) for k, v in cases], fontsize=8.5)
@@ -133,6 +139,8 @@ def draw_bars(axes, rows, names, cases):
 def figure(rows):
     """Accuracy by network and noise, published units left, pixel units right."""
     names = [name for name in NETWORKS if any(row["network"] == name for row in rows)]
+    seeds, images = len({row["seed"] for row in rows}), rows[0]["images"]
+    spread = f"least and greatest of {seeds} seeds" if seeds > 1 else "one seed, 95 % intervals"
     chart = plots.new_figure(12.0, 4.6)
     panels = chart.subplots(1, 2, sharey=True, width_ratios=[6, 5])
     for axes, units in zip(panels, TITLES, strict=True):
@@ -145,7 +153,7 @@ def figure(rows):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e4e7ee", linewidth=0.8)
         axes.set_axisbelow(True)
-    panels[0].set_ylabel("test accuracy, %", color=plots.INK)
+    panels[0].set_ylabel(f"test accuracy, %\n({images:,} images, {spread})", color=plots.INK)
     handles, labels = panels[0].get_legend_handles_labels()
     chart.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return chart
@@ -162,9 +170,13 @@ def main():
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument("--limit", type=int, help="use only so many training and test images")
     parser.add_argument("--output", type=Path, help="folder instead of docs/results")
+    parser.add_argument("--redraw", action="store_true", help="only the picture, from the CSV file")
     args = parser.parse_args()
     if args.output:
         common.RESULTS = args.output
+    if args.redraw:
+        common.save_figure("mnist_noise", figure(common.read_csv("mnist_noise")))
+        return
 
     data, test = ([array[: args.limit] for array in part] for part in dynzoo.data.load(args.data))
     rows = []
@@ -185,7 +197,7 @@ def main():
                 "lipschitz_bound": f"{dynzoo.certify(model).lipschitz:.6g}",
             }
             for row in evaluate(model, test, args.repetitions):
-                rows.append({"network": name, "seed": seed, **row, **known})
+                rows.append({"network": name, "seed": seed, **row, "images": len(test[0]), **known})
                 print(rows[-1], flush=True)
             common.write_csv("mnist_noise", rows)
     common.save_figure("mnist_noise", figure(rows))

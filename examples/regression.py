@@ -1,6 +1,6 @@
 """Regression of |x| + sin x + x^2 with gradient and sphere-preserving steps behind a lift.
 
-    python examples/regression.py [--epochs 150]
+    python examples/regression.py [--epochs 150] [--seeds 0 1 2]
 
 2,000 points x ~ N(0, 1) with noise 0.01, 90 % for training (arXiv 2210.02373, appendix, which
 prints no error). Writes `docs/results/regression.csv` (error on clean targets against width and
@@ -8,6 +8,7 @@ depth) and a picture of it.
 """
 
 import argparse
+import itertools
 
 import common
 import keras
@@ -47,24 +48,25 @@ def main():
     parser.add_argument("--epochs", type=int, default=150)
     parser.add_argument("--widths", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 3, 6])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
 
     train, test = data()
     rows = []
-    for depth in args.depths:
-        for width in args.widths:
-            result = common.fit(network(width, depth), train, test, args.epochs, 64, 0.01)
-            rows.append({"depth": depth, "width": width, **result})
-            print(rows[-1], flush=True)
+    for seed, depth, width in itertools.product(args.seeds, args.depths, args.widths):
+        model = network(width, depth, seed)
+        result = common.fit(model, train, test, args.epochs, 64, 0.01, seed)
+        rows.append({"depth": depth, "width": width, "seed": seed, **result})
+        print(rows[-1], flush=True)
     common.write_csv("regression", rows)
     figure = plots.error_figure(
-        {f"{d} steps" if d > 1 else "1 step": [
-            (r["width"], r["test_mse"]) for r in rows if r["depth"] == d
-        ] for d in args.depths},
-        "width", "mean squared error, test",
-    )  # fmt: skip
+        common.error_curves(rows, "width"),
+        "width",
+        f"mean squared error, {len(test[0])} test points\n"
+        f"(median, least and greatest of {len(args.seeds)} seeds)",
+    )
     common.save_figure("regression", figure)
-    common.finish({"best": min(rows, key=lambda r: r["test_mse"])})
+    common.finish(common.chosen(rows))
 
 
 if __name__ == "__main__":

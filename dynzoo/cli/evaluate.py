@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from dynzoo._startup import backend_name, load_keras
 from dynzoo.cli.console import percent, progress, say, table
 from dynzoo.cli.inputs import check_fit, find_preset, first, load_data
-from dynzoo.cli.options import DATASET, FILE, add_preset, names, positive, radii, seed
+from dynzoo.cli.options import DATASET, FILE, add_preset, names, positive, radii, seed, shard
+from dynzoo.cli.plan import save_plan
 from dynzoo.data.sources import check_source
 from dynzoo.utils import interruption
 from dynzoo.zoo import files as preset_files
@@ -59,7 +60,26 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="attacks that try images which are certified at a radius (default: the first)",
     )
     parser.add_argument(
-        "--checkpoint", metavar="FILE", help="an .npz file from which a stopped run goes on"
+        "--checkpoint",
+        metavar="FILE",
+        help="an .npz file from which a stopped run goes on; with --jobs, --shards or --shard a "
+        "folder",
+    )
+    parser.add_argument(
+        "--jobs", type=positive, metavar="N", help="attack in N processes of one thread each"
+    )
+    parser.add_argument(
+        "--shards",
+        type=positive,
+        metavar="N",
+        help="attack the images in N parts (default with --jobs: 8 or more)",
+    )
+    parser.add_argument(
+        "--shard",
+        type=shard,
+        metavar="K/N",
+        help="attack part K of N alone, into the folder --checkpoint, and stop; when all N are "
+        "there, `dynzoo merge FOLDER` makes the report",
     )
     parser.add_argument(
         "--audit", action="store_true", help="try to refute the Lipschitz bound by a steep slope"
@@ -74,18 +94,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="sets of labels that hold the right one, under attack, with probability 1 - ALPHA: "
         "half of the images of the report calibrate, the other half is measured",
     )
-    parser.add_argument(
-        "--local",
-        choices=("movement", "crown", "alpha-crown", "complete"),
-        help="certify the images of the report each on its own ball; complete: shares that are "
-        "certified, falsified and unknown",
-    )
-    parser.add_argument(
-        "--time-limit",
-        type=float,
-        metavar="SECONDS",
-        help="for an image, with --local (default: none; a minute with complete)",
-    )
+    _add_local(parser)
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -102,6 +111,21 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--keep-attacks",
         action="store_true",
         help="with --update-card and --attacks none: leave the attacks' numbers on the card",
+    )
+
+
+def _add_local(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--local",
+        choices=("movement", "crown", "alpha-crown", "complete"),
+        help="certify the images of the report each on its own ball; complete: shares that are "
+        "certified, falsified and unknown",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="for an image, with --local (default: none; a minute with complete)",
     )
 
 
@@ -136,8 +160,19 @@ def _check_options(options: Namespace, norm: str) -> None:
     if options.local and (options.audit or options.update_card):
         name = "--audit" if options.audit else "--update-card"
         raise ValueError(f"{name} is of the Lipschitz bound: leave --local out")
-    if options.attacks == ["none"] and options.checkpoint:
-        raise ValueError("--checkpoint needs attacks: it is they that go on from it")
+    if options.attacks == ["none"]:
+        if options.checkpoint:
+            raise ValueError("--checkpoint needs attacks: it is they that go on from it")
+        if options.jobs or options.shards or options.shard:
+            raise ValueError("--jobs, --shards and --shard need attacks: it is they that share")
+    if options.shard:
+        _check_shard(options)
+    divided = options.jobs or options.shards or options.shard
+    if divided and options.checkpoint and Path(options.checkpoint).is_file():
+        raise ValueError(
+            f"--checkpoint must be a folder with --jobs, --shards or --shard. Received: a file, "
+            f"{options.checkpoint}"
+        )
     if options.output and Path(options.output).suffix not in REPORTS:
         raise ValueError(
             f"--output must end in one of {', '.join(REPORTS)}. Received: {options.output}"
@@ -146,6 +181,15 @@ def _check_options(options: Namespace, norm: str) -> None:
         raise ValueError("--keep-attacks needs --update-card and --attacks none")
     if options.update_card and norm != "l2":
         raise ValueError("--update-card needs --norm l2, the norm of a model card")
+
+
+def _check_shard(options: Namespace) -> None:
+    if not options.checkpoint:
+        raise ValueError("--shard needs --checkpoint FOLDER, into which its part goes")
+    of_the_report = ("jobs", "shards", "local", "output", "audit", "corruptions", "update_card")
+    for name in (*of_the_report, "prediction_sets"):
+        if getattr(options, name):
+            raise ValueError(f"--{name.replace('_', '-')} is of a whole report, not of one part")
 
 
 def _evaluate(
@@ -173,13 +217,17 @@ def _evaluate(
     check_fit(model, x, y, source)
     parameters = f"{model.count_params():,} parameters"
     say(f"{len(x):,} test images; {parameters}; compiling for {backend.name()}")
+    eps = options.eps or planned or (36 / 255, 72 / 255, 108 / 255)
+    if options.shard:
+        _attack_part(options, model, x, y, norm, eps)
+        return
     with progress(f"certifying {len(x)} images", len(x)) as tick:
         measured = measure(
             model,
             x,
             y,
             norm=norm,
-            eps=options.eps or planned or (36 / 255, 72 / 255, 108 / 255),
+            eps=eps,
             attacks="none" if options.attacks == ["none"] else _single(options.attacks),
             attack_limit=options.attack_limit,
             batch_size=options.batch_size,
@@ -196,6 +244,8 @@ def _evaluate(
             prediction_sets=options.prediction_sets,
             local=options.local,
             time_limit=options.time_limit,
+            jobs=options.jobs,
+            shards=options.shards,
         )
     show(measured, name, options.local)
     if options.output and measured.report is not None:
@@ -204,6 +254,44 @@ def _evaluate(
         how = _how(options, name, source, about)
         update_card(folder, measured, how, options.keep_attacks)
         say(f"card: {folder / 'README.md'}")
+
+
+def _attack_part(options: Namespace, model: Any, x: Any, y: Any, norm: str, eps: Any) -> None:
+    """One part of the attacks, as ``measure`` makes them of all images, into the folder."""
+    from dynzoo.certificates import certify
+    from dynzoo.robustness.evaluation import attack_part
+    from dynzoo.robustness.shard_files import missing
+
+    number, shards = options.shard
+    attacked = slice(options.attack_limit)
+    save_plan(Path(options.checkpoint), plan_of(options, norm, list(eps)), shards)
+    attack_part(
+        model,
+        x[attacked],
+        y[attacked],
+        norm,
+        eps,
+        _single(options.attacks),
+        options.batch_size,
+        certify(model),
+        options.seed,
+        1,
+        options.checkpoint,
+        options.attack_certified,
+        shards,
+        number - 1,
+    )
+    left = missing(options.checkpoint, shards)
+    say(f"part {number} of {shards} is in {options.checkpoint}; {len(left)} are missing")
+    if not left:
+        say(f"next: dynzoo merge {options.checkpoint} --output report.html")
+
+
+def plan_of(options: Namespace, norm: str, eps: list[float]) -> dict[str, Any]:
+    """What all parts of an evaluation have in common: options of this command."""
+    kept = ("preset", "data", "dataset", "limit", "attacks", "attack_limit", "attack_certified")
+    plan = {name: getattr(options, name) for name in (*kept, "batch_size", "seed")}
+    return {**plan, "norm": norm, "eps": eps}
 
 
 def _kept(checkpoint: str | None) -> str:
@@ -303,6 +391,10 @@ def _how(options: Namespace, name: str, source: str, about: dict[str, Any]) -> d
     command += f" --attacks {attacks}"
     if options.keep_attacks:
         command += " --keep-attacks"
+    if options.shards:
+        command += f" --shards {options.shards}"
+    elif options.jobs:
+        command += f" --jobs {options.jobs}"
     if attacks != "none":
         command += f" --attack-limit {options.attack_limit}"
         if options.attack_certified != "first":

@@ -24,6 +24,14 @@ def positive(text: str) -> int:
     return value
 
 
+def shard(text: str) -> tuple[int, int]:
+    """A part, such as 3/16: the third of sixteen."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise ArgumentTypeError(f"must be a part such as 3/16, the third of 16, not {text!r}")
+    return int(number), int(count)
+
+
 def seed(text: str) -> int:
     """A seed, as Keras takes it."""
     value = int(text)

@@ -7,8 +7,9 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,12 +18,28 @@ from dynzoo.inference.passes import listening
 from dynzoo.robustness.outcomes import Outcomes
 from dynzoo.utils.files import write_atomically
 
-__all__ = ["Campaign"]
+__all__ = ["Campaign", "Found"]
 
 # Images that fell in a smaller ball and are attacked once more in each larger one.
-_REPEATS = 64
-# Points that fooled the model and are kept, for each radius.
-_KEPT = 8
+REPEATS = 64
+
+
+@dataclass
+class Found:
+    """What a campaign has found.
+
+    Args:
+        outcomes: what was attacked, and what fell.
+        repeated: integers (radii, 2): of the images that fell in a smaller ball, how many were
+            tried again, and how many resisted; -1 where they were not tried yet.
+        fooled: of each radius, number, label and point of a few images that fell.
+    """
+
+    outcomes: Outcomes
+    repeated: np.ndarray
+    fooled: list[list[tuple[int, int, np.ndarray]]]
+
+    KEPT: ClassVar[int] = 8  # points that are kept of each radius
 
 
 class Campaign:
@@ -42,6 +59,7 @@ class Campaign:
         skip: Bool array of shape (radii, n): images that need no attack at a radius, or `None`.
         skip_from: Number of the first attack that leaves those images out.
         batch_size: Images in one batch.
+        repeats: Images that fell in a smaller ball and are attacked once more in each larger one.
         about: What is evaluated, JSON-able: a checkpoint of something else is refused.
         checkpoint: File that is written after each batch, and read if it exists; or `None`.
         tick: Called with the campaign before and after each batch and at each pass in it.
@@ -60,6 +78,7 @@ class Campaign:
         skip: np.ndarray | None = None,
         skip_from: int = 0,
         batch_size: int = 256,
+        repeats: int = REPEATS,
         about: dict[str, Any] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         tick: Callable[[Campaign], None] | None = None,
@@ -67,7 +86,7 @@ class Campaign:
         self.attacks, self.y, self.judge, self.batch_size = attacks, y, judge, batch_size
         self.outcomes = Outcomes.start(_names(attacks[0]), eps, correct)
         self.skip = np.zeros((len(eps), len(y)), bool) if skip is None else skip
-        self.skip_from = skip_from
+        self.skip_from, self.repeats = skip_from, repeats
         # Of the images that fell in a smaller ball: how many were tried, how many resisted.
         self.repeated = np.full((len(eps), 2), -1)
         self.about = json.loads(json.dumps(about or {}, default=repr))
@@ -97,9 +116,13 @@ class Campaign:
                 self.attack = number
                 self._attack()
             if self.repeated[radius, 0] < 0:
-                self._repeat(fallen[:_REPEATS])
+                self._repeat(fallen[: self.repeats])
                 self._save()
         return self.outcomes
+
+    def found(self) -> Found:
+        """What it has found so far."""
+        return Found(self.outcomes, self.repeated, self.fooled)
 
     def _attack(self) -> None:
         attack, radius = self.attack, self.radius
@@ -122,7 +145,7 @@ class Campaign:
             hit = labels != self.y[batch]
             self.outcomes.record(batch, attack, radius, hit, time.perf_counter() - began)
             found = self.fooled[radius]
-            for row in np.flatnonzero(hit)[: _KEPT - len(found)]:
+            for row in np.flatnonzero(hit)[: Found.KEPT - len(found)]:
                 found.append((int(batch[row]), int(labels[row]), points[row]))
             self._save()
             self.finished_attack = start + self.batch_size >= len(rows)

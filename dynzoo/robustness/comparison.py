@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dynzoo import plots
-from dynzoo.robustness.report import RobustnessReport, interval
+from dynzoo.robustness.report import RobustnessReport
 from dynzoo.robustness.saved_report import SavedReport, read_report
 from dynzoo.utils.csv_text import csv_text
 from dynzoo.utils.files import write_atomically
@@ -276,7 +276,7 @@ _INTERVALS = '<p class="note">Small print: 95 % interval of a measurement on thi
 def _measured(share: float | None, count: int) -> str:
     if share is None:
         return percent(None)
-    low, high = interval(share, count)
+    low, high = plots.wilson_interval(share, count)
     return f"{percent(share)} <small>{100 * low:.1f}&ndash;{100 * high:.1f}</small>"
 
 

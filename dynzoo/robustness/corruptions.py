@@ -112,8 +112,13 @@ class CorruptionResult:
         axes.axvline(len(self.severities) - 0.5, color="white", linewidth=3)
         axes.set_xlabel("severity", color=plots.INK)
         kind = "official files" if self.official else "regenerated, not the official files"
+        images = self.correct.shape[-1]
+        low, high = plots.wilson_interval(0.5, images)  # where it is widest
         axes.set_title(
-            f"percent correct: clean {100 * self.clean:.1f}, mean {100 * self.mean:.1f}\n({kind})",
+            f"percent correct: clean {100 * self.clean:.1f}, mean {100 * self.mean:.1f} "
+            f"\N{PLUS-MINUS SIGN} {100 * plots.Z95 * self.standard_error:.1f}\n({kind})\n"
+            f"{images:,} images, 95 % interval of a field: "
+            f"\N{PLUS-MINUS SIGN} {50 * (high - low):.1f} at most",
             fontsize=9.5,
             color=plots.INK,
         )

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dynzoo.attacks.base import Attack, check_images_or_stream, check_labels
+from dynzoo.attacks.base import Attack, check_images_or_stream
 from dynzoo.attacks.ensembles import gradient_attack, makers, transfer_from, with_draws
 from dynzoo.certificates.smoothing import SmoothedClassifier
-from dynzoo.inference.answers import NO_ANSWER, answers
+from dynzoo.inference.answers import NO_ANSWER
 from dynzoo.inference.class_names import names_of
 from dynzoo.inference.draws import Draws
 from dynzoo.inference.image_checks import check_shape, check_unit_range
 from dynzoo.inference.model_identity import identity_of
-from dynzoo.inference.passes import mean_logits, noise
-from dynzoo.robustness.campaign import Campaign
+from dynzoo.robustness.campaign import REPEATS, Found
 from dynzoo.robustness.certified import (
     certificate_dict,
     check_sets_asked,
@@ -41,11 +42,25 @@ from dynzoo.robustness.checks.model import (
 from dynzoo.robustness.checks.outcomes import check_outcomes
 from dynzoo.robustness.checks.planted import check_active
 from dynzoo.robustness.checks.warning import SAMPLE, EvaluationWarning
+from dynzoo.robustness.outcomes import Outcomes
 from dynzoo.robustness.progress import Progress
 from dynzoo.robustness.provenance import fingerprint, runs, threat_model, versions
 from dynzoo.robustness.refutation import CertificateViolation, refute
 from dynzoo.robustness.report import RobustnessReport, attacked_images, decision_shares, spread
-from dynzoo.utils.arguments import one_of, positive_floats
+from dynzoo.robustness.shard_files import shard_file
+from dynzoo.robustness.shards import (
+    Packed,
+    Shard,
+    attack_packed,
+    attack_shard,
+    default_shards,
+    labels_of,
+    merge,
+    pack,
+    ranges,
+)
+from dynzoo.utils.arguments import integer, one_of, positive_floats
+from dynzoo.utils.jobs import run_jobs
 
 __all__ = ["CertificateViolation", "evaluate"]
 
@@ -69,6 +84,8 @@ def evaluate(
     attack_certified: str = "first",
     checks: str = "auto",
     prediction_sets: float | None = None,
+    jobs: int | None = None,
+    shards: int | None = None,
 ) -> RobustnessReport:
     r"""Clean, attacked and certified accuracy of a classifier.
 
@@ -108,7 +125,8 @@ def evaluate(
         class_names: names of the classes, for the report; ``None`` for a preset's own.
         title: heading of the report.
         checkpoint: file (``.npz``) that is written after each batch of each attack. If it exists,
-            the evaluation goes on from it and ends with the same outcomes.
+            the evaluation goes on from it and ends with the same outcomes. With ``jobs`` or
+            ``shards`` it is a folder, of a file for each part.
         surrogates: other models for the same images; what fools them is tried on this one.
         attack_certified: which attacks try images whose certificate covers the radius: only the
             ``"first"``, ``"all"``, or ``"none"``. None can succeed if the certificate is right, and
@@ -118,6 +136,13 @@ def evaluate(
         prediction_sets: alpha in (0, 1) for ``dynzoo.certificates.prediction_sets``: a half of the
             images, drawn by the seed, calibrates them, and the other half measures coverage and
             sizes (``report.prediction_sets``). L2 only. ``None`` for none.
+        jobs: number of processes that attack parts of the images side by side, one thread each;
+            or workers of another engine within ``joblib.parallel_config``. The outcomes do not
+            depend on their number; 1 attacks the same parts in this process, with its threads.
+            ``None`` to attack all images here, as one part.
+        shards: number of the parts, on which the outcomes depend a little, as on ``batch_size``;
+            ``None`` for one without ``jobs``, and with them for eight of at least 25 images, or
+            more where a batch is smaller.
 
     Returns:
         A ``RobustnessReport``.
@@ -146,31 +171,65 @@ def evaluate(
     run.attack_certified = one_of("attack_certified", attack_certified, ("first", "all", "none"))
     run.checks = one_of("checks", checks, ("auto", "full", "quick"))
     run.surrogates, run.checkpoint = list(surrogates), checkpoint
-    if not run.attacked and (run.surrogates or checkpoint is not None):
-        name = "surrogates" if run.surrogates else "checkpoint"
-        raise ValueError(f"`{name}` needs attacks. Received: attacks='none'")
+    _divide(run, jobs, shards)
+    _check_wanted(run)
     if checks == "auto":
         run.checks = "quick" if attacks in ("fast", "none") else "full"
     if prediction_sets is not None:
         check_sets_asked(prediction_sets, norm, certificate, run.x)
     run.makers += [transfer_from(s, norm, seed, batch_size) for s in run.surrogates]
     run.progress = Progress(quiet=not verbose)
-    with run.progress, Draws(model, seed) as draws:
-        _answer(run)
-        _certify(run, certificate, prediction_sets)
-        try:
-            if run.radii is not None:
-                other = np.flatnonzero(run.labels != run.cert_labels)
-                _refute(run, run.x[other], other, run.labels[other])
-            _check_model(run, draws)
-            campaign = _attack(run, certificate)
-        except CertificateViolation as violation:
-            folder = Path(checkpoint).parent if checkpoint else Path(tempfile.gettempdir())
-            violation.save(folder / f"counterexample_{violation.index}.npz")
-            raise
+    with run.progress, Draws(model, seed) as draws, _counterexample_kept(checkpoint):
+        _prepare(run, certificate, draws, prediction_sets)
+        found = _attack(run, certificate)
         if run.attacked:
-            _check_attacks(run, campaign)
-    return _report(run, campaign, title, class_names)
+            _check_attacks(run, found)
+    return _report(run, found, title, class_names)
+
+
+def attack_part(
+    model: Any,
+    x: Any,
+    y: Any,
+    norm: str,
+    eps: float | Iterable[float],
+    attacks: str | Iterable[Any],
+    batch_size: int,
+    certificate: Any,
+    seed: int,
+    verbose: int,
+    checkpoint: str | os.PathLike[str],
+    attack_certified: str,
+    shards: int,
+    number: int,
+) -> Outcomes:
+    """One part of an evaluation, whose file in the folder ``checkpoint`` is all that is wanted.
+
+    Args:
+        number: of the part, from 0; all else as in ``evaluate``, which finds the file.
+    """
+    run = _plan(model, x, y, norm, eps, attacks, batch_size, seed)
+    run.attack_certified = one_of("attack_certified", attack_certified, ("first", "all", "none"))
+    run.checkpoint = checkpoint
+    _divide(run, None, shards)
+    _check_wanted(run)
+    run.progress = Progress(quiet=not verbose)
+    with run.progress, Draws(model, seed) as draws, _counterexample_kept(checkpoint):
+        _prepare(run, certificate, draws, None)
+        parts, about = ranges(len(run.y), run.shards), _about(run, certificate)
+        part = _shard(run, number, parts[number], about)
+        return attack_shard(model, run.planned, part, run.progress).outcomes
+
+
+@contextlib.contextmanager
+def _counterexample_kept(checkpoint: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Saves what refutes a certificate beside the checkpoint."""
+    try:
+        yield
+    except CertificateViolation as violation:
+        folder = Path(checkpoint).parent if checkpoint else Path(tempfile.gettempdir())
+        violation.save(folder / f"counterexample_{violation.index}.npz")
+        raise
 
 
 @dataclass
@@ -215,6 +274,9 @@ class _Run:
     sets: dict[str, Any] | None = None
     decisions: np.ndarray | None = None  # (radii, n), words
     planned: list[list[Attack]] = field(default_factory=list)
+    jobs: int | None = None
+    divided: bool = False  # whether checkpoints are those of parts
+    shards: int = 1  # parts of the images that are attacked by themselves
 
     @property
     def correct(self) -> np.ndarray:
@@ -272,11 +334,57 @@ def _plan(
     return _Run(model, given, x, y, norm, asked, batch_size, seed, attacked, made)
 
 
+def _divide(run: _Run, jobs: int | None, shards: int | None) -> None:
+    """Into how many parts the images are divided, and who attacks them."""
+    run.jobs = None if jobs is None else integer("jobs", jobs)
+    if shards is not None:
+        run.shards = integer("shards", shards)
+        ranges(len(run.y), run.shards)  # not more than images
+    elif jobs is not None:
+        run.shards = default_shards(len(run.y), run.batch_size)
+    divided = run.shards > 1 or run.jobs is not None or shards is not None
+    run.divided = divided
+    if divided and run.checkpoint is not None:
+        folder = Path(run.checkpoint)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(
+                "`checkpoint` must be a folder where the images are attacked in parts. Received: "
+                f"checkpoint={str(folder)!r}, a file"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _check_wanted(run: _Run) -> None:
+    """What needs attacks is not asked for without."""
+    if run.attacked:
+        return
+    asked = {
+        "surrogates": bool(run.surrogates),
+        "checkpoint": run.checkpoint is not None,
+        "jobs": run.jobs is not None,
+        "shards": run.shards > 1,
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise ValueError(f"`{name}` needs attacks. Received: attacks='none'")
+
+
+def _prepare(run: _Run, certificate: Any, draws: Draws, alpha: float | None) -> None:
+    """All that comes before the attacks, and their list."""
+    _answer(run)
+    _certify(run, certificate, alpha)
+    if run.radii is not None:
+        other = np.flatnonzero(run.labels != run.cert_labels)
+        _refute(run, run.x[other], other, run.labels[other])
+    _check_model(run, draws)
+    run.planned = [[with_draws(make(e), run.random) for make in run.makers] for e in run.eps]
+
+
 def _answer(run: _Run) -> None:
     """The model's answers to the clean images."""
     with run.progress.watching("clean accuracy"):
         run.warnings += check_layers(run.model, run.x)
-        run.labels = _labels(run.model, run.x, run.y, run.batch_size, run.seed)
+        run.labels = labels_of(run.model, run.x, run.y, run.batch_size, run.seed)
         run.warnings += _check_answers(run.labels)
 
 
@@ -329,46 +437,73 @@ def _check_model(run: _Run, draws: Draws) -> None:
         run.warnings += check_unbounded(run.model, run.x[rows], run.y[rows], run.norm, run.seed)
 
 
-def _attack(run: _Run, certificate_given: Any) -> Campaign:
+def _attack(run: _Run, certificate_given: Any) -> Found:
     """All attacks at all radii, on the images that still resist; none without attacks."""
-    run.planned = [[with_draws(make(e), run.random) for make in run.makers] for e in run.eps]
-
-    def judge(attack: Attack, rows: np.ndarray) -> tuple[Any, Any]:
-        points = attack(run.model, run.given[rows], run.y[rows], indices=rows)
-        labels = _labels(run.model, points, run.y[rows], run.batch_size, run.seed)
-        _refute(run, points, rows, labels)
-        return points, labels
-
-    campaign = Campaign(
-        run.planned,
-        run.eps,
-        run.y,
-        run.correct,
-        judge,
-        skip=None if run.attack_certified == "all" else run.proved,
-        skip_from=0 if run.attack_certified == "none" else 1,
-        batch_size=run.batch_size,
-        about={
-            **fingerprint(run.model, run.given, run.y),
-            "norm": run.norm,
-            "seed": run.seed,
-            "batch_size": run.batch_size,
-            "attack_certified": run.attack_certified,
-            "attacks": [[_config(attack) for attack in row] for row in run.planned],
-            "surrogates": [identity_of(source) for source in run.surrogates],
-            "certificate": _certificate_given(certificate_given),
-        },
-        checkpoint=run.checkpoint,
-        tick=run.progress,
+    about = _about(run, certificate_given)
+    parts = ranges(len(run.y), run.shards)
+    tasks = [partial(_shard, run, k, rows, about) for k, rows in enumerate(parts)]
+    if run.jobs in (None, 1):
+        found = [attack_shard(run.model, run.planned, make(), run.progress) for make in tasks]
+        return merge(found, parts)
+    packed = pack(run.model, run.planned, run.seed)
+    found = run_jobs(
+        attack_packed,
+        [partial(_packed_with, packed, make) for make in tasks],
+        run.jobs,
+        finished=run.progress.counting(len(parts)),
+        lost=run.progress.lost,
+        environment={"KERAS_BACKEND": packed.backend},
     )
-    campaign.run()
-    return campaign
+    return merge(found, parts)
 
 
-def _check_attacks(run: _Run, campaign: Campaign) -> None:
+def _packed_with(packed: Packed, make: Callable[[], Shard]) -> tuple[Packed, Shard]:
+    return packed, make()
+
+
+def _about(run: _Run, certificate_given: Any) -> dict[str, Any]:
+    """What is evaluated, for checkpoints."""
+    return {
+        **fingerprint(run.model, run.given, run.y),
+        "norm": run.norm,
+        "seed": run.seed,
+        "batch_size": run.batch_size,
+        "attack_certified": run.attack_certified,
+        "attacks": [[_config(attack) for attack in row] for row in run.planned],
+        "surrogates": [identity_of(source) for source in run.surrogates],
+        "certificate": _certificate_given(certificate_given),
+    }
+
+
+def _shard(run: _Run, number: int, rows: range, about: dict[str, Any]) -> Shard:
+    """A part of the images with what is known of them."""
+    part, file = slice(rows.start, rows.stop), run.checkpoint
+    if run.divided:
+        about = about | {"shard": [rows.start, rows.stop]}
+        file = None if file is None else shard_file(file, number, run.shards)
+    proved = None if run.attack_certified == "all" else run.proved
+    return Shard(
+        first=rows.start,
+        x=run.given if len(rows) == len(run.y) else run.given[part],
+        y=run.y[part],
+        correct=run.correct[part],
+        skip=None if proved is None else proved[:, part],
+        skip_from=0 if run.attack_certified == "none" else 1,
+        cert_labels=None if run.radii is None else run.cert_labels[part],
+        radii=None if run.radii is None else run.radii[part],
+        eps=run.eps,
+        batch_size=run.batch_size,
+        seed=run.seed,
+        repeats=max(1, REPEATS // run.shards),
+        about=about,
+        checkpoint=file,
+    )
+
+
+def _check_attacks(run: _Run, found: Found) -> None:
     """Warns where the outcomes of the attacks are not to be believed."""
-    outcomes = campaign.outcomes
-    run.warnings += check_outcomes(outcomes, run.planned[0], campaign.repeated)
+    outcomes = found.outcomes
+    run.warnings += check_outcomes(outcomes, run.planned[0], found.repeated)
     if run.checks != "full" or not run.sample.size:
         return
     middle = (len(run.eps) - 1) // 2
@@ -384,9 +519,9 @@ def _check_attacks(run: _Run, campaign: Campaign) -> None:
 
 
 def _report(
-    run: _Run, campaign: Campaign, title: str | None, class_names: list[str] | None
+    run: _Run, found: Found, title: str | None, class_names: list[str] | None
 ) -> RobustnessReport:
-    outcomes, proved = campaign.outcomes, run.proved
+    outcomes, proved = found.outcomes, run.proved
     robust = outcomes.robust()
     certified: dict[float, float | None] = dict.fromkeys(run.eps)
     if proved is not None:
@@ -399,8 +534,8 @@ def _report(
         survived = dict(zip(run.eps, robust.mean(axis=1).tolist(), strict=True))
     examples = [
         image
-        for e, found in zip(run.eps, campaign.fooled, strict=True)
-        for image in attacked_images(run.x, run.y, found, e, run.norm)
+        for e, some in zip(run.eps, found.fooled, strict=True)
+        for image in attacked_images(run.x, run.y, some, e, run.norm)
     ]
     name = getattr(run.model, "name", None)
     return RobustnessReport(
@@ -464,14 +599,6 @@ def _radii_asked(eps: float | Iterable[float], norm: str, entries: int) -> list[
             f"divide radii in bytes by 255. Received: eps={values[-1]:g}"
         )
     return values
-
-
-def _labels(model: Any, x: np.ndarray, y: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
-    """Labels by the mean logits, over draws that no attack with this seed has seen."""
-    with noise(model, x, batch_size, seed + 1):
-        logits = mean_logits(model, x, batch_size)
-    check_labels(y, logits.shape[1])
-    return answers(logits)
 
 
 def _check_answers(labels: np.ndarray) -> list[EvaluationWarning]:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from dynzoo.inference.passes import listening
-from dynzoo.robustness.campaign import Campaign
+from dynzoo.robustness.campaign import Campaign, Found
 from dynzoo.utils.formatting import clock, eps_text, percent
 
 __all__ = ["Progress", "seconds_left"]
@@ -120,6 +120,34 @@ class Progress:
             text = f"{radius_text}  again: {campaign.repeating} images that fell in a smaller ball"
         if due or text != self._shown:
             self._say(text, left)
+
+    def counting(self, shards: int) -> Callable[[int, Found], None]:
+        """A function that is told of each part as it is done, and says how many are."""
+        begin, images, robust = self.clock(), 0, np.zeros(1)
+
+        done = 0
+
+        def finished(number: int, found: Found) -> None:
+            nonlocal done, images, robust
+            done += 1
+            resist = found.outcomes.robust()
+            images, robust = images + resist.shape[1], robust + resist.sum(axis=1)
+            if self.quiet:
+                return
+            self._share = done / shards
+            left = (self.clock() - begin) * (shards - done) / done
+            shares = ", ".join(
+                f"{percent(share)} at {eps_text(e)}"
+                for e, share in zip(found.outcomes.eps, robust / images, strict=True)
+            )
+            self._say(f"part {done} of {shards}  robust {shares}", left)
+
+        return finished
+
+    def lost(self, left: int) -> None:
+        """A process died; what it was doing is done again."""
+        if not self.quiet:
+            self._say(f"a process was killed: its part is done again, {left} left")
 
     @property
     def _least(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from dynzoo.attacks.geometry import distances
 from dynzoo.utils.files import write_atomically
 
 __all__ = ["CertificateViolation", "refute"]
+
+_NAMES = ("index", "x", "x_adv", "radius", "distance", "label", "fooled_label")
 
 
 class CertificateViolation(Exception):
@@ -45,6 +48,10 @@ class CertificateViolation(Exception):
         self.radius, self.distance = radius, distance
         self.label, self.fooled_label = label, fooled_label
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # it comes out of other processes too
+        return type(self), tuple(getattr(self, name) for name in _NAMES)
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the counterexample as an ``.npz`` file: every attribute by its name.
 
@@ -55,8 +62,7 @@ class CertificateViolation(Exception):
         if path.suffix.lower() != ".npz":
             raise ValueError(f"`path` must end in .npz. Received: path={str(path)!r}")
         buffer = io.BytesIO()
-        names = ("index", "x", "x_adv", "radius", "distance", "label", "fooled_label")
-        np.savez(buffer, allow_pickle=False, **{name: getattr(self, name) for name in names})
+        np.savez(buffer, allow_pickle=False, **{name: getattr(self, name) for name in _NAMES})
         write_atomically(path, buffer.getvalue())
         self.args = (f"{self.args[0]} Saved as {path}.",)
         return path
@@ -69,14 +75,18 @@ def refute(
     labels: np.ndarray,
     cert_labels: np.ndarray,
     radii: np.ndarray,
+    first: int = 0,
 ) -> None:
-    """Raise a CertificateViolation if a point has another label inside its certified radius."""
+    """Raise a CertificateViolation if a point has another label inside its certified radius.
+
+    ``first`` is the number of the first image of ``x`` in the data set.
+    """
     gone = distances(points, x[rows], "l2")
     wrong = np.flatnonzero((labels != cert_labels[rows]) & (gone < radii[rows]))
     if wrong.size:
         k, index = int(wrong[0]), int(rows[wrong[0]])
         raise CertificateViolation(
-            index,
+            index + first,
             x[index].copy(),
             points[k].copy(),
             float(radii[index]),

@@ -264,14 +264,6 @@ def _json(data: dict[str, Any]) -> str:
 _LISTED = 20
 
 
-def interval(share: float, count: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share that was measured on ``count`` images."""
-    z2 = 1.959964**2
-    center = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = np.sqrt(share * (1 - share) * z2 / count + z2**2 / (4 * count**2)) / (1 + z2 / count)
-    return max(0.0, float(center - half)), min(1.0, float(center + half))
-
-
 def render(report: RobustnessReport) -> str:
     """The report as one HTML page without any reference to another file."""
     versions = report.details.get("versions", {})
@@ -473,7 +465,7 @@ def _numbers(report: RobustnessReport) -> str:
     def cell(value: float | None) -> str:
         if value is None:
             return "&ndash;"
-        low, high = interval(value, report.images)
+        low, high = plots.wilson_interval(value, report.images)
         return f"{percent(value)} <small>{100 * low:.1f}&ndash;{100 * high:.1f}</small>"
 
     rows = [["0 (clean)", cell(None), cell(report.clean)]]

@@ -102,6 +102,8 @@ def measure(
     prediction_sets: float | None = None,
     local: str | None = None,
     time_limit: float | None = None,
+    jobs: int | None = None,
+    shards: int | None = None,
 ) -> Measurement:
     """Clean and certified accuracy on all images, attacked accuracy on the first few.
 
@@ -130,6 +132,8 @@ def measure(
         local: a method of `dynzoo.certificates.certify_local`, whose certificate the images of the
             report get in place of that of the Lipschitz bound; `None` for none.
         time_limit: its seconds for an image, or `None`.
+        jobs: processes that attack side by side, as in `dynzoo.evaluate`.
+        shards: parts of the images that are attacked by themselves, as in `dynzoo.evaluate`.
 
     Returns:
         A `Measurement`; its `report` is `None` where none was asked for, its `audited_slope`
@@ -178,6 +182,8 @@ def measure(
             checkpoint=checkpoint,
             attack_certified=attack_certified,
             prediction_sets=prediction_sets,
+            jobs=jobs,
+            shards=shards,
         )
         if audit:
             from dynzoo.certificates.audit import audit as search

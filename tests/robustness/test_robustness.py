@@ -25,7 +25,6 @@ from dynzoo.plots import (
 from dynzoo.robustness.checks.warning import EvaluationWarning
 from dynzoo.robustness.comparison import compare
 from dynzoo.robustness.evaluation import CertificateViolation, evaluate
-from dynzoo.robustness.report import interval
 from dynzoo.utils.formatting import percent
 
 EPS = (0.1, 0.3, 0.5)
@@ -417,9 +416,9 @@ def test_small_helpers():
     grid, share = certified_curve(np.array([0.0, 0.2, 0.2, 0.5]), 0.4)
     assert grid.tolist() == [0.0, 0.2, 0.4] and share.tolist() == [0.75, 0.25, 0.25]
     assert [eps_text(e) for e in (36 / 255, 0.5, 0.1)] == ["36/255", "0.5", "0.1"]
-    low, high = interval(0.5, 100)
+    low, high = wilson_interval(0.5, 100)
     assert low == pytest.approx(0.4038, abs=1e-4) and high == pytest.approx(0.5962, abs=1e-4)
-    assert interval(0.0, 10)[0] == 0.0 and interval(1.0, 10)[1] == pytest.approx(1.0)
+    assert wilson_interval(0.0, 10)[0] == 0.0 and wilson_interval(1.0, 10)[1] == pytest.approx(1.0)
     assert displayable(np.zeros(64)).shape == (8, 8, 3)
     assert displayable(np.zeros((4, 5, 1))).shape == (4, 5, 3)
     assert displayable(np.zeros(63)) is None and displayable(np.zeros((4, 4, 5))) is None
