@@ -30,6 +30,7 @@ KINDS = ("contractive", "prescribed", "flexible")
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 RADII = (36 / 255, 0.3, 0.5, 1.0)
 SUBSTEPS = 2
+STRONG = "pgd_margin"
 
 
 def read(path):
@@ -143,7 +144,7 @@ def measured(model, x, y, args):
     right = labels == y
     print(f"  Lipschitz bound {certificate.lipschitz:.4g}, clean {100 * right.mean():.2f} %")
     report = dynzoo.evaluate(
-        model, x[: args.strong], y[: args.strong], eps=RADII, attacks="pgd_margin", checks="quick"
+        model, x[: args.strong], y[: args.strong], eps=RADII, attacks=STRONG, checks="quick"
     )
     local = np.zeros(0)
     if args.local:

@@ -98,3 +98,31 @@ def test_kind_is_in_the_path():
     assert founding_networks.kind_of(Path("Non-expansive/a.pt")) == "contractive"
     with pytest.raises(SystemExit, match="--kind"):
         founding_networks.kind_of(Path("a.pt"))
+
+
+def test_a_folder_is_attacked_and_certified(tmp_path, monkeypatch, capsys):
+    """The command on a tiny file: a line a radius, what is proved below what survives attacks."""
+    folder = tmp_path / "Non-expansive"
+    folder.mkdir()
+    torch.save(state_dict("contractive"), folder / "model.pt")
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, size=(12, 8, 8, 3), dtype="uint8")
+    model = founding_networks.rebuilt(founding_networks.read(folder / "model.pt"), "contractive")
+    y = backend.to_numpy(model(x[:12].astype("float32") / 255)).argmax(axis=1)
+    images = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
+    np.savez(tmp_path / "images.npz", **images)
+    monkeypatch.setattr(founding_networks, "RADII", (0.01, 0.5))
+    few = dynzoo.attacks.PGD(steps=10, restarts=1, loss="margin")  # keeps the test short
+    monkeypatch.setattr(founding_networks, "STRONG", [few])
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    words = [str(folder), "--data", str(tmp_path / "images.npz"), "--images", "4", "--strong", "4"]
+    monkeypatch.setattr(sys, "argv", ["founding_networks.py", *words, "--local", "1"])
+    founding_networks.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert any("contractive" in line for line in lines)
+    assert any("clean 100.00 %" in line for line in lines)
+    rows = np.array([line.split() for line in lines[-2:]], float)
+    radius, weak, strong, proved, near = rows.T
+    assert list(radius) == [0.01, 0.5]
+    assert np.all(proved <= strong) and np.all(strong <= weak) and np.all(near <= 100)
+    assert np.all(np.diff(strong) <= 0) and np.all(np.diff(proved) <= 0)

@@ -15,6 +15,7 @@ from dynzoo.utils import interruption
 from dynzoo.zoo import files as preset_files
 
 if TYPE_CHECKING:
+    from dynzoo.robustness.report import RobustnessReport
     from dynzoo.zoo.measurement import Measurement
 
 NAME = "evaluate"
@@ -92,6 +93,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="sets of labels that hold the right one, under attack, with probability 1 - ALPHA: "
         "half of the images of the report calibrate, the other half is measured",
     )
+    _add_local(parser)
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -108,6 +110,21 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--keep-attacks",
         action="store_true",
         help="with --update-card and --attacks none: leave the attacks' numbers on the card",
+    )
+
+
+def _add_local(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--local",
+        choices=("movement", "crown", "alpha-crown", "complete"),
+        help="certify the images of the report each on its own ball; complete: shares that are "
+        "certified, falsified and unknown",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="for an image, with --local (default: none; a minute with complete)",
     )
 
 
@@ -131,6 +148,17 @@ def _check_options(options: Namespace, norm: str) -> None:
         from dynzoo.utils.arguments import number  # NumPy: only where there is something to check
 
         number("prediction_sets", options.prediction_sets, 0.0, 1.0, closed="none")
+    if options.time_limit is not None:
+        from dynzoo.utils.arguments import number  # as above
+
+        number("time_limit", options.time_limit)
+        if options.local in (None, "movement"):
+            raise ValueError("--time-limit needs --local crown, alpha-crown or complete")
+    if options.local and options.prediction_sets is not None:
+        raise ValueError("--prediction-sets needs the Lipschitz bound, not --local")
+    if options.local and (options.audit or options.update_card):
+        name = "--audit" if options.audit else "--update-card"
+        raise ValueError(f"{name} is of the Lipschitz bound: leave --local out")
     if options.attacks == ["none"]:
         if options.checkpoint:
             raise ValueError("--checkpoint needs attacks: it is they that go on from it")
@@ -157,7 +185,7 @@ def _check_options(options: Namespace, norm: str) -> None:
 def _check_shard(options: Namespace) -> None:
     if not options.checkpoint:
         raise ValueError("--shard needs --checkpoint FOLDER, into which its part goes")
-    of_the_report = ("jobs", "shards", "output", "audit", "corruptions", "update_card")
+    of_the_report = ("jobs", "shards", "local", "output", "audit", "corruptions", "update_card")
     for name in (*of_the_report, "prediction_sets"):
         if getattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')} is of a whole report, not of one part")
@@ -213,10 +241,12 @@ def _evaluate(
             corruptions=options.corruptions,
             report=bool(options.output),
             prediction_sets=options.prediction_sets,
+            local=options.local,
+            time_limit=options.time_limit,
             jobs=options.jobs,
             shards=options.shards,
         )
-    show(measured, name)
+    show(measured, name, options.local)
     if options.output and measured.report is not None:
         say(f"report: {measured.report.save(options.output).absolute()}")
     if options.update_card:
@@ -270,7 +300,7 @@ def _kept(checkpoint: str | None) -> str:
     return again if checkpoint else f"{again} (with --checkpoint FILE it would go on)"
 
 
-def show(measured: Measurement, title: str) -> None:
+def show(measured: Measurement, title: str, local: str | None = None) -> None:
     """The numbers of a measurement as a table, and what casts doubt on them."""
     # Keras is loaded where something was measured
     from dynzoo.plots import norm_text
@@ -301,8 +331,24 @@ def show(measured: Measurement, title: str) -> None:
     say(f"Lipschitz bound, images to logits (L2): {measured.lipschitz:.6g}")
     if measured.report is not None and measured.report.prediction_sets is not None:
         _show_sets(measured.report.prediction_sets)
+    if local and measured.report is not None:
+        _show_local(measured.report, local)
     for warning in measured.report.warnings if measured.report is not None else ():
         say(f"warning: {warning}", style="yellow")
+
+
+def _show_local(report: RobustnessReport, method: str) -> None:
+    from dynzoo.zoo.measurement import radius_text  # as above
+
+    decisions = report.decisions or {
+        e: {"certified": share} for e, share in report.certified.items() if share is not None
+    }
+    words = list(next(iter(decisions.values()), {}))
+    rows = [
+        [radius_text(e), *(percent(decisions[e][word]) for word in words)]
+        for e in sorted(decisions)
+    ]
+    table(["radius", *words], rows, title=f"at the image ({method}), {report.images} images")
 
 
 def _show_sets(sets: dict[str, Any]) -> None:

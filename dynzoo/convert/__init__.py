@@ -8,6 +8,7 @@ __getattr__, __all__ = loader(
         "ConversionError": "errors",
         "from_onnx": "onnx_graph",
         "from_torch": "torch_graph",
+        "to_flows": "flows",
         "to_plain": "plain",
     },
 )

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
+import numpy as np
+
 from dynzoo.convert.functions import FUNCTIONS
 from dynzoo.convert.network import Network, Tensor
 
-__all__ = ["MODULES"]
+__all__ = ["FOREIGN", "MODULES"]
 
 Convert = Callable[[Network, Any, Tensor], Tensor]
 
@@ -57,6 +60,26 @@ def _flatten(net: Network, module: Any, x: Tensor) -> Tensor:
 def _unflatten(net: Network, module: Any, x: Tensor) -> Tensor:
     place, shape = net.axis(x, module.dim), x.shape
     return net.reshape(x, [*shape[: place - 1], *module.unflattened_size, *shape[place:]])
+
+
+def _sorted_pairs(net: Network, module: Any, x: Tensor) -> Tensor:
+    """GroupSort of deel-torchlip: of channels 2i and 2i + 1 the smaller first."""
+    from dynzoo.layers import MaxMin
+
+    channels = x.shape[0]
+    if module.group_size != 2 or channels % 2:
+        raise net.refuse(f"only pairs are sorted; its groups have {module.group_size or channels}.")
+    x = net.in_their_order(x) if x.rank == 2 else net.image(x)
+    half = np.arange(channels // 2)
+    y = keras.ops.take(x.keras, np.concatenate([2 * half, 2 * half + 1]), axis=-1)
+    y = net.layer(MaxMin, y)
+    order = np.stack([half + len(half), half], axis=1).ravel()
+    if x.rank == 2:
+        z = Tensor(y, x.axes, order)
+    else:
+        z = Tensor(keras.ops.take(y, order, axis=-1), x.axes)
+    factor = float(getattr(module, "_coefficient_lip", 1.0))
+    return z if factor == 1 else FUNCTIONS["mul"](net, z, factor)
 
 
 def _zero_pad(net: Network, module: Any, x: Tensor) -> Tensor:
@@ -116,4 +139,10 @@ MODULES: dict[str, Convert] = {
     "Dropout1d": _identity,
     "Dropout2d": _identity,
     "AlphaDropout": _identity,
+}
+
+# By the name of the class with its module: of other packages, what torch.fx cannot read.
+FOREIGN: dict[str, Convert] = {
+    f"deel.torchlip.modules.activation.{name}": _sorted_pairs
+    for name in ("GroupSort", "GroupSort2")
 }

@@ -165,6 +165,16 @@ class Network:
         y = keras.ops.take(x.keras, x.order, axis=-1)
         return Tensor(y, x.axes, nonnegative=x.nonnegative)
 
+    def _in_order(self, x: Tensor, order: np.ndarray) -> Tensor:
+        """A vector whose entries stand as those of another one do."""
+        given = np.arange(len(order)) if x.order is None else x.order
+        if np.array_equal(given, order):
+            return x
+        places = np.empty_like(order)
+        places[order] = given
+        y = keras.ops.take(x.keras, places, axis=-1)
+        return Tensor(y, x.axes, order, x.nonnegative)
+
     def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
         """To another shape without the batch axis, in the order of the other framework."""
         size, shape = math.prod(x.shape), list(shape)
@@ -345,7 +355,8 @@ class Network:
             for a in orders
         )
         if not same:
-            tensors = [self.in_their_order(x) for x in tensors]
+            order = next(o for o in orders if o is not None)
+            tensors = [self._in_order(x, order) for x in tensors]
         return [self.laid_out(x, tensors[0].axes) for x in tensors]
 
     def join(self, cls: type, tensors: Sequence[Tensor]) -> Tensor:

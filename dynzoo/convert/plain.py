@@ -14,10 +14,10 @@ import numpy as np
 
 from dynzoo import backend, operators
 from dynzoo import layers as dl
-from dynzoo.certificates.graph import trace
 from dynzoo.certificates.operations import TensorCall
 from dynzoo.certificates.rules.linear import float64
 from dynzoo.certificates.rules.table import is_identity
+from dynzoo.convert.builder import Builder, full_precision
 from dynzoo.convert.comparison import check
 from dynzoo.operators.shift import _MOVES as MOVES
 from dynzoo.operators.shift import _sizes as shift_sizes
@@ -59,13 +59,9 @@ def to_plain(model: keras.Model) -> keras.Model:
     >>> type(plain.layers[-1]).__name__
     'Dense'
     """
-    program = trace(model)
-    for step in program.steps:
-        policy = step.layer.dtype_policy
-        if policy.compute_dtype != policy.variable_dtype:
-            raise ValueError(f"Layer '{step.name}' runs in mixed precision: {policy.name}.")
+    program = full_precision(model)
     values: dict[int, Any] = {0: keras.Input(program.input_shape, name="images")}
-    build = _Builder()
+    build = Builder()
     for step in program.steps:
         inputs = [values[slot] for slot in step.inputs]
         build.name = re.sub(r"\W+", "_", step.name)
@@ -83,113 +79,33 @@ def to_plain(model: keras.Model) -> keras.Model:
     return plain
 
 
-class _Builder:
-    """Makes the layers of one step of the program, under its name."""
-
-    def __init__(self):
-        self.name = ""
-        self._used: set[str] = set()
-        self._copies: dict[int, Any] = {}
-
-    def fresh(self) -> str:
-        """The step's name, with a number if it is taken."""
-        name, count = self.name, 1
-        while name in self._used:
-            count += 1
-            name = f"{self.name}_{count}"
-        self._used.add(name)
-        return name
-
-    def layer(self, cls: type, inputs: Any, weights: Any = None, **arguments: Any) -> Any:
-        """The output of a new layer with these weights."""
-        made = cls(name=self.fresh(), **arguments)
-        output = made(inputs)
-        if weights is not None:
-            made.set_weights([np.asarray(w, "float32") for w in weights])
-        return output
-
-    def copy(self, layer: Any, inputs: list[Any]) -> Any:
-        """The output of a copy of the layer; one that is called twice stays one."""
-        if id(layer) not in self._copies:
-            config = {**layer.get_config(), "name": self.fresh()}
-            self._copies[id(layer)] = type(layer).from_config(config)
-        copy = self._copies[id(layer)]
-        output = copy(inputs[0] if len(inputs) == 1 else inputs)
-        copy.set_weights(layer.get_weights())
-        return output
-
-    def matrix(self, x: Any, kernel: np.ndarray, bias: Any = None) -> Any:
-        """A matrix on vectors, or on the channels of each pixel."""
-        use_bias = bias is not None
-        weights = [kernel, bias] if use_bias else [kernel]
-        if len(x.shape) == 4:
-            weights[0] = weights[0][None, None]
-            return self.layer(
-                kl.Conv2D,
-                x,
-                weights,
-                filters=kernel.shape[-1],
-                kernel_size=1,
-                use_bias=use_bias,
-                data_format="channels_last",
-            )
-        return self.layer(kl.Dense, x, weights, units=kernel.shape[-1], use_bias=use_bias)
-
-    def conv(self, x: Any, kernel: np.ndarray, bias: Any, before: int, after: int) -> Any:
-        """A convolution with stride 1 and these zeros before and after both axes."""
-        size, padding = len(kernel), "same"
-        if before != (size - 1) // 2:
-            x = self.layer(kl.ZeroPadding2D, x, padding=((before, after), (before, after)))
-            padding = "valid"
-        return self.layer(
-            kl.Conv2D,
-            x,
-            [kernel] if bias is None else [kernel, bias],
-            filters=kernel.shape[-1],
-            kernel_size=size,
-            padding=padding,
-            use_bias=bias is not None,
-            data_format="channels_last",
-        )
-
-    def activation(self, x: Any, name: str) -> Any:
-        """A monotone activation by its name in dynzoo."""
-        if name == "linear":
-            return x
-        if name == "relu":
-            return self.layer(kl.ReLU, x)
-        if name in ("leaky_relu", "half_leaky_relu"):
-            return self.layer(kl.LeakyReLU, x, negative_slope=0.5 if "half" in name else 0.2)
-        return self.layer(kl.Activation, x, activation=name)
-
-
 # --- the forms -------------------------------------------------------------------------------
 
 
-def _orthonormal(build: _Builder, layer: Any, x: Any) -> Any:
+def _orthonormal(build: Builder, layer: Any, x: Any) -> Any:
     return build.matrix(x, float64(layer.kernel), float64(layer.bias) if layer.use_bias else None)
 
 
-def _unit_rows(build: _Builder, layer: Any, x: Any) -> Any:
+def _unit_rows(build: Builder, layer: Any, x: Any) -> Any:
     bias = float64(layer.bias) if layer.use_bias else None
     return build.matrix(x, layer.effective_kernel(), bias)
 
 
-def _mean_shift(build: _Builder, layer: Any, x: Any) -> Any:
+def _mean_shift(build: Builder, layer: Any, x: Any) -> Any:
     return build.layer(kl.Rescaling, x, scale=1.0, offset=[-m for m in layer.mean])
 
 
-def _learned_scale(build: _Builder, layer: Any, x: Any) -> Any:
+def _learned_scale(build: Builder, layer: Any, x: Any) -> Any:
     return build.layer(kl.Rescaling, x, scale=float(float64(layer.scale)))
 
 
-def _scaled_average(build: _Builder, layer: Any, x: Any) -> Any:
+def _scaled_average(build: Builder, layer: Any, x: Any) -> Any:
     p = layer.pool_size
     x = build.layer(kl.AveragePooling2D, x, pool_size=p, data_format="channels_last")
     return build.layer(kl.Rescaling, x, scale=float(p))
 
 
-def _position_offset(build: _Builder, layer: Any, x: Any) -> Any:
+def _position_offset(build: Builder, layer: Any, x: Any) -> Any:
     """As the shift of a batch normalisation of vectors, whose offsets are weights."""
     shape = tuple(x.shape[1:])
     offset = float64(layer.offset).ravel()
@@ -204,7 +120,7 @@ def _position_offset(build: _Builder, layer: Any, x: Any) -> Any:
     return build.layer(kl.Reshape, y, target_shape=shape)
 
 
-def _space_to_depth(build: _Builder, layer: Any, x: Any) -> Any:
+def _space_to_depth(build: Builder, layer: Any, x: Any) -> Any:
     b = layer.block_size
     height, width, channels = x.shape[1] // b, x.shape[2] // b, x.shape[3]
     x = build.layer(kl.Reshape, x, target_shape=(height, b, width, b, channels))
@@ -212,7 +128,7 @@ def _space_to_depth(build: _Builder, layer: Any, x: Any) -> Any:
     return build.layer(kl.Reshape, x, target_shape=(height, width, b * b * channels))
 
 
-def _channel_padding(build: _Builder, layer: Any, x: Any) -> Any:
+def _channel_padding(build: Builder, layer: Any, x: Any) -> Any:
     *inner, channels = x.shape[1:]
     more = layer.channels - channels
     if more == 0:
@@ -223,7 +139,7 @@ def _channel_padding(build: _Builder, layer: Any, x: Any) -> Any:
     return build.layer(kl.Reshape, y, target_shape=(*inner, layer.channels))
 
 
-def _max_min(build: _Builder, layer: Any, x: Any) -> Any:
+def _max_min(build: Builder, layer: Any, x: Any) -> Any:
     """The larger of each pair, then the smaller."""
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
@@ -232,15 +148,15 @@ def _max_min(build: _Builder, layer: Any, x: Any) -> Any:
     return build.layer(kl.Concatenate, [large, small], axis=-1)
 
 
-def _spatial_shift(build: _Builder, layer: Any, x: Any) -> Any:
+def _spatial_shift(build: Builder, layer: Any, x: Any) -> Any:
     return _shifted(build, x, layer.reverse, layer.padding, layer.fraction)
 
 
-def _max_min_shift(build: _Builder, layer: Any, x: Any) -> Any:
+def _max_min_shift(build: Builder, layer: Any, x: Any) -> Any:
     return _spatial_shift(build, layer, _max_min(build, layer, x))
 
 
-def _shifted(build: _Builder, x: Any, reverse: bool, padding: str, fraction: float) -> Any:
+def _shifted(build: Builder, x: Any, reverse: bool, padding: str, fraction: float) -> Any:
     """Four groups of channels by one pixel each, as slices that are joined again."""
     sizes = shift_sizes(x.shape[-1], fraction)
     if sizes[1] == 0:
@@ -270,7 +186,7 @@ def _shifted(build: _Builder, x: Any, reverse: bool, padding: str, fraction: flo
 class _Operator:
     """A linear operator of a flow, and its adjoint, in Keras' layers."""
 
-    def __init__(self, build: _Builder, operator: Any):
+    def __init__(self, build: Builder, operator: Any):
         self._build = build
         self._operator = operator
 
@@ -314,7 +230,7 @@ class _Operator:
         return self._build.layer(kl.Add, [x, self.adjoint(inner, scale * kernel)])
 
 
-def _gradient_flow(build: _Builder, layer: Any, x: Any) -> Any:
+def _gradient_flow(build: Builder, layer: Any, x: Any) -> Any:
     if layer.integrator != "euler" or not _has_form(layer, x):
         return None
     operator = _Operator(build, layer.operator)
@@ -331,7 +247,7 @@ def _has_form(layer: Any, x: Any) -> bool:
     return _Operator.has_form(layer.operator) and len(x.shape) in (2, 4)
 
 
-def _switching_flow(build: _Builder, layer: Any, x: Any) -> Any:
+def _switching_flow(build: Builder, layer: Any, x: Any) -> Any:
     if not _has_form(layer, x):
         return None
     operator = _Operator(build, layer.operator)
@@ -356,7 +272,7 @@ def _switching_flow(build: _Builder, layer: Any, x: Any) -> Any:
 
 
 # Layer -> its form; None where this one has none.
-PLAIN: dict[type, Callable[[_Builder, Any, Any], Any]] = {
+PLAIN: dict[type, Callable[[Builder, Any, Any], Any]] = {
     dl.OrthonormalDense: _orthonormal,
     dl.OrthonormalPointwise: _orthonormal,
     dl.UnitRowDense: _unit_rows,

@@ -13,7 +13,7 @@ from dynzoo.convert import architectures
 from dynzoo.convert.comparison import check, random_images
 from dynzoo.convert.errors import ConversionError
 from dynzoo.convert.functions import BATCH, FUNCTIONS
-from dynzoo.convert.modules import MODULES
+from dynzoo.convert.modules import FOREIGN, MODULES
 from dynzoo.convert.network import Network, Tensor
 
 __all__ = ["from_torch"]
@@ -88,7 +88,11 @@ def from_torch(
                 f"The network does not take images of shape {shape}: {reason:.300}"
             ) from None
         net = Network(shape, list(MODULES))
-        output = _interpret(module, _trace(module), net)
+        traced = _trace(module)
+        try:
+            output = _interpret(module, traced, net)
+        finally:
+            _forget_constants(module)
         net.at("output", kind)
         model = net.model(output, name or kind.lower())
         check(model, run, "the network", kind)
@@ -179,6 +183,10 @@ def _class_name(module: Any) -> str:
     )
 
 
+def _known(name: str) -> bool:
+    return name in MODULES or name in FOREIGN
+
+
 def _trace(module: Any) -> Any:
     """The graph of the module: known modules are its leaves, all others are opened."""
     import torch
@@ -187,12 +195,16 @@ def _trace(module: Any) -> Any:
     class Tracer(fx.Tracer):
         def is_leaf_module(self, part: Any, path: str) -> bool:
             name = _class_name(part)
-            return name in MODULES or (
+            return _known(name) or (
                 "." not in name and not isinstance(part, (torch.nn.Sequential, torch.nn.ModuleList))
             )
 
+        def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+            # What a module makes of its weights alone is computed here and now, whatever that is.
+            return attr_val
+
     root = module
-    if _class_name(module) in MODULES:
+    if _known(_class_name(module)):
         root = torch.nn.Sequential(module)
         root.eval()
     try:
@@ -205,6 +217,12 @@ def _trace(module: Any) -> Any:
             f"torch.fx cannot read its `forward` ({reason:.200}); branches that depend on the "
             "input must go.",
         ) from None
+
+
+def _forget_constants(module: Any) -> None:
+    """Takes away what torch.fx left in the module: tensors that were made of its weights."""
+    for name in [n for n in vars(module) if n.startswith("_tensor_constant")]:
+        delattr(module, name)
 
 
 def _interpret(module: Any, traced: Any, net: Network) -> Tensor:
@@ -273,12 +291,12 @@ def _call(node: Any, args: Any, kwargs: Any, net: Network, root: Any) -> Any:
         net.at(node.target, f"torch.nn.{name}" if "." not in name else name)
         if not _symbolic((args, kwargs)):
             return part(*args, **kwargs)
-        if name not in MODULES:
+        if not _known(name):
             raise net.unknown()
         inputs = [*args, *kwargs.values()]
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
             raise net.refuse("it takes more than one tensor.")
-        return MODULES[name](net, part, inputs[0])
+        return (MODULES if name in MODULES else FOREIGN)[name](net, part, inputs[0])
     method = node.op == "call_method"
     name = node.target if method else getattr(node.target, "__name__", str(node.target))
     path = _path(node)

@@ -11,7 +11,14 @@ from dynzoo.inference.streamed_images import StreamedImages, chunks, read_whole
 from dynzoo.robustness.checks.warning import EvaluationWarning
 from dynzoo.utils.arguments import number
 
-__all__ = ["certificate_dict", "check_sets_asked", "claims_of", "set_numbers", "smoothed_numbers"]
+__all__ = [
+    "certificate_dict",
+    "check_sets_asked",
+    "claims_of",
+    "decisions_of",
+    "set_numbers",
+    "smoothed_numbers",
+]
 
 
 def claims_of(model: Any, certificate: Any, x: np.ndarray, batch_size: int) -> tuple:
@@ -26,12 +33,38 @@ def claims_of(model: Any, certificate: Any, x: np.ndarray, batch_size: int) -> t
         except (ValueError, TypeError, NotImplementedError) as error:
             note = f"The model has no certificate: {error}"
             return None, None, None, [EvaluationWarning("not-certified", note)]
+    # One that decides radius by radius: its own radii would be found by a search for each image.
+    bound = certificate.certificate if hasattr(certificate, "decide") else certificate
     if isinstance(x, StreamedImages):
-        found = [certificate.radii(x[part], batch_size=batch_size) for part in chunks(len(x))]
+        found = [bound.radii(x[part], batch_size=batch_size) for part in chunks(len(x))]
         labels, radii = (np.concatenate(column) for column in zip(*found, strict=True))
     else:
-        labels, radii = certificate.radii(x, batch_size=batch_size)
+        labels, radii = bound.radii(x, batch_size=batch_size)
     return certificate, np.asarray(radii, dtype=np.float64), np.asarray(labels), []
+
+
+def decisions_of(
+    certificate: Any, x: Any, right: np.ndarray, norm: str, eps: list[float], batch_size: int
+) -> np.ndarray | None:
+    """What a certificate that decides finds of each image at each radius: words (radii, n).
+
+    An answer that is wrong is falsified by the image itself. `None` where the certificate gives
+    radii alone.
+    """
+    if not hasattr(certificate, "decide"):
+        return None
+    if certificate.norm != norm:
+        raise ValueError(
+            f"`certificate` must be one in the norm of the evaluation, {norm!r}. Received: "
+            f"certificate.norm={certificate.norm!r}"
+        )
+    images = read_whole(x) if isinstance(x, StreamedImages) else x
+    found = np.full((len(eps), len(images)), "falsified", dtype="<U9")
+    left = np.flatnonzero(right)
+    for row, e in zip(found, eps, strict=True):
+        row[left] = certificate.decide(images[left], e, batch_size).outcomes
+        left = left[row[left] != "falsified"]
+    return found
 
 
 def smoothed_numbers(

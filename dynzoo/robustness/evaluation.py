@@ -28,6 +28,7 @@ from dynzoo.robustness.certified import (
     certificate_dict,
     check_sets_asked,
     claims_of,
+    decisions_of,
     set_numbers,
     smoothed_numbers,
 )
@@ -45,7 +46,7 @@ from dynzoo.robustness.outcomes import Outcomes
 from dynzoo.robustness.progress import Progress
 from dynzoo.robustness.provenance import fingerprint, runs, threat_model, versions
 from dynzoo.robustness.refutation import CertificateViolation, refute
-from dynzoo.robustness.report import RobustnessReport, attacked_images, spread
+from dynzoo.robustness.report import RobustnessReport, attacked_images, decision_shares, spread
 from dynzoo.robustness.shard_files import shard_file
 from dynzoo.robustness.shards import (
     Packed,
@@ -114,7 +115,9 @@ def evaluate(
             certified alone.
         batch_size: images processed at once.
         certificate: ``None`` to certify the model, ``False`` for no certificate, or an object whose
-            ``radii(x, batch_size)`` gives (labels, L2 radii), or ``smooth(model, sigma)``.
+            ``radii(x, batch_size)`` gives (labels, L2 radii), or ``smooth(model, sigma)``. One of
+            ``certify_local(method="complete")`` decides each image at each radius
+            (``report.decisions``).
         seed: seed of the random starts, and of a model that is random at inference.
         verbose: 1 says which check runs, or where the attacks stand, the share that is done and the
             time that is left: one line that is updated on a terminal, elsewhere a line every few
@@ -269,6 +272,7 @@ class _Run:
     cert_labels: Any = None
     smoothed: dict[str, Any] | None = None
     sets: dict[str, Any] | None = None
+    decisions: np.ndarray | None = None  # (radii, n), words
     planned: list[list[Attack]] = field(default_factory=list)
     jobs: int | None = None
     divided: bool = False  # whether checkpoints are those of parts
@@ -298,7 +302,10 @@ class _Run:
     def proved(self) -> np.ndarray | None:
         """Bool (radii, n): right, and proved to stay so."""
         counted = self.counted
-        return None if counted is None else np.stack([counted > e * self.factor for e in self.eps])
+        if counted is None:
+            return None
+        proved = np.stack([counted > e * self.factor for e in self.eps])
+        return proved if self.decisions is None else proved | (self.decisions == "certified")
 
     @property
     def random(self) -> bool:
@@ -391,6 +398,17 @@ def _certify(run: _Run, certificate: Any, alpha: float | None) -> None:
         found = claims_of(run.model, certificate, run.x, run.batch_size)
     run.certificate, run.radii, run.cert_labels, notes = found
     run.warnings += notes
+    if run.certificate is not None:
+        with run.progress.watching("decisions at the images"):
+            right = run.correct & (run.cert_labels == run.y)
+            run.decisions = decisions_of(
+                run.certificate, run.x, right, run.norm, run.eps, run.batch_size
+            )
+        if run.decisions is not None and run.norm == "l2":
+            # What is decided is a claim that every attack tests.
+            for e, words in zip(run.eps, run.decisions, strict=True):
+                least = np.where(words == "certified", np.nextafter(e, np.inf), 0.0)
+                run.radii = np.maximum(run.radii, least)
     if alpha is not None and run.certificate is not None:
         with run.progress.watching("prediction sets"):
             asked = (alpha, run.eps, run.seed, run.batch_size)
@@ -527,6 +545,7 @@ def _report(
         certified=certified,
         smoothed=run.smoothed,
         prediction_sets=run.sets,
+        decisions=decision_shares(run.eps, run.decisions),
         warnings=run.warnings,
         per_image={
             "correct": run.correct,

@@ -14,6 +14,7 @@ import numpy as np
 
 from dynzoo import plots
 from dynzoo.attacks.geometry import distances
+from dynzoo.certificates.local.complete_certificate import OUTCOMES
 from dynzoo.inference.answers import NO_ANSWER
 from dynzoo.robustness.checks.warning import EvaluationWarning
 from dynzoo.robustness.outcomes import Outcomes
@@ -100,6 +101,9 @@ class RobustnessReport:
             radius, ``"certified_coverage"`` under any attack, how many ``"calibration_images"`` and
             other ``"images"`` these numbers are of, and the ``"threshold"`` (``None``: too few
             images).
+        decisions: at each radius the shares of the images that a complete certificate found
+            ``"certified"``, ``"falsified"`` (wrong, or with a point of the ball, whose pixels may
+            leave [0, 1], that has another answer) and ``"unknown"`` when time was over.
 
     Example:
 
@@ -128,6 +132,7 @@ class RobustnessReport:
     sections: list[tuple[str, Any]] = field(default_factory=list)
     smoothed: dict[str, Any] | None = None
     prediction_sets: dict[str, Any] | None = None
+    decisions: dict[float, dict[str, float]] | None = None
     outcomes: Outcomes | None = field(default=None, repr=False)
 
     @property
@@ -192,6 +197,8 @@ class RobustnessReport:
                 for key in ("coverage", "size")
             }
             result["prediction_sets"] = {**self.prediction_sets, **by_radius}
+        if self.decisions is not None:
+            result["decisions"] = {repr(e): shares for e, shares in self.decisions.items()}
         if per_image:
             radii = self.per_image["radii"]
             result["per_image"] = {
@@ -295,6 +302,8 @@ def render(report: RobustnessReport) -> str:
         parts.append(f"<section><h2>Randomised smoothing</h2>{_smoothing(report)}</section>")
     if report.prediction_sets is not None:
         parts.append(f"<section><h2>Prediction sets</h2>{_sets(report)}</section>")
+    if report.decisions is not None:
+        parts.append(f"<section><h2>Decided at the image</h2>{_decided(report)}</section>")
     for heading, content in report.sections:
         parts.append(f"<section><h2>{text(heading)}</h2>{_content(content, heading)}</section>")
     if report.attacked:
@@ -382,6 +391,32 @@ def _smoothing(report: RobustnessReport) -> str:
         f"1 &minus; alpha ({text(settings)}). The attacks were on the model without noise.</p>"
     )
     return table(["smoothed classifier", ""], rows) + note
+
+
+def decision_shares(
+    eps: Sequence[float], decisions: np.ndarray | None
+) -> dict[float, dict[str, float]] | None:
+    """Shares of the words of a complete certificate at each radius."""
+    if decisions is None:
+        return None
+    return {
+        e: {word: float(np.mean(row == word)) for word in OUTCOMES}
+        for e, row in zip(eps, decisions, strict=True)
+    }
+
+
+def _decided(report: RobustnessReport) -> str:
+    decisions = report.decisions or {}
+    rows = [
+        [text(eps_text(e)), *(percent(decisions[e][word]) for word in OUTCOMES)]
+        for e in sorted(decisions)
+    ]
+    note = (
+        "<p class=note>By branch and bound on the ball of each image. Falsified: the answer is "
+        "wrong, or a point of the ball has another; its pixels may leave [0, 1], as the ball does. "
+        "Unknown: time was over.</p>"
+    )
+    return table(["radius", *OUTCOMES], rows) + note
 
 
 def _sets(report: RobustnessReport) -> str:

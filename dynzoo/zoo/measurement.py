@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from dynzoo.attacks.base import check_images_or_stream, check_labels
-from dynzoo.certificates import certify
+from dynzoo.certificates import certify, certify_local
 from dynzoo.inference.answers import answers
 from dynzoo.inference.image_checks import check_unit_range
 from dynzoo.inference.streamed_images import StreamedImages, chunks
@@ -100,6 +100,8 @@ def measure(
     corruptions: bool = False,
     report: bool = False,
     prediction_sets: float | None = None,
+    local: str | None = None,
+    time_limit: float | None = None,
     jobs: int | None = None,
     shards: int | None = None,
 ) -> Measurement:
@@ -127,6 +129,9 @@ def measure(
         corruptions: measure the attacked images under fifteen corruptions; a section of the report.
         report: make a report without attacks too, of all images; with them there is one anyway.
         prediction_sets: as in `dynzoo.evaluate`, of the images of the report; `None` for none.
+        local: a method of `dynzoo.certificates.certify_local`, whose certificate the images of the
+            report get in place of that of the Lipschitz bound; `None` for none.
+        time_limit: its seconds for an image, or `None`.
         jobs: processes that attack side by side, as in `dynzoo.evaluate`.
         shards: parts of the images that are attacked by themselves, as in `dynzoo.evaluate`.
 
@@ -155,7 +160,12 @@ def measure(
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
     made, slope = None, None
     first = slice(len(x) if attacks == "none" else attack_limit)
-    if attacks != "none" or report or audit or corruptions or prediction_sets is not None:
+    if attacks != "none" or report or audit or corruptions or prediction_sets or local:
+        claim: Any = certificate
+        if local is not None:
+            # Radii are L2 ones in a report; what is decided at the radius itself is in its norm.
+            of = norm if local == "complete" else "l2"
+            claim = certify_local(model, method=local, norm=of, time_limit=time_limit)
         made = evaluate(
             model,
             x if attacks == "none" else x[first],
@@ -164,7 +174,7 @@ def measure(
             eps=eps,
             attacks=attacks,
             batch_size=batch_size,
-            certificate=certificate,
+            certificate=claim,
             seed=seed,
             verbose=verbose,
             class_names=class_names,

@@ -303,6 +303,21 @@ def test_evaluate_measures_prediction_sets(tiny, capsys, fails):
     )
 
 
+def test_evaluate_decides_at_each_image(tiny, capsys, fails):
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    )
+    metadata = json.loads((tiny / "metadata.json").read_text())
+    dynzoo.save_to_preset(model, "dense", {"dataset": metadata["dataset"]})
+    command = "evaluate dense --limit 6 --eps 0.01,0.5 --local complete --time-limit 5".split()
+    assert cli.main([*command, "--attacks", "none", "--output", "r.json"]) == 0
+    out = capsys.readouterr().out
+    assert "at the image (complete), 6 images" in out and "falsified" in out
+    for shares in json.loads(Path("r.json").read_text())["decisions"].values():
+        assert sum(shares.values()) == pytest.approx(1.0) and shares["unknown"] == 0.0
+    assert "--time-limit needs" in fails("evaluate", "dense", "--time-limit", "5")
+
+
 def _pixels(preset):
     with np.load(json.loads((preset / "metadata.json").read_text())["dataset"]) as arrays:
         return arrays["x_test"] / np.float32(255)

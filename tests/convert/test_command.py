@@ -49,6 +49,20 @@ def test_weights_become_a_preset(network, capsys):
     assert "mine holds a preset already" in said(capsys, line, 2)
 
 
+def test_flows_are_bounded_as_a_whole(network, capsys, tmp_path):
+    body = ["Conv2d(3, 3, 3, padding=1)"]
+    layers = [{"Residual": {"body": body, "shortcut": []}}, "Flatten", "Linear(192, 3)"]
+    description = {"input_shape": [8, 8, 3], "layers": layers}
+    (tmp_path / "block.yaml").write_text(json.dumps(description))
+    module = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Linear(192, 3))
+    torch.save(module.state_dict(), "block.pth")
+    bounds = []
+    for name, more in (("sum", ""), ("whole", " --flows")):
+        said(capsys, f"import block.pth --arch block.yaml --output {name}{more}")
+        bounds.append(dynzoo.certify(dynzoo.from_preset(name)).lipschitz)
+    assert bounds[1] < bounds[0]
+
+
 def test_what_cannot_be_done_is_one_line(network, capsys, tmp_path):
     text = said(capsys, "import small.pth --arch small.yaml", 2)
     assert "`network` must say which of the 2 networks" in text

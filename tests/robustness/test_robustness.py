@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import types
 
 import keras
 import numpy as np
@@ -434,3 +435,48 @@ def test_verbose_prints_progress(nearest, capsys):
 def test_wilson_interval_is_that_of_scipy(right, images):
     expected = stats.binomtest(right, images).proportion_ci(method="wilson")
     assert wilson_interval(right / images, images) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+# --- certificates that decide at each image ----------------------------------------------------
+
+
+class Deciding(MarginCertificate):
+    """Words in place of radii, by the same margins; `norm` and `certificate` as local ones have."""
+
+    def __init__(self, model, norm="l2", factor=1.0):
+        super().__init__(model, factor)
+        self.norm, self.certificate = norm, MarginCertificate(model, 0.25)
+
+    def decide(self, x, eps, batch_size=256):
+        _, radii = self.radii(x)
+        words = np.where(radii >= eps, "certified", np.where(radii < 0.5 * eps, "falsified", ""))
+        return types.SimpleNamespace(outcomes=np.where(words == "", "unknown", words))
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_decisions_are_three_shares_that_the_attacks_test(nearest, norm, tmp_path):
+    x, y = (v[:40] for v in held_out())
+    eps = (0.02, 0.3) if norm == "l2" else (0.002, 0.03)
+    certificate = Deciding(nearest, norm, 1.0 if norm == "l2" else 0.125)
+    found = evaluate(
+        nearest, x, y, norm, eps=eps, attacks="pgd_margin", certificate=certificate, checks="quick"
+    )
+    for e in eps:
+        shares = found.decisions[e]
+        assert sum(shares.values()) == pytest.approx(1.0)
+        assert found.certified[e] == shares["certified"] <= found.robust[e]
+        assert shares["falsified"] >= 1 - found.clean  # a wrong answer falsifies itself
+    assert found.to_dict()["decisions"][repr(eps[0])] == found.decisions[eps[0]]
+    page = found.save(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Decided at the image" in page and "falsified" in page
+    with pytest.raises(ValueError, match="in the norm of the evaluation"):
+        other = Deciding(nearest, "linf" if norm == "l2" else "l2")
+        evaluate(nearest, x, y, norm, eps=eps, attacks="none", certificate=other)
+
+
+def test_a_wrong_decision_is_refuted(nearest):
+    x, y = (v[:60] for v in held_out())
+    with pytest.raises(CertificateViolation):
+        evaluate(
+            nearest, x, y, eps=0.5, attacks="pgd_margin", certificate=Deciding(nearest, factor=20.0)
+        )
