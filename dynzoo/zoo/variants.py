@@ -60,7 +60,7 @@ def rebuilt(model: keras.Model, input_shape: Any, dtype: Any) -> keras.Model:
     head = model.layers[-1]
     copies: dict[int, Any] = {}
 
-    def copied(operation):
+    def copied(operation: Any) -> Any:
         if id(operation) not in copies:  # one that is called twice is one
             config = operation.get_config()
             if dtype is not None and isinstance(operation, keras.layers.Layer):
@@ -153,7 +153,7 @@ def _checked(input_shape: Any, model: keras.Model) -> tuple[int, ...]:
             f"`input_shape` needs a preset of images; {model.name!r} takes {model.input_shape}. "
             f"Received: input_shape={input_shape!r}"
         )
-    if len(given) != 3 or not all(isinstance(n, numbers.Integral) and n > 0 for n in given):
+    if len(given) != 3 or not all(isinstance(n, numbers.Integral) and int(n) > 0 for n in given):
         raise ValueError(
             "`input_shape` must be (height, width, channels), positive integers, or None. "
             f"Received: input_shape={input_shape!r}"
