@@ -236,8 +236,9 @@ def test_layer(name):
     layer = cls(**arguments)
     assert keras.saving.get_registered_name(cls) == f"dynzoo>{cls.__name__}"
     config = layer.get_config()
+    made_of = operators.Operator | keras.regularizers.Regularizer | keras.initializers.Initializer
     for key, value in arguments.items():
-        if not isinstance(value, operators.Operator | keras.regularizers.Regularizer):
+        if not isinstance(value, made_of):
             assert config[key] == value, key
     made = check_layer(layer, shape)
     random = name == "convection_full"

@@ -180,12 +180,12 @@ class HyperModel(RecipeModel):
     def fit(self, hp: Any, model: keras.Model, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Trains by the recipe of these values, and measures the result.
 
+        Of what the tuner's ``search`` was given it takes ``callbacks``, among which the tuner's own
+        keep the weights, and ``verbose``; what Hyperband says of epochs stands in ``hp`` too.
+
         Args:
             hp: values of keras-tuner's.
             model: what ``build`` gave; it has the trained weights afterwards.
-            *args: none.
-            **kwargs: ``callbacks``, of which the tuner's own keep the weights; what it says of
-                epochs stands in ``hp`` too.
 
         Returns:
             Shares ``clean``, ``certified`` and ``attacked`` of the held-out images, those that are
