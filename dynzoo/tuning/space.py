@@ -170,15 +170,16 @@ class Dimension:
         if self.is_integer:
             return sorted({*values, self.default})
         # as they were written, where a step is one of them
-        own = {float(self.default), *([float(high)] if _is_close(values[-1], high) else [])}
+        default: Any = self.default
+        own = {float(default), *([float(high)] if _is_close(values[-1], high) else [])}
         rounded = {float(f"{value:.{_DIGITS}g}") for value in values}
         return sorted(own | {v for v in rounded if not any(_is_close(v, e) for e in own)})
 
     def declare(self, hp: Any) -> None:
         """Registers the dimension with ``keras_tuner.HyperParameters``."""
         if (steps := self._steps()) is not None:
-            default = self.default if self.is_integer else float(self.default)
-            hp.Choice(self.key, steps, default=default)
+            default: Any = self.default
+            hp.Choice(self.key, steps, default=default if self.is_integer else float(default))
             return
         if self.is_range:
             arguments = {
