@@ -46,6 +46,18 @@ ORTHONORMAL_KEPT = (
 )
 
 
+def started(initializer, constraint):
+    """An initializer whose kernel is within a constraint before the first update.
+
+    Args:
+        initializer: Keras initializer.
+        constraint: Keras constraint, or ``None``.
+    """
+    if constraint is None:
+        return initializer
+    return lambda shape, dtype=None: constraint(initializer(shape, dtype=dtype))
+
+
 def _as_matrix(kernel):
     """Rows = outputs of a dense or 1x1 kernel are its last axis: (inputs, outputs) -> A^T."""
     return ops.reshape(kernel, (-1, kernel.shape[-1]))

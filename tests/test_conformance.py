@@ -24,6 +24,10 @@ MATRIX = [[2.0, 0.5, 0.0, 0.0], [0.5, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0
 dense, pointwise = operators.Dense, operators.Pointwise
 shifted = operators.ShiftedPointwise(3, "zero", 0.75)
 flow = {"steps": 2, "shared": True, "seed": 7}
+started = {
+    "kernel_initializer": keras.initializers.HeNormal(3),
+    "kernel_regularizer": keras.regularizers.L2(0.01),
+}
 
 # name -> (class, arguments, shape of one example): every argument has another value than its
 # default in some row.
@@ -45,7 +49,7 @@ LAYERS = {
             "operator": shifted, "activation": "leaky_relu", "step_size": 0.7, "integrator": "heun",
             "constraint": "spectral_norm", "max_norm": 0.9, "max_step": 0.4, "projection_steps": 5,
             "kernel_regularizer": keras.regularizers.L2(0.01),
-            "use_bias": False, **flow,
+            "kernel_initializer": keras.initializers.HeNormal(3), "use_bias": False, **flow,
         },
         IMAGE,
     ),
@@ -172,10 +176,20 @@ LAYERS = {
         {"units": 3, "use_bias": True, "projection_steps": 4, "seed": 2},
         (2, 3, 5),
     ),
+    "orthonormal_start": (
+        layers.OrthonormalDense,
+        {"units": 4, **started},
+        (7,),
+    ),
     "orthonormal_steps": (layers.OrthonormalDense, {"units": 3, "projection_steps": 4}, (2, 5)),
     "offset": (layers.PositionOffset, {}, (2, 3, 4)),
     "pooling": (layers.ScaledAveragePooling2D, {"pool_size": 3}, (3, 6, 2)),
     "head": (layers.UnitRowDense, {"units": 3, "use_bias": False, "seed": 3}, (6,)),
+    "head_start": (
+        layers.UnitRowDense,
+        {"units": 3, **started},
+        (6,),
+    ),
     "head_bias": (layers.UnitRowDense, {"units": 4}, (6,)),
     "scale": (layers.LearnedScale, {"limit": 0.5}, VECTOR),
     "max_min": (layers.MaxMin, {}, IMAGE),
@@ -222,8 +236,9 @@ def test_layer(name):
     layer = cls(**arguments)
     assert keras.saving.get_registered_name(cls) == f"dynzoo>{cls.__name__}"
     config = layer.get_config()
+    made_of = operators.Operator | keras.regularizers.Regularizer | keras.initializers.Initializer
     for key, value in arguments.items():
-        if not isinstance(value, operators.Operator | keras.regularizers.Regularizer):
+        if not isinstance(value, made_of):
             assert config[key] == value, key
     made = check_layer(layer, shape)
     random = name == "convection_full"
@@ -249,8 +264,8 @@ def refused(make, name):
 def test_wrong_arguments_of_a_layer_are_named(cls):
     arguments = next(a for c, a, _ in LAYERS.values() if c is cls)
     for name, parameter in arguments_of(cls).items():
-        # `kernel_regularizer` is refused by Keras, in its own words.
-        if not isinstance(parameter.default, bool) and name != "kernel_regularizer":
+        keras_own = name in ("kernel_initializer", "kernel_regularizer")  # refused in its words
+        if not isinstance(parameter.default, bool) and not keras_own:
             refused(lambda name: cls(**{**arguments, name: object()}), name)
 
 

@@ -12,6 +12,7 @@ from dynzoo.export.formats import check_available
 NOT_RUN = {
     "dynzoo.training.train": "needs CIFAR-10 and ten minutes",
     "dynzoo.tuning.search": "trains three networks for minutes",
+    "dynzoo.tuning.HyperModel": "trains three networks for minutes",
 }
 # Examples that write a format which not every backend writes, or only with a package.
 FORMATS = {"dynzoo.export.export_model": "onnx"}

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from dynzoo import activations, integrators
+from dynzoo import activations, constraints, integrators
 from dynzoo.constraints import ORTHONORMAL_KEPT
 from dynzoo.fields.gradient import contractive_factor, gradient_field, gradient_field_float64
 from dynzoo.guarantees import Guarantee
@@ -44,7 +44,8 @@ class GradientFlow(keras.layers.Layer):
         integrator: ``"euler"``, ``"heun"``, ``"ssp3"`` or ``"rk4"``.
         direction: ``"contractive"`` or ``"expansive"``.
         constraint: ``"orthonormal"`` (matrix operators), ``"spectral_norm"``, or ``None``; with
-            ``None`` nothing bounds A, a fixed step is needed, and ``lipschitz_bound`` tells.
+            ``None`` nothing bounds A, a fixed step is needed, and ``lipschitz_bound`` tells. So it
+            is with another Keras constraint; dynzoo's own are taken for their words.
         max_norm: norm that the ``"spectral_norm"`` constraint allows.
         max_step: largest learned step of an expansive flow.
         projection_steps: ``steps`` of the orthonormal constraint.
@@ -52,6 +53,8 @@ class GradientFlow(keras.layers.Layer):
         use_bias: add b.
         kernel_regularizer: Keras regularizer of each kernel, or ``None``.
         seed: integer seed of the kernel initialiser, or ``None``.
+        kernel_initializer: Keras initializer of each kernel, brought within the constraint;
+            ``None`` for the operator's own, which is orthonormal.
 
     Input and output shape: equal; (batch, features) or (batch, height, width, channels), as the
     operator needs.
@@ -90,6 +93,7 @@ class GradientFlow(keras.layers.Layer):
         use_bias=True,
         kernel_regularizer=None,
         seed=None,
+        kernel_initializer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -102,11 +106,13 @@ class GradientFlow(keras.layers.Layer):
         if constraint == "default":
             matrix = isinstance(self.operator, operators.MatrixOperator)
             constraint = "orthonormal" if matrix else "spectral_norm"
-        if constraint not in ("orthonormal", "spectral_norm", None):
-            raise ValueError(
-                "`constraint` must be 'orthonormal', 'spectral_norm' or None. "
-                f"Received: constraint={constraint!r}"
-            )
+        self.kernel_constraint, constraint = _object_and_word(constraint)
+        if isinstance(self.kernel_constraint, constraints.Orthonormal):
+            projection_steps = self.kernel_constraint.steps
+        elif isinstance(self.kernel_constraint, constraints.SpectralNorm):
+            max_norm = self.kernel_constraint.max_norm
+        if constraint is not None:
+            self.kernel_constraint = None  # the word says it, and makes one for A's shape
         self.constraint = constraint
         self.steps = integer("steps", steps)
         self.max_norm = number("max_norm", max_norm)
@@ -114,6 +120,7 @@ class GradientFlow(keras.layers.Layer):
         self.projection_steps = integer("projection_steps", projection_steps)
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.seed = seed_or_none(seed)
         self.step_size = self._checked_step_size(step_size)
@@ -150,15 +157,18 @@ class GradientFlow(keras.layers.Layer):
         elif self.constraint == "spectral_norm":
             constraint = self.operator.spectral_norm_constraint(self.max_norm, input_shape)
         else:
-            constraint = None
+            constraint = self.kernel_constraint
         self.kernels, self.biases, self.raw_steps = [], [], []
         for i in range(1 if self.shared else self.steps):
             seed = None if self.seed is None else self.seed + i
-            initializer = self.operator.initializer(seed)
+            if self.kernel_initializer is None:
+                start = _Scaled(self.operator.initializer(seed), min(1.0, self.max_norm))
+            else:
+                start = constraints.started(self.kernel_initializer, constraint)
             self.kernels.append(
                 self.add_weight(
                     shape=shape,
-                    initializer=_Scaled(initializer, min(1.0, self.max_norm)),
+                    initializer=start,
                     constraint=constraint,
                     regularizer=self.kernel_regularizer,
                     name=f"kernel_{i}",
@@ -245,15 +255,31 @@ class GradientFlow(keras.layers.Layer):
             "steps": self.steps,
             "integrator": self.integrator,
             "direction": self.direction,
-            "constraint": self.constraint,
+            "constraint": self.constraint or keras.constraints.serialize(self.kernel_constraint),
             "max_norm": self.max_norm,
             "max_step": self.max_step,
             "projection_steps": self.projection_steps,
             "shared": self.shared,
             "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
             "seed": self.seed,
         }
+
+
+def _object_and_word(constraint):
+    """A Keras constraint, if one was given, and the word that says what it bounds, if any does."""
+    if constraint in ("orthonormal", "spectral_norm", None):
+        return None, constraint
+    if isinstance(constraint, dict):
+        constraint = keras.constraints.deserialize(constraint)
+    if not isinstance(constraint, keras.constraints.Constraint):
+        raise ValueError(
+            "`constraint` must be 'orthonormal', 'spectral_norm', a Keras constraint or None. "
+            f"Received: constraint={constraint!r}"
+        )
+    words = {constraints.Orthonormal: "orthonormal", constraints.SpectralNorm: "spectral_norm"}
+    return constraint, words.get(type(constraint))
 
 
 class _Scaled(keras.initializers.Initializer):

@@ -34,6 +34,9 @@ class UnitRowDense(keras.layers.Layer):
         units: number of classes, a positive integer.
         use_bias: add a bias.
         seed: integer seed of the orthogonal initialiser, or ``None``.
+        kernel_initializer: Keras initializer; ``None`` for an orthogonal one.
+        kernel_regularizer: Keras regularizer of the kernel before its rows are normalised, or
+            ``None``.
 
     Input shape: (batch, features). Output shape: (batch, units).
 
@@ -51,16 +54,27 @@ class UnitRowDense(keras.layers.Layer):
     CIFAR-100", ICLR 2022 (last-layer normalisation).
     """
 
-    def __init__(self, units, use_bias=True, seed=None, **kwargs):
+    def __init__(
+        self,
+        units,
+        use_bias=True,
+        seed=None,
+        kernel_initializer=None,
+        kernel_regularizer=None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.units = integer("units", units)
         self.use_bias = bool(use_bias)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.seed = seed_or_none(seed)
 
     def build(self, input_shape):
         self.kernel = self.add_weight(
             shape=(int(input_shape[-1]), self.units),
-            initializer=keras.initializers.Orthogonal(seed=self.seed),
+            initializer=self.kernel_initializer or keras.initializers.Orthogonal(seed=self.seed),
+            regularizer=self.kernel_regularizer,
             name="kernel",
         )
         if self.use_bias:
@@ -107,5 +121,7 @@ class UnitRowDense(keras.layers.Layer):
             **super().get_config(),
             "units": self.units,
             "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
             "seed": self.seed,
         }

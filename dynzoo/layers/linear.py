@@ -35,6 +35,9 @@ class OrthonormalDense(keras.layers.Layer):
         projection_steps: least effort of the projection after each optimizer update, as the
             ``steps`` of ``dynzoo.constraints.Orthonormal``.
         seed: integer seed of the orthogonal initialiser, or ``None``.
+        kernel_initializer: Keras initializer, whose kernel is projected; ``None`` for an orthogonal
+            one.
+        kernel_regularizer: Keras regularizer of the kernel, or ``None``.
 
     Input shape: (batch, ..., inputs). Output shape: (batch, ..., units).
 
@@ -51,18 +54,34 @@ class OrthonormalDense(keras.layers.Layer):
     Reference: orthonormality by Newton-Schulz: Björck and Bowie (1971).
     """
 
-    def __init__(self, units, use_bias=False, projection_steps=2, seed=None, **kwargs):
+    def __init__(
+        self,
+        units,
+        use_bias=False,
+        projection_steps=2,
+        seed=None,
+        kernel_initializer=None,
+        kernel_regularizer=None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.units = integer("units", units)
         self.use_bias = bool(use_bias)
         self.projection_steps = integer("projection_steps", projection_steps)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.seed = seed_or_none(seed)
 
     def build(self, input_shape):
+        constraint = constraints.Orthonormal(self.projection_steps)
+        start = keras.initializers.Orthogonal(seed=self.seed)
+        if self.kernel_initializer is not None:
+            start = constraints.started(self.kernel_initializer, constraint)
         self.kernel = self.add_weight(
             shape=(int(input_shape[-1]), self.units),
-            initializer=keras.initializers.Orthogonal(seed=self.seed),
-            constraint=constraints.Orthonormal(self.projection_steps),
+            initializer=start,
+            constraint=constraint,
+            regularizer=self.kernel_regularizer,
             name="kernel",
         )
         if self.use_bias:
@@ -109,6 +128,8 @@ class OrthonormalDense(keras.layers.Layer):
             "units": self.units,
             "use_bias": self.use_bias,
             "projection_steps": self.projection_steps,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
             "seed": self.seed,
         }
 
@@ -125,6 +146,9 @@ class OrthonormalPointwise(OrthonormalDense):
         projection_steps: least effort of the projection after each optimizer update, as the
             ``steps`` of ``dynzoo.constraints.Orthonormal``.
         seed: integer seed of the orthogonal initialiser, or ``None``.
+        kernel_initializer: Keras initializer, whose kernel is projected; ``None`` for an orthogonal
+            one.
+        kernel_regularizer: Keras regularizer of the kernel, or ``None``.
 
     Input shape: (batch, height, width, channels).
 

@@ -212,17 +212,21 @@ def make_optimizer(
 ) -> keras.optimizers.Optimizer:
     """The optimizer of a recipe's ``training.optimizer``, with its schedule.
 
+    Keras' schedules and averages of weights run on a clock of batches, also where gradients of
+    several make one update: the schedule here is given in batches, and an average is given the
+    momentum that makes it, over the batches of an update, what the recipe says.
+
     Args:
         config: name, learning rate and further arguments.
-        total_steps: updates of the whole training.
+        total_steps: batches of the whole training.
         schedule: ``warmup`` and ``decay`` as shares of it; or ``points``, a mapping from epoch to
             share of the learning rate, with straight lines between.
-        steps_per_epoch: updates an epoch, for ``points``.
+        steps_per_epoch: batches an epoch, for ``points``.
 
     Raises:
         ValueError: for arguments that the optimizer or the schedule does not take.
     """
-    arguments = {k: v for k, v in config.items() if k != "name"}
+    arguments = _by_batch({k: v for k, v in config.items() if k != "name"})
     peak = config["learning_rate"]
     try:
         if schedule.get("points"):
@@ -239,6 +243,17 @@ def make_optimizer(
         return OPTIMIZERS[config["name"]](**arguments)(rate)
     except (TypeError, ValueError) as error:
         raise ValueError(f"`training.optimizer`: {error}") from None
+
+
+def _by_batch(arguments: dict) -> dict:
+    """Arguments whose average of weights, if any, forgets as much an update as was asked for."""
+    batches = arguments.get("gradient_accumulation_steps")
+    if not arguments.get("use_ema") or not isinstance(batches, int) or batches < 2:
+        return arguments
+    momentum = arguments.get("ema_momentum", 0.99)
+    if not isinstance(momentum, int | float) or not 0 <= momentum <= 1:
+        return arguments  # the optimizer says what is wrong
+    return {**arguments, "ema_momentum": momentum ** (1 / batches)}
 
 
 def build_variables(model: keras.Model, label: np.ndarray | None = None) -> None:

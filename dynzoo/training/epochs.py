@@ -196,7 +196,8 @@ class TrainingLoop:
         """Learning rates of the next steps, by the optimizer's own count."""
         if self.engine.rate is None:  # `fit` asks the optimizer
             return np.zeros(count, "float32")
-        steps = int(backend.value_of(self.twin.model.optimizer.iterations)) + np.arange(count)
+        # `iterations` counts updates, of which there are fewer where gradients are accumulated
+        steps = int(backend.value_of(self.twin.model.optimizer._iterations)) + np.arange(count)
         return backend.to_numpy(self.engine.rate.schedule(steps.astype("float32")))
 
     def _stretch(

@@ -5,6 +5,7 @@ from dynzoo.utils.lazy import loader
 __getattr__, __all__ = loader(
     __name__,
     {
+        "HyperModel": "hypermodel",
         "SearchConfig": "config",
         "SearchResult": "records",
         "search": "driver",

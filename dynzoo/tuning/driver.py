@@ -9,14 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dynzoo.data import loading as data
 from dynzoo.training.checkpoints import CheckpointError
 from dynzoo.training.recipes import RecipeError
-from dynzoo.training.validation import hold_out
 from dynzoo.tuning import cluster
 from dynzoo.tuning.config import SearchConfig
 from dynzoo.tuning.figures import save_figures
-from dynzoo.tuning.hypermodel import RecipeModel
+from dynzoo.tuning.hypermodel import RecipeModel, read_splits
 from dynzoo.tuning.oracles import make_oracle
 from dynzoo.tuning.records import UNSEEN, SearchResult, collect, number, outcome, write_table
 from dynzoo.tuning.worker import RecipeTuner
@@ -98,7 +96,7 @@ def search(
     folder = Path(output) if output else Path("runs") / f"{plan.recipe['name']}_search"
     source = data_file or plan.recipe["data"]["name"]
     log(f"search around {plan.recipe['name']}: reading {source}")
-    splits = _load(plan, source)
+    splits = read_splits(plan, source)
     identity = _identity(plan, splits)
     hypermodel = RecipeModel(plan, splits)
     if member.role == "worker":
@@ -121,15 +119,6 @@ def search(
             with member.environment():
                 tuner.search()
     return _finish(plan, oracle, folder, log)
-
-
-def _load(plan: SearchConfig, source: Any) -> Any:
-    try:
-        splits = data.load_exact(source)
-    except RuntimeError as error:  # neither here nor to be had: the message says what to do
-        raise ValueError(str(error)) from error
-    hold_out(plan.recipe, splits)  # a held-out part that the data do not have
-    return splits
 
 
 def _identity(plan: SearchConfig, splits: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +18,14 @@ from keras_tuner.errors import FailedTrialError
 from dynzoo.data import loading as data
 from dynzoo.robustness import evaluation as robustness
 from dynzoo.training import loop as training
+from dynzoo.training.builders import make_loss
 from dynzoo.training.checkpoints import CheckpointError, NotFiniteError
+from dynzoo.training.epoch_values import at_epoch
 from dynzoo.training.validation import hold_out, labels_and_radii
-from dynzoo.tuning.config import SearchConfig
+from dynzoo.tuning.config import OBJECTIVES, SearchConfig
 from dynzoo.utils.strict_json import short
 
-__all__ = ["RecipeModel", "epochs_of"]
+__all__ = ["HyperModel", "RecipeModel", "epochs_of"]
 
 
 def epochs_of(tuned: dict[str, Any]) -> int | None:
@@ -81,7 +84,8 @@ class RecipeModel(keras_tuner.HyperModel):
             model: what ``build`` gave; ``train`` builds its own.
             *args: none.
             **kwargs: ``folder``, where the run has its checkpoint; ``start``, a run of the same
-                network that it goes on from unless the folder has one, or ``None``.
+                network that it goes on from unless the folder has one, or ``None``; ``into``, a
+                model that gets the trained weights, if any does.
 
         Returns:
             Shares ``clean``, ``certified`` and ``attacked`` of the held-out images (the last two
@@ -101,6 +105,8 @@ class RecipeModel(keras_tuner.HyperModel):
             verbose=0,
             log=self.log,
         )
+        if (into := kwargs.get("into")) is not None:
+            into.set_weights(trained.get_weights())
         (_, held_out), _ = hold_out(recipe, self.splits)
         done, planned = len(_epochs_done(folder)), recipe["training"]["epochs"]
         cut = done < planned
@@ -118,6 +124,116 @@ class RecipeModel(keras_tuner.HyperModel):
         limit = self.config.settings["seconds_per_trial"]
         rows = _epochs_done(folder)
         return max(1.0, limit - (float(rows[-1]["seconds"]) if rows else 0.0)) if limit else None
+
+
+class HyperModel(RecipeModel):
+    """The space around a recipe, for any tuner of keras-tuner's, or one of your own.
+
+    ``dynzoo.tuning.search`` is a tuner with a folder that goes on after a kill, a table and plots.
+    This is for those who have a tuner: ``build`` gives the network of a trial, compiled; ``fit``
+    trains it by its recipe and gives the tuner the shares of the held-out images that are right
+    (``clean``), proved (``certified``) and, if ``search.attacks`` says how, right under attack
+    (``attacked``). Of the section ``search``, ``attacks``, ``attack_images``, ``max_model_size``
+    and ``seconds_per_trial`` hold; the tuner decides the rest.
+
+    Condition: each trial is trained from fresh weights, also under Hyperband, whose longer trials
+    then repeat the shorter ones. Callbacks are called once, after the last epoch.
+
+    Args:
+        config: a search: mapping, YAML file, or the name of one that ships.
+        data_file: what ``dynzoo.data.load`` shall read in place of the recipe's data set.
+
+    Raises:
+        RecipeError: if the config is wrong, naming the key.
+        ValueError: if the data cannot be had, or do not hold what is held out.
+
+    Example:
+
+    >>> import keras_tuner
+    >>> from dynzoo.tuning import HyperModel
+    >>> tuner = keras_tuner.RandomSearch(
+    ...     HyperModel("digits"),
+    ...     objective=keras_tuner.Objective("certified", "max"),
+    ...     max_trials=3,
+    ...     directory="my_search",
+    ... )
+    >>> tuner.search()
+    >>> model = tuner.get_best_models()[0]
+    """
+
+    def __init__(self, config: Any, data_file: Any = None):
+        plan = SearchConfig.load(config)
+        super().__init__(plan, read_splits(plan, data_file or plan.recipe["data"]["name"]))
+
+    def build(self, hp: Any) -> keras.Model:
+        """The network, with fresh weights, compiled with the loss of its recipe.
+
+        Raises:
+            ValueError: if the values do not go together.
+            FailedTrialError: if it has more parameters than ``search.max_model_size``.
+        """
+        model = super().build(hp)
+        loss = at_epoch(self._recipe(hp)["training"]["loss"], 0)
+        model.compile("adam", make_loss(loss), metrics=["accuracy"])
+        return model
+
+    def fit(self, hp: Any, model: keras.Model, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Trains by the recipe of these values, and measures the result.
+
+        Of what the tuner's ``search`` was given it takes ``callbacks``, among which the tuner's own
+        keep the weights, and ``verbose``; what Hyperband says of epochs stands in ``hp`` too.
+
+        Args:
+            hp: values of keras-tuner's.
+            model: what ``build`` gave; it has the trained weights afterwards.
+
+        Returns:
+            Shares ``clean``, ``certified`` and ``attacked`` of the held-out images, those that are
+            known.
+
+        Raises:
+            ValueError: for images given to the tuner's ``search``: the recipe says what is read.
+            FailedTrialError: if the training diverges.
+        """
+        unknown = sorted(set(kwargs) - {"callbacks", "epochs", "initial_epoch", "verbose"})
+        if args or unknown:
+            what = ", ".join(unknown) or f"{len(args)} positional arguments"
+            raise ValueError(
+                "`search` of the tuner takes `callbacks` and `verbose`: images, epochs and batch "
+                f"size are those of the recipe. Received: {what}"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                result = RecipeModel.fit(self, hp, model, folder=folder, start=None, into=model)
+            except training.TrainingDivergedError as error:
+                raise FailedTrialError(_one_line(error)) from error
+        shares = {k: v for k, v in result.items() if k in OBJECTIVES and v is not None}
+        _call(kwargs.get("callbacks") or [], model, result["epochs"], shares)
+        return shares
+
+
+def _call(callbacks: Any, model: keras.Model, epochs: int, shares: dict[str, float]) -> None:
+    """Tells callbacks of the last epoch: those of a tuner keep the weights, or stop it."""
+    for callback in callbacks:
+        callback.set_model(model)
+        callback.on_train_begin()
+        callback.on_epoch_begin(epochs - 1)
+        callback.on_epoch_end(epochs - 1, dict(shares))
+        callback.on_train_end(dict(shares))
+
+
+def read_splits(plan: SearchConfig, source: Any) -> Any:
+    """The data of a search, as ``dynzoo.data.load_exact`` gives them.
+
+    Raises:
+        ValueError: if they cannot be had, or do not hold what the recipe holds out.
+    """
+    try:
+        splits = data.load_exact(source)
+    except RuntimeError as error:  # neither here nor to be had: the message says what to do
+        raise ValueError(str(error)) from error
+    hold_out(plan.recipe, splits)  # a held-out part that the data do not have
+    return splits
 
 
 def measure(model: keras.Model, held_out: Any, recipe: dict, settings: dict) -> dict[str, Any]:

@@ -218,7 +218,9 @@ class _Bayesian(_Steady, keras_tuner.oracles.BayesianOptimizationOracle):
 class _Grid(_Steady, keras_tuner.oracles.GridSearchOracle):
     def __init__(self, max_trials: int, **arguments: Any):
         super().__init__(max_trials=max_trials, **arguments)
-        combinations = math.prod(len(set(hp.values)) for hp in self.hyperparameters.space)
+        # a range without steps is ten values, of which the recipe's own need not be one
+        space = self.hyperparameters.space
+        combinations = math.prod(len({hp.default, *hp.values}) for hp in space)
         self.max_trials = min(max_trials, combinations)
 
     def populate_space(self, trial_id):

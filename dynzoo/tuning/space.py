@@ -18,6 +18,7 @@ _SINGLE = tuple(f"data.{key}" for key in ("crop_padding", "flip", *DISTORTIONS))
 _RANGE = ("min", "max", "sampling", "step")
 # keras-tuner hands numbers to its workers in single precision: more digits would not come through
 _DIGITS = 6
+_MOST_STEPS = 10_000
 
 
 class Dimension:
@@ -28,7 +29,9 @@ class Dimension:
             change together: each choice is then a list with a value for each of them.
         values: a list of at least two different values of any kind; or a mapping with ``min`` and
             ``max`` (integers give integers if the recipe has one, else floats), ``sampling``
-            (``"linear"`` or ``"log"``) and ``step`` (an increment, or a factor for ``"log"``).
+            (``"linear"`` or ``"log"``) and ``step`` (an increment, or a factor for ``"log"``): the
+            values are then ``min``, ``min + step`` and so on up to ``max``, which is one of them
+            where it is a whole number of decimal steps away, and the recipe's own.
         recipe: a complete recipe, whose own value must be one of these.
 
     Raises:
@@ -113,6 +116,11 @@ class Dimension:
                     f"`space.{self.key}.step` must be positive (above 1 for log), an integer for "
                     f"integers. Received: {given!r}"
                 )
+            if self._count() > _MOST_STEPS:
+                raise RecipeError(
+                    f"`space.{self.key}.step` must leave at most {_MOST_STEPS:,} values. "
+                    f"Received: {given!r}"
+                )
         if not _is_number(self.default) or not low <= self.default <= high:
             self._refuse_default()
 
@@ -140,14 +148,44 @@ class Dimension:
         """Choices that keras-tuner may take for numbers."""
         return not self.is_range and all(_is_number(v) for v in self.values)
 
+    def _count(self) -> int:
+        """Of the values from ``min`` on, with a step that a float may hold a little off."""
+        low, high, step = (self.values[key] for key in ("min", "max", "step"))
+        steps = math.log(high / low, step) if self.logarithmic else (high - low) / step
+        return math.floor(steps * (1 + 1e-9) + 1e-9) + 1
+
+    def _steps(self) -> list[Any] | None:
+        """The values of a range with a step, in order; the recipe's own may stand between.
+
+        keras-tuner counts steps in floats, and loses 0.3 of 0 to 0.3 by 0.1: it is told the values.
+        """
+        if not self.is_range or self.values.get("step") is None:
+            return None
+        low, high, step = (self.values[key] for key in ("min", "max", "step"))
+        indices = range(self._count())
+        if self.logarithmic:
+            values = [low * step**i for i in indices]
+        else:
+            values = [low + step * i for i in indices]
+        if self.is_integer:
+            return sorted({*values, self.default})
+        # as they were written, where a step is one of them
+        default: Any = self.default
+        own = {float(default), *([float(high)] if _is_close(values[-1], high) else [])}
+        rounded = {float(f"{value:.{_DIGITS}g}") for value in values}
+        return sorted(own | {v for v in rounded if not any(_is_close(v, e) for e in own)})
+
     def declare(self, hp: Any) -> None:
         """Registers the dimension with ``keras_tuner.HyperParameters``."""
+        if (steps := self._steps()) is not None:
+            default: Any = self.default
+            hp.Choice(self.key, steps, default=default if self.is_integer else float(default))
+            return
         if self.is_range:
             arguments = {
                 "min_value": self.values["min"],
                 "max_value": self.values["max"],
                 "sampling": self.values.get("sampling", "linear"),
-                "step": self.values.get("step"),
                 "default": self.default,
             }
             (hp.Int if self.is_integer else hp.Float)(self.key, **arguments)
@@ -168,6 +206,8 @@ class Dimension:
             if self._ordered:
                 return min(self.values, key=lambda choice: abs(choice - value))
             return json.loads(value)
+        if (steps := self._steps()) is not None:
+            return min(steps, key=lambda step: abs(step - value))
         return int(value) if self.is_integer else float(f"{value:.{_DIGITS}g}")
 
     def extremes(self) -> list[Any]:
@@ -197,6 +237,10 @@ def _with_value(recipe: dict, key: str, value: Any) -> dict:
     first, _, rest = key.partition(".")
     value = _with_value(recipe[first], rest, value) if rest else copy.deepcopy(value)
     return {**recipe, first: value}
+
+
+def _is_close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def _is_number(value: Any) -> bool:

@@ -32,7 +32,7 @@ from dynzoo.utils.strict_json import short
 
 # imported so that their classes are registered before a config names them
 from dynzoo.utils.version import version
-from dynzoo.zoo import files, shipped, weight_parts, weights_file
+from dynzoo.zoo import downloads, files, hub, shipped, variants, weight_parts, weights_file
 from dynzoo.zoo.cards import model_card
 from dynzoo.zoo.declared_sizes import Declared, check_numbers, check_tensors, planned
 from dynzoo.zoo.metadata_check import check_metadata
@@ -49,28 +49,39 @@ def from_preset(
     num_classes: int | None = None,
     load_weights: bool = True,
     *,
+    input_shape: tuple[int, int, int] | None = None,
+    dtype: Any = None,
     preprocess: bool = False,
     image_size: tuple[int, int] | None = None,
+    features_only: bool = False,
     keep_frozen: bool = False,
 ) -> keras.Model:
     """Load a model from the name of a preset or from a folder that ``save_to_preset`` wrote.
 
     Every file is checked against its SHA-256 before it is read, and the config may only name Keras'
-    and dynzoo's own classes: loading never runs code of the preset and needs no network. What the
+    and dynzoo's own classes: loading never runs code of the preset. It needs no network but for
+    weights that did not ship (``DYNZOO_WEIGHTS``) or stand at Hugging Face, once. What the
     config declares is compared with what the files hold before any memory is taken. The model
     comes compiled (Adam, ``OffsetCrossentropy``, accuracy), so that ``fit`` works at once; your own
     ``compile`` overrides that.
 
     Args:
-        name_or_path: one of ``dynzoo.presets()``, or a path.
+        name_or_path: one of ``dynzoo.presets()``, a path, or ``"hf://owner/name"``.
         num_classes: number of classes, if another than the preset's: the body and its weights stay
             as they are, bit by bit, and the last layer is a fresh one.
         load_weights: ``False`` for the architecture alone, with newly initialised weights.
+        input_shape: (height, width, channels) that the network shall take in place of its own. What
+            depends on the size of the images starts anew, a ``FreshWeightsWarning`` names it, and
+            it has to be trained; images of one channel are repeated to three, with no new weight.
+        dtype: ``"mixed_bfloat16"``, ``"mixed_float16"`` or ``"float32"``: Keras' dtype policy of
+            all layers but the last; ``None`` as the preset was saved, whatever policy Keras has.
         preprocess: ``True`` puts resizing and the division by 255 inside the model: it takes bytes,
             or floats in [0, 255], and its certified radii are in these units, for images as they
             come.
         image_size: with ``preprocess``, (height, width) of the images in pixels, which are cut in
             the middle and scaled to what the preset takes; ``None`` for its own size.
+        features_only: ``True`` for the network without its last layer, not compiled: a backbone,
+            from images to the features that the preset's classes are told by.
         keep_frozen: leave layers frozen (``trainable=False``) that were so when the preset was
             saved; by default all of them train.
 
@@ -79,6 +90,7 @@ def from_preset(
 
     Raises:
         ValueError: unknown name, or a damaged or refused file (which the message names).
+        DownloadError: weights that cannot be had, or are not those of the preset.
 
     Example:
 
@@ -92,11 +104,19 @@ def from_preset(
             f"`image_size` needs `preprocess=True`. Received: image_size={image_size}, "
             f"preprocess={preprocess}"
         )
-    folder = shipped.find(os.fspath(name_or_path))
-    metadata = files.read_metadata(folder)
+    if features_only and num_classes is not None:
+        raise ValueError(
+            "`features_only` leaves out the layer that `num_classes` is about. "
+            f"Received: num_classes={num_classes}, features_only={features_only}"
+        )
+    folder, metadata = _whole(os.fspath(name_or_path))
     model, config = _load(folder, metadata, load_weights)
     if num_classes is not None:
         model = _with_classes(model, config, num_classes, folder)
+    if input_shape is not None or dtype is not None:
+        model = variants.rebuilt(model, input_shape, dtype)
+    else:
+        variants.note_policy(model)
     if not keep_frozen:
         for layer in model._flatten_layers():
             # of the model alone it would not do: on TensorFlow what is so already is not set
@@ -106,6 +126,10 @@ def from_preset(
     if preprocess:
         model = _with_preprocessing(model, metadata, image_size, folder)
         metadata = {**metadata, "input_range": [0, 255]}
+    if features_only:
+        model = variants.features(model)
+        declare_range(model, metadata)
+        return model
     declare_range(model, metadata)
     labels.declare_names(model, names)
     model.compile(
@@ -114,6 +138,15 @@ def from_preset(
         metrics=["accuracy"],  # Keras takes the one for whole or one-hot labels, by their shape
     )
     return model
+
+
+def _whole(name: str) -> tuple[Path, dict[str, Any]]:
+    """Folder and metadata of a preset, its weights brought here if they did not ship."""
+    folder = hub.from_hub(name) if name.startswith(hub.PREFIX) else shipped.find(name)
+    metadata = files.read_metadata(folder)
+    if folder in shipped.folders().values():
+        folder = downloads.complete(folder, metadata)
+    return folder, metadata
 
 
 def save_to_preset(

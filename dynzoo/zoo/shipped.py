@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ from dynzoo.zoo import files
 __all__ = ["find", "folders", "presets", "root"]
 
 
-def presets() -> dict[str, dict[str, Any]]:
-    """All presets that come with dynzoo: name -> metadata.
+def presets(pattern: str = "*") -> dict[str, dict[str, Any]]:
+    """Presets that come with dynzoo: name -> metadata.
+
+    Args:
+        pattern: which names, with ``*`` and ``?`` as in a shell: ``"*cifar10*"``.
 
     Example:
 
@@ -20,7 +24,8 @@ def presets() -> dict[str, dict[str, Any]]:
     ...     print(name, about["dataset"], about["parameters"])
     isometric_...
     """
-    return {name: files.read_metadata(folder) for name, folder in folders().items()}
+    found = {name: place for name, place in folders().items() if fnmatchcase(name, pattern)}
+    return {name: files.read_metadata(folder) for name, folder in found.items()}
 
 
 def find(name: str) -> Path:

@@ -290,3 +290,22 @@ def test_bad_arguments(arguments, message):
 def test_orthonormal_convolution_is_refused():
     with pytest.raises(ValueError, match="`constraint` must be"):
         GradientFlow(operators.Conv(2), constraint="orthonormal").build((None, *IMAGE))
+
+
+def test_keras_own_initializers_and_constraints():
+    dense = operators.Dense(4)
+    layer = GradientFlow(dense, kernel_initializer=keras.initializers.Constant(3.0))
+    layer.build((None, 6))
+    assert layer.lipschitz_bound((None, 6)) <= 1.0 + 1e-4  # brought within the constraint
+    layer = GradientFlow(dense, constraint=keras.constraints.MaxNorm(1.0), step_size=0.5)
+    layer.build((None, 6))
+    assert isinstance(layer.kernels[0].constraint, keras.constraints.MaxNorm)
+    assert [g.property for g in layer.guarantees()] == ["gradient field"]  # nothing bounds A
+    again = GradientFlow.from_config(layer.get_config())
+    assert isinstance(again.kernel_constraint, keras.constraints.MaxNorm)
+    with pytest.raises(ValueError, match="`step_size` must be a positive number"):
+        GradientFlow(dense, constraint=keras.constraints.MaxNorm(1.0))
+    word = GradientFlow(dense, constraint=constraints.Orthonormal(5))
+    assert (word.constraint, word.projection_steps) == ("orthonormal", 5)
+    word = GradientFlow(dense, constraint=constraints.SpectralNorm(0.5))
+    assert (word.constraint, word.max_norm) == ("spectral_norm", 0.5)

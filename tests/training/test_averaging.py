@@ -3,9 +3,11 @@
 import copy
 import json
 
+import keras
 import numpy as np
 import pytest
 from helpers import norm
+from keras import ops
 from training_fixtures import RECIPE, killed_after
 from tuning_fixtures import SEARCH, write_images
 
@@ -15,6 +17,7 @@ from dynzoo.training import checkpoints, recipes
 from dynzoo.training import loop as training
 from dynzoo.training import validation as held_out
 from dynzoo.training.averaging import take_mean
+from dynzoo.training.builders import make_optimizer
 from dynzoo.training.checkpoints import CheckpointError
 from dynzoo.training.recipes import RecipeError
 from dynzoo.tuning import SearchConfig
@@ -139,3 +142,23 @@ def test_a_tuner_that_decides_on_the_length_averages_nothing():
     values = {d.key: d.default for d in config.space}
     assert config.recipe_of(values)["training"]["average"] == [1, 2]
     assert config.recipe_of(values, epochs=1)["training"]["average"] == []
+
+
+@pytest.mark.parametrize("batches", [None, 3])
+def test_an_average_and_a_schedule_over_accumulated_gradients(batches):
+    """Keras counts batches: an average is one of updates, and the decay ends with the training."""
+    config = {"name": "sgd", "learning_rate": 0.1, "use_ema": True, "ema_momentum": 0.9}
+    if batches:
+        config["gradient_accumulation_steps"] = batches
+    calls = 5 * (batches or 1)
+    optimizer = make_optimizer(config, calls, {"warmup": 0.0, "decay": 0.5})
+    weight = keras.Variable([0.0], name="weight")
+    optimizer.build([weight])
+    average = optimizer._model_variables_moving_average[0]
+    for i in range(calls):
+        if i == calls // 5:  # the first update sets the average, four go on with it
+            average.assign([1.0])
+        rate = float(backend.to_numpy(optimizer.learning_rate))
+        optimizer.apply([ops.zeros((1,))], [weight])
+    np.testing.assert_allclose(backend.value_of(average), [0.9**4], rtol=1e-5)
+    assert rate == pytest.approx(0.1 / (0.5 * calls))  # of the last batch; 0 comes after it

@@ -199,6 +199,21 @@ def test_a_resident_run_leaves_what_others_leave_and_they_go_on(data_file, tmp_p
 
 
 @on_jax
+def test_rates_go_on_where_gradients_are_accumulated(data_file, tmp_path, monkeypatch):
+    run, first = ResidentEpochs.run, []
+
+    def noted(self, *arguments):
+        first.append(float(arguments[3][0]))
+        return run(self, *arguments)
+
+    monkeypatch.setattr(ResidentEpochs, "run", noted)
+    sgd = {"name": "sgd", "learning_rate": 0.1, "gradient_accumulation_steps": 2}
+    config = recipe(epochs=2, optimizer=sgd, schedule={"points": {0: 1.0, 2: 0.0}})
+    training.train(config, data_file, tmp_path, verbose=0, log=lambda line: None)
+    assert first == pytest.approx([0.1, 0.05])
+
+
+@on_jax
 def test_by_the_clock_the_rate_ends_at_zero_in_time(data_file, tmp_path, monkeypatch):
     run, calls = ResidentEpochs.run, []
 

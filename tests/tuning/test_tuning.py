@@ -79,6 +79,7 @@ def numbers(result):
         ({"training.loss.offset": {"min": 0.1, "max": 1, "sampling": "lin"}}, "must be linear"),
         ({"training.epochs": {"min": 1, "max": 5, "step": 0.5}}, "space.training.epochs.step"),
         ({"training.epochs": {"min": 1, "max": 5, "step": 0}}, "space.training.epochs.step"),
+        ({"training.epochs": {"min": 1, "max": 10**6, "step": 2}}, "at most 10,000 values"),
         ({"training.epochs": 7}, "must be a list of values or a range"),
         ({"training.epochs, data.flip": {"min": 1, "max": 3}}, "must be a list of values. Rec"),
         ({"training.epochs, data.flip": [[2, True], [3]]}, "choices of 2 values each"),
@@ -248,6 +249,33 @@ def test_grid_takes_every_combination_once(run, trials):
     space["training.loss.offset"] = [0.2, 0.4]
     result, _ = run("out", changed(tuner="grid", max_trials=100, space=space))
     assert len({json.dumps(t["values"]) for t in result.trials}) == len(result.trials) == 18
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "default", "expected"),
+    [
+        ("loss.offset", {"min": 0, "max": 0.3, "step": 0.1}, 0.3, [0.0, 0.1, 0.2, 0.3]),
+        ("loss.offset", {"min": 0.1, "max": 0.7, "step": 0.1}, 0.3, [i / 10 for i in range(1, 8)]),
+        ("loss.offset", {"min": 0, "max": 1, "step": 0.3}, 0.25, [0.0, 0.25, 0.3, 0.6, 0.9]),
+        ("loss.offset", {"min": 0.01, "max": 1, "step": 10, "sampling": "log"}, 1, [0.01, 0.1, 1]),
+        ("epochs", {"min": 2, "max": 9, "step": 3}, 3, [2, 3, 5, 8]),
+        ("epochs", {"min": 1, "max": 8, "step": 2, "sampling": "log"}, 2, [1, 2, 4, 8]),
+    ],
+)
+def test_a_grid_takes_every_step_of_a_range(run, trials, key, values, default, expected):
+    """keras-tuner counts steps in floats: 0 to 0.3 by 0.1 would end at 0.2."""
+    config = changed(tuner="grid", max_trials=100, space={f"training.{key}": values})
+    section, _, name = key.rpartition(".")
+    training = config["recipe"]["training"]
+    (training[section] if section else training)[name] = default
+    result, _ = run("out", config)
+    assert sorted(t["values"][f"training.{key}"] for t in result.trials) == expected
+
+
+def test_a_grid_takes_the_recipe_and_ten_values_of_a_range_without_steps(run, trials):
+    space = {"training.loss.offset": {"min": 0.1, "max": 1.0}}
+    result, _ = run("out", changed(tuner="grid", max_trials=100, space=space))
+    assert len({t["values"]["training.loss.offset"] for t in result.trials}) == 11
 
 
 def test_bayesian_search_uses_what_it_has_seen(run, trials):

@@ -4,6 +4,8 @@ import csv
 import json
 from pathlib import Path
 
+import keras
+import keras_tuner
 import pytest
 from training_fixtures import killed_after
 from tuning_fixtures import SEARCH, changed, write_images
@@ -16,6 +18,7 @@ from dynzoo.training.checkpoints import CheckpointError
 from dynzoo.training.epochs import TrainingLoop
 from dynzoo.training.validation import hold_out
 from dynzoo.tuning import driver
+from dynzoo.tuning.hypermodel import measure
 from dynzoo.zoo import presets
 
 pytestmark = [
@@ -80,6 +83,37 @@ def test_a_trial_is_the_training_of_its_recipe_measured_on_held_out_images(run, 
     settings |= {"objective": "clean", "attacks": "none"}
     weaker = tuning.hypermodel.measure(model, held_out, linf, settings)
     assert weaker["certified"] < measured["certified"] and weaker["attacked"] is None
+
+
+def test_a_tuner_of_keras_tuners_own_searches_the_space(images, tmp_path):
+    if keras.backend.backend() == "tensorflow":
+        pytest.importorskip("tensorboard")  # which keras-tuner imports there, and does not declare
+    space = {"training.loss.offset": {"min": 0.1, "max": 0.3, "step": 0.1}}
+    hypermodel = tuning.HyperModel(changed(space=space, seconds_per_trial=60), images)
+    tuner = keras_tuner.GridSearch(
+        hypermodel,
+        objective=keras_tuner.Objective("certified", "max"),
+        max_trials=2,
+        directory=tmp_path,
+    )
+    seen = []
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
+    tuner.search(callbacks=[note], verbose=0)
+    offsets = [t.hyperparameters.values for t in tuner.oracle.get_best_trials(2)]
+    assert sorted(v["training.loss.offset"] for v in offsets) == [0.1, 0.2]
+    assert seen == [1, 1]  # the second and last epoch of each
+    best = tuner.oracle.get_best_trials(1)[0]
+    (_, held_out), _ = hold_out(hypermodel.config.recipe, hypermodel.splits)
+    model = tuner.get_best_models(1)[0]
+    assert measure(model, held_out, hypermodel.config.recipe, hypermodel.config.settings) == {
+        "clean": best.metrics.get_last_value("clean"),
+        "certified": best.score,
+        "attacked": None,
+    }
+    with pytest.raises(ValueError, match="are those of the recipe. Received: 2 positional"):
+        hypermodel.fit(best.hyperparameters, model, held_out[0], held_out[1])
+    with pytest.raises(ValueError, match="Received: batch_size"):
+        hypermodel.fit(best.hyperparameters, model, batch_size=8)
 
 
 def test_what_cannot_be_is_skipped_with_its_reason(run):

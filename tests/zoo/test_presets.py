@@ -1,6 +1,7 @@
 import copy
 import hashlib
 import json
+import re
 import shutil
 
 import keras
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 from keras import layers
 
+import dynzoo
 from dynzoo import backend
 from dynzoo import layers as dl
 from dynzoo.augmentation.batches import RandomCropFlip
 from dynzoo.inference import class_names as labels
 from dynzoo.training.finetuning import finetune
-from dynzoo.zoo import cards, presets, safe_config, shipped
+from dynzoo.zoo import cards, presets, safe_config, shipped, variants
 from dynzoo.zoo import files as preset_files
 
 
@@ -610,3 +612,76 @@ def test_card_invents_nothing():
     assert "Accuracy: 50.00 %" in cards.model_card({"accuracy": 0.5})
     unknown = {"accuracy": 0.5, "evaluation": {"warnings": [], "split": "test"}}
     assert "warnings" not in cards.model_card(unknown)
+
+
+def tiny_network():
+    parts = [
+        keras.Input((8, 8, 3), name="image"),
+        dl.MeanShift((0.4, 0.4, 0.4)),
+        dl.SpaceToDepth(2),
+        dl.OrthonormalPointwise(8, seed=0),
+        layers.Flatten(),
+        dl.OrthonormalDense(6, seed=1, name="neck"),
+        dl.UnitRowDense(3, seed=2, name="head"),
+    ]
+    return keras.Sequential(parts)
+
+
+def test_other_sizes_channels_and_precisions(tmp_path):
+    presets.save_to_preset(tiny_network(), tmp_path / "own")
+    model = presets.from_preset(tmp_path / "own")
+    with pytest.warns(variants.FreshWeightsWarning, match="The weights of neck depend on the size"):
+        large = presets.from_preset(tmp_path / "own", input_shape=(12, 16, 3), num_classes=4)
+    assert large.input_shape == (None, 12, 16, 3) and large.output_shape == (None, 4)
+    np.testing.assert_array_equal(large.get_weights()[0], model.get_weights()[0])
+    grey = presets.from_preset(tmp_path / "own", input_shape=(8, 8, 1))
+    x = np.random.default_rng(0).random((3, 8, 8, 1)).astype("float32")
+    np.testing.assert_allclose(
+        backend.to_numpy(grey(x)), backend.to_numpy(model(np.repeat(x, 3, -1))), atol=1e-6
+    )
+    labels, radii = dynzoo.certify(grey).radii(x)
+    colour = dynzoo.certify(model).radii(np.repeat(x, 3, -1))
+    np.testing.assert_array_equal(labels, colour[0])
+    np.testing.assert_allclose(radii * 3**0.5, colour[1], rtol=1e-3)
+    half = presets.from_preset(tmp_path / "own", dtype="mixed_bfloat16")
+    kinds = {layer.compute_dtype for layer in half.layers if layer.weights}
+    assert kinds == {"bfloat16", "float32"} and half.layers[-1].compute_dtype == "float32"
+    assert {str(v.dtype) for v in half.weights} == {"float32"}
+    body = presets.from_preset(tmp_path / "own", features_only=True)
+    assert body.output_shape == (None, 6) and body.name.endswith("_features")
+    camera = presets.from_preset(
+        tmp_path / "own", input_shape=(8, 8, 1), preprocess=True, image_size=(9, 20)
+    )
+    assert camera.input_shape == (None, 9, 20, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_shape": (8, 8)}, "`input_shape` must be (height, width, channels)"),
+        ({"input_shape": (8, 8, 2)}, "`input_shape` must have 1 or 3 channels"),
+        ({"input_shape": (9, 8, 3)}, "`input_shape` is none that"),
+        ({"dtype": "int8"}, "`dtype` must be one of 'float32', 'mixed_bfloat16'"),
+        ({"features_only": True, "num_classes": 4}, "leaves out the layer that `num_classes`"),
+    ],
+)
+def test_variants_that_cannot_be(tmp_path, arguments, message):
+    presets.save_to_preset(tiny_network(), tmp_path / "own")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        presets.from_preset(tmp_path / "own", **arguments)
+
+
+def test_a_policy_that_is_not_followed_is_said(tmp_path):
+    presets.save_to_preset(tiny_network(), tmp_path / "own")
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        with pytest.warns(UserWarning, match="pass dtype='mixed_bfloat16'"):
+            presets.from_preset(tmp_path / "own")
+        presets.from_preset(tmp_path / "own", dtype="float32")
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_presets_by_pattern():
+    assert set(presets.presets("*cifar100")) < set(presets.presets("*cifar10*"))
+    assert presets.presets("none*") == {}

@@ -1,0 +1,106 @@
+"""Presets in repositories of Hugging Face, through `huggingface_hub`, the extra `dynzoo[hub]`."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynzoo.utils.strict_json import short
+from dynzoo.zoo.downloads import DownloadError, home
+
+if TYPE_CHECKING:
+    import keras
+
+__all__ = ["PREFIX", "from_hub", "push_to_hub"]
+
+PREFIX = "hf://"
+_ADDRESS = re.compile(r"([\w][\w.-]*)/([\w][\w.-]*)(?:@([\w][\w./-]*))?")
+# What a preset may hold; nothing that could run is fetched.
+_FILES = ["metadata.json", "config.json", "README.md", "model.weights.json", "*.h5"]
+
+
+def from_hub(address: str) -> Path:
+    """The folder of a preset in the cache, brought there from ``hf://owner/name``.
+
+    Without a network, what was brought before is taken. The files are checked as those of every
+    folder are when ``from_preset`` reads them.
+
+    Args:
+        address: ``"hf://owner/name"``, with ``@revision`` behind it for another than the newest.
+
+    Raises:
+        ImportError: without ``huggingface_hub``.
+        ValueError: if the address has another form.
+        DownloadError: in one line, if the repository cannot be had.
+    """
+    match = _ADDRESS.fullmatch(address.removeprefix(PREFIX))
+    if match is None:
+        raise ValueError(f"A preset's address must be hf://owner/name[@revision]. Got: {address}")
+    owner, name, revision = match.groups()
+    hub = _library()
+    folder = home() / "hub" / f"{owner}--{name}--{(revision or 'main').replace('/', '--')}"
+    try:
+        hub.snapshot_download(
+            f"{owner}/{name}", revision=revision, local_dir=str(folder), allow_patterns=_FILES
+        )
+    except Exception as error:  # of a kind for each of network, name, right and disk
+        if not (folder / "metadata.json").is_file():
+            raise DownloadError(f"{address} cannot be had: {short(error)}") from None
+    if not (folder / "metadata.json").is_file():
+        raise DownloadError(f"{address} holds no preset: it lacks metadata.json.")
+    return folder
+
+
+def push_to_hub(
+    model: keras.Model,
+    repository: str,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    private: bool = False,
+    weights_dtype: str = "float32",
+) -> str:
+    """Writes a model as a preset into a repository of Hugging Face, which is made if need be.
+
+    Args:
+        model: as ``dynzoo.save_to_preset`` takes it.
+        repository: ``"owner/name"``; whoever is logged in there (``hf auth login``) writes.
+        metadata: as for ``save_to_preset``.
+        private: who may read a repository that is made.
+        weights_dtype: as for ``save_to_preset``.
+
+    Returns:
+        The address that ``from_preset`` takes.
+
+    Raises:
+        ImportError: without ``huggingface_hub``.
+        ValueError: if the name has another form, or the model cannot be saved.
+        DownloadError: in one line, if nothing can be written there.
+    """
+    from dynzoo.zoo.presets import save_to_preset
+
+    match = _ADDRESS.fullmatch(repository.removeprefix(PREFIX))
+    if match is None or match[3]:
+        raise ValueError(f"`repository` must be 'owner/name'. Received: {repository!r}")
+    hub, target = _library(), f"{match[1]}/{match[2]}"
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / match[2]
+        save_to_preset(model, place, metadata, weights_dtype=weights_dtype)
+        try:
+            hub.create_repo(target, private=private, exist_ok=True)
+            hub.upload_folder(repo_id=target, folder_path=str(place))
+        except Exception as error:  # as above
+            raise DownloadError(f"{PREFIX}{target} cannot be written: {short(error)}") from None
+    return PREFIX + target
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ImportError(
+            "hf:// addresses need huggingface_hub: pip install 'dynzoo[hub]'"
+        ) from None
+    return huggingface_hub

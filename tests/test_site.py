@@ -1,0 +1,135 @@
+"""The pages' Python runs as it stands, in small; the site names every page and public name."""
+
+import re
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from helpers import load_script
+from PIL import Image
+from public_names import public_objects
+
+import dynzoo
+from dynzoo import backend
+from dynzoo.export.formats import check_available
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+if not (ROOT / "mkdocs.yml").is_file():
+    pytest.skip("needs a checkout", allow_module_level=True)
+
+PAGES = {
+    page.relative_to(DOCS).as_posix(): re.findall(
+        r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    for page in sorted(DOCS.rglob("*.md"))
+}
+# Blocks that are only compiled, and why: page -> numbers of blocks.
+NOT_RUN = {
+    "search.md": {0: "trains twenty networks"},
+    "data.md": {0: "needs CIFAR-10"},
+    "convert.md": {1: "needs a published file"},
+}
+
+
+@pytest.fixture(scope="module")
+def site():
+    return load_script(DOCS / "site_hooks.py")
+
+
+def images(count, shape=(32, 32, 3)):
+    rng = np.random.default_rng(0)
+    return rng.random((count, *shape)).astype("float32"), np.arange(count) % 10
+
+
+@pytest.fixture
+def names(tmp_path, monkeypatch):
+    """What the blocks of a page take for granted, in small."""
+    load, preset = dynzoo.data.load, dynzoo.from_preset
+
+    def first(*arguments, **options):
+        (x, y), (x_test, y_test) = load(*arguments, **options)
+        return (x[:8], y[:8]), (x_test[:2], y_test[:2])
+
+    def smallest(name, *arguments, **options):
+        return preset(name.replace("isometric_small", "isometric_tiny"), *arguments, **options)
+
+    monkeypatch.setattr(dynzoo.data, "load", first)
+    monkeypatch.setattr(dynzoo, "from_preset", smallest)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").symlink_to(DOCS)
+    (tmp_path / "more_photos").mkdir()
+    for name in ("photo.jpg", "more_photos/other.png"):
+        Image.new("RGB", (40, 30), (90, 120, 60)).save(tmp_path / name)
+    x, y = images(4)
+    parts = [keras.Input((32, 32, 3)), keras.layers.AveragePooling2D(8), keras.layers.Flatten()]
+    dense = keras.layers.Dense
+    model = keras.Sequential([*parts, dense(8, activation="relu"), dense(10)])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    held_out = images(40)
+    return {
+        "__name__": "page",
+        "dynzoo": dynzoo, "keras": keras, "np": np, "model": model, "mlp": model, "x": x,
+        "x_train": x, "y_train": y, "x_test": x[:2], "y_test": y[:2],
+        "x_val": held_out[0], "y_val": held_out[1],
+        "frames": np.zeros((1, 480, 640, 3), "uint8"),
+        "metadata": {"dataset": "cifar10"},
+    }  # fmt: skip
+
+
+def prepared(page, names):
+    """The rest of what one page takes for granted."""
+    if page == "robustness.md":
+        report = dynzoo.evaluate(
+            names["model"], names["x_test"], names["y_test"], attacks="fast", checks="quick"
+        )
+        names["other_report"] = report
+    if page == "convert.md":
+        torch = pytest.importorskip("torch")
+        nn = torch.nn
+        names["network"] = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(1800, 10))
+    if page == "export.md":
+        try:
+            check_available("onnx", backend.name(), run=True)
+        except ValueError as reason:
+            pytest.skip(str(reason))
+    return names
+
+
+@pytest.mark.parametrize("page", [page for page, blocks in PAGES.items() if blocks])
+def test_the_python_of_a_page_runs(page, names):
+    names = prepared(page, names)
+    for number, block in enumerate(PAGES[page]):
+        code = compile(block, f"{page}, block {number}", "exec")
+        if number not in NOT_RUN.get(page, {}):
+            exec(code, names)
+
+
+def test_what_is_not_run_is_there():
+    for page, blocks in NOT_RUN.items():
+        assert max(blocks) < len(PAGES[page])
+
+
+def test_navigation_has_every_page(site):
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"^ +- (\S+\.md)$", text, re.MULTILINE)
+    assert sorted(listed) == sorted({*PAGES, "extending.md", "security.md", "changelog.md"})
+    assert all((ROOT / source).is_file() for source in site.ELSEWHERE)
+
+
+def test_reference_names_everything_public(site):
+    described = {place for module in site.MODULES for place in site.public(module).values()}
+    public = {f"{v.__module__}.{v.__qualname__}" for v in public_objects().values()}
+    assert public <= described
+    for place in described:
+        module, _, name = place.rpartition(".")
+        __import__(module)
+        assert hasattr(sys.modules[module], name), place
+
+
+def test_links_out_of_the_pages_lead_to_pages(site):
+    text = "[a](../CONTRIBUTING.md#layout) [b](zoo.md) [c](../pyproject.toml) `[d](x.md)`"
+    made = "[a](../extending.md#layout) [b](../zoo.md) c `[d](x.md)`"
+    assert site.relinked(text, "docs/proof.md", "systems/proof.md") == made
