@@ -158,14 +158,20 @@ def searched(request):
     test.inner_test = inner
 
 
+# Bytes that a process held when it last let go of what JAX had compiled.
+_AT_LAST = [0]
+
+
 @pytest.fixture(autouse=True, scope="module")
 def bounded():
-    """JAX keeps all that it ever compiled; a process that has grown large lets go of it."""
+    """JAX keeps all that it ever compiled; a process that has grown by 4 GiB lets go of it."""
     yield
-    if keras.backend.backend() == "jax" and _resident_bytes() > 3 * 2**30:
+    if keras.backend.backend() == "jax" and _resident_bytes() - _AT_LAST[0] > 4 * 2**30:
         import jax
 
         jax.clear_caches()
+        gc.collect()
+        _AT_LAST[0] = _resident_bytes()
 
 
 def _resident_bytes():
