@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo import backend, spectral
+from dynzoo.utils.arguments import integer, listed, number, one_of
 
 __all__ = [
     "ORTHONORMAL_KEPT",
@@ -98,22 +99,16 @@ class SpectralNorm(keras.constraints.Constraint):
     """
 
     def __init__(self, max_norm=1.0, spatial=None, padding="zero", iterations=10):
-        if not max_norm > 0:
-            raise ValueError(f"`max_norm` must be positive. Received: max_norm={max_norm}")
-        if padding not in ("zero", "circular"):
-            raise ValueError(
-                f"`padding` must be 'zero' or 'circular'. Received: padding={padding!r}"
-            )
-        if spatial is not None and (len(spatial) != 2 or min(spatial) < 1):
-            raise ValueError(
-                f"`spatial` must be None or two positive sizes. Received: spatial={spatial}"
-            )
-        if int(iterations) < 1:
-            raise ValueError(f"`iterations` must be at least 1. Received: iterations={iterations}")
-        self.max_norm = float(max_norm)
-        self.spatial = None if spatial is None else tuple(int(n) for n in spatial)
-        self.padding = padding
-        self.iterations = int(iterations)
+        self.max_norm = number("max_norm", max_norm)
+        if spatial is not None:
+            spatial = tuple(integer("spatial", n) for n in listed(spatial))
+            if len(spatial) != 2:
+                raise ValueError(
+                    f"`spatial` must be None or two positive integers. Received: spatial={spatial}"
+                )
+        self.spatial = spatial
+        self.padding = one_of("padding", padding, ("zero", "circular"))
+        self.iterations = integer("iterations", iterations)
 
     def __call__(self, w):
         w = ops.convert_to_tensor(w)
@@ -208,9 +203,7 @@ class Orthonormal(keras.constraints.Constraint):
     """
 
     def __init__(self, steps=2):
-        if int(steps) < 1:
-            raise ValueError(f"`steps` must be at least 1. Received: steps={steps}")
-        self.steps = int(steps)
+        self.steps = integer("steps", steps)
 
     def __call__(self, w):
         w = ops.convert_to_tensor(w)
@@ -228,7 +221,7 @@ class Orthonormal(keras.constraints.Constraint):
 
     @staticmethod
     def _check(shape):
-        if len(shape) != 2 and tuple(shape[:-2]) != (1,) * (len(shape) - 2):
+        if len(shape) < 2 or any(side != 1 for side in shape[:-2]):
             raise ValueError(
                 "`Orthonormal` applies to matrices and 1x1 convolution kernels. "
                 f"Received: a kernel of shape {tuple(shape)}"

@@ -1,4 +1,10 @@
-"""What a layer promises, as data: words, a number, and the condition that makes it true."""
+"""What a layer promises, as data: words, a number, and the condition that makes it true.
+
+This is the form alone. A layer states its own in ``guarantees()``, in its file in ``layers/``;
+``docs/make_guarantees.py`` prints them all, ``tests/test_worst_cases.py`` searches for what breaks
+one, and ``dynzoo.testing.check_layer`` checks those that it knows. CONTRIBUTING.md: "A layer with a
+guarantee".
+"""
 
 from __future__ import annotations
 

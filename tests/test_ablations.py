@@ -18,7 +18,7 @@ RECIPE = {
     "architecture": {
         "name": "isometric",
         "widths": [12],
-        "steps": [2],
+        "steps": [1],
         "neck_units": 8,
         "dense_steps": 1,
     },

@@ -1,4 +1,4 @@
-"""What every layer, attack and data set must be, by being in its table: one test for all of them.
+"""What every layer, constraint, attack, data set, ... must be, by being in its table.
 
 A new layer is a row of `LAYERS` and passes `dynzoo.testing.check_layer`, which users run on theirs.
 """
@@ -9,9 +9,12 @@ import json
 import keras
 import numpy as np
 import pytest
+from helpers import conv_matrix, normal
+from helpers import norm as largest_singular_value
+from keras import ops
 
 import dynzoo
-from dynzoo import backend, layers, operators
+from dynzoo import backend, constraints, layers, operators, regularizers
 from dynzoo.attacks import ATTACKS, Attack, Transfer
 from dynzoo.data import DATASETS, loading
 from dynzoo.models import ARCHITECTURES
@@ -209,7 +212,40 @@ LAYERS = {
     "sum_lift": (layers.SumLift, {"units": 5}, (3,)),
     "sum_projection": (layers.SumProjection, {"units": 2, "weights": [1.0, 2.0, 3.0]}, (3,)),
 }  # fmt: skip
-PUBLIC = {c for c in vars(layers).values() if inspect.isclass(c)}
+# The same of constraints and regularizers, with the shape of a kernel.
+CONSTRAINTS = {
+    "spectral": (constraints.SpectralNorm, {}, (6, 4)),
+    "spectral_pointwise": (
+        constraints.SpectralNorm,
+        {"max_norm": 0.7, "iterations": 12},
+        (1, 1, 3, 5),
+    ),
+    "spectral_conv": (
+        constraints.SpectralNorm,
+        {"max_norm": 0.5, "spatial": [4, 5], "padding": "circular"},
+        (3, 3, 2, 3),
+    ),
+    "spectral_any_size": (constraints.SpectralNorm, {"max_norm": 2.0}, (3, 3, 1, 2)),
+    "orthonormal": (constraints.Orthonormal, {}, (3, 4)),
+    "orthonormal_pointwise": (constraints.Orthonormal, {"steps": 5}, (1, 1, 5, 3)),
+}
+REGULARIZERS = {
+    "orthogonality": (regularizers.Orthogonality, {}, (3, 3, 3, 2)),
+    "orthogonality_matrix": (regularizers.Orthogonality, {"gamma": 0.3}, (4, 6)),
+}
+
+
+def classes_of(module, kind=object):
+    found = {c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, kind)}
+    return {c for c in found if c.__module__.startswith("dynzoo.")}
+
+
+PUBLIC = classes_of(layers)
+TABLES = [
+    (PUBLIC, LAYERS),
+    (classes_of(constraints, keras.constraints.Constraint), CONSTRAINTS),
+    (classes_of(regularizers, keras.regularizers.Regularizer), REGULARIZERS),
+]
 ALWAYS = ["config", "shapes", "dtypes", "saving", "guarantees", "certificate"]
 
 
@@ -219,10 +255,11 @@ def arguments_of(cls):
     }
 
 
-def test_every_layer_is_in_the_table_with_every_argument_varied():
-    assert PUBLIC == {cls for cls, _, _ in LAYERS.values()}
-    for cls in PUBLIC:
-        given = [arguments for c, arguments, _ in LAYERS.values() if c is cls]
+@pytest.mark.parametrize(("public", "table"), TABLES, ids=["layers", "constraints", "regularizers"])
+def test_every_class_is_in_the_table_with_every_argument_varied(public, table):
+    assert public == {cls for cls, _, _ in table.values()}
+    for cls in public:
+        given = [arguments for c, arguments, _ in table.values() if c is cls]
         for name, parameter in arguments_of(cls).items():
             assert any(a.get(name, parameter.default) != parameter.default for a in given), (
                 cls.__name__,
@@ -259,14 +296,115 @@ def refused(make, name):
 
 
 @pytest.mark.parametrize(
-    "cls", sorted(PUBLIC, key=lambda c: c.__name__), ids=lambda cls: cls.__name__
+    "cls",
+    sorted(set.union(*(public for public, _ in TABLES)), key=lambda c: c.__name__),
+    ids=lambda cls: cls.__name__,
 )
-def test_wrong_arguments_of_a_layer_are_named(cls):
-    arguments = next(a for c, a, _ in LAYERS.values() if c is cls)
+def test_wrong_arguments_are_named(cls):
+    arguments = next(a for _, t in TABLES for c, a, _ in t.values() if c is cls)
     for name, parameter in arguments_of(cls).items():
         keras_own = name in ("kernel_initializer", "kernel_regularizer")  # refused in its words
         if not isinstance(parameter.default, bool) and not keras_own:
             refused(lambda name: cls(**{**arguments, name: object()}), name)
+
+
+# --- constraints and regularizers --------------------------------------------------------------
+
+
+def stored_again(made, arguments):
+    """What JSON keeps of it, made again: the same class, config and attributes."""
+    stored = json.loads(json.dumps(keras.saving.serialize_keras_object(made), allow_nan=False))
+    assert stored["registered_name"] == f"dynzoo>{type(made).__name__}"
+    again = keras.saving.deserialize_keras_object(stored)
+    assert type(again) is type(made) and vars(again) == vars(made)
+    config = again.get_config()
+    assert config == made.get_config() and set(config) == set(arguments_of(type(made)))
+    for key, value in arguments.items():
+        assert config[key] == (tuple(value) if isinstance(value, list) else value), key
+    return again
+
+
+def layer_with(shape, **arguments):
+    """A model of one Keras layer whose kernel has this shape."""
+    if len(shape) == 2:
+        return keras.Sequential([keras.Input(shape[:1]), keras.layers.Dense(shape[1], **arguments)])
+    conv = keras.layers.Conv2D(shape[3], shape[:2], padding="same", **arguments)
+    return keras.Sequential([keras.Input((4, 5, shape[2])), conv])
+
+
+def operator_norm(constraint, kernel):
+    if kernel.ndim == 2 or kernel.shape[:2] == (1, 1):
+        return largest_singular_value(kernel.reshape(-1, kernel.shape[-1]))
+    return largest_singular_value(
+        conv_matrix(kernel, constraint.spatial or (5, 5), constraint.padding)
+    )
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_constraint(name, tmp_path):
+    cls, arguments, shape = CONSTRAINTS[name]
+    constraint, limit = cls(**arguments), arguments.get("max_norm", 1.0)
+    stored_again(constraint, arguments)
+    compiled = backend.jit(constraint)
+    for scale in (0.0, 0.05, 3.0, 1e25):
+        kernel = normal(shape, 6, scale)
+        after = constraint(ops.convert_to_tensor(kernel))
+        assert keras.backend.standardize_dtype(after.dtype) == "float32"
+        twice, after = backend.to_numpy(constraint(after)), backend.to_numpy(after)
+        assert after.shape == shape and np.isfinite(after).all()
+        exact = constraint.nearest(kernel)
+        assert exact.dtype == np.float64 and exact.shape == shape
+        for found in (after, exact):
+            assert operator_norm(constraint, found) <= limit * (1 + 1e-5)
+        same = backend.to_numpy(compiled(ops.convert_to_tensor(kernel)))
+        np.testing.assert_allclose(same, after, atol=1e-6)
+        np.testing.assert_allclose(twice, after, atol=1e-5)
+        np.testing.assert_allclose(constraint.nearest(exact), exact, atol=1e-12)
+    half = constraint(ops.cast(normal(shape, 7, 5.0), "bfloat16"))
+    assert keras.backend.standardize_dtype(half.dtype) == "bfloat16"
+    half = backend.to_numpy(ops.cast(half, "float32"))
+    assert operator_norm(constraint, half) <= 1.01 * limit
+    model = layer_with(shape, kernel_constraint=constraint)
+    model.set_weights([normal(shape, 8, 3.0), np.zeros(shape[-1])])
+    dynzoo.project(model)
+    kernel = model.get_weights()[0]
+    assert operator_norm(constraint, kernel) <= limit * (1 + 1e-5)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert vars(again.layers[-1].kernel_constraint) == vars(constraint)
+    np.testing.assert_array_equal(again.get_weights()[0], kernel)
+    for wrong in (np.ones(3), np.ones((3, 2, 2))):  # the kernel of a Conv1D: no matrix
+        for use in (constraint, constraint.nearest):
+            with pytest.raises(ValueError) as error:
+                use(wrong)
+            text = str(error.value)
+            assert text.startswith(f"`{cls.__name__}` applies to ") and "\n" not in text
+            assert text.endswith(f"Received: a kernel of shape {wrong.shape}")
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_regularizer(name, tmp_path):
+    cls, arguments, shape = REGULARIZERS[name]
+    regularizer = cls(**arguments)
+    stored_again(regularizer, arguments)
+    run = backend.value_and_grad(lambda kernel: regularizer(kernel))
+    for scale in (0.0, 0.3, 3.0):
+        kernel = ops.convert_to_tensor(normal(shape, 6, scale))
+        (value, _), gradient = run(kernel)
+        value, gradient = backend.to_numpy(value), backend.to_numpy(gradient)
+        assert value.shape == () and value.dtype == np.float32 and 0 <= value < np.inf
+        assert gradient.shape == shape and np.isfinite(gradient).all()
+        same = backend.to_numpy(backend.jit(regularizer)(kernel))
+        np.testing.assert_allclose(same, value, rtol=1e-5)
+    half = regularizer(ops.cast(normal(shape, 6), "bfloat16"))
+    full = backend.to_numpy(regularizer(ops.convert_to_tensor(normal(shape, 6))))
+    np.testing.assert_allclose(backend.to_numpy(ops.cast(half, "float32")), full, rtol=0.05)
+    model = layer_with(shape, kernel_regularizer=regularizer)
+    expected = backend.to_numpy(regularizer(model.layers[-1].kernel))
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert vars(again.layers[-1].kernel_regularizer) == vars(regularizer)
+    np.testing.assert_allclose(backend.to_numpy(sum(again.losses)), expected, rtol=1e-6)
 
 
 # --- attacks -----------------------------------------------------------------------------------

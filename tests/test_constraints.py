@@ -1,7 +1,5 @@
 """Constraints as functions of a kernel, and `project`: what they guarantee from any start."""
 
-import json
-
 import keras
 import numpy as np
 import pytest
@@ -170,54 +168,15 @@ def test_orthonormal_two_steps_as_documented(shape):
 
 
 @pytest.mark.parametrize(
-    ("constraint", "shape"),
-    [
-        (SpectralNorm(), (4, 3)),
-        (SpectralNorm(spatial=(4, 4)), (3, 3, 2, 2)),
-        (SpectralNorm(0.5), (3, 3, 1, 2)),
-        (Orthonormal(), (3, 4)),
-    ],
-)
-def test_compiled_is_the_same(constraint, shape):
-    kernel = normal(shape, 6, 3.0)
-    compiled = backend.jit(constraint)(ops.convert_to_tensor(kernel))
-    np.testing.assert_allclose(backend.to_numpy(compiled), impose(constraint, kernel), atol=1e-6)
-
-
-@pytest.mark.parametrize("constraint", [SpectralNorm(), Orthonormal()])
-def test_keeps_the_dtype_of_the_kernel(constraint):
-    kernel = ops.cast(normal((4, 3), 7, 5.0), "bfloat16")
-    after = constraint(kernel)
-    assert keras.backend.standardize_dtype(after.dtype) == "bfloat16"
-    assert norm(backend.to_numpy(ops.cast(after, "float32"))) <= 1.01
-
-
-@pytest.mark.parametrize(
-    "constraint",
-    [
-        SpectralNorm(0.5, spatial=(7, 9), padding="circular", iterations=7),
-        SpectralNorm(2, spatial=None),
-        Orthonormal(steps=5),
-    ],
-)
-def test_config_round_trip(constraint):
-    stored = json.loads(json.dumps(keras.constraints.serialize(constraint)))
-    assert stored["registered_name"].startswith("dynzoo>")
-    again = keras.constraints.deserialize(stored)
-    assert type(again) is type(constraint) and again.get_config() == constraint.get_config()
-    assert vars(again) == vars(constraint)
-
-
-@pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SpectralNorm(0.0), "`max_norm` must be positive"),
-        (lambda: SpectralNorm(float("nan")), "`max_norm` must be positive"),
+        (lambda: SpectralNorm(0.0), "`max_norm` must be in \\(0, inf"),
+        (lambda: SpectralNorm(float("nan")), "`max_norm` must be in \\(0, inf"),
         (lambda: SpectralNorm(padding="same"), "`padding` must be"),
         (lambda: SpectralNorm(spatial=(4,)), "`spatial` must be"),
         (lambda: SpectralNorm(spatial=(0, 4)), "`spatial` must be"),
         (lambda: SpectralNorm(iterations=0), "`iterations` must be"),
-        (lambda: Orthonormal(0), "`steps` must be at least 1"),
+        (lambda: Orthonormal(0), "`steps` must be a positive integer"),
         (lambda: Orthonormal()(normal((3, 3, 2, 2))), "applies to matrices"),
         (lambda: Orthonormal().nearest(normal((3, 2, 2))), "applies to matrices"),
         # the kernel of a Conv1D: as a matrix its norm would be too small

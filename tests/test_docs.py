@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from helpers import load_script
 
+pytestmark = pytest.mark.any_backend
+
 ROOT = Path(__file__).resolve().parents[1]
 
 ABOUT = {
@@ -120,8 +122,3 @@ def test_studies_are_means_over_seeds_against_the_base_of_the_same_seed(tables, 
         "| base | rows of A | 6 | 50.00 | 51.00 |  | 50 |",
         "| step 1 | rows of A | 6 | 50.00 | 53.00 | +2.00 | 50 |",
     ]
-
-
-def test_table_of_guarantees_is_up_to_date():
-    module = load_script(ROOT / "docs" / "make_guarantees.py")
-    assert module.PATH.read_text(encoding="utf-8") == module.table()

@@ -6,6 +6,8 @@ import re
 import pytest
 from public_names import MODULES, documented, public_objects
 
+pytestmark = pytest.mark.any_backend
+
 ORDER = ["Args", "Attributes", "Returns", "Raises", "Example", "Reference"]
 OBJECTS = public_objects()
 # Words with a capital that may begin the description of an argument.

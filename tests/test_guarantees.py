@@ -1,9 +1,11 @@
 """Every layer says what it promises, and says it as data."""
 
 import json
+from pathlib import Path
 
 import keras
 import pytest
+from helpers import load_script
 
 from dynzoo import layers
 from dynzoo.guarantees import Guarantee
@@ -43,3 +45,8 @@ def test_gradient_flow_promises_what_its_configuration_allows(arguments, propert
 
     found = layers.GradientFlow(operators.Dense(4), **arguments).guarantees()
     assert [g.property for g in found] == properties
+
+
+def test_table_of_guarantees_is_up_to_date():
+    module = load_script(Path(__file__).resolve().parents[1] / "docs" / "make_guarantees.py")
+    assert module.PATH.read_text(encoding="utf-8") == module.table()

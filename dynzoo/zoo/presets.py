@@ -5,6 +5,10 @@ model.weights.h5   its weights; above 15 MiB model.weights.json and shards model
                    with an array larger than that, or float16, weights_<n>.h5 with parts of arrays
 metadata.json      data set, numbers, versions, and the SHA-256 of the files above
 README.md          the model card, written from the metadata
+
+Here folders become models and models folders. Which presets come with dynzoo is in ``shipped.py``;
+a new one is a recipe in ``zoo_configs/``, of an architecture in ``models/``. CONTRIBUTING.md: "A
+family of presets".
 """
 
 import copy

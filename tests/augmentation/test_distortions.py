@@ -7,6 +7,8 @@ from hypothesis import given
 
 from dynzoo.augmentation.distortions import color_jitter, rotate_and_zoom
 
+pytestmark = pytest.mark.any_backend
+
 
 def _images(n, h, w, c, seed=0):
     return np.random.default_rng(seed).random((n, h, w, c), dtype=np.float32)

@@ -13,6 +13,8 @@ from PIL import Image
 import dynzoo
 from dynzoo.cli.program import COMMANDS
 
+pytestmark = pytest.mark.any_backend
+
 ROOT = Path(dynzoo.__file__).resolve().parents[1]
 PRESET = "isometric_tiny_cifar10"
 SHARED = {"__init__", "console", "inputs", "options", "program"}

@@ -12,6 +12,8 @@ from dynzoo.augmentation import pixels
 from dynzoo.corruptions import CORRUPTIONS, SEVERITIES, Streams, blur, corrupt, digital
 from dynzoo.corruptions.weather import frost_texture, plasma
 
+pytestmark = pytest.mark.any_backend
+
 X = pictures()
 
 

@@ -8,6 +8,8 @@ from pictures import pictures
 
 from dynzoo.corruptions import CORRUPTIONS, SEVERITIES, Streams, corrupt
 
+pytestmark = pytest.mark.any_backend
+
 NAMES = tuple(CORRUPTIONS)
 X = pictures()
 

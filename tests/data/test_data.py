@@ -14,6 +14,8 @@ from dynzoo.data import loading as data
 from dynzoo.data import sources
 from dynzoo.inference import class_names as labels
 
+pytestmark = pytest.mark.any_backend
+
 
 def _write(path, **changes):
     rng = np.random.default_rng(0)

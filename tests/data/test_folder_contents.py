@@ -13,6 +13,8 @@ from dynzoo.data.folder_contents import survey
 from dynzoo.data.image_folder import load_image_folder
 from dynzoo.inference.image_files import read_image
 
+pytestmark = pytest.mark.any_backend
+
 
 def write(root, counts, value=100, ending=".png"):
     """Gray images, `value` bright."""

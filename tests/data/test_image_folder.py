@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import dynzoo
+from dynzoo import backend
 from dynzoo.cli import program as cli
 from dynzoo.data import loading as data
 from dynzoo.data.image_folder import class_folders, load_image_folder
@@ -145,7 +146,12 @@ def test_fit_takes_the_data_set_that_keras_makes_of_a_folder(tmp_path):
     small = dict(widths=(8,), steps=(1,), neck_units=8, dense_steps=1)
     model = dynzoo.models.isometric_classifier(input_shape=(8, 8, 3), num_classes=2, **small)
     for optimizer in (keras.optimizers.SGD(0.05), keras.optimizers.AdamW(0.01)):
-        model.compile(optimizer, dynzoo.losses.OffsetCrossentropy(), metrics=["accuracy"])
+        model.compile(
+            optimizer,
+            dynzoo.losses.OffsetCrossentropy(),
+            metrics=["accuracy"],
+            jit_compile=backend.fit_with_jit(),
+        )
         before = model.evaluate(images, verbose=0)[0]
         model.fit(images, epochs=4, shuffle=False, verbose=0)  # Keras warns: it is shuffled
         assert model.evaluate(images, verbose=0)[0] < before

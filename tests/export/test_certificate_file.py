@@ -10,6 +10,8 @@ from dynzoo.export import certificate_file
 from dynzoo.export import exporter as export
 from dynzoo.export import runtimes as exported_runtimes
 
+pytestmark = pytest.mark.any_backend
+
 ZEROS = [[0.0, 0.0], [0.0, 0.0]]
 ROUNDING = {
     "anchors": [0.0, 0.5],

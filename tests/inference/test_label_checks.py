@@ -113,12 +113,10 @@ def test_a_preset_counts_right_answers_of_one_hot_labels(tmp_path):
         assert model.evaluate(x, y, verbose=0, return_dict=True)["accuracy"] == 1.0
 
 
-SMALL = dict(widths=(8,), steps=(1,), neck_units=8, dense_steps=1)
-
-
 def tuned(y, **arguments):
     keras.utils.set_random_seed(0)
-    model = dynzoo.models.isometric_classifier(input_shape=(8, 8, 3), num_classes=4, **SMALL)
+    head = dynzoo.layers.UnitRowDense(4)  # what is trained makes no difference to labels
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), head])
     x = np.random.default_rng(0).random((len(y), 8, 8, 3), dtype="float32")
     return finetune(model, x, y, epochs=1, batch_size=4, verbose=0, **arguments).history
 

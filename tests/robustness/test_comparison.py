@@ -16,6 +16,8 @@ from dynzoo.robustness.comparison import compare
 from dynzoo.robustness.evaluation import evaluate
 from dynzoo.robustness.saved_report import read_report
 
+pytestmark = pytest.mark.any_backend
+
 EPS = (0.1, 0.3)
 
 

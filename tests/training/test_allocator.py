@@ -10,6 +10,8 @@ import pytest
 
 from dynzoo.training import allocator
 
+pytestmark = pytest.mark.any_backend
+
 PROGRAM = """
 import json, resource, runpy, sys
 import numpy as np

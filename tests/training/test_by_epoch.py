@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from dynzoo.training import epoch_values as by_epoch
 
+pytestmark = pytest.mark.any_backend
+
 MAPPINGS = st.dictionaries(st.integers(1, 50), st.floats(0, 1), max_size=4).map(
     lambda later: {0: 0.5, **dict(sorted(later.items()))}
 )

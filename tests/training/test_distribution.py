@@ -194,7 +194,7 @@ def compiled(model):
 def test_a_run_killed_on_several_devices_goes_on_on_one(alone, images, tmp_path):
     model, _ = alone
     run = f"training.train({recipe()!r}, {str(images)!r}, {str(tmp_path)!r}, verbose=0, "
-    killed_after(7, run + f"distribute=True, devices={DEVICES})")
+    killed_after(7, run + "distribute=True, devices=2)")  # each is traced by itself
     assert state_of(tmp_path)["epoch"] == 1
     resumed = training.train(recipe(), images, tmp_path, resume=True, verbose=0, log=str)
     assert_same_weights(model, resumed)

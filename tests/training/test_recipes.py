@@ -10,6 +10,8 @@ from dynzoo.augmentation.batches import DISTORTIONS
 from dynzoo.training import recipes
 from dynzoo.training.recipes import RecipeError
 
+pytestmark = pytest.mark.any_backend
+
 MINIMAL = {
     "name": "tiny",
     "architecture": {"name": "isometric"},

@@ -21,6 +21,7 @@ from dynzoo.tuning.config import TUNERS
 
 # keras-tuner 1.4.8 on Python 3.11 and later
 pytestmark = [
+    pytest.mark.any_backend,
     pytest.mark.filterwarnings("ignore:currentThread:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:getName:DeprecationWarning"),
 ]

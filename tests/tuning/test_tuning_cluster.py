@@ -21,6 +21,8 @@ from dynzoo.training.checkpoints import CheckpointError
 from dynzoo.tuning import SearchConfig, cluster, driver, oracles, worker
 from dynzoo.tuning.cluster import Member
 
+any_backend = pytest.mark.any_backend
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore:currentThread:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:getName:DeprecationWarning"),
@@ -92,6 +94,7 @@ def copy_of(trial):
     return type(trial).from_proto(trial.to_proto())
 
 
+@any_backend
 def test_a_silent_worker_loses_its_trial_and_one_that_is_heard_does_not(oracle, clock):
     lost, kept = oracle.create_trial("a"), oracle.create_trial("b")
     for clock.now in (30, 59, 90):
@@ -103,6 +106,7 @@ def test_a_silent_worker_loses_its_trial_and_one_that_is_heard_does_not(oracle, 
     assert oracle.create_trial("b") is kept  # restarted under its name, it gets its trial again
 
 
+@any_backend
 def test_the_first_of_two_results_counts_and_once(oracle, clock):
     trial = oracle.create_trial("slow")
     first = copy_of(trial)
@@ -121,6 +125,7 @@ def test_the_first_of_two_results_counts_and_once(oracle, clock):
     assert oracle._retry_queue == [] and oracle.create_trial("fast").trial_id == "2"
 
 
+@any_backend
 def test_no_worker_is_sent_home_while_a_trial_may_come_back(oracle, clock):
     trials = [oracle.create_trial(name) for name in "abcd"]
     for trial in trials[:3]:
@@ -134,6 +139,7 @@ def test_no_worker_is_sent_home_while_a_trial_may_come_back(oracle, clock):
     assert oracle.tuner_ids == set() and len(oracle.ended) == 4
 
 
+@any_backend
 def test_a_trial_that_takes_three_workers_with_it_is_given_up(oracle, clock):
     trial = oracle.create_trial("a")
     for name in "bcd":
@@ -143,6 +149,7 @@ def test_a_trial_that_takes_three_workers_with_it_is_given_up(oracle, clock):
     assert trial.message == "3 workers were lost with it"
 
 
+@any_backend
 @pytest.mark.parametrize("tuner", ["random", "grid", "bayesian", "hyperband"])
 def test_a_chief_that_is_started_again_takes_the_results_of_before(tuner, clock, tmp_path):
     oracle = make(tmp_path, tuner=tuner)
@@ -157,6 +164,7 @@ def test_a_chief_that_is_started_again_takes_the_results_of_before(tuner, clock,
     assert again.create_trial("d").trial_id == ("3" if lost.status == "RUNNING" else "2")
 
 
+@any_backend
 @pytest.mark.parametrize("tuner", ["random", "grid", "bayesian", "hyperband"])
 def test_all_workers_get_different_trials_at_once(tuner, clock, tmp_path):
     oracle = make(tmp_path, tuner=tuner)
@@ -167,6 +175,7 @@ def test_all_workers_get_different_trials_at_once(tuner, clock, tmp_path):
     assert {t.status for t in trials} == {"RUNNING"} and len(set(values)) == len(values)
 
 
+@any_backend
 @pytest.mark.parametrize("tuner", ["bayesian", "grid"])
 def test_numbers_in_single_precision_do_not_confuse_the_oracle(tuner, clock, tmp_path):
     """keras-tuner's own takes over what a worker sends back, and then looks for it in vain."""
@@ -218,6 +227,7 @@ def trials(monkeypatch):
     return fake
 
 
+@any_backend
 def test_a_worker_takes_over_from_one_that_died(
     images, tmp_path, address, trials, clock, monkeypatch
 ):
@@ -251,6 +261,7 @@ def test_a_worker_takes_over_from_one_that_died(
     assert not any(name in os.environ for name in VARIABLES)
 
 
+@any_backend
 def test_a_busy_worker_is_heard(images, tmp_path, address, trials, clock, monkeypatch):
     """Its trial takes longer than the chief's patience, and nobody else gets it."""
     monkeypatch.setattr(worker, "_SECONDS_BEAT", 0.05)
@@ -282,6 +293,7 @@ def test_a_busy_worker_is_heard(images, tmp_path, address, trials, clock, monkey
     assert trials.ran == list("012345")
 
 
+@any_backend
 def test_a_worker_without_its_chief_or_its_folder(images, tmp_path, address, trials, capsys):
     with pytest.raises(OSError, match=f"no chief answers at {address} within 0.3 s"):
         tuning.search(SEARCH, images, tmp_path, role="worker", chief=address, timeout=0.3)
@@ -310,6 +322,7 @@ def test_a_worker_without_its_chief_or_its_folder(images, tmp_path, address, tri
     assert chief.error is None and len(chief.result.trials) == 1
 
 
+@any_backend
 def test_a_chief_without_workers_gives_up_and_goes_on_later(
     images, tmp_path, address, trials, capsys
 ):
@@ -326,6 +339,7 @@ def test_a_chief_without_workers_gives_up_and_goes_on_later(
     assert chief.error is None and len(chief.result.trials) == 1
 
 
+@any_backend
 def test_a_chief_gives_up_once_its_last_worker_is_gone(images, tmp_path, address, trials, clock):
     chief = Chief(images, tmp_path / "out", address, wait=60)
     clock.now = 50.0
@@ -339,6 +353,7 @@ def test_a_chief_gives_up_once_its_last_worker_is_gone(images, tmp_path, address
     assert isinstance(chief.error, OSError) and "no worker was heard of" in str(chief.error)
 
 
+@any_backend
 def test_a_worker_gives_up_a_chief_that_is_gone(images, tmp_path, address, trials, monkeypatch):
     chief = Chief(images, tmp_path / "out", address)
 
@@ -360,6 +375,7 @@ def test_a_worker_gives_up_a_chief_that_is_gone(images, tmp_path, address, trial
 # Who is who
 
 
+@any_backend
 def test_members_by_keras_tuners_own_variables(monkeypatch):
     assert Member.of() == Member(None)
     monkeypatch.setenv("KERASTUNER_ORACLE_IP", "10.0.0.7")
@@ -380,6 +396,7 @@ def test_members_by_keras_tuners_own_variables(monkeypatch):
     assert os.environ["KERASTUNER_ORACLE_IP"] == "10.0.0.7"
 
 
+@any_backend
 def test_by_default_nobody_else_is_let_in():
     assert Member.of("chief").address == cluster.DEFAULT_ADDRESS == "127.0.0.1:8470"
     first, second = Member.of("worker"), Member.of("worker")

@@ -2,7 +2,11 @@
 
 import doctest
 
+import pytest
+
 from dynzoo.utils import formatting
+
+pytestmark = pytest.mark.any_backend
 
 
 def test_examples():

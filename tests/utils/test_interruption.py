@@ -17,6 +17,8 @@ import dynzoo
 from dynzoo import backend
 from dynzoo.utils import interruption
 
+any_backend = pytest.mark.any_backend
+
 ROOT = Path(dynzoo.__file__).parents[1]
 # The module by itself, in a process that starts at once: no Keras.
 ALONE = f"""
@@ -101,6 +103,7 @@ def alone(code, **arguments):
     return Running("-c", ALONE + code, **arguments)
 
 
+@any_backend
 def test_native_code_is_ended_at_once_and_nothing_is_lost_of_what_was_printed():
     process = alone("""
 print("begun", flush=True)
@@ -117,6 +120,7 @@ lock.acquire()
     assert process.out == "begun\nso far"
 
 
+@any_backend
 def test_nobody_can_swallow_it():
     process = alone("""
 interruption.keeps(lambda: "half of it was kept, go on: " + interruption.command("--resume"))
@@ -133,6 +137,7 @@ while True:
     assert (code, lines) == (130, [f"dynzoo: interrupted; half of it was kept, go on: {again}"])
 
 
+@any_backend
 def test_a_file_is_written_to_its_end_and_a_scratch_folder_is_removed(tmp_path):
     process = alone("""
 with interruption.scratch(pathlib.Path("work")):
@@ -160,11 +165,13 @@ for _ in range(600):
 """
 
 
+@any_backend
 def test_steps_that_no_file_has_are_kept_first():
     code, lines = alone(HELD.format(heard=True)).wait_for("begun").press().ends()
     assert (code, lines) == (130, ["dynzoo: interrupted; all steps are kept"])
 
 
+@any_backend
 def test_a_second_one_ends_at_once():
     process = alone(HELD.format(heard=False)).wait_for("begun").press()
     time.sleep(0.5)
@@ -173,16 +180,19 @@ def test_a_second_one_ends_at_once():
     assert code == 130 and len(lines) == 1 and "nothing new was kept" in lines[0]
 
 
+@any_backend
 def test_where_it_is_ignored_it_stays_so():
     process = alone("print('begun', flush=True); time.sleep(0.5)", at_first="SIG_IGN")
     assert process.wait_for("begun").press().ends() == (0, [])
 
 
+@any_backend
 def test_a_command_that_is_done_stays_done():
     process = alone("interruption.over(); print('done', flush=True); time.sleep(0.5)")
     assert process.wait_for("done").press().ends() == (0, [])
 
 
+@any_backend
 def test_outside_the_command_python_is_left_alone():
     handler = signal.getsignal(signal.SIGINT)
     assert handler is not interruption._nothing and not interruption.asked()
@@ -231,6 +241,7 @@ def test_a_training_keeps_its_last_step_and_goes_on(folder):
     assert code == 130 and "checkpoint.npz stands after" in line
 
 
+@any_backend
 def test_what_is_not_kept_at_the_end_of_a_training_is_not_waited_for():
     with pytest.raises(RuntimeError):
         with interruption.training():

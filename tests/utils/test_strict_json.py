@@ -7,6 +7,8 @@ import pytest
 from dynzoo.tuning import records
 from dynzoo.utils import strict_json
 
+pytestmark = pytest.mark.any_backend
+
 
 def test_plain_json_is_read_as_it_is(tmp_path):
     value = {"a": [1, -2.5, 1e300, True, None, "ü"], "b": {"a": {}}, "c": []}

@@ -8,6 +8,8 @@ import pytest
 from dynzoo.models import ARCHITECTURES
 from dynzoo.zoo import leaderboard as board
 
+pytestmark = pytest.mark.any_backend
+
 ABOUT = {
     "name": "small",
     "dataset": "cifar10",
