@@ -11,6 +11,7 @@ from helpers import load_script, write_images
 
 from dynzoo.training import loop as training
 from dynzoo.training import recipes
+from dynzoo.training.epoch_values import at_epoch
 
 PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "ablations.py"
 
@@ -93,7 +94,7 @@ def test_every_arm_is_a_model_and_an_optimizer(ablations, name):
         optimizer = optimization.make_optimizer(settings["optimizer"], 3, settings["schedule"])
         kinds[arm] = [type(layer).__name__ for layer in model.layers]
         assert type(optimizer).__name__.lower().endswith(settings["optimizer"]["name"])
-        loss = optimization.make_loss(settings["loss"])
+        loss = optimization.make_loss(at_epoch(settings["loss"], 0))
         changed = study.arms[arm][1].get("training.loss.annealing", 0.0)
         assert getattr(loss, "annealing", 0.0) == changed
         keras.backend.clear_session()
