@@ -1,12 +1,13 @@
 """Why the recipe is as it is: one change at a time, the same number of epochs for each.
 
-    python benchmarks/ablations.py [--study recipe|classes] [--data FILE.npz] [--epochs 2]
+    python benchmarks/ablations.py [--study recipe|base|classes] [--data FILE.npz] [--epochs 2]
         [--seeds 0 1] [--arms NAME ...] [--recipe NAME] [--runs runs/ablations]
         [--csv docs/results/STUDY.csv] [--plot [docs/results/STUDY.png]]
     python benchmarks/ablations.py [--study NAME] --list
 
-The study `recipe` changes the parts of isometric_tiny_cifar10; `classes` asks what a hundred
-classes change, on isometric_small_cifar100; their arms stand in ablations.yaml. Each arm is the
+The study `recipe` changes the parts of isometric_tiny_cifar10; `base` asks on the same network what
+a larger one should be; `classes` what a hundred classes change, on isometric_small_cifar100. Their
+arms stand in ablations.yaml. Each arm is the
 recipe with a constant loss offset and one short warm-up and decay, and one thing changed. Its
 accuracies are those on the held-out training images after the last epoch; the test set is not
 read. A row is appended to the CSV when an arm is done, with the seconds that it took (the epochs
@@ -47,6 +48,7 @@ class Study(NamedTuple):
     offset: float
     base: str  # what the base has, where an arm has another
     arms: dict[str, tuple[str, dict[str, Any]]]
+    common: dict[str, Any] = {}  # keys of the recipe that change for all arms
 
 
 def studies():
@@ -84,13 +86,20 @@ def recipe_of(study, arm, base, epochs, seed):
     settings.update(epochs=epochs, seed=seed, keep="last")
     settings["schedule"] = {"warmup": 0.1, "decay": 0.9, "points": {}}
     settings["loss"]["offset"] = study.offset
-    for path, value in study.arms[arm][1].items():
+    for path, value in {**study.common, **study.arms[arm][1]}.items():
         *parents, key = path.split(".")
         section = recipe
         for parent in parents:
             section = section[parent]
-        section[key] = value
+        section[key] = in_epochs(value, epochs)
     return recipes.validate(recipe)
+
+
+def in_epochs(value, epochs):
+    """A mapping from shares of the run as one from its epochs; anything else as it is."""
+    if isinstance(value, dict) and all(isinstance(share, float) for share in value):
+        return {int(share * epochs): due for share, due in value.items()}
+    return value
 
 
 def trained(recipe, file, folder):

@@ -53,6 +53,7 @@ CONFIGURATIONS = {
     "MaxMin()": lambda: dl.MaxMin(),
     "BetaAbs()": lambda: dl.BetaAbs(),
     "SpatialShift()": lambda: dl.SpatialShift(),
+    "L2Pooling2D()": lambda: dl.L2Pooling2D(),
     "UnitRowDense(10)": lambda: dl.UnitRowDense(10),
 }
 

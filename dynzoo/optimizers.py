@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from dynzoo import backend, constraints, spectral
+from dynzoo.utils.arguments import number
 
 __all__ = ["RiemannianMuon", "tangent"]
 
@@ -63,6 +64,8 @@ class RiemannianMuon(keras.optimizers.Muon):
             operations, for accelerators, and a third of the compilation. On JAX, for optimizers
             without clipping, averages or accumulation; otherwise, and elsewhere, each by itself.
             The same step up to rounding.
+        bias_lr_ratio: by what the rate of Adam is multiplied for biases, the variables with one
+            axis; positive.
         **kwargs: those of Keras' Muon.
 
     Example:
@@ -77,9 +80,10 @@ class RiemannianMuon(keras.optimizers.Muon):
     Reference: K. Jordan et al., "Muon" (2024); retraction by Newton-Schulz as in ``Orthonormal``.
     """
 
-    def __init__(self, learning_rate=0.001, stacked=False, **kwargs):
+    def __init__(self, learning_rate=0.001, stacked=False, bias_lr_ratio=1.0, **kwargs):
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.stacked = bool(stacked)
+        self.bias_lr_ratio = number("bias_lr_ratio", bias_lr_ratio)
 
     def build(self, var_list):
         super().build(var_list)
@@ -92,6 +96,8 @@ class RiemannianMuon(keras.optimizers.Muon):
     def update_step(self, gradient, variable, learning_rate):
         if self._on_manifold[self._get_variable_index(variable)]:
             gradient = tangent(ops.convert_to_tensor(variable), gradient)
+        if len(variable.shape) == 1:
+            learning_rate = learning_rate * self.bias_lr_ratio
         super().update_step(gradient, variable, learning_rate)
 
     def zeropower_via_newtonschulz5(self, x, steps):
@@ -160,4 +166,8 @@ class RiemannianMuon(keras.optimizers.Muon):
             momentum.assign(m[place])
 
     def get_config(self):
-        return {**super().get_config(), "stacked": self.stacked}
+        return {
+            **super().get_config(),
+            "stacked": self.stacked,
+            "bias_lr_ratio": self.bias_lr_ratio,
+        }

@@ -461,6 +461,7 @@ DYNZOO = {
     dl.PositionOffset: (ANY, lambda g, x: dl.PositionOffset()(x)),
     dl.LearnedScale: (ANY, lambda g, x: dl.LearnedScale(g.pick([None, 1.0]))(x)),
     dl.ScaledAveragePooling2D: (IMAGE, lambda g, x: dl.ScaledAveragePooling2D(2)(x)),
+    dl.L2Pooling2D: (IMAGE, lambda g, x: dl.L2Pooling2D(g.pick([2, None]))(x)),
     dl.SpatialShift: (IMAGE, lambda g, x: dl.SpatialShift(padding=g.pick(["circular", "zero"]))(x)),
     dl.MaxMinShift: (IMAGE, _even(lambda g, x: dl.MaxMinShift(reverse=g.coin())(x))),
     dl.Resize: (

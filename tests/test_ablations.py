@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import yaml
@@ -10,6 +11,7 @@ from helpers import load_script, write_images
 
 from dynzoo.training import loop as training
 from dynzoo.training import recipes
+from dynzoo.training.epoch_values import at_epoch
 
 PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "ablations.py"
 
@@ -51,7 +53,7 @@ def leaves(value, path=""):
     return {k: v for key, part in value.items() for k, v in leaves(part, f"{path}.{key}").items()}
 
 
-@pytest.mark.parametrize("name", ["recipe", "classes"])
+@pytest.mark.parametrize("name", ["recipe", "base", "classes"])
 def test_every_arm_is_the_base_with_its_one_change(ablations, name):
     study = ablations.STUDIES[name]
     base = recipes.load(study.recipe)
@@ -63,17 +65,27 @@ def test_every_arm_is_the_base_with_its_one_change(ablations, name):
         recipe = ablations.recipe_of(study, arm, base, epochs=2, seed=3)
         found, expected = leaves(recipe), {}
         for key, value in changes.items():
-            expected |= leaves(value, f".{key}")
+            expected |= leaves(ablations.in_epochs(value, 2), f".{key}")
         assert expected.items() <= found.items(), arm
         differing = {k for k, v in found.items() if leaves(plain).get(k) != v}
         assert differing - {".name"} <= set(expected) and (len(differing) > 1) == (arm != "base")
     assert base == recipes.load(study.recipe)
 
 
-def test_every_arm_is_a_model_and_an_optimizer(ablations):
+def test_a_ramp_over_shares_of_the_run_fits_every_length(ablations):
+    ramp = {0.0: 1, 0.17: 2, 0.34: 3, 0.5: 4}
+    assert ablations.in_epochs(ramp, 2) == {0: 3, 1: 4}
+    assert ablations.in_epochs(ramp, 6) == {0: 1, 1: 2, 2: 3, 3: 4}
+    assert ablations.in_epochs({0: 0.4, 3: 0.7}, 2) == {0: 0.4, 3: 0.7}
+
+
+@pytest.mark.parametrize("name", ["recipe", "base"])
+def test_every_arm_is_a_model_and_an_optimizer(ablations, name):
     from dynzoo.training import builders as optimization
 
-    tiny, study = recipes.validate(RECIPE), ablations.STUDIES["recipe"]
+    tiny, study = recipes.validate(RECIPE), ablations.STUDIES[name]
+    if name == "base":
+        tiny["architecture"].update(widths=[4, 4, 4], steps=[1, 1, 1])
     kinds = {}
     for arm in study.arms:
         recipe = ablations.recipe_of(study, arm, tiny, epochs=1, seed=0)
@@ -82,9 +94,13 @@ def test_every_arm_is_a_model_and_an_optimizer(ablations):
         optimizer = optimization.make_optimizer(settings["optimizer"], 3, settings["schedule"])
         kinds[arm] = [type(layer).__name__ for layer in model.layers]
         assert type(optimizer).__name__.lower().endswith(settings["optimizer"]["name"])
-        loss = optimization.make_loss(settings["loss"])
+        loss = optimization.make_loss(at_epoch(settings["loss"], 0))
         changed = study.arms[arm][1].get("training.loss.annealing", 0.0)
         assert getattr(loss, "annealing", 0.0) == changed
+        keras.backend.clear_session()
+    if name == "base":
+        assert "L2Pooling2D" in kinds["pooling_l2"] and "L2Pooling2D" not in kinds["trunk_64"]
+        return
     assert "BetaAbs" in kinds["between_beta_abs"]
     assert not {"MaxMin", "MaxMinShift", "BetaAbs"} & set(kinds["between_none"])
 

@@ -187,6 +187,8 @@ LAYERS = {
     "orthonormal_steps": (layers.OrthonormalDense, {"units": 3, "projection_steps": 4}, (2, 5)),
     "offset": (layers.PositionOffset, {}, (2, 3, 4)),
     "pooling": (layers.ScaledAveragePooling2D, {"pool_size": 3}, (3, 6, 2)),
+    "norm_pooling": (layers.L2Pooling2D, {"pool_size": 2}, (4, 6, 2)),
+    "norm_pooling_whole": (layers.L2Pooling2D, {}, (3, 4, 2)),
     "head": (layers.UnitRowDense, {"units": 3, "use_bias": False, "seed": 3}, (6,)),
     "head_start": (
         layers.UnitRowDense,

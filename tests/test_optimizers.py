@@ -97,6 +97,21 @@ def test_without_the_constraint_it_is_keras_muon():
     assert np.abs(constrained - keras_own).max() > 1e-3
 
 
+def test_biases_move_by_a_multiple_of_the_rate():
+    moved = []
+    for ratio in (1.0, 16.0):
+        keras.utils.set_random_seed(3)
+        model = keras.Sequential([keras.Input((7,)), keras.layers.Dense(4)])
+        model.compile(muon(bias_lr_ratio=ratio), "mse")
+        model.train_on_batch(normal((8, 7), 1), normal((8, 4), 2))
+        moved.append(model.get_weights())
+    np.testing.assert_array_equal(moved[0][0], moved[1][0])
+    np.testing.assert_allclose(16 * moved[0][1], moved[1][1], rtol=1e-5)
+    assert RiemannianMuon.from_config(muon(bias_lr_ratio=16).get_config()).bias_lr_ratio == 16
+    with pytest.raises(ValueError, match="`bias_lr_ratio` must be in .*Received"):
+        muon(bias_lr_ratio=0)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_of_a_recipe_trains_under_the_constraints(name):
     keras.utils.set_random_seed(0)

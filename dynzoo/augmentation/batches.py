@@ -1,5 +1,6 @@
 """Random crop and horizontal flip, image by image: as a function, a layer, and a data set."""
 
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from dynzoo.augmentation.on_device import DRAWS
 from dynzoo.utils.arguments import integer, number, one_of
 
 _MODES = ("reflect", "constant")
+FLIPS = ("alternating",)  # what `flip` may be besides true and false
 DISTORTIONS = ("rotation", "zoom", "color_jitter")  # arguments of `Augmented` that 0 turns off
 
 
@@ -168,7 +170,8 @@ class Augmented(keras.utils.PyDataset):
         start_batch: first batch of the epoch, to go on part-way: it is shorter by as many.
         shuffle: whether to permute the images anew every epoch.
         padding: largest shift in pixels each way, with reflected borders; 0 for none.
-        flip: whether to mirror half of the images.
+        flip: whether to mirror half of the images; ``"alternating"`` for a half that is drawn
+            once and takes turns with the other, so that two epochs show each image both ways.
         rotation: largest angle in degrees, in [0, 180], each way, by which half of the images are
             turned.
         zoom: largest share, in [0, 0.9], by which the same half is enlarged or made smaller.
@@ -206,7 +209,7 @@ class Augmented(keras.utils.PyDataset):
         start_batch: int = 0,
         shuffle: bool = True,
         padding: int = 4,
-        flip: bool = True,
+        flip: bool | str = True,
         rotation: float = 0.0,
         zoom: float = 0.0,
         color_jitter: float = 0.0,
@@ -244,7 +247,7 @@ class Augmented(keras.utils.PyDataset):
         self.start_batch = start_batch
         self.shuffle = shuffle
         self.padding = padding
-        self.flip = flip
+        self.flip = one_of("flip", flip, (True, False, *FLIPS))
         self.rotation = number("rotation", rotation, 0.0, 180.0, closed="both")
         self.zoom = number("zoom", zoom, 0.0, 0.9, closed="both")
         self.color_jitter = number("color_jitter", color_jitter, 0.0, 1.0, closed="both")
@@ -301,7 +304,11 @@ class Augmented(keras.utils.PyDataset):
         # the batch counts from 1: NumPy reads [seed, epoch] and [seed, epoch, 0] as one seed
         rng = np.random.default_rng([self.seed, epoch, batch + 1])
         dy, dx = rng.integers(0, 2 * self.padding + 1, size=(2, len(chosen)))
-        mirror = rng.integers(0, 2, size=len(chosen)).astype(bool) & self.flip
+        mirror = rng.integers(0, 2, size=len(chosen)).astype(bool)
+        if self.flip == "alternating":
+            mirror = (self._mirrored_first[chosen] + epoch) % 2 == 1
+        else:
+            mirror &= bool(self.flip)
         return chosen, dy, dx, mirror, self._draws(len(chosen), rng)
 
     def follow_epochs(self) -> keras.callbacks.Callback:
@@ -328,6 +335,12 @@ class Augmented(keras.utils.PyDataset):
             order = rng.permutation(len(self.x)) if self.shuffle else np.arange(len(self.x))
             self._order = (epoch, order)
         return order
+
+    @functools.cached_property
+    def _mirrored_first(self) -> np.ndarray:
+        """1 for each image that is mirrored in epoch 0, if the halves take turns."""
+        # four numbers that do not end in 0: no seed of an epoch or a batch reads like that
+        return np.random.default_rng([self.seed, 0, 0, 1]).integers(0, 2, size=len(self.x))
 
     def _cut(self, x: np.ndarray, dy, dx, mirror) -> np.ndarray:
         # The same map as `random_crop_flip`. On a CPU, slices of memory beat gathering by index:

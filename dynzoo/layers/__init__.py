@@ -18,6 +18,7 @@ from dynzoo.layers.isometries import MaxMin as MaxMin
 from dynzoo.layers.isometries import MeanShift as MeanShift
 from dynzoo.layers.isometries import SpaceToDepth as SpaceToDepth
 from dynzoo.layers.learned_scale import LearnedScale as LearnedScale
+from dynzoo.layers.linear import L2Pooling2D as L2Pooling2D
 from dynzoo.layers.linear import OrthonormalDense as OrthonormalDense
 from dynzoo.layers.linear import OrthonormalPointwise as OrthonormalPointwise
 from dynzoo.layers.linear import PositionOffset as PositionOffset

@@ -1,4 +1,4 @@
-"""Trainable 1-Lipschitz linear layers: orthonormal maps, per-position offset, pooling."""
+"""1-Lipschitz layers around the flows: orthonormal maps, per-position offset, pooling."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dynzoo.operators.dense import matmul_channels
 from dynzoo.utils.arguments import float64, integer, seed_or_none
 
 __all__ = [
+    "L2Pooling2D",
     "OrthonormalDense",
     "OrthonormalPointwise",
     "PositionOffset",
@@ -274,6 +275,86 @@ class ScaledAveragePooling2D(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         p = self.pool_size
         return (input_shape[0], input_shape[1] // p, input_shape[2] // p, input_shape[3])
+
+    def get_config(self):
+        return {**super().get_config(), "pool_size": self.pool_size}
+
+
+@keras.saving.register_keras_serializable(package="dynzoo")
+class L2Pooling2D(keras.layers.Layer):
+    r"""Norm of each channel over disjoint p x p blocks: $y = \sqrt{\epsilon^2 + \sum_{block} x^2}$.
+
+    $\epsilon = 2^{-10}$ gives the root a derivative where a whole block is zero. What becomes of a
+    feature no longer depends on where in the block it is, while its gradient is spread over the
+    pixels in proportion to their values, and keeps its norm up to $\epsilon$.
+
+    Guarantee: 1-Lipschitz: y is the norm of the vector $(x, \epsilon)$ of a block, and each pixel
+    is in one block.
+
+    Args:
+        pool_size: side p of a block in pixels, a positive integer that divides the image size;
+            ``None`` for the whole image.
+
+    Input shape: (batch, height, width, channels) of known size. Output shape: (batch, height / p,
+    width / p, channels).
+
+    Raises:
+        ValueError: if the image cannot be cut into such blocks.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from dynzoo.layers import L2Pooling2D
+    >>> tuple(L2Pooling2D()(np.ones((1, 4, 4, 3), "float32")).shape)
+    (1, 1, 1, 3)
+    """
+
+    # A power of two, so that its square is exact in every type.
+    epsilon = 2.0**-10
+
+    def __init__(self, pool_size=None, **kwargs):
+        super().__init__(**kwargs)
+        self.pool_size = None if pool_size is None else integer("pool_size", pool_size)
+
+    def build(self, input_shape):
+        p = self.pool_size or 1
+        if len(input_shape) != 4 or any(n is None or n % p for n in input_shape[1:3]):
+            raise ValueError(
+                "`L2Pooling2D` needs NHWC images of known size with height and width divisible by "
+                f"pool_size={self.pool_size}. Received: input_shape={tuple(input_shape)}"
+            )
+
+    def block(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a block, for an image of this size."""
+        return (height, width) if self.pool_size is None else (self.pool_size, self.pool_size)
+
+    def _blocks(self, shape):
+        down, across = self.block(shape[1], shape[2])
+        return (-1, shape[1] // down, down, shape[2] // across, across, shape[3])
+
+    def call(self, x):
+        # The sum of many squares needs more digits than bfloat16 has.
+        y = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+        squares = ops.sum(ops.square(ops.reshape(y, self._blocks(x.shape))), axis=(2, 4))
+        return ops.cast(ops.sqrt(squares + self.epsilon**2), x.dtype)
+
+    def call_float64(self, x):
+        """The inference pass in NumPy float64."""
+        x = np.asarray(x, dtype=np.float64)
+        squares = np.square(x.reshape(self._blocks(x.shape))).sum(axis=(2, 4))
+        return np.sqrt(squares + self.epsilon**2)
+
+    def lipschitz_bound(self, input_shape) -> float:
+        """Upper bound of the layer's Lipschitz constant: 1."""
+        return 1.0
+
+    def guarantees(self) -> list[Guarantee]:
+        """What holds for this layer as it is configured."""
+        return [Guarantee("1-Lipschitz", "norms of disjoint parts", 1.0)]
+
+    def compute_output_shape(self, input_shape):
+        down, across = self.block(*input_shape[1:3])
+        return (input_shape[0], input_shape[1] // down, input_shape[2] // across, input_shape[3])
 
     def get_config(self):
         return {**super().get_config(), "pool_size": self.pool_size}

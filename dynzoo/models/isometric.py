@@ -34,14 +34,16 @@ def isometric_classifier(
     head="unit_rows",
     seed=0,
     name=None,
+    pooling="none",
+    positions="first",
 ) -> keras.Model:
     r"""Builds a 1-Lipschitz image classifier out of norm-preserving gradient flows.
 
     Mean shift; space-to-depth; then per stage k an orthonormal map to ``widths[k]`` channels and
     ``steps[k]`` gradient steps $x \leftarrow x - 2A^T\sigma(Ax + b)$ with orthonormal rows, MaxMin
     after each; space-to-depth between stages; an orthonormal neck, ``dense_steps`` dense gradient
-    steps, and a head with unit rows. The last four arguments before the seed change what the
-    shipped networks have settled on.
+    steps, and a head with unit rows. The four arguments before the seed and the last two change
+    what the shipped networks have settled on.
 
     Guarantee: the body is 1-Lipschitz up to the rounding of its constraints, so the L2 radius
     $\min_j (z_y - z_j)/\|w_y - w_j\|$ is certified; ``dynzoo.certify`` gives the exact number.
@@ -69,6 +71,10 @@ def isometric_classifier(
         head: ``"unit_rows"`` or ``"orthonormal"``.
         seed: integer seed of all initialisers.
         name: name of the model.
+        pooling: of the last stage before the neck: ``"none"`` (the neck sees every pixel) or
+            ``"l2"`` (the norm of each channel over all pixels).
+        positions: which stages begin with a learned offset for each pixel and channel:
+            ``"first"`` or ``"every"``.
 
     Returns:
         A functional ``keras.Model`` from images in [0, 1] to logits.
@@ -95,6 +101,8 @@ def isometric_classifier(
     one_of("constraint", constraint, ("default", "orthonormal", "spectral_norm"))
     one_of("between", between, ("maxmin", "beta_abs", "none"))
     one_of("head", head, ("unit_rows", "orthonormal"))
+    one_of("pooling", pooling, ("none", "l2"))
+    one_of("positions", positions, ("first", "every"))
     check_classes(num_classes)
 
     seeds = iter(range(1000 * seed, 1000 * seed + 1000))
@@ -118,14 +126,12 @@ def isometric_classifier(
         x = dl.MeanShift(mean)(x)
     for stage, (width, count) in enumerate(zip(widths, steps, strict=True)):
         x = dl.SpaceToDepth(block_size if stage == 0 else 2)(x)
-        if stage == 0:
-            if x.shape[-1] <= width:
-                x = dl.ChannelPadding(width)(x)
-            else:
-                x = dl.OrthonormalPointwise(width, seed=next(seeds))(x)
-            x = dl.PositionOffset()(x)
+        if stage == 0 and x.shape[-1] <= width:
+            x = dl.ChannelPadding(width)(x)
         else:
             x = dl.OrthonormalPointwise(width, seed=next(seeds))(x)
+        if stage == 0 or positions == "every":
+            x = dl.PositionOffset()(x)
         for i in range(count):
             if operator == "shifted":
                 if i == 0:
@@ -143,6 +149,8 @@ def isometric_classifier(
             else:
                 x = flow(operators.Conv(inner(width)))(x)
             x = activated(x)
+    if pooling == "l2":
+        x = dl.L2Pooling2D()(x)
     x = keras.layers.Flatten()(x)
     x = dl.OrthonormalDense(neck_units, seed=next(seeds), name="neck")(x)
     for _ in range(dense_steps):

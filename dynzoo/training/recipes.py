@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from dynzoo.augmentation.batches import DISTORTIONS
+from dynzoo.augmentation.batches import DISTORTIONS, FLIPS
 from dynzoo.training import epoch_values as by_epoch
 from dynzoo.training.recipe_files import RecipeError as RecipeError
 from dynzoo.training.recipe_files import find as find
@@ -30,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
         "name": ...,
         "validation": 5000,
         "crop_padding": 4,
-        "flip": True,
+        "flip": True,  # or "alternating"
         # each of these may be a mapping from first epoch to value
         "rotation": 0.0,  # degrees
         "zoom": 0.0,
@@ -64,6 +64,7 @@ class Schema(NamedTuple):
     choices: dict[str, tuple[str, ...]]
     required: dict[str, type]  # types of the keys that have no default
     by_epoch: tuple[str, ...] = ()  # keys whose value may change from epoch to epoch
+    words: dict[str, tuple[str, ...]] = {}  # what a key of another type may be as well
 
 
 _SCHEMA = Schema(
@@ -88,6 +89,7 @@ _SCHEMA = Schema(
         "evaluation.norm": ("l2", "linf"),
     },
     required={"name": str, "data.name": str, "training.epochs": int},
+    words={"data.flip": FLIPS},
     by_epoch=tuple(f"data.{key}" for key in DISTORTIONS),
 )
 
@@ -257,11 +259,14 @@ def _checked(schema: Schema, path: str, value: Any, default: Any) -> Any:
         return {epoch: _checked(schema, path, v, default) for epoch, v in values.items()}
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, str) and value in schema.words.get(path, ()):
+        return value
     kind = schema.required.get(path, type(default))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise RecipeError(f"`{path}` must be of type {kind.__name__}. Received: {value!r}")
+        allowed = " or ".join([f"of type {kind.__name__}", *map(repr, schema.words.get(path, ()))])
+        raise RecipeError(f"`{path}` must be {allowed}. Received: {value!r}")
     if path in schema.ranges:
         low, high = schema.ranges[path]
         number: Any = value

@@ -211,6 +211,23 @@ def test_all_images_at_once_are_the_bits_of_one_by_one(shape, padding, flip, dty
     np.testing.assert_array_equal(x, kept)
 
 
+def test_alternating_halves_show_each_image_both_ways():
+    x = np.arange(2 * 12 * 2, dtype="float32").reshape(24, 1, 2, 1) / 48
+    sides = []
+    for epoch in range(4):
+        batches = Augmented(x, np.arange(24), 6, epoch=epoch, padding=0, flip="alternating")
+        mirrored = np.empty(24, bool)
+        for i in range(4):
+            images, labels = batches[i]
+            mirrored[labels] = images[:, 0, 0, 0] > images[:, 0, 1, 0]
+        sides.append(mirrored)
+    assert 4 <= sides[0].sum() <= 20
+    for epoch in (1, 2, 3):
+        np.testing.assert_array_equal(sides[epoch], sides[0] ^ (epoch % 2 == 1))
+    with pytest.raises(ValueError, match="`flip` must be one of .*Received: flip='sometimes'"):
+        Augmented(x, np.arange(24), 6, flip="sometimes", padding=0)
+
+
 DISTORTED = {"rotation": 20.0, "zoom": 0.2, "color_jitter": 0.3}
 
 

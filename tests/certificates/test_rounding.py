@@ -90,6 +90,12 @@ BODIES = {
         kl.Flatten(),
         dl.OrthonormalDense(8),
     ],
+    "norm_pooled": lambda: [
+        dl.L2Pooling2D(2),
+        dl.OrthonormalPointwise(2),
+        dl.L2Pooling2D(),
+        kl.Flatten(),
+    ],
     "flows": lambda: [
         dl.GradientFlow(operators.Conv(3), constraint=None, step_size=0.3, activation="tanh"),
         dl.GradientFlow(

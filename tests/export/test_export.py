@@ -94,6 +94,7 @@ LAYERS = {
     "orthonormal": lambda: layers.OrthonormalPointwise(6, use_bias=True),
     "scale": lambda: layers.LearnedScale(),
     "pooling": lambda: layers.ScaledAveragePooling2D(2),
+    "norm_pooling": lambda: layers.L2Pooling2D(2),
     "beta_abs": lambda: layers.BetaAbs(),
     "shift": lambda: layers.MaxMinShift(),
     "mean_shift": lambda: layers.MeanShift([0.5] * 8),

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import norm, normal, unrolled
+from helpers import jacobian, norm, normal, unrolled
 from keras import ops
 
 from dynzoo import backend, constraints, layers
@@ -111,6 +111,27 @@ def test_scaled_average_pooling_has_norm_one(pool_size):
     np.testing.assert_allclose(backend.to_numpy(layer(x)), pool_size * mean, atol=1e-6)
 
 
+@pytest.mark.parametrize("pool_size", [2, None])
+def test_norm_pooling_gives_norms_of_blocks_and_keeps_distances_at_most(pool_size):
+    layer, x = layers.L2Pooling2D(pool_size), normal((2, 4, 4, 3)).astype(np.float64)
+    p = pool_size or 4
+    y = layer.call_float64(x)
+    blocks = [x[:, i : i + p, j : j + p] for i in range(0, 4, p) for j in range(0, 4, p)]
+    norms = np.stack([np.linalg.norm(b, axis=(1, 2)) for b in blocks], axis=1)
+    np.testing.assert_allclose(y.reshape(norms.shape), norms, atol=1e-5)
+    for scale in (1e-6, 1e-3, 1.0):  # around the corner at zero, too
+        m = jacobian(layer.call_float64, scale * x[0], 1e-4 * scale)
+        assert 0.9 * min(1.0, scale / 1e-3) <= norm(m) <= 1 + 1e-6
+
+
+def test_norm_pooling_has_a_gradient_at_zero():
+    model = keras.Sequential([keras.Input((2, 2, 3)), layers.PositionOffset()])
+    model.add(layers.L2Pooling2D())
+    model.compile(keras.optimizers.SGD(1.0), lambda y, z: ops.sum(z))
+    model.train_on_batch(np.zeros((1, 2, 2, 3)), np.zeros((1, 1, 1, 3)))
+    np.testing.assert_array_equal(model.get_weights()[0], 0.0)
+
+
 @pytest.mark.parametrize("name", ["head", "head_without_bias"])
 def test_head_has_unit_rows(name):
     layer = scrambled(*LAYERS[name])
@@ -150,6 +171,9 @@ def test_head_in_bfloat16_normalises_in_float32():
         (lambda: layers.ScaledAveragePooling2D(0), "`pool_size` must be a positive integer"),
         (lambda: layers.ScaledAveragePooling2D(3)(normal((1, 4, 3, 1))), "pool_size=3"),
         (lambda: layers.ScaledAveragePooling2D(2)(normal((1, 4))), "needs NHWC images"),
+        (lambda: layers.L2Pooling2D(0), "`pool_size` must be a positive integer"),
+        (lambda: layers.L2Pooling2D(3)(normal((1, 4, 3, 1))), "pool_size=3"),
+        (lambda: layers.L2Pooling2D()(keras.Input((None, 4, 2))), "of known size"),
         (lambda: layers.UnitRowDense("ten"), "`units` must be a positive integer"),
     ],
 )

@@ -96,6 +96,7 @@ def test_arguments_reach_the_layers():
         {"between": "none", "step_size": 1.0},
         {"constraint": "spectral_norm"},
         {"constraint": "spectral_norm", "operator": "conv", "between": "beta_abs"},
+        {"pooling": "l2", "positions": "every"},
     ],
 )
 def test_variants_are_one_lipschitz_and_what_they_say(arguments):
@@ -115,6 +116,10 @@ def test_variants_are_one_lipschitz_and_what_they_say(arguments):
     assert found == activation[arguments.get("between", "maxmin")]
     head = layers.OrthonormalDense if "head" in arguments else layers.UnitRowDense
     assert isinstance(model.layers[-1], head)
+    assert kinds.count(layers.L2Pooling2D) == ("pooling" in arguments)
+    assert kinds.count(layers.PositionOffset) == (2 if "positions" in arguments else 1)
+    if "pooling" in arguments:
+        assert model.get_layer("neck").input.shape == (None, 12)
     if "constraint" in arguments:
         kernel = backend.to_numpy(flows[-1].kernels[0].value)  # projected from a random start
         assert np.linalg.svd(kernel, compute_uv=False).min() < 0.9
@@ -166,6 +171,8 @@ def test_save_and_load(tmp_path):
         ({"activation": "gelu"}, "`activation` must have slopes"),
         ({"between": "relu"}, "`between` must be one of"),
         ({"head": "dense"}, "`head` must be one of"),
+        ({"pooling": "max"}, "`pooling` must be one of"),
+        ({"positions": "none"}, "`positions` must be one of"),
         ({"constraint": None}, "`constraint` must be one of"),
         ({"constraint": "orthonormal", "operator": "conv"}, "`constraint` must be"),
         ({"step_size": 2.5}, "`step_size` must be in"),

@@ -53,6 +53,11 @@ def test_defaults_are_filled_in_and_the_input_left_alone():
     assert recipes.validate(recipes.validate(MINIMAL)) == recipes.validate(MINIMAL)
 
 
+def test_flips_may_alternate():
+    recipe = recipes.validate(changed("data.flip", "alternating"))
+    assert recipe["data"]["flip"] == "alternating"
+
+
 @pytest.mark.parametrize(
     ("value", "eps"), [("36/255", 36 / 255), (0.5, 0.5), (1, 1.0), ("0.25", 0.25), ("1/3", 1 / 3)]
 )
@@ -80,6 +85,7 @@ def test_radii_may_be_fractions(value, eps):
         ("data.validation", 10.5),
         ("data.crop_padding", -1),
         ("data.flip", 1),
+        ("data.flip", "sometimes"),
         ("data.rotation", -5),
         ("data.rotation", math.nan),
         ("data.zoom", 1),

@@ -73,6 +73,20 @@ def _scaled_average(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     return b.product(layer.pool_size**2 + 1, 1.0, coherent=True)
 
 
+def _norm_pooling(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    down, across = layer.block(*shape[:2])
+    terms, outputs = down * across, math.prod(shape) // (down * across)
+    y = b.mapped(1.0, layer.epsilon * math.sqrt(outputs))
+    # The sum of n squares and epsilon's errs by n + 1 units at most and its root by half of that,
+    # all one way on a constant image; a few more for the root itself.
+    times = (terms + 1) / 2 + 4.0
+    growth = math.exp(min(700.0, 2 * times * b.arithmetic.unit)) * b.arithmetic.unit
+    local = times * growth * y.computed
+    # Squares that underflow, under a root whose slope is at most 1 / (2 epsilon).
+    local[0] += terms * b.arithmetic.tiny * math.sqrt(outputs) / layer.epsilon
+    return y.disturbed(local)
+
+
 def _learned_scale(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     return b.mapped(abs(float(float64(layer.scale)))).rounded()
 
@@ -258,6 +272,7 @@ ROUNDING.update(
         dl.SpaceToDepth: exact,
         dl.ChannelPadding: exact,
         dl.ScaledAveragePooling2D: _scaled_average,
+        dl.L2Pooling2D: _norm_pooling,
         dl.LearnedScale: _learned_scale,
         dl.GradientFlow: _gradient_flow,
         dl.SwitchingFlow: _switching_flow,
