@@ -13,8 +13,8 @@ This contracts by $\theta = \tfrac{hsd}2\|G\| < d/c \le 1$ for every h (s = $\sq
 where plain fixed-point iteration needs a small h.
 
 Implicit Euler for $x' = -\nabla V(x)$ with V convex, $0 \le \nabla^2V \le L$, is the resolvent
-$z = (I + h\nabla V)^{-1}x$. Gradient descent on $\tfrac12|z - x|^2 + hV(z)$, whose curvature lies in
-[1, 1 + hL], takes steps of size $t = 2/(2 + hL)$ from $z_0 = x$:
+$z = (I + h\nabla V)^{-1}x$. Gradient descent on $\tfrac12|z - x|^2 + hV(z)$, whose curvature lies
+in [1, 1 + hL], takes steps of size $t = 2/(2 + hL)$ from $z_0 = x$:
 
 $$z_{k+1} = (1 - t)z_k + t(x - h\nabla V(z_k))$$
 

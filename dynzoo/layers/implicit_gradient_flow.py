@@ -24,7 +24,7 @@ class ImplicitGradientFlow(GradientFlow):
     $$x' = -\nabla V(x) = -A^T\sigma(Ax + b), \qquad x \leftarrow (I + h\nabla V)^{-1}x$$
 
     The resolvent of $\nabla V$, which is the proximal map of V, is found by a fixed number of
-    iterations from $z_0 = x$, with $L = s\,\text{max\_norm}^2$ and s the activation's largest slope:
+    iterations from $z_0 = x$, with $L = s\,\text{max\_norm}^2$ and s the largest slope:
 
     $$z_{k+1} = (1 - t)z_k + t(x - h\nabla V(z_k)), \qquad t = 2/(2 + hL)$$
 

@@ -1,4 +1,4 @@
-"""Gradient flow of a log-sum-exp over learned keys: attention that is the gradient of a potential."""
+"""Gradient flow of a log-sum-exp over learned keys: attention with a convex potential."""
 
 from __future__ import annotations
 
