@@ -32,7 +32,7 @@ _SLACK = 1.0 + 1e-12
 
 
 def softmax_gradient(x, kernel, bias, beta, scale):
-    """h K softmax(beta K^T x + b) on rows x (n, features); kernel (features, keys), scale h."""
+    """h K softmax(beta K^T x + b) on x (..., features); kernel (features, keys), scale h."""
     scores = beta * ops.matmul(x, kernel)
     if bias is not None:
         scores = ops.add(scores, bias)

@@ -27,7 +27,7 @@ INVARIANTS = {
     "volume": "det M = 1 for the Jacobian M of the step",
     "symplectic form": "M^T J M = J for the Jacobian M of the step, if the field is Hamiltonian",
     "invertibility": "the step has an inverse, which is as cheap as the step",
-    "contractivity": "distances do not grow, where damping or convexity keeps the equation's from it",
+    "contractivity": "distances do not grow, where damping or a convex potential sees to it",
 }
 
 

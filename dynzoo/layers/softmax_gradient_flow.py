@@ -139,16 +139,17 @@ class SoftmaxGradientFlow(keras.layers.Layer):
         return [self.step_limit * 0.5 * (1 + math.tanh(0.5 * r)) for r in raw]
 
     def call(self, x):
-        # rows of one length, so that every backend runs plain matrix products
-        shape = None if len(x.shape) == 2 else ops.shape(x)
-        if shape is not None:
-            x = ops.reshape(x, (-1, x.shape[-1]))
+        shape = x.shape
+        # Rows, so that every backend runs plain matrix products; not where a size is unknown.
+        flat = len(shape) > 2 and None not in shape[1:]
+        if flat:
+            x = ops.reshape(x, (-1, shape[-1]))
         for i in range(self.steps):
             j = 0 if self.shared else i
             bias = self.biases[j] if self.use_bias else None
             kernel = ops.convert_to_tensor(self.kernels[j])
             x = x - softmax_gradient(x, kernel, bias, self.beta, self._step(i))
-        return x if shape is None else ops.reshape(x, shape)
+        return ops.reshape(x, (-1, *shape[1:])) if flat else x
 
     def call_float64(self, x):
         """The inference pass in NumPy float64."""
