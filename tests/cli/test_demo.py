@@ -46,7 +46,7 @@ def test_demo(tiny_preset, tmp_path, capsys):
 
 def test_gallery():
     found = list(gallery.portraits(times=12))
-    assert len(found) == 13 and len({p.title for p in found}) == 11
+    assert len(found) == 13 and len({p.title for p in found}) == 13
     for p in found:
         assert p.path.shape == (13, 8, 2) and np.isfinite(p.path).all()
         assert p.guarantee in p.layer.guarantees()
