@@ -26,6 +26,11 @@ CONFIGURATIONS = {
     'GradientFlow(Dense(16), direction="expansive", step_size=0.5)': lambda: dl.GradientFlow(
         operators.Dense(16), direction="expansive", step_size=0.5
     ),
+    "ImplicitGradientFlow(Dense(16))": lambda: dl.ImplicitGradientFlow(operators.Dense(16)),
+    "ImplicitGradientFlow(Dense(16), step_size=20)": lambda: dl.ImplicitGradientFlow(
+        operators.Dense(16), step_size=20
+    ),
+    "SoftmaxGradientFlow(16, beta=2)": lambda: dl.SoftmaxGradientFlow(16, beta=2),
     'SwitchingFlow(Dense(16), mode="prescribed")': lambda: dl.SwitchingFlow(
         operators.Dense(16), mode="prescribed"
     ),

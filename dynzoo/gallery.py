@@ -85,6 +85,13 @@ def _systems() -> dict[str, tuple[Any, str, Check]]:
         "gradient flow: 1-Lipschitz": (
             dl.GradientFlow(dense(8), step_size=0.1, seed=1), "1-Lipschitz", _distances,
         ),
+        "implicit gradient flow: 1-Lipschitz": (
+            dl.ImplicitGradientFlow(dense(8), "tanh", step_size=0.1, seed=1),
+            "1-Lipschitz", _distances,
+        ),
+        "softmax gradient flow: 1-Lipschitz": (
+            dl.SoftmaxGradientFlow(8, beta=4.0, step_size=0.1, seed=1), "1-Lipschitz", _distances,
+        ),
         "switching flow: 1-Lipschitz": (
             dl.SwitchingFlow(dense(2), step_size=0.4, seed=2), "1-Lipschitz", _distances,
         ),

@@ -328,9 +328,9 @@ def _slack(layer: Any) -> float:
     return _FLOAT64 if hasattr(type(layer), "call_float64") else 1e-3
 
 
-def _slope(case: _Case, layer: Any) -> float:
-    """Largest |f(x) - f(y)| / |x - y| over pairs that a search finds."""
-    function, worst = case.function(layer), 0.0
+def _slope(case: _Case, layer: Any, of: Callable[..., Any] | None = None) -> float:
+    """Largest |f(x) - f(y)| / |x - y| over pairs that a search finds; f is the layer or `of`."""
+    function, worst = of or case.function(layer), 0.0
     distances = _DISTANCES if hasattr(type(layer), "call_float64") else _DISTANCES[2:]
     for x in (case.x[0].astype(np.float64), 10.0 * case.x[1]):
         directions = case.rng.normal(size=(4, x.size))
@@ -407,6 +407,16 @@ def _lipschitz(case: _Case, layer: Any, guarantee: Guarantee) -> bool:
     return True
 
 
+def _firm(case: _Case, layer: Any, guarantee: Guarantee) -> bool:
+    # Of one step; a composition of several need not have it.
+    if int(layer.get_config().get("steps", 1)) > 1 or not hasattr(type(layer), "call_float64"):
+        return False
+    found = _slope(case, layer, lambda x: 2.0 * layer.call_float64(x) - x)
+    shown = f"a slope of {found:.6g} of its reflection"
+    _hold(case, guarantee, found <= 1.0 + 1e-4, shown)
+    return True
+
+
 def _logits(case: _Case, layer: Any, guarantee: Guarantee) -> bool:
     if guarantee.value is None or math.prod(case.shape) > _DENSE:
         return False
@@ -468,6 +478,7 @@ def _hold(case: _Case, guarantee: Guarantee, kept: Any, shown: str) -> None:
 _PROPERTIES: dict[str, Callable[..., Any]] = {
     "1-Lipschitz": _lipschitz,
     "Lipschitz": _lipschitz,
+    "firmly non-expansive": _firm,
     "1-Lipschitz logits": _logits,
     "norm kept": _norm_kept,
     "invertible": _invertible,

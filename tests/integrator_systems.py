@@ -58,6 +58,16 @@ def midpoint_step(row, gradient, damping=0.0, center=0.5):
     return lambda x, h: row.method.step(gradient, x, h, damping, center, np)
 
 
+def euler_step(row, gradient, curvature=1.0):
+    """Implicit Euler on x' = -gradient(x)."""
+
+    def step(x, h):
+        share = row.method.share(h, curvature)
+        return row.method.step(lambda z: share * h * gradient(z), x, share)
+
+    return step
+
+
 def systems(row, rng, ridged=False):
     """(one step of the method, right-hand side) for a random system of the kind it solves."""
     if row.family == "Runge-Kutta":
@@ -80,6 +90,9 @@ def systems(row, rng, ridged=False):
         return midpoint_step(
             row, gradient, 0.3
         ), lambda x: rotate(gradient(x), np) - 0.3 * (gradient(x))
+    if row.family == "implicit Euler":
+        gradient = ridge_gradient(rng, N)
+        return euler_step(row, gradient), lambda x: -gradient(x)
     network = skew_network(rng)
     if "first integral" in row.preserves:
         kept = integral(rng, ridged)

@@ -391,6 +391,25 @@ def _tangent(g, x):
     return dl.GradientFlow(_operator(g, x, g.integer(1, channels(x))), steps=g.integer(1, 3))(x)
 
 
+def _implicit(g, x):
+    return dl.ImplicitGradientFlow(
+        _operator(g, x),
+        activation=g.pick(["relu", "tanh", "leaky_relu"]),
+        step_size=g.pick([0.5, 3.0, 50.0]),
+        iterations=g.integer(1, 4),
+        constraint="spectral_norm",
+        steps=g.integer(1, 2),
+        shared=g.coin(),
+        use_bias=g.coin(),
+    )(x)
+
+
+def _softmax_flow(g, x):
+    return dl.SoftmaxGradientFlow(
+        g.integer(1, 4), beta=g.pick([0.5, 1.0, 5.0]), steps=g.integer(1, 2), use_bias=g.coin()
+    )(x)
+
+
 def _switching(g, x):
     return dl.SwitchingFlow(
         _operator(g, x, g.integer(1, channels(x))),
@@ -428,6 +447,8 @@ def _even(build):
 
 DYNZOO = {
     dl.GradientFlow: (ANY, lambda g, x: _tangent(g, x) if g.coin() else _gradient(g, x)),
+    dl.ImplicitGradientFlow: (ANY, _implicit),
+    dl.SoftmaxGradientFlow: (ANY, _softmax_flow),
     dl.SwitchingFlow: (ANY, _switching),
     dl.ConvectionDiffusionFlow: (ANY, _convection),
     dl.HamiltonianFlow: (

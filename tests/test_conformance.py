@@ -56,6 +56,32 @@ LAYERS = {
         },
         IMAGE,
     ),
+    "implicit": (layers.ImplicitGradientFlow, {"operator": dense(5), "seed": 1}, VECTOR),
+    "implicit_conv": (
+        layers.ImplicitGradientFlow,
+        {"operator": operators.Conv(2), "step_size": 40.0, "iterations": 3, "activation": "tanh"},
+        IMAGE,
+    ),
+    "implicit_full": (
+        layers.ImplicitGradientFlow,
+        {
+            "operator": shifted, "activation": "leaky_relu", "step_size": "learned",
+            "iterations": 2, "constraint": "spectral_norm", "max_norm": 0.9, "max_step": 4.0,
+            "projection_steps": 5, "kernel_regularizer": keras.regularizers.L2(0.01),
+            "use_bias": False, **flow,
+        },
+        IMAGE,
+    ),
+    "softmax": (layers.SoftmaxGradientFlow, {"keys": 5, "seed": 1}, VECTOR),
+    "softmax_tokens": (layers.SoftmaxGradientFlow, {"keys": 3, "beta": 4.0, "steps": 2}, (3, 4)),
+    "softmax_full": (
+        layers.SoftmaxGradientFlow,
+        {
+            "keys": 6, "beta": 0.5, "step_size": "learned", "max_norm": 0.9, "use_bias": False,
+            "kernel_regularizer": keras.regularizers.L2(0.01), **flow,
+        },
+        IMAGE,
+    ),
     "switching": (layers.SwitchingFlow, {"operator": dense(6), "mode": "prescribed"}, VECTOR),
     "switching_conv": (
         layers.SwitchingFlow,

@@ -275,6 +275,15 @@ LIPSCHITZ = {
     "gradient expansive": lambda: layers.GradientFlow(
         operators.Dense(5), direction="expansive", step_size=0.5
     ),
+    "implicit": lambda: layers.ImplicitGradientFlow(operators.Dense(5), iterations=4, steps=2),
+    "implicit, a large step": lambda: layers.ImplicitGradientFlow(
+        operators.Dense(5), "tanh", step_size=200.0, iterations=3
+    ),
+    "implicit, steep everywhere": lambda: layers.ImplicitGradientFlow(
+        operators.Dense(5), "half_leaky_relu", step_size=5.0, constraint="spectral_norm"
+    ),
+    "softmax": lambda: layers.SoftmaxGradientFlow(2, steps=2),
+    "softmax, cold": lambda: layers.SoftmaxGradientFlow(5, beta=20.0, max_norm=2.0),
     "prescribed": lambda: layers.SwitchingFlow(operators.Dense(4), mode="prescribed"),
     "flexible": lambda: layers.SwitchingFlow(operators.Dense(4), mode="flexible"),
     "sharp": lambda: layers.SwitchingFlow(operators.Dense(4), mode="sharp"),

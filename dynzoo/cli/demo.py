@@ -117,7 +117,7 @@ def _gallery() -> tuple[str, bytes, list[tuple[str, str]]]:
         paths[p.title] = p.path
         rows.append((p.title, f"{p.promise}; measured: {p.measured} ({mark})"))
     text = (
-        "A layer of dynzoo is a step of a dynamical system. Eleven systems in the plane, random "
+        "A layer of dynzoo is a step of a dynamical system. Thirteen systems in the plane, random "
         "weights, eight starts each (dots): what each promises, and what was measured of it."
     )
     return text, plots.png(plots.portrait_figure(paths, columns=4)), rows

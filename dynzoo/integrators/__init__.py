@@ -1,5 +1,6 @@
 """One-step methods, a family a file, with their order and what they preserve as data."""
 
+from dynzoo.integrators.implicit import ImplicitEuler as ImplicitEuler
 from dynzoo.integrators.implicit import ImplicitMidpoint as ImplicitMidpoint
 from dynzoo.integrators.registry import INTEGRATORS as INTEGRATORS
 from dynzoo.integrators.registry import Integrator as Integrator

@@ -12,7 +12,7 @@ from typing import Any
 from dynzoo.integrators import runge_kutta, splitting
 from dynzoo.integrators.cayley import CAYLEY
 from dynzoo.integrators.discrete_gradient import DiscreteGradient
-from dynzoo.integrators.implicit import ImplicitMidpoint
+from dynzoo.integrators.implicit import ImplicitEuler, ImplicitMidpoint
 from dynzoo.integrators.projected import PROJECTED
 
 __all__ = ["INTEGRATORS", "INVARIANTS", "Integrator", "table"]
@@ -27,7 +27,7 @@ INVARIANTS = {
     "volume": "det M = 1 for the Jacobian M of the step",
     "symplectic form": "M^T J M = J for the Jacobian M of the step, if the field is Hamiltonian",
     "invertibility": "the step has an inverse, which is as cheap as the step",
-    "contractivity": "distances fall, if the damping makes those of the equation fall",
+    "contractivity": "distances do not grow, where damping or a convex potential sees to it",
 }
 
 
@@ -36,6 +36,7 @@ INTEGRATORS: dict[str, Any] = {
     **runge_kutta.RUNGE_KUTTA,
     **splitting.SPLITTINGS,
     ImplicitMidpoint.name: ImplicitMidpoint(),
+    ImplicitEuler.name: ImplicitEuler(),
     **CAYLEY,
     **PROJECTED,
     DiscreteGradient.name: DiscreteGradient(),

@@ -12,6 +12,9 @@ from dynzoo.layers.gradient_flow import GradientFlow as GradientFlow
 from dynzoo.layers.graph_diffusion import GraphDiffusion as GraphDiffusion
 from dynzoo.layers.hamiltonian_flow import HamiltonianFlow as HamiltonianFlow
 from dynzoo.layers.heads import UnitRowDense as UnitRowDense
+from dynzoo.layers.implicit_gradient_flow import (
+    ImplicitGradientFlow as ImplicitGradientFlow,
+)
 from dynzoo.layers.isometries import BetaAbs as BetaAbs
 from dynzoo.layers.isometries import ChannelPadding as ChannelPadding
 from dynzoo.layers.isometries import MaxMin as MaxMin
@@ -30,6 +33,9 @@ from dynzoo.layers.presnov_flow import PresnovFlow as PresnovFlow
 from dynzoo.layers.resize import Resize as Resize
 from dynzoo.layers.shifts import MaxMinShift as MaxMinShift
 from dynzoo.layers.shifts import SpatialShift as SpatialShift
+from dynzoo.layers.softmax_gradient_flow import (
+    SoftmaxGradientFlow as SoftmaxGradientFlow,
+)
 from dynzoo.layers.spherical_flow import SphericalFlow as SphericalFlow
 from dynzoo.layers.switching_flow import SwitchingFlow as SwitchingFlow
 from dynzoo.layers.volume_preserving_flow import VolumePreservingFlow as VolumePreservingFlow

@@ -104,6 +104,16 @@ BODIES = {
         dl.LearnedScale(),
         kl.Flatten(),
     ],
+    "implicit": lambda: [
+        dl.ImplicitGradientFlow(operators.Conv(3), "tanh", 5.0, iterations=3, steps=2),
+        dl.ImplicitGradientFlow(operators.Pointwise(3), step_size="learned", iterations=4),
+        kl.Flatten(),
+    ],
+    "softmax": lambda: [
+        dl.SoftmaxGradientFlow(5, beta=3.0, steps=2),
+        dl.SoftmaxGradientFlow(4, step_size="learned", use_bias=False),
+        kl.Flatten(),
+    ],
     "switching": lambda: [
         dl.SwitchingFlow(operators.Conv(2), steps=2, activation="half_leaky_relu"),
         kl.Flatten(),

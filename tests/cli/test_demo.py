@@ -38,15 +38,15 @@ def test_demo(tiny_preset, tmp_path, capsys):
     assert "<img" in html and "All 360 images" in html
     # the gallery: a line a system, every promise kept, and their picture in the report
     lines = [line for line in out.splitlines() if " kept: " in line]
-    assert len(lines) == 11 and "BROKEN" not in out
-    assert "The zoo" in html and html.count("(kept)") == 11
+    assert len(lines) == 13 and "BROKEN" not in out
+    assert "The zoo" in html and html.count("(kept)") == 13
     pictures = re.findall(r'alt="Figure: [^"]+" src="data:image/png;base64,([^"]{1000,})"', html)
     assert len(pictures) == 1
 
 
 def test_gallery():
     found = list(gallery.portraits(times=12))
-    assert len(found) == 11 and len({p.title for p in found}) == 11
+    assert len(found) == 13 and len({p.title for p in found}) == 13
     for p in found:
         assert p.path.shape == (13, 8, 2) and np.isfinite(p.path).all()
         assert p.guarantee in p.layer.guarantees()

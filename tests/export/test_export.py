@@ -81,6 +81,8 @@ LAYERS = {
     "gradient_rk4": lambda: layers.GradientFlow(operators.Conv(6), integrator="rk4"),
     "shifted": lambda: layers.GradientFlow(operators.ShiftedPointwise(6)),
     "expansive": lambda: layers.GradientFlow(_square(4), direction="expansive", step_size=0.1),
+    "implicit": lambda: layers.ImplicitGradientFlow(_square(4), step_size="learned"),
+    "softmax": lambda: layers.SoftmaxGradientFlow(4, step_size="learned"),
     "switching": lambda: layers.SwitchingFlow(_square(8)),
     "spherical": lambda: layers.SphericalFlow(_square(4)),
     "cayley": lambda: layers.SphericalFlow(_square(4), integrator="cayley"),

@@ -8,6 +8,7 @@ from helpers import jacobian
 from integrator_systems import (
     TABLE,
     N,
+    euler_step,
     integral,
     midpoint_step,
     ridge_gradient,
@@ -47,6 +48,10 @@ def linear_invariants(row, rng):
             return lambda x: push(x) @ flat
 
         return change(split_step(row, across(a), across(b)), lambda x: x @ c, rng)
+    if row.family == "implicit Euler":  # V does not see the direction c
+        flat, push = np.eye(N) - np.outer(c, c) / (c @ c), ridge_gradient(rng, N)
+        step = euler_step(row, lambda x: push(x @ flat) @ flat)
+        return change(step, lambda x: x @ c, rng)
     # H does not see the direction c, hence J c is kept
     flat, push = np.eye(N) - np.outer(c, c) / (c @ c), ridge_gradient(rng, N)
     return change(
@@ -149,6 +154,12 @@ def invertibility(row, rng):
 
 def contractivity(row, rng):
     """Largest expansion beyond 1, at a step below the limit; the damping is above critical."""
+    if row.family == "implicit Euler":
+        step = euler_step(row, ridge_gradient(rng, N))
+        found = [
+            matrix_defect(step, lambda m: np.linalg.norm(m, 2), rng, h) for h in (0.3, 5.0, 500.0)
+        ]
+        return max(0.0, *(f - 1.0 for f in found))
     gradient, (c1, c2) = ridge_gradient(rng, N), (1.0, 2.0)
     damping, center, radius = 1.0, 0.5 * (c1 + c2), 0.5 * (c2 - c1)
     limit = min(row.method.step_limit(damping, center, radius), 3.0)
@@ -174,6 +185,8 @@ CHECKS = {
     ("implicit midpoint", "first integral"): first_integral,
     ("implicit midpoint", "symplectic form"): symplectic_form,
     ("implicit midpoint", "contractivity"): contractivity,
+    ("implicit Euler", "linear invariants"): linear_invariants,
+    ("implicit Euler", "contractivity"): contractivity,
     ("Cayley", "norm"): norm,
     ("projected Runge-Kutta", "norm"): norm,
     ("projected Runge-Kutta", "first integral"): first_integral,

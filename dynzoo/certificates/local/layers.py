@@ -33,6 +33,7 @@ from dynzoo.certificates.rules.table import is_identity, rule_for
 from dynzoo.fields.gradient import contractive_factor
 from dynzoo.layers.gradient_flow import GradientFlow
 from dynzoo.layers.heads import UnitRowDense
+from dynzoo.layers.implicit_gradient_flow import ImplicitGradientFlow, implicit_step_bounds
 from dynzoo.layers.learned_scale import LearnedScale
 from dynzoo.layers.switching_flow import SwitchingFlow
 from dynzoo.operators import Conv
@@ -349,6 +350,21 @@ def _row_norms(layer: Any, kernel: np.ndarray, shape: Shape, axis: int, norm: fl
     return np.sqrt(np.sum(kernel**2, axis=axes))
 
 
+def _gradient(
+    unrolled: Unrolled, slot: int, layer: Any, kernel: np.ndarray, bias: Any, activation: Any
+) -> tuple[int, float]:
+    """Slot of A^T rho(Ay + b), and the operator's norm."""
+    inner, norm = _field(unrolled, slot, layer, kernel, bias, activation)
+    shape, operator = unrolled.shapes[slot], layer.operator
+    back = mix(
+        lambda x: operator.adjoint_float64(x, kernel),
+        lambda y: operator.apply_float64(y, kernel),
+        norm,
+        _row_norms(layer, kernel, shape, -2, norm),
+    )
+    return unrolled.add(back, [inner]), norm
+
+
 def _gradient_step(
     unrolled: Unrolled,
     slot: int,
@@ -359,15 +375,7 @@ def _gradient_step(
     scale: float,
 ) -> int:
     """y + c A^T rho(Ay + b)."""
-    inner, norm = _field(unrolled, slot, layer, kernel, bias, activation)
-    shape, operator = unrolled.shapes[slot], layer.operator
-    back = mix(
-        lambda x: operator.adjoint_float64(x, kernel),
-        lambda y: operator.apply_float64(y, kernel),
-        norm,
-        _row_norms(layer, kernel, shape, -2, norm),
-    )
-    outer = unrolled.add(back, [inner])
+    outer, norm = _gradient(unrolled, slot, layer, kernel, bias, activation)
     gain = 1.0 + scale * norm**2
     if scale < 0:
         # Without what is known of the smallest singular value: 1 instead of 1 - h a s_min^2.
@@ -384,6 +392,23 @@ def _gradient_flow(unrolled: Unrolled, slot: int, layer: GradientFlow) -> int:
         bias = float64(layer.biases[j]) if layer.use_bias else 0.0
         kernel = float64(layer.kernels[j])
         slot = _gradient_step(unrolled, slot, layer, kernel, bias, layer._activation, sign * h)
+    return slot
+
+
+def _implicit_gradient_flow(unrolled: Unrolled, slot: int, layer: ImplicitGradientFlow) -> int:
+    """Every iteration is written out: z + t (x - z) - t h A^T rho(Az + b)."""
+    bounds = implicit_step_bounds(layer, (None, *unrolled.shapes[slot]))
+    for i, (h, bound) in enumerate(zip(layer.step_sizes(), bounds, strict=True)):
+        j = 0 if layer.shared else i
+        bias = float64(layer.biases[j]) if layer.use_bias else 0.0
+        kernel = float64(layer.kernels[j])
+        share, z = layer._method.share(h, layer.curvature), slot
+        for k in range(layer.iterations):
+            outer, _ = _gradient(unrolled, z, layer, kernel, bias, layer._activation)
+            last = k == layer.iterations - 1
+            cap = (slot, bound * (1 + 1e-12)) if last else None
+            z = unrolled.add(Sum((1.0 - share, share, -share * h)), [z, slot, outer], cap)
+        slot = z
     return slot
 
 
@@ -436,5 +461,6 @@ _LAYERS: dict[type, Callable[[Unrolled, int, Any], int]] = {
     kl.GlobalAveragePooling2D: _global_average,
     kl.MaxPooling2D: _maximum,
     GradientFlow: _gradient_flow,
+    ImplicitGradientFlow: _implicit_gradient_flow,
     SwitchingFlow: _switching_flow,
 }

@@ -16,6 +16,8 @@ from dynzoo.certificates.rounding.rules import ROUNDING, Sizes, biased, exact, f
 from dynzoo.certificates.rounding.rules import matrix_product as product
 from dynzoo.certificates.rules.linear import float64, refuse
 from dynzoo.layers.gradient_flow import step_bounds
+from dynzoo.layers.implicit_gradient_flow import implicit_step_bounds
+from dynzoo.layers.softmax_gradient_flow import softmax_step_bounds
 from dynzoo.layers.switching_flow import alternate, substep_sizes, switching_bound
 
 __all__ = ["ROUNDING"]
@@ -218,6 +220,60 @@ def _gradient_flow(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     return state
 
 
+def _implicit_gradient_flow(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    full, state, method = (None, *shape), b, layer._method
+    kernels = [float64(kernel) for kernel in layer.kernels]
+    if type(layer.operator) not in _OPERATORS:
+        raise KeyError(type(layer.operator))
+    norms = [layer.operator.norm_float64(kernel, full) for kernel in kernels]
+    bounds = implicit_step_bounds(layer, full, norms)
+    # h by a logistic function, its share t, and the product of both
+    roundings = 16.0 if layer.step_size == "learned" else 2.0
+    for i, (h, bound) in enumerate(zip(layer.step_sizes(), bounds, strict=True)):
+        j = 0 if layer.shared else i
+        bias = float64(layer.biases[j]) if layer.use_bias else None
+        share = method.share(h, layer.curvature)
+        field = _Field(
+            layer, layer._activation, kernels[j], bias, share * h, shape, roundings, norms[j]
+        )
+        highest = layer._activation.slope_max * norms[j] ** 2
+        factor = method.iteration_factor(h, layer.curvature, 0.0, highest)
+        start, offset = _fresh(state), 0.0
+        z = start
+        for _ in range(method.iterations):
+            now = _fresh(z)
+            pulled = (start - now).mapped(share).rounded(roundings)
+            stepped = now + pulled - field(now)
+            # x is pulled at anew: t |x|, which comes to the factor's share of |z|
+            z = _advanced(z, stepped, factor, field.at_zero)
+            z.size = z.size + share * start.size
+            offset = factor * offset + field.at_zero
+        state = _advanced(state, z, bound, offset)
+    return state
+
+
+def _softmax_gradient_flow(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
+    state, positions = b, math.prod(shape[:-1])
+    learned = layer.step_size == "learned"
+    bounds = softmax_step_bounds(layer)
+    for i, (h, bound) in enumerate(zip(layer.step_sizes(), bounds, strict=True)):
+        j = 0 if layer.shared else i
+        kernel = float64(layer.kernels[j])
+        x = _fresh(state)
+        scores = layer.beta * product(x, kernel, positions)
+        scores = biased(scores, layer.biases[j] if layer.use_bias else None, positions)
+        weights = function_rounding("softmax", 0.5, (*shape[:-1], kernel.shape[1]), scores)
+        # they are positive and their sum is 1 at each position
+        weights.size = 0.0 * weights.size
+        weights.size[0] = math.sqrt(positions)
+        weights = weights.mapped(h).rounded(12.0) if learned else h * weights
+        stepped = x - product(weights, kernel.T, positions)
+        # at zero as everywhere, a step is a mean of the keys long
+        longest = float(np.max(np.linalg.norm(kernel, axis=0)))
+        state = _advanced(state, stepped, bound, h * longest * math.sqrt(positions))
+    return state
+
+
 def _switching_flow(layer: Any, shape: Sizes, b: Budget, gain: float) -> Budget:
     state = b
     for i, (h, e) in enumerate(layer._substeps_float64()):
@@ -275,6 +331,8 @@ ROUNDING.update(
         dl.L2Pooling2D: _norm_pooling,
         dl.LearnedScale: _learned_scale,
         dl.GradientFlow: _gradient_flow,
+        dl.ImplicitGradientFlow: _implicit_gradient_flow,
+        dl.SoftmaxGradientFlow: _softmax_gradient_flow,
         dl.SwitchingFlow: _switching_flow,
     }
 )
