@@ -205,6 +205,11 @@ LAYERS = {
         {"units": 3, "use_bias": True, "projection_steps": 4, "seed": 2},
         (2, 3, 5),
     ),
+    "orthonormal_pointwise_start": (
+        layers.OrthonormalPointwise,
+        {"units": 3, **started},
+        (2, 3, 5),
+    ),
     "orthonormal_start": (
         layers.OrthonormalDense,
         {"units": 4, **started},
