@@ -1,6 +1,6 @@
 """Regression of |x| + sin x + x^2 with gradient and sphere-preserving steps behind a lift.
 
-    python examples/regression.py [--epochs 150] [--seeds 0 1 2]
+    python examples/regression.py [--epochs 150] [--seeds 0 1 2] [--redraw]
 
 2,000 points x ~ N(0, 1) with noise 0.01, 90 % for training (arXiv 2210.02373, appendix, which
 prints no error). Writes `docs/results/regression.csv` (error on clean targets against width and
@@ -49,21 +49,25 @@ def main():
     parser.add_argument("--widths", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 3, 6])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--redraw", action="store_true", help="only the picture, from the CSV file")
     args = parser.parse_args()
 
     train, test = data()
-    rows = []
-    for seed, depth, width in itertools.product(args.seeds, args.depths, args.widths):
+    rows = common.read_csv("regression") if args.redraw else []
+    runs = () if args.redraw else itertools.product(args.seeds, args.depths, args.widths)
+    for seed, depth, width in runs:
         model = network(width, depth, seed)
         result = common.fit(model, train, test, args.epochs, 64, 0.01, seed)
         rows.append({"depth": depth, "width": width, "seed": seed, **result})
         print(rows[-1], flush=True)
-    common.write_csv("regression", rows)
+    if not args.redraw:
+        common.write_csv("regression", rows)
+    seeds = common.chosen(rows)["seeds"]
+    spread = f"median, least and greatest of {seeds} seeds" if seeds > 1 else "one seed"
     figure = plots.error_figure(
         common.error_curves(rows, "width"),
         "width",
-        f"mean squared error, {len(test[0])} test points\n"
-        f"(median, least and greatest of {len(args.seeds)} seeds)",
+        f"mean squared error, {len(test[0])} test points\n({spread})",
     )
     common.save_figure("regression", figure)
     common.finish(common.chosen(rows))
