@@ -83,7 +83,7 @@ def to_flows(model: keras.Model) -> keras.Model:
     blocks = {step.output: block for step in program.steps if (block := _block(graph, step))}
     values: dict[int, Any] = {0: keras.Input(program.input_shape, name="images")}
     build = Builder()
-    needed = _needed(program, blocks)
+    needed = _needed(graph, program.output, blocks)
     for step in program.steps:
         if step.output not in needed:
             continue
@@ -166,10 +166,9 @@ class _Graph:
         ]
 
 
-def _needed(program: Program, blocks: dict[int, _Block]) -> set[int]:
+def _needed(graph: _Graph, output: int, blocks: dict[int, _Block]) -> set[int]:
     """Slots on which the output depends once the blocks stand in their places."""
-    makers = {step.output: step for step in program.steps}
-    needed, stack = set(), [program.output]
+    makers, needed, stack = graph.makers, set(), [output]
     while stack:
         slot = stack.pop()
         if slot in needed or slot not in makers:

@@ -91,20 +91,8 @@ def isometric_classifier(
     True
     """
     check_stages(widths, steps)
-    if operator not in ("shifted", "shifted_pointwise", "conv"):
-        raise ValueError(
-            "`operator` must be 'shifted', 'shifted_pointwise' or 'conv'. "
-            f"Received: operator={operator!r}"
-        )
-    if not 0 < inner_ratio <= 1:
-        raise ValueError(f"`inner_ratio` must be in (0, 1]. Received: inner_ratio={inner_ratio}")
-    one_of("constraint", constraint, ("default", "orthonormal", "spectral_norm"))
-    one_of("between", between, ("maxmin", "beta_abs", "none"))
-    one_of("head", head, ("unit_rows", "orthonormal"))
-    one_of("pooling", pooling, ("none", "l2"))
-    one_of("positions", positions, ("first", "every"))
     check_classes(num_classes)
-
+    _check_choices(operator, inner_ratio, constraint, between, head, pooling, positions)
     seeds = iter(range(1000 * seed, 1000 * seed + 1000))
 
     def inner(width):
@@ -160,3 +148,19 @@ def isometric_classifier(
     else:
         outputs = dl.OrthonormalDense(num_classes, use_bias=True, seed=next(seeds), name="head")(x)
     return keras.Model(inputs, outputs, name=name or "isometric")
+
+
+def _check_choices(operator, inner_ratio, constraint, between, head, pooling, positions):
+    """What is chosen among a few words, and the share of rows."""
+    if operator not in ("shifted", "shifted_pointwise", "conv"):
+        raise ValueError(
+            "`operator` must be 'shifted', 'shifted_pointwise' or 'conv'. "
+            f"Received: operator={operator!r}"
+        )
+    if not 0 < inner_ratio <= 1:
+        raise ValueError(f"`inner_ratio` must be in (0, 1]. Received: inner_ratio={inner_ratio}")
+    one_of("constraint", constraint, ("default", "orthonormal", "spectral_norm"))
+    one_of("between", between, ("maxmin", "beta_abs", "none"))
+    one_of("head", head, ("unit_rows", "orthonormal"))
+    one_of("pooling", pooling, ("none", "l2"))
+    one_of("positions", positions, ("first", "every"))

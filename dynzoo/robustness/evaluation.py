@@ -342,9 +342,8 @@ def _divide(run: _Run, jobs: int | None, shards: int | None) -> None:
         ranges(len(run.y), run.shards)  # not more than images
     elif jobs is not None:
         run.shards = default_shards(len(run.y), run.batch_size)
-    divided = run.shards > 1 or run.jobs is not None or shards is not None
-    run.divided = divided
-    if divided and run.checkpoint is not None:
+    run.divided = run.jobs is not None or shards is not None
+    if run.divided and run.checkpoint is not None:
         folder = Path(run.checkpoint)
         if folder.exists() and not folder.is_dir():
             raise ValueError(

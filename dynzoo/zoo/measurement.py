@@ -185,19 +185,8 @@ def measure(
             jobs=jobs,
             shards=shards,
         )
-        if audit:
-            from dynzoo.certificates.audit import audit as search
-
-            found = search(model, x[:attack_limit], certificate=certificate, seed=seed, **_AUDIT)
-            made.sections.append(found.section())
-            slope = found.slope
-        if corruptions:
-            from dynzoo.robustness.corruptions import evaluate_corruptions
-
-            measured = evaluate_corruptions(
-                model, x[:attack_limit], y[:attack_limit], batch_size=batch_size, seed=seed
-            )
-            made.sections.append(measured.section())
+        few = (x[:attack_limit], y[:attack_limit], batch_size, seed)
+        slope = _add_sections(made, model, certificate, *few, audit, corruptions)
         if made.images < len(x):
             made.sections.append(_all_images(correct, proved, eps, factor))
     return Measurement(
@@ -213,6 +202,33 @@ def measure(
         top5=float((places < 5).mean()) if 5 in top else None,
         certified_top5=_shares(radii[:, 1], eps, factor) if 5 in top else {},
     )
+
+
+def _add_sections(
+    report: Any,
+    model: keras.Model,
+    certificate: Any,
+    x: np.ndarray,
+    y: np.ndarray,
+    batch_size: int,
+    seed: int,
+    audit: bool,
+    corruptions: bool,
+) -> float | None:
+    """Sections of a report that are asked for beside it; the slope that an audit found."""
+    slope = None
+    if audit:
+        from dynzoo.certificates.audit import audit as search
+
+        found = search(model, x, certificate=certificate, seed=seed, **_AUDIT)
+        report.sections.append(found.section())
+        slope = found.slope
+    if corruptions:
+        from dynzoo.robustness.corruptions import evaluate_corruptions
+
+        measured = evaluate_corruptions(model, x, y, batch_size=batch_size, seed=seed)
+        report.sections.append(measured.section())
+    return slope
 
 
 def _shares(radii: np.ndarray, eps: Sequence[float], factor: float) -> dict[float, float]:
