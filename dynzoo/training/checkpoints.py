@@ -16,6 +16,9 @@ from dynzoo.utils.strict_json import short
 
 __all__ = ["CheckpointError", "NotFiniteError", "read", "write"]
 
+# Counts changes of what a file holds; files without a number are of format 1.
+FORMAT = 1
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file and the reason."""
@@ -38,6 +41,7 @@ def write(path, model, state: dict) -> None:
             if prefix == "weight" and not np.isfinite(value).all():
                 raise NotFiniteError(f"{variable.path} is not finite: {path} was not written")
             arrays[f"{prefix}_{i:04d}"] = value
+    arrays["format"] = np.array(FORMAT)
     arrays["state"] = np.frombuffer(json.dumps(state).encode(), dtype=np.uint8)
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
@@ -68,6 +72,7 @@ def read(path, model, check=None) -> dict:
         _check_sizes(content)
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
+        written = int(arrays.pop("format", FORMAT))
         state = strict_json.parse(arrays.pop("state").tobytes())
         if not isinstance(state, dict):
             raise ValueError("its state is not a mapping")
@@ -75,6 +80,11 @@ def read(path, model, check=None) -> dict:
         raise CheckpointError(
             f"{path} is damaged or not a dynzoo checkpoint ({short(error)})"
         ) from None
+    if not 1 <= written <= FORMAT:
+        raise CheckpointError(
+            f"{path} has format {written}, and this dynzoo reads formats up to {FORMAT}: "
+            "go on with the version that wrote it, or start in a new output folder"
+        )
     if check is not None:
         check(state)
     pairs = []

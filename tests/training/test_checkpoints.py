@@ -250,3 +250,16 @@ def test_the_file_is_plain_numpy(stored):
         assert json.loads(file["state"].tobytes()) == STATE
         weights = [file[k] for k in keys if k.startswith("weight_")]
     assert same(weights, values[: len(weights)])
+
+
+def test_a_newer_format_is_told_and_none_is_the_first(stored):
+    path, values = stored
+    arrays = _changed(path)
+    assert int(arrays["format"]) == checkpoints.FORMAT
+    np.savez(path, **_changed(path, format=np.array(checkpoints.FORMAT + 1)))
+    refuse(path, compiled(seed=1), "has format 2, and this dynzoo reads formats up to 1: go on")
+    del arrays["format"]
+    np.savez(path, **arrays)
+    other = compiled(seed=1)
+    assert checkpoints.read(path, other) == STATE
+    assert same(everything(other), values)
