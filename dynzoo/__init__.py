@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from dynzoo.training import distribution as distribution
     from dynzoo.training import recipes as recipes
     from dynzoo.zoo.prediction import predict as predict
-    from dynzoo.zoo.presets import from_preset as from_preset
-    from dynzoo.zoo.presets import save_to_preset as save_to_preset
+    from dynzoo.zoo.preset_folder import from_preset as from_preset
+    from dynzoo.zoo.preset_folder import save_to_preset as save_to_preset
     from dynzoo.zoo.shipped import presets as presets
 
 # name -> (module, attribute), or (module, None) for the module itself
@@ -79,12 +79,12 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "compare": ("dynzoo.robustness.comparison", "compare"),
     "evaluate": ("dynzoo.robustness", "evaluate"),
     "evaluate_corruptions": ("dynzoo.robustness.corruptions", "evaluate_corruptions"),
-    "from_preset": ("dynzoo.zoo.presets", "from_preset"),
+    "from_preset": ("dynzoo.zoo.preset_folder", "from_preset"),
     "noise_curve": ("dynzoo.robustness.noise_curves", "noise_curve"),
     "predict": ("dynzoo.zoo.prediction", "predict"),
     "presets": ("dynzoo.zoo.shipped", "presets"),
     "project": ("dynzoo.constraints", "project"),
-    "save_to_preset": ("dynzoo.zoo.presets", "save_to_preset"),
+    "save_to_preset": ("dynzoo.zoo.preset_folder", "save_to_preset"),
 }
 
 __all__ = sorted([*_LAZY, "__version__"])

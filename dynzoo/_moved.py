@@ -79,6 +79,7 @@ MOVED = {
     "finetuning": "training.finetuning",
     "fitted_epochs": "training.fitted_epochs",
     "folder_contents": "data.folder_contents",
+    "guarantees": "guarantee",
     "held_out": "training.validation",
     "html_page": "utils.html",
     "image_checks": "inference.image_checks",
@@ -100,7 +101,7 @@ MOVED = {
     "models.declared_sizes": "zoo.declared_sizes",
     "models.metadata_check": "zoo.metadata_check",
     "models.preset_files": "zoo.files",
-    "models.presets": "zoo.presets",
+    "models.presets": "zoo.preset_folder",
     "models.safe_config": "zoo.safe_config",
     "models.weight_parts": "zoo.weight_parts",
     "models.weights_file": "zoo.weights_file",
@@ -129,6 +130,7 @@ MOVED = {
     "training_loop": "training.epochs",
     "warm_start": "training.warm_start",
     "watching": "training.callbacks",
+    "zoo.presets": "zoo.preset_folder",
 }
 
 

@@ -16,7 +16,7 @@ from keras import ops
 from dynzoo import backend, operators
 from dynzoo import layers as dl
 from dynzoo.fields.hamiltonian import canonical_matrix
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.inference.model_layers import is_random
 
 __all__ = ["Portrait", "TIMES", "portraits"]

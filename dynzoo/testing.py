@@ -18,7 +18,7 @@ from keras import ops
 from dynzoo import backend
 from dynzoo.certificates import UncertifiableLayerError, certify
 from dynzoo.constraints import project
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.inference.model_layers import depends_on_batch, is_random
 from dynzoo.utils.strict_json import short
 

@@ -40,7 +40,7 @@ def main() -> int:
     from dynzoo.training import recipes
     from dynzoo.training.validation import held_out_accuracy
     from dynzoo.zoo import files as preset_files
-    from dynzoo.zoo import presets
+    from dynzoo.zoo import preset_folder
     from dynzoo.zoo.cards import model_card
 
     run = json.loads((arguments.folder / "run.json").read_text())
@@ -52,7 +52,7 @@ def main() -> int:
         )
     source = arguments.folder / "preset"
     preset_files.check_target(arguments.out, arguments.overwrite)
-    model = presets.from_preset(source)  # checks every file
+    model = preset_folder.from_preset(source)  # checks every file
     metadata = preset_files.read_metadata(source)
     recipe = recipes.validate(metadata["recipe"])
     _, held_out = data.split_validation(x, y, recipe["data"]["validation"], seed=0)

@@ -69,7 +69,7 @@ def smoke_test(recipe: dict, x, y, seconds: float) -> None:
     """A tiny network through all that the training does, or an error before any time is lost."""
     from dynzoo import training
     from dynzoo.training import recipes
-    from dynzoo.zoo import presets
+    from dynzoo.zoo import preset_folder
 
     tiny = copy.deepcopy(recipe)
     tiny["architecture"] = {**tiny["architecture"], **_SMOKE}
@@ -85,7 +85,7 @@ def smoke_test(recipe: dict, x, y, seconds: float) -> None:
             log=lambda line: None,
             weights_dtype="float16",
         )
-        presets.from_preset(Path(folder) / "preset")
+        preset_folder.from_preset(Path(folder) / "preset")
     print(f"smoke test passed, {time.monotonic() - START:.0f} s", flush=True)
 
 

@@ -8,7 +8,7 @@ import h5py
 import keras
 import numpy as np
 
-from dynzoo.zoo import presets
+from dynzoo.zoo import preset_folder
 
 
 def write(folder):
@@ -17,7 +17,7 @@ def write(folder):
     inputs = keras.Input((4,), name="image")
     x = keras.layers.Dense(6, name="first")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(3, name="head")(x), name="tiny")
-    presets.save_to_preset(model, folder, {"dataset": "none", "accuracy": 0.5})
+    preset_folder.save_to_preset(model, folder, {"dataset": "none", "accuracy": 0.5})
     return folder
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from dynzoo import backend
 from dynzoo.data import parts as image_parts
-from dynzoo.zoo import presets
+from dynzoo.zoo import preset_folder
 
 ROOT = Path(__file__).parents[1]
 # what a bare machine does not have, refused on import
@@ -101,7 +101,7 @@ def test_a_borrowed_machine_trains_and_another_finishes(tmp_path):
     assert set(about["certified_accuracy"]) == set(about["attacked_accuracy"])
     assert about["audited_slope"] <= about["lipschitz"]
     assert "CPU" in about["training"]["hardware"]
-    assert presets.from_preset(tmp_path / "toy").output_shape == (None, 3)
+    assert preset_folder.from_preset(tmp_path / "toy").output_shape == (None, 3)
 
     np.savez(tmp_path / "other.npz", x_train=x[::-1], y_train=y[::-1], x_test=x, y_test=y)
     arguments[2] = tmp_path / "other.npz"

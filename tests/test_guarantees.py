@@ -8,7 +8,7 @@ import pytest
 from helpers import load_script
 
 from dynzoo import layers
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 
 PUBLIC = {
     name: getattr(layers, name)

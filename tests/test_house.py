@@ -18,7 +18,7 @@ HOUSE = Path(dynzoo.__file__).resolve().parent
 # Imports run down this list only: who stands in a line may import what stands above it.
 ORDER = """
 utils
-backend spectral guarantees plots
+backend spectral guarantee plots
 inference
 activations constraints losses optimizers regularizers
 operators

@@ -107,7 +107,7 @@ def test_wheel_works_outside_the_checkout(built, tmp_path):
     with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
         archive.extractall(site)
     code = (
-        "import json, dynzoo; from dynzoo.zoo import presets as p; "
+        "import json, dynzoo; from dynzoo.zoo import preset_folder as p; "
         "[p.from_preset(name) for name in p.presets()]; "
         "print(json.dumps([dynzoo.__file__, sorted(p.presets())]))"
     )
@@ -121,17 +121,17 @@ def test_wheel_works_outside_the_checkout(built, tmp_path):
 def test_preset_of_one_backend_loads_on_the_others(tmp_path):
     """Weights, batch statistics and the state of the random generators cross over."""
     write = (
-        "import keras, numpy as np; from dynzoo.zoo import presets; "
+        "import keras, numpy as np; from dynzoo.zoo import preset_folder; "
         "from dynzoo import layers as dl; from dynzoo.augmentation import batches as a; "
         "from keras import layers as kl; "
         "keras.utils.set_random_seed(0); "
         "m = keras.Sequential([keras.Input((8, 8, 3)), a.RandomCropFlip(1), dl.SpaceToDepth(2), "
         "kl.Conv2D(8, 3), kl.BatchNormalization(), kl.Dropout(0.1), dl.MaxMin(), kl.Flatten(), "
-        "dl.OrthonormalDense(8), dl.UnitRowDense(3)]); presets.save_to_preset(m, 'p'); "
+        "dl.OrthonormalDense(8), dl.UnitRowDense(3)]); preset_folder.save_to_preset(m, 'p'); "
     )
     read = (
-        "import numpy as np, keras; from dynzoo.zoo import presets; "
-        "m = presets.from_preset('p'); x = np.random.default_rng(0).random((4, 8, 8, 3)); "
+        "import numpy as np, keras; from dynzoo.zoo import preset_folder; "
+        "m = preset_folder.from_preset('p'); x = np.random.default_rng(0).random((4, 8, 8, 3)); "
         "print(m.predict(x.astype('float32'), verbose=0).tolist())"
     )
     here = {"KERAS_BACKEND": keras.backend.backend(), "PYTHONPATH": str(ROOT)}

@@ -8,7 +8,7 @@ import pytest
 from keras import ops
 
 from dynzoo import testing
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.testing import check_layer
 
 

@@ -44,7 +44,7 @@ def _demo(output: Path, seed: int) -> None:
     from dynzoo.data import loading as data
     from dynzoo.training.finetuning import finetune
     from dynzoo.zoo.measurement import accuracy, measure, radius_text
-    from dynzoo.zoo.presets import from_preset
+    from dynzoo.zoo.preset_folder import from_preset
 
     started = time.monotonic()
     say(f"1. {PRESET}, pretrained, on {backend_name()}", style="bold")

@@ -204,7 +204,7 @@ def _evaluate(
     from dynzoo.attacks.ensembles import makers
     from dynzoo.data.loading import class_names
     from dynzoo.zoo.measurement import measure, update_card
-    from dynzoo.zoo.presets import from_preset
+    from dynzoo.zoo.preset_folder import from_preset
 
     if options.attacks != ["none"]:
         makers(options.attacks, norm, 0, 1)  # an unknown name, before hours of work

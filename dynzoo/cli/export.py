@@ -51,7 +51,7 @@ def run(options: Namespace) -> None:
     # Keras and what stands on it: wrong arguments do not pay for them
     from dynzoo.export.exporter import export_model
     from dynzoo.inference.streamed_images import StreamedImages
-    from dynzoo.zoo.presets import from_preset
+    from dynzoo.zoo.preset_folder import from_preset
 
     say(f"{name}: writing {options.format} to {output}")
     images = load_data(options.data, about)[1][0] if options.data else None

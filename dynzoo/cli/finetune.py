@@ -99,7 +99,7 @@ def _finetune(
     from dynzoo.training.finetuning import finetune
     from dynzoo.training.run import hardware
     from dynzoo.zoo.measurement import accuracy, measure, radius_text
-    from dynzoo.zoo.presets import from_preset, save_to_preset
+    from dynzoo.zoo.preset_folder import from_preset, save_to_preset
 
     say(f"{parent}: reading {source}")
     splits = load_data(source, about)

@@ -89,7 +89,7 @@ def run(options: Namespace) -> None:
     from dynzoo.certificates.certificate import certify
     from dynzoo.certificates.errors import UncertifiableLayerError
     from dynzoo.convert.comparison import IMAGES, TOLERANCE
-    from dynzoo.zoo.presets import save_to_preset
+    from dynzoo.zoo.preset_folder import save_to_preset
 
     say(f"{file.name}: reading the network, and comparing it on {IMAGES} random images")
     model = _converted(options, onnx)

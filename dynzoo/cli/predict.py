@@ -52,7 +52,7 @@ def run(options: Namespace) -> None:
     load_keras()
     # Keras and what stands on it: wrong arguments do not pay for them
     from dynzoo.zoo.prediction import COLUMNS, predict
-    from dynzoo.zoo.presets import from_preset
+    from dynzoo.zoo.preset_folder import from_preset
 
     if pictures is None:
         answers = predict(from_preset(folder), files)

@@ -10,7 +10,7 @@ import numpy as np
 from dynzoo.fields import contractive_hamiltonian as theory
 from dynzoo.fields.gradient import gradient_field, gradient_field_float64
 from dynzoo.fields.hamiltonian import complex_multiply
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.integrators.implicit import ImplicitMidpoint
 from dynzoo.layers.phase_space import PhaseSpaceFlow
 from dynzoo.utils.arguments import integer, number, one_of

@@ -18,7 +18,7 @@ from dynzoo.fields.convection_diffusion import (
     velocity_float64,
 )
 from dynzoo.fields.gradient import contractive_factor
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.layers.gradient_flow import _Scaled
 from dynzoo.operators import base as operators
 from dynzoo.utils.arguments import float64, integer, number, one_of, seed_or_none

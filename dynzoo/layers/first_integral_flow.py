@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo.fields.first_integral import Integral
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.integrators.discrete_gradient import DiscreteGradient
 from dynzoo.integrators.projected import INTEGRAL_TOLERANCE, PROJECTED
 from dynzoo.layers.skew_flow import SkewFlow

@@ -11,7 +11,7 @@ from keras import ops
 from dynzoo import activations, constraints, integrators
 from dynzoo.constraints import ORTHONORMAL_KEPT
 from dynzoo.fields.gradient import contractive_factor, gradient_field, gradient_field_float64
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.operators import base as operators
 from dynzoo.utils.arguments import float64, integer, number, number_or_word, one_of, seed_or_none
 

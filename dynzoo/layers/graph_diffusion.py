@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo.fields import convection_diffusion as field
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.utils.arguments import array, integer, number, one_of
 
 __all__ = ["GraphDiffusion"]

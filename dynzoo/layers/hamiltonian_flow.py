@@ -11,7 +11,7 @@ import numpy as np
 from dynzoo.fields.contractive_hamiltonian import euler_factor
 from dynzoo.fields.gradient import gradient_field, gradient_field_float64
 from dynzoo.fields.hamiltonian import halves, join, rotate
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.integrators import splitting
 from dynzoo.integrators.implicit import ImplicitMidpoint
 from dynzoo.layers.phase_space import INVERSE, Invertible, PhaseSpaceFlow

@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo import spectral
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.operators.dense import matmul_channels
 from dynzoo.utils.arguments import float64, integer, seed_or_none
 

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo.fields.gradient import gradient_field, gradient_field_float64
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.integrators import ImplicitEuler
 from dynzoo.layers.gradient_flow import GradientFlow
 from dynzoo.utils.arguments import float64, integer, number_or_word, one_of

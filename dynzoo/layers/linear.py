@@ -8,7 +8,7 @@ from keras import ops
 
 from dynzoo import constraints, spectral
 from dynzoo.constraints import ORTHONORMAL_KEPT
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.operators.dense import matmul_channels
 from dynzoo.utils.arguments import float64, integer, seed_or_none
 

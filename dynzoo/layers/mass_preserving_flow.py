@@ -10,7 +10,7 @@ from keras import ops
 
 from dynzoo import integrators
 from dynzoo.fields.mass import SUM_TOLERANCE, mass_field, sum_lift, sum_projection, tangent_step
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.layers.skew_flow import SkewFlow
 from dynzoo.utils.arguments import integer, number, one_of
 

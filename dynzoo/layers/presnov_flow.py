@@ -7,7 +7,7 @@ import numpy as np
 
 from dynzoo import integrators
 from dynzoo.fields.sphere import signed_gradient_field
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.layers.skew_flow import SkewFlow
 from dynzoo.layers.spherical_flow import SPHERE_INTEGRATORS, norm_guarantee
 from dynzoo.utils.arguments import one_of

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo import spectral
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.utils.arguments import integer, number
 
 __all__ = ["Resize", "bicubic"]

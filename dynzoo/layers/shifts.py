@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.layers.isometries import Isometry, MaxMin
 from dynzoo.operators.shift import check_padding, shift, shift_float64, shift_joined
 from dynzoo.utils.arguments import number

@@ -14,7 +14,7 @@ from dynzoo.fields.log_sum_exp import (
     softmax_gradient,
     softmax_gradient_float64,
 )
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.utils.arguments import float64, integer, number, number_or_word, seed_or_none
 
 __all__ = ["SoftmaxGradientFlow", "softmax_step_bounds"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.integrators.cayley import CAYLEY
 from dynzoo.integrators.projected import PROJECTED, renormalized
 from dynzoo.layers.skew_flow import SkewFlow

@@ -13,7 +13,7 @@ from dynzoo import activations, spectral
 from dynzoo.fields import switching
 from dynzoo.fields.gradient import contractive_factor, gradient_field, gradient_field_float64
 from dynzoo.fields.switching import limited
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.operators import MatrixOperator, ShiftedPointwise
 from dynzoo.operators import base as operators
 from dynzoo.utils.arguments import array, float64, integer, number, one_of, seed_or_none

@@ -9,7 +9,7 @@ import numpy as np
 
 from dynzoo.fields.hamiltonian import halves, join
 from dynzoo.fields.volume import shear_field, shear_field_float64
-from dynzoo.guarantees import Guarantee
+from dynzoo.guarantee import Guarantee
 from dynzoo.integrators import splitting
 from dynzoo.layers.phase_space import INVERSE, Invertible, PhaseSpaceFlow
 

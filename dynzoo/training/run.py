@@ -151,7 +151,7 @@ class Run:
             measured: its held-out accuracies where it is not the network of a row of the log.
             weights_dtype: as in ``dynzoo.save_to_preset``.
         """
-        from dynzoo.zoo import presets
+        from dynzoo.zoo import preset_folder
 
         recipe, state = self.recipe, self.state
         sessions, seed = state["sessions"], recipe["training"]["seed"]
@@ -186,7 +186,9 @@ class Run:
         if state.get("start"):
             metadata["training"]["start"] = state["start"]
         folder = self.output / "preset"
-        presets.save_to_preset(model, folder, metadata, overwrite=True, weights_dtype=weights_dtype)
+        preset_folder.save_to_preset(
+            model, folder, metadata, overwrite=True, weights_dtype=weights_dtype
+        )
         return folder
 
     def _command(self) -> str:

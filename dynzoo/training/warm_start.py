@@ -11,7 +11,7 @@ import keras
 
 from dynzoo.models.widening import can_widen, widen
 from dynzoo.zoo import files as preset_files
-from dynzoo.zoo import presets, shipped
+from dynzoo.zoo import preset_folder, shipped
 
 __all__ = ["transfer", "warm_start"]
 
@@ -38,7 +38,7 @@ def warm_start(model: keras.Model, preset: str) -> dict[str, Any]:
     >>> about = warm_start(model, "isometric_small_cifar10")
     """
     metadata = preset_files.read_metadata(shipped.find(preset))
-    source = presets.from_preset(preset)
+    source = preset_folder.from_preset(preset)
     try:
         (widen if can_widen(source, model) else transfer)(source, model)
     except ValueError as error:

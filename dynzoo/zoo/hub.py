@@ -79,7 +79,7 @@ def push_to_hub(
         ValueError: if the name has another form, or the model cannot be saved.
         DownloadError: in one line, if nothing can be written there.
     """
-    from dynzoo.zoo.presets import save_to_preset
+    from dynzoo.zoo.preset_folder import save_to_preset
 
     match = _ADDRESS.fullmatch(repository.removeprefix(PREFIX))
     if match is None or match[3]:

@@ -19,7 +19,7 @@ from dynzoo.training import loop as training
 from dynzoo.training import recipes
 from dynzoo.training import validation as held_out
 from dynzoo.training.run import figure_of_merit
-from dynzoo.zoo.presets import from_preset
+from dynzoo.zoo.preset_folder import from_preset
 
 SMALL = {"input_shape": (8, 8, 3), "num_classes": 4, "widths": (6,), "steps": (2,)}
 STAGES = {"widths": (6, 8), "steps": (2, 1)}

@@ -18,7 +18,7 @@ from dynzoo.robustness.evaluation import evaluate
 from dynzoo.robustness.refutation import CertificateViolation
 from dynzoo.robustness.shard_files import missing, shard_file
 from dynzoo.robustness.shards import attack_packed, default_shards, pack, ranges
-from dynzoo.zoo.presets import save_to_preset
+from dynzoo.zoo.preset_folder import save_to_preset
 
 EPS = (0.1, 0.4)
 IMAGES = 30

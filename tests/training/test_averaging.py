@@ -21,7 +21,7 @@ from dynzoo.training.builders import make_optimizer
 from dynzoo.training.checkpoints import CheckpointError
 from dynzoo.training.recipes import RecipeError
 from dynzoo.tuning import SearchConfig
-from dynzoo.zoo import presets
+from dynzoo.zoo import preset_folder
 
 
 def recipe(**settings):
@@ -62,7 +62,7 @@ def test_the_preset_is_the_projected_mean(whole, images):
     before = [norm(w) for w, v in zip(mean, expected.variables, strict=True) if v.constraint]
     assert max(abs(s - 1) for s in before) > 1e-4  # the mean alone is not orthonormal
     constraints.project(expected)
-    preset = presets.from_preset(output / "preset")
+    preset = preset_folder.from_preset(output / "preset")
     for loaded in (model, preset):
         for a, b in zip(loaded.get_weights(), expected.get_weights(), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)

@@ -21,7 +21,7 @@ from dynzoo.training.builders import GivenRate, PiecewiseLinear
 from dynzoo.training.epoch_values import at_epoch
 from dynzoo.training.loss_of_epoch import LossOfEpoch
 from dynzoo.training.resident_epochs import ResidentEpochs, epoch_numbers
-from dynzoo.zoo import presets
+from dynzoo.zoo import preset_folder
 
 on_jax = pytest.mark.skipif("keras.backend.backend() != 'jax'", reason="resident on JAX only")
 MUON = {"name": "muon", "learning_rate": 0.02}
@@ -187,7 +187,7 @@ def test_a_resident_run_leaves_what_others_leave_and_they_go_on(data_file, tmp_p
     about = json.loads((tmp_path / "preset" / "metadata.json").read_text())["training"]
     assert about["epochs"] == 1 and about["chosen"] == "last epoch"
     assert set(about["held_out"]) >= {"val_accuracy", "val_certified"}
-    loaded = presets.from_preset(tmp_path / "preset")
+    loaded = preset_folder.from_preset(tmp_path / "preset")
     for a, b in zip(loaded.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     config["training"] |= {"epochs": 2, "resident": False}
@@ -247,7 +247,7 @@ def test_by_the_clock_the_rate_ends_at_zero_in_time(data_file, tmp_path, monkeyp
     about = json.loads((tmp_path / "preset" / "metadata.json").read_text())["training"]
     assert (about["epochs"], about["chosen"]) == (int(rows[-1]["epoch"]), "last epoch")
     assert about["command"] == "dynzoo train tiny --max-seconds 20"
-    presets.from_preset(tmp_path / "preset")
+    preset_folder.from_preset(tmp_path / "preset")
 
 
 @pytest.mark.parametrize("resident", [False, pytest.param(True, marks=on_jax)])

@@ -25,7 +25,7 @@ from dynzoo.training import fitted_epochs, recipes
 from dynzoo.training import loop as training
 from dynzoo.training import run as runs
 from dynzoo.training.checkpoints import CheckpointError
-from dynzoo.zoo import presets
+from dynzoo.zoo import preset_folder
 
 BATCHES = 4
 # By the clock below, the first batch of the second epoch passes it; the third may have begun, for
@@ -120,7 +120,7 @@ def test_a_whole_run_leaves_a_checkpoint_a_log_and_a_preset(whole):
     assert all(float(row["val_certified"]) <= float(row["val_accuracy"]) for row in rows)
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert sum(message.startswith("epoch ") for message in messages) == 3
-    preset = presets.from_preset(output / "preset")
+    preset = preset_folder.from_preset(output / "preset")
     for stored, trained in zip(preset.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(stored, trained)
     constrained = [v for v in preset.variables if v.constraint is not None]

@@ -19,7 +19,7 @@ from dynzoo.training.epochs import TrainingLoop
 from dynzoo.training.validation import hold_out
 from dynzoo.tuning import driver
 from dynzoo.tuning.hypermodel import measure
-from dynzoo.zoo import presets
+from dynzoo.zoo import preset_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:currentThread:DeprecationWarning"),
@@ -64,7 +64,7 @@ def test_a_trial_is_the_training_of_its_recipe_measured_on_held_out_images(run, 
         assert 100 * trial["certified"] == pytest.approx(float(last["val_certified"]), abs=1e-3)
         # ten images, of which some may be certified and others fooled
         assert 0 <= trial["attacked"] <= 1 and round(10 * trial["attacked"], 6).is_integer()
-        model = presets.from_preset(folder / "main" / "preset")
+        model = preset_folder.from_preset(folder / "main" / "preset")
         assert model.count_params() == trial["parameters"]
         assert not list(folder.rglob("*.npz"))
     alone = training.train(

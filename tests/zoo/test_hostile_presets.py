@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dynzoo import backend
-from dynzoo.zoo import presets
+from dynzoo.zoo import preset_folder
 from dynzoo.zoo.declared_sizes import Declared, planned
 
 LARGE, STORED = hostile.large(), hostile.stored()
@@ -33,7 +33,7 @@ def folder(original, tmp_path):
 def refused(folder, match, **options):
     """The one line with which a folder is refused."""
     with pytest.raises(ValueError, match=match) as error:
-        presets.from_preset(folder, **options)
+        preset_folder.from_preset(folder, **options)
     text = str(error.value)
     assert "\n" not in text and len(text.replace(str(folder), "")) <= 300, text
     assert str(folder) in text
@@ -41,7 +41,7 @@ def refused(folder, match, **options):
 
 
 def test_the_untouched_folder_is_read(folder):
-    assert presets.from_preset(folder).output_shape == (None, 3)
+    assert preset_folder.from_preset(folder).output_shape == (None, 3)
 
 
 # Sizes
@@ -52,7 +52,7 @@ import json, resource, sys
 import keras
 import dynzoo
 from pathlib import Path
-from dynzoo.zoo import presets
+from dynzoo.zoo import preset_folder
 from hostile_presets import edit, large, layers_of, rewrite, stored, write
 import shutil
 
@@ -62,7 +62,7 @@ def status(key):
 
 root = Path(sys.argv[1])
 write(root / "first")
-presets.from_preset(root / "first")
+preset_folder.from_preset(root / "first")
 folders = {}
 for i, (name, (change, _)) in enumerate(large().items()):
     folders[name] = shutil.copytree(root / "first", root / f"l{i}")
@@ -84,7 +84,7 @@ for name, folder in folders.items():
         Path("/proc/self/clear_refs").write_text("5")
         before = status("VmRSS")
         try:
-            presets.from_preset(folder, load_weights=load_weights)
+            preset_folder.from_preset(folder, load_weights=load_weights)
             kind, text = "accepted", ""
         except (ValueError, MemoryError) as error:
             kind, text = type(error).__name__, str(error).replace(str(folder), "FOLDER")
@@ -130,9 +130,9 @@ def test_a_model_that_is_planned_first_is_the_same_model(folder):
     config = json.loads((folder / "config.json").read_text())
     for entry in config["config"]["layers"][1:]:
         entry["config"]["kernel_initializer"]["config"]["seed"] = 3
-    direct = presets._deserialize(config, folder)
+    direct = preset_folder._deserialize(config, folder)
     with planned(Declared(1000, 10)) as fill:
-        model = presets._deserialize(config, folder)
+        model = preset_folder._deserialize(config, folder)
     assert all(v._value is None for v in model.variables)
     fill(model)
     assert [v.path for v in model.variables] == [v.path for v in direct.variables]
@@ -191,8 +191,8 @@ def test_weights_files_hold_the_weights_and_nothing_else(folder, kind):
 
 def test_bfloat16_weights_are_read_and_their_nan_is_found(tmp_path):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, dtype="bfloat16")])
-    presets.save_to_preset(model, tmp_path / "b")
-    again = presets.from_preset(tmp_path / "b")
+    preset_folder.save_to_preset(model, tmp_path / "b")
+    again = preset_folder.from_preset(tmp_path / "b")
     for a, b in zip(model.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(a.astype("float32"), b.astype("float32"))
 
@@ -210,7 +210,7 @@ def test_nothing_is_saved_that_could_not_be_read(tmp_path):
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     model.set_weights([np.full((4, 3), np.nan, "float32"), np.zeros(3, "float32")])
     with pytest.raises(ValueError, match="cannot be saved.*NaN or infinity"):
-        presets.save_to_preset(model, tmp_path / "no")
+        preset_folder.save_to_preset(model, tmp_path / "no")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -235,10 +235,10 @@ def test_only_regular_files_of_the_folder_are_read(folder, name, kind):
 
 @pytest.mark.parametrize("name", ["../p/model.weights.h5", "/etc/hostname", "config.json"])
 def test_shards_are_listed_weights_files(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(presets, "_SHARD_BYTES", 100)
+    monkeypatch.setattr(preset_folder, "_SHARD_BYTES", 100)
     folder = hostile.write(tmp_path / "p")
     assert (folder / "model_00001.weights.h5").is_file()
-    assert presets.from_preset(folder).output_shape == (None, 3)
+    assert preset_folder.from_preset(folder).output_shape == (None, 3)
     kept = shutil.copytree(folder, tmp_path / "kept")
 
     def change(index):

@@ -15,7 +15,7 @@ from dynzoo import layers as dl
 from dynzoo.augmentation.batches import RandomCropFlip
 from dynzoo.inference import class_names as labels
 from dynzoo.training.finetuning import finetune
-from dynzoo.zoo import cards, presets, safe_config, shipped, variants
+from dynzoo.zoo import cards, preset_folder, safe_config, shipped, variants
 from dynzoo.zoo import files as preset_files
 
 
@@ -48,7 +48,7 @@ def original(tmp_path_factory):
     keras.utils.set_random_seed(1)
     model = _model()
     folder = tmp_path_factory.mktemp("original") / "small"
-    presets.save_to_preset(model, folder, {"dataset": "digits", "accuracy": 0.5})
+    preset_folder.save_to_preset(model, folder, {"dataset": "digits", "accuracy": 0.5})
     return model, folder
 
 
@@ -76,7 +76,7 @@ def _edit(path, change):
 
 def test_round_trip(saved):
     model, folder = saved
-    again = presets.from_preset(folder)
+    again = preset_folder.from_preset(folder)
     np.testing.assert_array_equal(_logits(again), _logits(model))
     assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
     metadata = json.loads((folder / "metadata.json").read_text())
@@ -90,14 +90,16 @@ def test_round_trip(saved):
 
 def test_sequential_round_trip_with_a_new_head(tmp_path):
     model = keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(4)])
-    presets.save_to_preset(model, tmp_path / "s")
-    np.testing.assert_array_equal(_logits(presets.from_preset(tmp_path / "s")), _logits(model))
-    assert presets.from_preset(tmp_path / "s", num_classes=7).output_shape == (None, 7)
+    preset_folder.save_to_preset(model, tmp_path / "s")
+    np.testing.assert_array_equal(
+        _logits(preset_folder.from_preset(tmp_path / "s")), _logits(model)
+    )
+    assert preset_folder.from_preset(tmp_path / "s", num_classes=7).output_shape == (None, 7)
 
 
 def test_loaded_model_is_compiled_and_trains(saved):
     _, folder = saved
-    model = presets.from_preset(str(folder), num_classes=3)
+    model = preset_folder.from_preset(str(folder), num_classes=3)
     history = model.fit(_images(6), np.arange(6) % 3, epochs=1, verbose=0)
     assert np.isfinite(history.history["loss"][0]) and "accuracy" in history.history
     model.compile("sgd", "mse")  # the user's own overrides it
@@ -106,10 +108,12 @@ def test_loaded_model_is_compiled_and_trains(saved):
 
 def test_optimizer_is_not_stored(tmp_path):
     model = _model(compiled=True)
-    presets.save_to_preset(model, tmp_path / "trained")
-    presets.save_to_preset(presets.from_preset(tmp_path / "trained"), tmp_path / "fresh")
+    preset_folder.save_to_preset(model, tmp_path / "trained")
+    preset_folder.save_to_preset(
+        preset_folder.from_preset(tmp_path / "trained"), tmp_path / "fresh"
+    )
     np.testing.assert_array_equal(
-        _logits(presets.from_preset(tmp_path / "trained")), _logits(model)
+        _logits(preset_folder.from_preset(tmp_path / "trained")), _logits(model)
     )
     sizes = [(tmp_path / n / "model.weights.h5").stat().st_size for n in ("trained", "fresh")]
     assert sizes[0] == sizes[1]
@@ -119,7 +123,7 @@ def test_optimizer_is_not_stored(tmp_path):
 
 def test_new_classes_keep_the_body_bit_by_bit(saved):
     model, folder = saved
-    other = presets.from_preset(folder, num_classes=9)
+    other = preset_folder.from_preset(folder, num_classes=9)
     assert other.output_shape == (None, 9)
     compared = 0
     for old, new in zip(model.layers[:-1], other.layers[:-1], strict=True):
@@ -135,26 +139,26 @@ def test_new_classes_keep_the_body_bit_by_bit(saved):
 def test_same_number_of_classes_keeps_the_head(saved):
     model, folder = saved
     np.testing.assert_array_equal(
-        _logits(presets.from_preset(folder, num_classes=4)), _logits(model)
+        _logits(preset_folder.from_preset(folder, num_classes=4)), _logits(model)
     )
 
 
 @pytest.mark.parametrize("num_classes", [0, 1, -2, 2.0, "3", True])
 def test_bad_number_of_classes(saved, num_classes):
     with pytest.raises(ValueError, match="`num_classes` must be an integer >= 2"):
-        presets.from_preset(saved[1], num_classes=num_classes)
+        preset_folder.from_preset(saved[1], num_classes=num_classes)
 
 
 def test_new_classes_need_a_head_with_units(tmp_path):
     model = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 8), layers.Flatten()])
-    presets.save_to_preset(model, tmp_path / "s")
+    preset_folder.save_to_preset(model, tmp_path / "s")
     with pytest.raises(ValueError, match="last layer has `units`; 'flatten"):
-        presets.from_preset(tmp_path / "s", num_classes=3)
+        preset_folder.from_preset(tmp_path / "s", num_classes=3)
 
 
 def test_without_weights_is_fresh(saved):
     model, folder = saved
-    fresh = presets.from_preset(folder, load_weights=False)
+    fresh = preset_folder.from_preset(folder, load_weights=False)
     assert fresh.count_params() == model.count_params()
     assert not np.array_equal(_logits(fresh), _logits(model))
 
@@ -162,26 +166,26 @@ def test_without_weights_is_fresh(saved):
 def test_unknown_name_lists_the_presets(monkeypatch, tmp_path):
     monkeypatch.setattr(shipped, "folders", lambda: {"one": tmp_path, "two": tmp_path})
     with pytest.raises(ValueError, match="no preset 'three'.*Presets: one, two"):
-        presets.from_preset("three")
+        preset_folder.from_preset("three")
     with pytest.raises(ValueError, match="lacks metadata.json"):
-        presets.from_preset(tmp_path)
+        preset_folder.from_preset(tmp_path)
 
 
 def test_names_of_classes_are_kept_for_the_same_classes_only(saved, tmp_path):
     _, folder = saved
-    plain = presets.from_preset(folder)
+    plain = preset_folder.from_preset(folder)
     count = plain.output_shape[-1]
     names = [f"class {i}" for i in range(count)]
 
     def stored(model, about):
         shutil.rmtree(tmp_path / "again", ignore_errors=True)
-        presets.save_to_preset(model, tmp_path / "again", about)
+        preset_folder.save_to_preset(model, tmp_path / "again", about)
         return json.loads((tmp_path / "again" / "metadata.json").read_text()).get("class_names")
 
     assert stored(plain, {"class_names": names}) == names
-    named = presets.from_preset(tmp_path / "again")
+    named = preset_folder.from_preset(tmp_path / "again")
     assert labels.names_of(named) == names
-    asked = presets.from_preset(tmp_path / "again", num_classes=count)  # for other data
+    asked = preset_folder.from_preset(tmp_path / "again", num_classes=count)  # for other data
     assert labels.names_of(asked) is None
     assert stored(named, {}) == names
     assert stored(named, {"dataset": "photos"}) is None
@@ -210,13 +214,13 @@ def test_what_metadata_say_of_the_input_is_checked(saved, about, message):
     metadata = json.loads(path.read_text())
     path.write_text(json.dumps({**metadata, **about}))
     with pytest.raises(ValueError, match=f"metadata.json is refused: {message}"):
-        presets.from_preset(folder)
+        preset_folder.from_preset(folder)
 
 
 def test_shipped_presets_are_whole():
-    for name, metadata in presets.presets().items():
+    for name, metadata in preset_folder.presets().items():
         assert metadata["name"] == name
-        model = presets.from_preset(name)
+        model = preset_folder.from_preset(name)
         assert model.count_params() == metadata["parameters"]
         x = ops.zeros((1, *metadata["input_shape"]), "float32")
         arguments = backend.weights_of(model), x
@@ -228,9 +232,9 @@ def test_names_come_from_folders_with_metadata(monkeypatch, saved):
     _, folder = saved
     (folder.parent / "unfinished").mkdir()
     monkeypatch.setattr(shipped, "root", lambda: folder.parent)
-    assert list(presets.presets()) == ["small"]
-    assert presets.presets()["small"]["accuracy"] == 0.5
-    assert presets.from_preset("small").name == "small"
+    assert list(preset_folder.presets()) == ["small"]
+    assert preset_folder.presets()["small"]["accuracy"] == 0.5
+    assert preset_folder.from_preset("small").name == "small"
 
 
 # Damage
@@ -250,7 +254,7 @@ def test_damaged_files_are_named(saved, name, damage):
     else:
         file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
     with pytest.raises(ValueError, match=name):
-        presets.from_preset(folder)
+        preset_folder.from_preset(folder)
 
 
 @pytest.mark.parametrize(
@@ -269,21 +273,21 @@ def test_damaged_metadata(saved, text, message):
     _, folder = saved
     (folder / "metadata.json").write_text(text)
     with pytest.raises(ValueError, match=message):
-        presets.from_preset(folder)
+        preset_folder.from_preset(folder)
 
 
 def test_unlisted_files_are_not_trusted(saved):
     _, folder = saved
     (folder / "model.weights.json").write_text("{}")
     with pytest.raises(ValueError, match="model.weights.json is not listed"):
-        presets.from_preset(folder)
+        preset_folder.from_preset(folder)
     (folder / "model.weights.json").unlink()
     _edit(folder / "metadata.json", lambda m: m["files"].pop("model.weights.h5"))
     with pytest.raises(ValueError, match="model.weights.h5 is not listed"):
-        presets.from_preset(folder)
+        preset_folder.from_preset(folder)
     (folder / "model.weights.h5").unlink()
     with pytest.raises(ValueError, match="lacks model.weights.h5"):
-        presets.from_preset(folder)
+        preset_folder.from_preset(folder)
 
 
 @pytest.mark.parametrize("name", ["../secret.json", "/etc/passwd", "..", "a/b.json", "a\\b", ""])
@@ -292,16 +296,16 @@ def test_listed_names_stay_inside_the_folder(saved, name):
     (folder.parent / "secret.json").write_text("{}")
     _edit(folder / "metadata.json", lambda m: m["files"].update({name: "0" * 64}))
     with pytest.raises(ValueError, match="is not the plain name of a file"):
-        presets.from_preset(folder)
+        preset_folder.from_preset(folder)
 
 
 def test_weights_of_another_model_are_refused(saved, tmp_path):
     _, folder = saved
-    presets.save_to_preset(_model(classes=5), tmp_path / "other")
+    preset_folder.save_to_preset(_model(classes=5), tmp_path / "other")
     shutil.copy(tmp_path / "other" / "model.weights.h5", folder)
     _rehash(folder)
     with pytest.raises(ValueError, match="model.weights.h5 does not fit"):
-        presets.from_preset(folder)
+        preset_folder.from_preset(folder)
 
 
 # Attacks by the config: the sums are right, so only the allow-list stands between it and Keras
@@ -363,7 +367,7 @@ def test_only_known_classes_are_made(saved, kind, where):
     _rehash(folder)
     try:
         with pytest.raises(ValueError, match="config.json is refused") as error:
-            presets.from_preset(folder)
+            preset_folder.from_preset(folder)
     finally:
         del keras.saving.get_custom_objects()["test>NotOurs"]
     assert "config.json" in str(error.value) and _NotOurs.made == 0
@@ -374,12 +378,12 @@ def test_config_that_is_no_model(saved):
     (folder / "config.json").write_text(json.dumps(_layer("keras.layers", "ReLU")))
     _rehash(folder)
     with pytest.raises(ValueError, match="holds a ReLU, not a model"):
-        presets.from_preset(folder)
+        preset_folder.from_preset(folder)
     for text in ("{}", "[]", "3", '{"class_name": "Functional", "module": "keras.models"}'):
         (folder / "config.json").write_text(text)
         _rehash(folder)
         with pytest.raises(ValueError, match="config.json"):
-            presets.from_preset(folder)
+            preset_folder.from_preset(folder)
 
 
 def test_every_keras_and_dynzoo_block_of_a_model_is_allowed():
@@ -395,13 +399,13 @@ def test_every_keras_and_dynzoo_block_of_a_model_is_allowed():
 def test_models_with_foreign_classes_are_refused_when_saving(tmp_path):
     model = keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: 2 * x), layers.Dense(2)])
     with pytest.raises(ValueError, match="'sequential.*refused.*Lambda"):
-        presets.save_to_preset(model, tmp_path / "no")
+        preset_folder.save_to_preset(model, tmp_path / "no")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unbuilt_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="must be built"):
-        presets.save_to_preset(keras.Sequential([layers.Dense(2)]), tmp_path / "no")
+        preset_folder.save_to_preset(keras.Sequential([layers.Dense(2)]), tmp_path / "no")
 
 
 def _two_inputs():
@@ -427,7 +431,7 @@ def _two_outputs():
 )
 def test_models_with_several_ends_are_refused_and_nothing_is_written(tmp_path, make, message):
     with pytest.raises(ValueError, match=message) as error:
-        presets.save_to_preset(make(), tmp_path / "new")
+        preset_folder.save_to_preset(make(), tmp_path / "new")
     assert "`model` must have one input and one output" in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -435,12 +439,12 @@ def test_models_with_several_ends_are_refused_and_nothing_is_written(tmp_path, m
 def test_frozen_layers_train_again_unless_asked(tmp_path):
     model = _model()
     model.layers[1].trainable = False
-    presets.save_to_preset(model, tmp_path / "new")
+    preset_folder.save_to_preset(model, tmp_path / "new")
     for arguments in ({}, {"num_classes": 7}, {"load_weights": False}):
-        loaded = presets.from_preset(tmp_path / "new", **arguments)
+        loaded = preset_folder.from_preset(tmp_path / "new", **arguments)
         assert all(layer.trainable for layer in loaded._flatten_layers())
         assert len(loaded.trainable_variables) == len(_model().trainable_variables)
-    kept = presets.from_preset(tmp_path / "new", keep_frozen=True)
+    kept = preset_folder.from_preset(tmp_path / "new", keep_frozen=True)
     assert [layer.trainable for layer in kept.layers] == [layer.trainable for layer in model.layers]
     assert len(kept.trainable_variables) == len(model.trainable_variables)
 
@@ -448,13 +452,13 @@ def test_frozen_layers_train_again_unless_asked(tmp_path):
 @pytest.mark.parametrize("metadata", [{"accuracy": float("nan")}, {"model": object()}])
 def test_bad_metadata_leaves_nothing_behind(tmp_path, metadata):
     with pytest.raises(ValueError, match="what JSON can hold"):
-        presets.save_to_preset(_model(), tmp_path / "no", metadata)
+        preset_folder.save_to_preset(_model(), tmp_path / "no", metadata)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_numpy_numbers_become_plain_ones(tmp_path):
     metadata = {"accuracy": np.float32(0.5), "eps": np.array([1, 2])}
-    presets.save_to_preset(_model(), tmp_path / "yes", metadata)
+    preset_folder.save_to_preset(_model(), tmp_path / "yes", metadata)
     written = json.loads((tmp_path / "yes" / "metadata.json").read_text())
     assert written["accuracy"] == 0.5 and written["eps"] == [1, 2]
 
@@ -463,33 +467,33 @@ def test_metadata_of_another_model_do_not_stick(saved, tmp_path):
     """A fine-tuned model is saved with its parent's metadata: what is counted is counted anew."""
     _, folder = saved
     parent = json.loads((folder / "metadata.json").read_text())
-    tuned = presets.from_preset(folder, num_classes=7)
-    presets.save_to_preset(tuned, tmp_path / "tuned", {**parent, "name": "tuned"})
+    tuned = preset_folder.from_preset(folder, num_classes=7)
+    preset_folder.save_to_preset(tuned, tmp_path / "tuned", {**parent, "name": "tuned"})
     metadata = json.loads((tmp_path / "tuned" / "metadata.json").read_text())
     assert metadata["num_classes"] == 7 and metadata["files"] != parent["files"]
-    assert presets.from_preset(tmp_path / "tuned").output_shape == (None, 7)
+    assert preset_folder.from_preset(tmp_path / "tuned").output_shape == (None, 7)
 
 
 def test_existing_folders_are_kept(saved, tmp_path):
     model, folder = saved
     with pytest.raises(FileExistsError, match="overwrite=True"):
-        presets.save_to_preset(model, folder)
+        preset_folder.save_to_preset(model, folder)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match="not a preset"):
-            presets.save_to_preset(model, tmp_path / "home", overwrite=overwrite)
+            preset_folder.save_to_preset(model, tmp_path / "home", overwrite=overwrite)
     assert (tmp_path / "home" / "letter.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()
-    presets.save_to_preset(model, tmp_path / "empty")
-    assert presets.from_preset(tmp_path / "empty").output_shape == (None, 4)
+    preset_folder.save_to_preset(model, tmp_path / "empty")
+    assert preset_folder.from_preset(tmp_path / "empty").output_shape == (None, 4)
 
 
 def test_overwrite_swaps_the_whole_folder(saved):
     _, folder = saved
     (folder / "old.txt").write_text("of the old preset")
-    presets.save_to_preset(_model(classes=6), folder, overwrite=True)
-    assert presets.from_preset(folder).output_shape == (None, 6)
+    preset_folder.save_to_preset(_model(classes=6), folder, overwrite=True)
+    assert preset_folder.from_preset(folder).output_shape == (None, 6)
     assert not (folder / "old.txt").exists()
     assert [p.name for p in folder.parent.iterdir()] == ["small"]
 
@@ -506,7 +510,7 @@ def test_failure_while_writing_leaves_the_old_preset(saved, monkeypatch, broken)
     if broken == "weights":
         monkeypatch.setattr(keras.Model, "save_weights", fail)
     elif broken == "card":
-        monkeypatch.setattr(presets, "model_card", fail)
+        monkeypatch.setattr(preset_folder, "model_card", fail)
     else:
         rename = preset_files.Path.rename
 
@@ -517,24 +521,24 @@ def test_failure_while_writing_leaves_the_old_preset(saved, monkeypatch, broken)
 
         monkeypatch.setattr(preset_files.Path, "rename", only_away)
     with pytest.raises(OSError, match="no space"):
-        presets.save_to_preset(other, folder, overwrite=True)
+        preset_folder.save_to_preset(other, folder, overwrite=True)
     with pytest.raises(OSError, match="no space"):
-        presets.save_to_preset(other, folder.parent / "new")
+        preset_folder.save_to_preset(other, folder.parent / "new")
     monkeypatch.undo()
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in folder.parent.iterdir()] == ["small"]
-    np.testing.assert_array_equal(_logits(presets.from_preset(folder)), _logits(model))
+    np.testing.assert_array_equal(_logits(preset_folder.from_preset(folder)), _logits(model))
 
 
 def test_large_models_are_sharded(saved, tmp_path, monkeypatch):
     model, _ = saved
     # the largest array fits into a file, and not much beside it
-    monkeypatch.setattr(presets, "_SHARD_BYTES", max(w.nbytes for w in model.get_weights()))
-    presets.save_to_preset(model, tmp_path / "large")
+    monkeypatch.setattr(preset_folder, "_SHARD_BYTES", max(w.nbytes for w in model.get_weights()))
+    preset_folder.save_to_preset(model, tmp_path / "large")
     names = {p.name for p in (tmp_path / "large").iterdir()}
     shards = {n for n in names if n.endswith(".h5")}
     assert "model.weights.json" in names and len(shards) >= 2
-    again = presets.from_preset(tmp_path / "large")
+    again = preset_folder.from_preset(tmp_path / "large")
     np.testing.assert_array_equal(_logits(again), _logits(model))
 
     weights = tmp_path / "large" / "model.weights.json"
@@ -542,25 +546,25 @@ def test_large_models_are_sharded(saved, tmp_path, monkeypatch):
     _edit(weights, lambda w: w["weight_map"].update({"/vars": "../../other.weights.h5"}))
     _rehash(tmp_path / "large")
     with pytest.raises(ValueError, match="names '../../other.weights.h5'"):
-        presets.from_preset(tmp_path / "large")
+        preset_folder.from_preset(tmp_path / "large")
     for text in ("[]", '{"weight_map": 3}'):
         weights.write_text(text)
         _rehash(tmp_path / "large")
         with pytest.raises(ValueError, match="model.weights.json is damaged"):
-            presets.from_preset(tmp_path / "large")
+            preset_folder.from_preset(tmp_path / "large")
     weights.write_text(original)
     _rehash(tmp_path / "large")
     (tmp_path / "large" / min(shards)).unlink()
     with pytest.raises(ValueError, match=f"lacks {min(shards)}"):
-        presets.from_preset(tmp_path / "large")
+        preset_folder.from_preset(tmp_path / "large")
 
 
 def test_mixed_precision_model_comes_back(tmp_path):
     inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 3, dtype="mixed_bfloat16")(inputs)
     model = keras.Model(inputs, layers.Dense(2, dtype="float32")(layers.Flatten()(x)))
-    presets.save_to_preset(model, tmp_path / "mixed")
-    again = presets.from_preset(tmp_path / "mixed")
+    preset_folder.save_to_preset(model, tmp_path / "mixed")
+    again = preset_folder.from_preset(tmp_path / "mixed")
     assert again.layers[1].compute_dtype == "bfloat16"
     np.testing.assert_array_equal(_logits(again), _logits(model))
 
@@ -630,13 +634,13 @@ def tiny_network():
 
 
 def test_other_sizes_channels_and_precisions(tmp_path):
-    presets.save_to_preset(tiny_network(), tmp_path / "own")
-    model = presets.from_preset(tmp_path / "own")
+    preset_folder.save_to_preset(tiny_network(), tmp_path / "own")
+    model = preset_folder.from_preset(tmp_path / "own")
     with pytest.warns(variants.FreshWeightsWarning, match="The weights of neck depend on the size"):
-        large = presets.from_preset(tmp_path / "own", input_shape=(12, 16, 3), num_classes=4)
+        large = preset_folder.from_preset(tmp_path / "own", input_shape=(12, 16, 3), num_classes=4)
     assert large.input_shape == (None, 12, 16, 3) and large.output_shape == (None, 4)
     np.testing.assert_array_equal(large.get_weights()[0], model.get_weights()[0])
-    grey = presets.from_preset(tmp_path / "own", input_shape=(8, 8, 1))
+    grey = preset_folder.from_preset(tmp_path / "own", input_shape=(8, 8, 1))
     x = np.random.default_rng(0).random((3, 8, 8, 1)).astype("float32")
     np.testing.assert_allclose(
         backend.to_numpy(grey(x)), backend.to_numpy(model(np.repeat(x, 3, -1))), atol=1e-6
@@ -645,13 +649,13 @@ def test_other_sizes_channels_and_precisions(tmp_path):
     colour = dynzoo.certify(model).radii(np.repeat(x, 3, -1))
     np.testing.assert_array_equal(labels, colour[0])
     np.testing.assert_allclose(radii * 3**0.5, colour[1], rtol=1e-3)
-    half = presets.from_preset(tmp_path / "own", dtype="mixed_bfloat16")
+    half = preset_folder.from_preset(tmp_path / "own", dtype="mixed_bfloat16")
     kinds = {layer.compute_dtype for layer in half.layers if layer.weights}
     assert kinds == {"bfloat16", "float32"} and half.layers[-1].compute_dtype == "float32"
     assert {str(v.dtype) for v in half.weights} == {"float32"}
-    body = presets.from_preset(tmp_path / "own", features_only=True)
+    body = preset_folder.from_preset(tmp_path / "own", features_only=True)
     assert body.output_shape == (None, 6) and body.name.endswith("_features")
-    camera = presets.from_preset(
+    camera = preset_folder.from_preset(
         tmp_path / "own", input_shape=(8, 8, 1), preprocess=True, image_size=(9, 20)
     )
     assert camera.input_shape == (None, 9, 20, 1)
@@ -668,22 +672,22 @@ def test_other_sizes_channels_and_precisions(tmp_path):
     ],
 )
 def test_variants_that_cannot_be(tmp_path, arguments, message):
-    presets.save_to_preset(tiny_network(), tmp_path / "own")
+    preset_folder.save_to_preset(tiny_network(), tmp_path / "own")
     with pytest.raises(ValueError, match=re.escape(message)):
-        presets.from_preset(tmp_path / "own", **arguments)
+        preset_folder.from_preset(tmp_path / "own", **arguments)
 
 
 def test_a_policy_that_is_not_followed_is_said(tmp_path):
-    presets.save_to_preset(tiny_network(), tmp_path / "own")
+    preset_folder.save_to_preset(tiny_network(), tmp_path / "own")
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         with pytest.warns(UserWarning, match="pass dtype='mixed_bfloat16'"):
-            presets.from_preset(tmp_path / "own")
-        presets.from_preset(tmp_path / "own", dtype="float32")
+            preset_folder.from_preset(tmp_path / "own")
+        preset_folder.from_preset(tmp_path / "own", dtype="float32")
     finally:
         keras.config.set_dtype_policy("float32")
 
 
 def test_presets_by_pattern():
-    assert set(presets.presets("*cifar100")) < set(presets.presets("*cifar10*"))
-    assert presets.presets("none*") == {}
+    assert set(preset_folder.presets("*cifar100")) < set(preset_folder.presets("*cifar10*"))
+    assert preset_folder.presets("none*") == {}

@@ -11,13 +11,13 @@ from helpers import norm, normal
 
 from dynzoo import backend, certify, constraints
 from dynzoo.layers import OrthonormalDense
-from dynzoo.zoo import presets, weight_parts
+from dynzoo.zoo import preset_folder, weight_parts
 
 
 @pytest.fixture
 def small_files(monkeypatch):
     """Files of at most 400 kB; arrays from 1,000 entries on are large."""
-    monkeypatch.setattr(presets, "_SHARD_BYTES", 400_000)
+    monkeypatch.setattr(preset_folder, "_SHARD_BYTES", 400_000)
     monkeypatch.setattr(weight_parts, "_LARGE", 1000)
 
 
@@ -36,22 +36,22 @@ def answers(model):
 
 def test_an_array_larger_than_a_file_comes_back_bit_by_bit(tmp_path, small_files):
     model = network()
-    presets.save_to_preset(model, tmp_path / "p")
+    preset_folder.save_to_preset(model, tmp_path / "p")
     files = sorted((tmp_path / "p").glob("*.h5"))
     assert [f.name for f in files] == [f"weights_{k:02d}.h5" for k in range(len(files))]
     assert len(files) >= 2 and max(f.stat().st_size for f in files) <= 400_000
     assert json.loads((tmp_path / "p" / "metadata.json").read_text())["format"] == 2
-    again = presets.from_preset(tmp_path / "p")
+    again = preset_folder.from_preset(tmp_path / "p")
     for a, b in zip(again.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_float16_is_half_the_size_and_is_projected_when_loaded(tmp_path, small_files):
     model = network()
-    presets.save_to_preset(model, tmp_path / "p", weights_dtype="float16")
+    preset_folder.save_to_preset(model, tmp_path / "p", weights_dtype="float16")
     size = sum(f.stat().st_size for f in (tmp_path / "p").glob("*.h5"))
     assert size < 0.6 * sum(w.nbytes for w in model.get_weights())
-    again = presets.from_preset(tmp_path / "p")
+    again = preset_folder.from_preset(tmp_path / "p")
     for ours, w in zip(again.variables, model.variables, strict=True):
         a, b = backend.value_of(ours), backend.value_of(w)
         if w.constraint is not None:
@@ -67,9 +67,9 @@ def test_float16_is_half_the_size_and_is_projected_when_loaded(tmp_path, small_f
     # it is the loaded weights that a certificate is of
     assert certify(again).lipschitz != certify(model).lipschitz
     # and they travel on as they are
-    presets.save_to_preset(again, tmp_path / "q", weights_dtype="float16")
+    preset_folder.save_to_preset(again, tmp_path / "q", weights_dtype="float16")
     np.testing.assert_allclose(
-        answers(presets.from_preset(tmp_path / "q")), answers(again), atol=0.01
+        answers(preset_folder.from_preset(tmp_path / "q")), answers(again), atol=0.01
     )
 
 
@@ -77,16 +77,16 @@ def test_what_float16_cannot_hold_is_refused(tmp_path, small_files):
     model = network()
     model.get_layer("wide").kernel.assign(np.full((300, 400), 1e5))
     with pytest.raises(ValueError, match="up to 65504. Received: wide/kernel with 1e"):
-        presets.save_to_preset(model, tmp_path / "p", weights_dtype="float16")
+        preset_folder.save_to_preset(model, tmp_path / "p", weights_dtype="float16")
     assert not (tmp_path / "p").exists()
     with pytest.raises(ValueError, match="`weights_dtype` must be 'float32' or 'float16'"):
-        presets.save_to_preset(model, tmp_path / "p", weights_dtype="bfloat16")
+        preset_folder.save_to_preset(model, tmp_path / "p", weights_dtype="bfloat16")
     inputs = keras.Input((4,))
     low = keras.Model(inputs, keras.layers.Dense(3, dtype="bfloat16")(inputs))
     with pytest.raises(
         ValueError, match="needs weights in float32. Received: .*kernel in bfloat16"
     ):
-        presets.save_to_preset(low, tmp_path / "p", weights_dtype="float16")
+        preset_folder.save_to_preset(low, tmp_path / "p", weights_dtype="float16")
 
 
 def _replace(name, array):
@@ -114,12 +114,12 @@ def _replace(name, array):
 )
 def test_files_that_do_not_hold_the_weights_are_refused(tmp_path, name, array, reason):
     folder = hostile.write(tmp_path / "p")
-    model = presets.from_preset(folder)
-    presets.save_to_preset(model, folder, overwrite=True, weights_dtype="float16")
-    presets.from_preset(folder)
+    model = preset_folder.from_preset(folder)
+    preset_folder.save_to_preset(model, folder, overwrite=True, weights_dtype="float16")
+    preset_folder.from_preset(folder)
     hostile.rewrite(folder, _replace(name, array), "weights_00.h5")
     with pytest.raises(ValueError, match=reason) as caught:
-        presets.from_preset(folder)
+        preset_folder.from_preset(folder)
     assert "weights_00.h5" in str(caught.value) and len(str(caught.value)) < 400
 
 
@@ -127,10 +127,10 @@ def test_a_folder_without_parts_is_not_whole(tmp_path):
     folder = hostile.write(tmp_path / "p")
     hostile.edit(folder, lambda about: about.update(format=2), "metadata.json")
     with pytest.raises(ValueError, match="lacks weights_00.h5"):
-        presets.from_preset(folder)
+        preset_folder.from_preset(folder)
     hostile.edit(folder, lambda about: about.update(format=3), "metadata.json")
     with pytest.raises(ValueError, match="has format 3, this dynzoo reads 1 and 2"):
-        presets.from_preset(folder)
+        preset_folder.from_preset(folder)
 
 
 def test_project_mends_float16_to_the_last_digit():
@@ -144,6 +144,6 @@ def test_project_mends_float16_to_the_last_digit():
 
 
 def test_parts_are_plain_arrays(tmp_path, small_files):
-    presets.save_to_preset(network(), tmp_path / "p", weights_dtype="float16")
+    preset_folder.save_to_preset(network(), tmp_path / "p", weights_dtype="float16")
     with h5py.File(tmp_path / "p" / "weights_00.h5") as file:
         assert file["0000_00"].dtype == np.float16 and file["0000_00"].chunks is None
