@@ -79,7 +79,7 @@ LAYERS = {
         layers.SoftmaxGradientFlow,
         {
             "keys": 6, "beta": 0.5, "step_size": "learned", "max_norm": 0.9, "use_bias": False,
-            "kernel_regularizer": keras.regularizers.L2(0.01), **flow,
+            **started, **flow,
         },
         IMAGE,
     ),

@@ -22,6 +22,8 @@ SKEW = {
 }
 FREE = {
     **{n: lambda cls=c, **k: cls(operators.Dense(4), **k) for n, c in SKEW.items()},
+    "implicit": lambda **k: layers.ImplicitGradientFlow(operators.Dense(4), **k),
+    "softmax": lambda **k: layers.SoftmaxGradientFlow(4, **k),
     "contractive": lambda **k: layers.ContractiveHamiltonianFlow(operators.Dense(4), **k),
     "convection": lambda **k: layers.ConvectionDiffusionFlow(operators.Dense(4), sigma=0.0, **k),
 }
