@@ -126,6 +126,7 @@ _TALK = re.compile(
     r"|\d{4}-\d\d-\d\d [\d:.]+: [IWE] \S+\.(cc|h):\d+\] "
     r"|(INFO|WARNING):absl:"
     r"|(INFO|WARNING):tensorflow:"
+    r"|INFO: Created TensorFlow Lite "
 )
 
 

@@ -167,6 +167,7 @@ def test_what_a_library_writes_to_standard_error_is_held(capfd):
         "I0000 00:00:1795917691.707845    9746 port.cc:153] oneDNN custom operations are on.",
         "E0000 00:00:1795917721.851579   10053 cuda_platform.cc:52] failed call to cuInit",
         "2026-11-29 02:01:00.123456: W tensorflow/core/x.cc:1] something",
+        "INFO: Created TensorFlow Lite XNNPACK delegate for CPU.",
         "WARNING:absl:Importing a function with ops with unsaved custom gradients.",
     ]
     own = ["a line of the command's own", "F0000 00:00:1795917691.7 9746 port.cc:1] dies"]
