@@ -28,7 +28,7 @@ import dynzoo.constraints
 import dynzoo.layers
 import dynzoo.operators
 from dynzoo import constraints, losses
-from dynzoo.data.loading import DATASETS
+from dynzoo.data.datasets import DATASETS
 from dynzoo.inference import class_names as labels
 from dynzoo.inference.image_checks import declare_range, input_range
 from dynzoo.utils import interruption
