@@ -45,6 +45,7 @@ _MISSING = "–"
 _PUBLISHED = Path(__file__).with_name("published_results.csv")
 # What the architectures of recipes discretise.
 _SYSTEMS = {
+    "hamiltonian": "Hamiltonian flows",
     "isometric": "gradient flow",
     "structured": "switching flows",
     "convection_diffusion": "convection-diffusion",
