@@ -72,7 +72,7 @@ def names(tmp_path, monkeypatch):
     held_out = images(40)
     return {
         "__name__": "page",
-        "dynzoo": dynzoo, "keras": keras, "np": np, "model": model, "mlp": model, "x": x,
+        "dynzoo": dynzoo, "keras": keras, "np": np, "model": model, "other": model, "x": x,
         "x_train": x, "y_train": y, "x_test": x[:2], "y_test": y[:2],
         "x_val": held_out[0], "y_val": held_out[1],
         "frames": np.zeros((1, 480, 640, 3), "uint8"),
