@@ -116,7 +116,10 @@ def test_what_is_not_run_is_there():
 def test_navigation_has_every_page(site):
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     listed = re.findall(r"^ +- (\S+\.md)$", text, re.MULTILINE)
-    assert sorted(listed) == sorted({*PAGES, "extending.md", "security.md", "changelog.md"})
+    notebooks = {f"notebooks/{path.stem}.md" for path in (DOCS / "notebooks").glob("*.ipynb")}
+    elsewhere = {"extending.md", "security.md", "changelog.md"}
+    assert len(notebooks) == 5
+    assert sorted(listed) == sorted({*PAGES, *notebooks, *elsewhere})
     assert all((ROOT / source).is_file() for source in site.ELSEWHERE)
 
 
@@ -132,5 +135,6 @@ def test_reference_names_everything_public(site):
 
 def test_links_out_of_the_pages_lead_to_pages(site):
     text = "[a](../CONTRIBUTING.md#layout) [b](zoo.md) [c](../pyproject.toml) `[d](x.md)`"
-    made = "[a](../extending.md#layout) [b](../zoo.md) c `[d](x.md)`"
+    text += " [e](notebooks/search.ipynb)"
+    made = "[a](../extending.md#layout) [b](../zoo.md) c `[d](x.md)` [e](../notebooks/search.md)"
     assert site.relinked(text, "docs/proof.md", "systems/proof.md") == made
