@@ -72,7 +72,7 @@ def names(tmp_path, monkeypatch):
     held_out = images(40)
     return {
         "__name__": "page",
-        "dynzoo": dynzoo, "keras": keras, "np": np, "model": model, "mlp": model, "x": x,
+        "dynzoo": dynzoo, "keras": keras, "np": np, "model": model, "other": model, "x": x,
         "x_train": x, "y_train": y, "x_test": x[:2], "y_test": y[:2],
         "x_val": held_out[0], "y_val": held_out[1],
         "frames": np.zeros((1, 480, 640, 3), "uint8"),
@@ -111,6 +111,25 @@ def test_the_python_of_a_page_runs(page, names):
 def test_what_is_not_run_is_there():
     for page, blocks in NOT_RUN.items():
         assert max(blocks) < len(PAGES[page])
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("page", ["which_system.md", "layers.md"])
+def test_every_layer_is_named(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    layers = [name for name, value in vars(dynzoo.layers).items() if isinstance(value, type)]
+    assert len(layers) > 25
+    assert [name for name in layers if f"`{name}" not in text] == []
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("path", sorted((DOCS / "systems").glob("*.md")), ids=lambda p: p.stem)
+def test_the_page_of_a_system_is_whole(path):
+    text = path.read_text(encoding="utf-8")
+    parts = ["$$", "![", "**What it guarantees.**", "**When it helps**", "**When it does not**"]
+    assert [part for part in [*parts, f"layers.{path.stem}("] if part not in text] == []
+    assert (path.parent / f"{path.stem}.png").is_file()
+    assert f"systems/{path.name}" in (DOCS / "which_system.md").read_text(encoding="utf-8")
 
 
 def test_navigation_has_every_page(site):
