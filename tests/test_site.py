@@ -1,6 +1,7 @@
 """The pages' Python runs as it stands, in small; the site names every page and public name."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from public_names import public_objects
 
 import dynzoo
 from dynzoo import backend
+from dynzoo.cli import program
 from dynzoo.export.formats import check_available
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,6 +108,17 @@ def test_the_python_of_a_page_runs(page, names):
         code = compile(block, f"{page}, block {number}", "exec")
         if number not in NOT_RUN.get(page, {}):
             exec(code, names)
+
+
+@pytest.mark.any_backend
+def test_the_commands_of_the_pages_are_understood():
+    text = "\n".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md")))
+    text = text.replace("\\\n", " ")  # a command on several lines
+    lines = re.findall(r"^ {4}(?:my_env/bin/)?(dynzoo [a-z-].*)$", text, re.MULTILINE)
+    assert len(lines) >= 20
+    for line in lines:
+        arguments = program._parser().parse_args(shlex.split(line, comments=True)[1:])
+        assert callable(arguments.run), line
 
 
 def test_what_is_not_run_is_there():
