@@ -13,6 +13,7 @@ import argparse
 import base64
 import io
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -45,7 +46,10 @@ def run(path: Path) -> dict[str, Any]:
 
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=where).execute()
+    client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources=where)
+    # pictures go into the notebook, whatever the caller's own matplotlib draws on
+    inline = "module://matplotlib_inline.backend_inline"
+    client.execute(env=dict(os.environ, MPLBACKEND=inline))
     return tidied(json.loads(nbformat.writes(notebook)))
 
 
