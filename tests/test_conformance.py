@@ -16,7 +16,7 @@ from keras import ops
 import dynzoo
 from dynzoo import backend, constraints, layers, operators, regularizers
 from dynzoo.attacks import ATTACKS, Attack, Transfer
-from dynzoo.data import DATASETS, loading
+from dynzoo.data import DATASETS, datasets
 from dynzoo.models import ARCHITECTURES
 from dynzoo.testing import check_layer
 from dynzoo.training.builders import LOSSES, OPTIMIZERS
@@ -516,13 +516,13 @@ def test_dataset(name, monkeypatch, tmp_path):
         dynzoo.data.load(name, dtype="int8")
     if entry.url:  # what is not on this machine is refused by name, with what to do
         monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-        monkeypatch.setattr(loading, "_unreachable", lambda url: f"no network: {url}")
+        monkeypatch.setattr(datasets, "_unreachable", lambda url: f"no network: {url}")
         with pytest.raises(RuntimeError, match=f"'{name}' is not in .*{entry.url}.*Do one of"):
             dynzoo.data.load(name)
         side, classes = 4, len(entry.classes)
         images = np.arange(2 * classes * side * side * 3).reshape(-1, side, side, 3) % 256
         part = images.astype("uint8"), np.arange(2 * classes) % classes
-        stored = loading.Dataset(entry.about, entry.classes, lambda _: (part, part))
+        stored = datasets.Dataset(entry.about, entry.classes, lambda _: (part, part))
         monkeypatch.setitem(DATASETS, name, stored)
     floats, whole = dynzoo.data.load(name), dynzoo.data.load(name, dtype="uint8")
     for (x, y), (raw, same) in zip(floats, whole, strict=True):

@@ -12,7 +12,7 @@ from tuning_fixtures import SEARCH, changed, write_images
 
 from dynzoo import tuning
 from dynzoo.cli import program as cli
-from dynzoo.data import loading as data
+from dynzoo.data import datasets as data
 from dynzoo.training import loop as training
 from dynzoo.training.checkpoints import CheckpointError
 from dynzoo.training.epochs import TrainingLoop
