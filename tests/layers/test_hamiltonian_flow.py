@@ -362,7 +362,10 @@ def test_inverse_before_the_first_call_builds():
         ({"integrator": "implicit_midpoint"}, "`integrator` must be one of 'symplectic_euler'"),
         ({"integrator": "leapfrog", **JOINT}, "`integrator` must be one of 'implicit_midpoint'"),
         ({"constraint": None, **JOINT}, "`constraint` must be 'spectral_norm' with implicit"),
-        ({"constraint": "orthonormal"}, "`constraint` must be 'spectral_norm' or None"),
+        (
+            {"constraint": "orthonormal"},
+            "`constraint` must be 'spectral_norm', a Keras constraint or None",
+        ),
         ({"iterations": 0}, "`iterations` must be a positive integer"),
         ({"steps": 0}, "`steps` must be a positive integer"),
         ({"max_norm": 0.0}, "`max_norm` must be in"),

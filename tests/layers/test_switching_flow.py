@@ -357,7 +357,7 @@ def test_guarantees_say_what_they_rest_on():
         ({"bound": "loose"}, "`bound` must be one of"),
         ({"mode": "sharp", "bound": "paper"}, "`bound` must be 'sharp'"),
         ({"expansion": "other"}, "`expansion` must be one of"),
-        ({"constraint": "unit"}, "`constraint` must be one of"),
+        ({"constraint": "unit"}, "`constraint` must be 'orthonormal'"),
         ({"spectrum": "known"}, "`spectrum` must be one of"),
         ({"steps": 0}, "`steps` must be a positive integer"),
         ({"substeps": 1.5}, "`substeps` must be a positive integer"),

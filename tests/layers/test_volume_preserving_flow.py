@@ -205,7 +205,10 @@ def test_guarantees_follow_the_configuration():
         ({"step_size": 0}, r"`step_size` must be in \(0, inf\), or 'learned'. .*step_size=0"),
         ({"step_size": "maximal"}, "`step_size` must be in.*step_size='maximal'"),
         ({"integrator": "rk4"}, "`integrator` must be one of 'symplectic_euler"),
-        ({"constraint": "orthonormal"}, "`constraint` must be 'spectral_norm' or None"),
+        (
+            {"constraint": "orthonormal"},
+            "`constraint` must be 'spectral_norm', a Keras constraint or None",
+        ),
         ({"steps": 0}, "`steps` must be a positive integer"),
         ({"max_norm": 0.0}, "`max_norm` must be in"),
         ({"max_step": 0.0}, "`max_step` must be in"),
