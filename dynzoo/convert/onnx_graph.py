@@ -326,10 +326,12 @@ def _global(largest: bool) -> Callable:
     return pool
 
 
-def _reduce_mean(net: Network, a: Attributes, x: Tensor, axes: Any = None) -> Tensor:
-    given = a.get("axes") if axes is None else [int(n) for n in axes]
-    keep = bool(a.get("keepdims", 1))
-    return functions.FUNCTIONS["mean"](net, x, given, keep)
+def _reduced(name: str) -> Callable:
+    def reduce(net: Network, a: Attributes, x: Tensor, axes: Any = None) -> Tensor:
+        given = a.get("axes") if axes is None else [int(n) for n in axes]
+        return functions.FUNCTIONS[name](net, x, given, bool(a.get("keepdims", 1)))
+
+    return reduce
 
 
 def _flatten(net: Network, a: Attributes, x: Tensor) -> Tensor:
@@ -486,7 +488,9 @@ OPERATORS: dict[str, Callable] = {
     "AveragePool": _average_pool,
     "GlobalAveragePool": _global(False),
     "GlobalMaxPool": _global(True),
-    "ReduceMean": _reduce_mean,
+    "ReduceMean": _reduced("mean"),
+    "ReduceSum": _reduced("sum"),
+    "ReduceMax": _reduced("amax"),
     "Flatten": _flatten,
     "Shape": _shape,
     "Reshape": _reshape,

@@ -77,6 +77,8 @@ MADE = {
     "GlobalAveragePool": one(IMAGE, "GlobalAveragePool"),
     "GlobalMaxPool": one(IMAGE, "GlobalMaxPool"),
     "ReduceMean": one(IMAGE, "ReduceMean", "x a", {"a": integers(2, 3)}, keepdims=0),
+    "ReduceSum": one(IMAGE, "ReduceSum", "x a", {"a": integers(-1, 2)}, keepdims=0),
+    "ReduceMax": one(IMAGE, "ReduceMax", "x a", {"a": integers(2, 3)}),
     "Flatten": graph(IMAGE, node("Flatten", "x", "f"), node("MatMul", "f w"), w=numbers(192, 3)),
     "Shape": graph(
         IMAGE,
