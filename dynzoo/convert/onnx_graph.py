@@ -180,6 +180,9 @@ def _convert(node: Any, index: int, values: dict[str, Any], net: Network, proto:
     net.at(node.name or f"node {index}", node.op_type)
     if node.domain not in ("", "ai.onnx"):
         raise net.refuse(f"it is an operator of {node.domain}; only those of ONNX are known.")
+    missing = [name for name in node.input if name and name not in values]
+    if missing:
+        raise net.refuse(f"its input '{missing[0]}' is made by no node before it.")
     inputs = [values[name] if name else None for name in node.input]
     while inputs and inputs[-1] is None:
         inputs.pop()

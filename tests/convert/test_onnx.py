@@ -184,6 +184,10 @@ def test_file_open_sizes_and_certificate(tmp_path):
 
 
 REFUSED = {
+    "made by none": (
+        graph(IMAGE, node("Add", "x w")),
+        "'the Add' of type `Add`.*its input 'w' is made by no node before it",
+    ),
     "unknown": (
         one(IMAGE, "InstanceNormalization", "x s b", {"s": numbers(4), "b": numbers(4)}),
         "'the InstanceNormalization' of type `InstanceNormalization` cannot be converted: it is "
