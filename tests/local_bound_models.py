@@ -127,13 +127,14 @@ def residual(seed=0):
 def build_joined():
     """What convolutional networks of others have besides, and joins."""
     inputs = keras.Input(SHAPE)
-    x = kl.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(inputs)
+    x = dl.PositionOffset()(dl.MeanShift([0.1, -0.2])(inputs))
+    x = kl.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(x)
     x = kl.PReLU(shared_axes=[1, 2])(x)
     y = kl.Conv2DTranspose(3, 3, strides=2, padding="same", activation="relu")(x)
     y = dl.MaxMin()(kl.Conv2D(4, 2, strides=2)(kl.Cropping2D(((1, 0), (0, 1)))(y)))
     x = kl.Concatenate()([y, kl.Conv2D(2, 2)(x), ops.maximum(y, 0.5 * y)])
     x = kl.Minimum()([x, kl.Maximum()([kl.Conv2D(10, 1)(x), kl.Average()([x, -x])])])
-    x = ops.concatenate([x[:, 1:], x], axis=1)
+    x = dl.SpaceToDepth(2)(ops.concatenate([x[:, 1:], x, x[:, :1]], axis=1)[:, :, :2])
     x = kl.Concatenate(axis=-1)([kl.GlobalMaxPooling2D()(x), kl.Flatten()(x[:, :1, :1])])
     return keras.Model(inputs, kl.Dense(3)(kl.PReLU()(x)))
 

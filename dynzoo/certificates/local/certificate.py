@@ -53,9 +53,9 @@ def certify_local(
             GlobalMaxPooling, ZeroPadding and Cropping in one and two dimensions; ReLU, LeakyReLU
             (also as activations) and PReLU; Normalization, BatchNormalization, Rescaling,
             LearnedScale, Flatten, Reshape, Permute; Add, Subtract, Average, Maximum, Minimum,
-            Concatenate; MaxMin, UnitRowDense, GradientFlow (Euler), ImplicitGradientFlow and
-            SwitchingFlow; with another method than "movement" any activation of single numbers,
-            such as tanh, GELU or ELU.
+            Concatenate; MaxMin, MeanShift, PositionOffset, SpaceToDepth, UnitRowDense,
+            GradientFlow (Euler), ImplicitGradientFlow and SwitchingFlow; with another method than
+            "movement" any activation of single numbers, such as tanh, GELU or ELU.
         iterations: balls tried for each image, at least 1.
         exact_units: rectified layers of at most so many units are bounded unit by unit with a
             backward pass each; larger ones by norms, which "crown" says in a warning. 512 by

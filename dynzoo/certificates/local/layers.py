@@ -36,8 +36,9 @@ from dynzoo.fields.gradient import contractive_factor
 from dynzoo.layers.gradient_flow import GradientFlow
 from dynzoo.layers.heads import UnitRowDense
 from dynzoo.layers.implicit_gradient_flow import ImplicitGradientFlow, implicit_step_bounds
-from dynzoo.layers.isometries import MaxMin
+from dynzoo.layers.isometries import MaxMin, MeanShift, SpaceToDepth
 from dynzoo.layers.learned_scale import LearnedScale
+from dynzoo.layers.linear import PositionOffset
 from dynzoo.layers.switching_flow import SwitchingFlow
 from dynzoo.operators import Conv
 from dynzoo.spectral.convolutions import Axis, correlate, correlate_adjoint
@@ -400,6 +401,18 @@ def _picked(shape: Shape, axis: int, first: int, stride: int, count: int) -> Aff
     return replace(op, window=Window(np.eye(shape[2])[None, None], (axes[0], axes[1])))
 
 
+def _space_to_depth(unrolled: Unrolled, slot: int, layer: SpaceToDepth) -> int:
+    """Blocks to channels: a convolution with a stride, whose taps are all of one entry."""
+    height, width, channels = unrolled.shapes[slot]
+    b = layer.block_size
+    numbers = np.arange(b * b * channels).reshape(1, b, b, channels)
+    places = layer.call_float64(numbers).ravel().astype(int)
+    kernel = np.eye(len(places))[:, places].reshape(b, b, channels, -1)
+    axes = Axis(height, height // b, b), Axis(width, width // b, b)
+    op = gather(layer.call_float64, lambda y: correlate_adjoint(y, kernel, axes))
+    return unrolled.add(replace(op, window=Window(kernel, axes)), [slot])
+
+
 # --- flows ---------------------------------------------------------------------------------
 
 
@@ -545,6 +558,9 @@ _LAYERS: dict[type, Callable[[Unrolled, int, Any], int]] = {
     kl.BatchNormalization: _entrywise,
     kl.Rescaling: _entrywise,
     LearnedScale: _entrywise,
+    MeanShift: _entrywise,
+    PositionOffset: _entrywise,
+    SpaceToDepth: _space_to_depth,
     kl.Flatten: _reshape,
     kl.Reshape: _reshape,
     kl.Permute: _permute,
