@@ -45,13 +45,12 @@ def linear_distances(model, x, y, norm):
     return np.where(logits.argmax(axis=1) == y, result, 0.0)
 
 
-def pattern_distance(kernels, biases, x, norm, patterns=None):
+def pattern_distance(kernels, biases, x, norm):
     """Distance of x to the nearest point with another answer of a dense ReLU network, in float64.
 
     Every pattern of signs of the units is a polyhedron on which the network is affine; the nearest
     point of each with a rival as large as the answer is a least distance problem (Lawson and
-    Hanson, by non-negative least squares) or, in L-infinity, a linear program. `patterns` limits
-    the search, which leaves an upper bound of the distance.
+    Hanson, by non-negative least squares) or, in L-infinity, a linear program.
     """
     x = np.asarray(x, np.float64)
     widths = [k.shape[1] for k in kernels[:-1]]
@@ -60,9 +59,7 @@ def pattern_distance(kernels, biases, x, norm, patterns=None):
         value = np.maximum(value @ kernel + bias, 0)
     logits = value @ kernels[-1] + biases[-1]
     label, best = int(logits.argmax()), np.inf
-    if patterns is None:
-        patterns = itertools.product((0.0, 1.0), repeat=sum(widths))
-    for pattern in patterns:
+    for pattern in itertools.product((0.0, 1.0), repeat=sum(widths)):
         signs = np.split(np.array(pattern), np.cumsum(widths)[:-1])
         a, b, rows, limits = np.eye(len(x)), x, [], []
         for kernel, bias, on in zip(kernels[:-1], biases[:-1], signs, strict=True):

@@ -123,6 +123,45 @@ def residual(seed=0):
     return randomize(build_residual(), seed)
 
 
+@functools.cache
+def build_joined():
+    """What convolutional networks of others have besides, and joins."""
+    inputs = keras.Input(SHAPE)
+    x = dl.PositionOffset()(dl.MeanShift([0.1, -0.2])(inputs))
+    x = kl.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(x)
+    x = kl.PReLU(shared_axes=[1, 2])(x)
+    y = kl.Conv2DTranspose(3, 3, strides=2, padding="same", activation="relu")(x)
+    y = dl.MaxMin()(kl.Conv2D(4, 2, strides=2)(kl.Cropping2D(((1, 0), (0, 1)))(y)))
+    x = kl.Concatenate()([y, kl.Conv2D(2, 2)(x), ops.maximum(y, 0.5 * y)])
+    x = kl.Minimum()([x, kl.Maximum()([kl.Conv2D(10, 1)(x), kl.Average()([x, -x])])])
+    x = dl.SpaceToDepth(2)(ops.concatenate([x[:, 1:], x, x[:, :1]], axis=1)[:, :, :2])
+    x = kl.Concatenate(axis=-1)([kl.GlobalMaxPooling2D()(x), kl.Flatten()(x[:, :1, :1])])
+    return keras.Model(inputs, kl.Dense(3)(kl.PReLU()(x)))
+
+
+def joined(seed=0):
+    return randomize(build_joined(), seed)
+
+
+@functools.cache
+def build_sequence():
+    """Layers of sequences."""
+    inputs = keras.Input((9, 2))
+    x = kl.Conv1D(4, 3, padding="causal", dilation_rate=2)(kl.ZeroPadding1D((1, 2))(inputs))
+    x = kl.MaxPooling1D(3, 2, padding="same")(ops.clip(x, -0.7, 0.9))
+    x = kl.DepthwiseConv1D(2, activation="relu")(x)
+    x = kl.Conv1DTranspose(3, 3, strides=2)(kl.Cropping1D(1)(x))
+    y = kl.AveragePooling1D(2, padding="same")(x)
+    return keras.Model(
+        inputs,
+        kl.Dense(3)(kl.Add()([kl.GlobalAveragePooling1D()(y), kl.GlobalMaxPooling1D()(x)])),
+    )
+
+
+def sequence(seed=0):
+    return randomize(build_sequence(), seed)
+
+
 MODELS = {
     "everything": everything,
     "pooled": pooled,
@@ -132,7 +171,13 @@ MODELS = {
 
 
 # Those that only passes back know, in addition.
-ALL_MODELS = {**MODELS, "bent": bent, "residual": residual}
+ALL_MODELS = {
+    **MODELS,
+    "bent": bent,
+    "residual": residual,
+    "joined": joined,
+    "sequence": sequence,
+}
 
 
 def in_ball(center, radius, rng, count):

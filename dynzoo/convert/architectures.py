@@ -24,6 +24,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,10 +61,11 @@ def _read(path: Any) -> Any:
     except FileNotFoundError:
         raise
     except Exception as error:  # unpickling errors of many kinds, all of which the file causes
-        reason = " ".join(str(error).split())
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise ValueError(
             f"{path} is not read: only files of tensors in plain containers are "
-            f"(torch.load(weights_only=True)). {reason:.200}"
+            "(torch.load(weights_only=True)); "
+            + (f"it holds `{found[1]}`." if found else "it is none that torch.save wrote.")
         ) from None
 
 
@@ -108,8 +110,11 @@ def read_description(architecture: Any) -> tuple[list, Any]:
             path of a .json or .yaml file with either.
     """
     if isinstance(architecture, (str, os.PathLike)):
-        with open(architecture, encoding="utf-8") as file:
-            text = file.read()
+        try:
+            with open(architecture, encoding="utf-8") as file:
+                text = file.read()
+        except UnicodeDecodeError:
+            raise ValueError(f"The description of the layers is no text: {architecture}") from None
         try:
             if os.fspath(architecture).endswith(".json"):
                 architecture = json.loads(text)

@@ -256,12 +256,22 @@ def _unsqueeze(net: Network, input: Tensor, dim: int) -> Tensor:
     return net.reshape(input, [*shape[: place - 1], 1, *shape[place - 1 :]])
 
 
-def _mean(net: Network, input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-    axes = sorted(net.axis(input, d) for d in np.atleast_1d([] if dim is None else dim))
-    if axes != list(range(2, input.rank)) or not axes:
-        raise net.refuse("only the mean over all pixels, such as x.mean((2, 3)), is known.")
-    y = windows.adaptive_pool(net, input, (1,) * (input.rank - 2), False)
-    return y if keepdim else net.reshape(y, [input.shape[0]])
+def _over_pixels(name: str) -> Callable:
+    """The mean, sum or largest value over all pixels of each channel."""
+
+    def reduce(net: Network, input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+        axes = sorted(net.axis(input, d) for d in np.atleast_1d([] if dim is None else dim))
+        if axes != list(range(2, input.rank)) or not axes:
+            raise net.refuse(
+                f"only the {name} over all pixels, such as x.{name}((2, 3)), is known."
+            )
+        pixels = math.prod(input.shape[1:])
+        y = windows.adaptive_pool(net, input, (1,) * (input.rank - 2), name == "amax")
+        if name == "sum":
+            y = net.scale_and_shift(y, float(pixels), 0.0)
+        return y if keepdim else net.reshape(y, [y.shape[0]])
+
+    return reduce
 
 
 def _cat(net: Network, tensors: Sequence[Any], dim: int = 0) -> Tensor:
@@ -292,13 +302,17 @@ def _getitem(net: Network, value: Any, key: Any) -> Any:
         at = keys.index(Ellipsis)
         missing = value.rank - (len(keys) - 1)
         keys = (*keys[:at], *(slice(None),) * missing, *keys[at + 1 :])
-    if not all(isinstance(k, slice) for k in keys) or keys[0] != slice(None):
+    if not all(isinstance(k, slice | int) for k in keys) or keys[0] != slice(None):
         raise net.refuse(f"only slices along the axes of one example are known, not {key}.")
+    single = [axis for axis, part in enumerate(keys) if isinstance(part, int)]
     for axis, part in enumerate(keys[1:], start=1):
+        if isinstance(part, int):
+            place = range(value.shape[axis - 1])[part]
+            part = slice(place, place + 1)
         start, stop, step = part.indices(value.shape[axis - 1])
         if (start, stop, step) != (0, value.shape[axis - 1], 1):
             value = net.part(value, axis, start, stop, step)
-    return value
+    return _squeeze(net, value, single) if single else value
 
 
 def _attribute(net: Network, value: Any, name: str) -> Any:
@@ -487,7 +501,7 @@ FUNCTIONS: dict[str, Callable] = {
     "transpose": _transpose,
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,
-    "mean": _mean,
+    **{name: _over_pixels(name) for name in ("mean", "sum", "amax")},
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "chunk": _chunk,
     "split": _split,

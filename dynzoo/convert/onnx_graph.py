@@ -180,6 +180,9 @@ def _convert(node: Any, index: int, values: dict[str, Any], net: Network, proto:
     net.at(node.name or f"node {index}", node.op_type)
     if node.domain not in ("", "ai.onnx"):
         raise net.refuse(f"it is an operator of {node.domain}; only those of ONNX are known.")
+    missing = [name for name in node.input if name and name not in values]
+    if missing:
+        raise net.refuse(f"its input '{missing[0]}' is made by no node before it.")
     inputs = [values[name] if name else None for name in node.input]
     while inputs and inputs[-1] is None:
         inputs.pop()
@@ -326,10 +329,12 @@ def _global(largest: bool) -> Callable:
     return pool
 
 
-def _reduce_mean(net: Network, a: Attributes, x: Tensor, axes: Any = None) -> Tensor:
-    given = a.get("axes") if axes is None else [int(n) for n in axes]
-    keep = bool(a.get("keepdims", 1))
-    return functions.FUNCTIONS["mean"](net, x, given, keep)
+def _reduced(name: str) -> Callable:
+    def reduce(net: Network, a: Attributes, x: Tensor, axes: Any = None) -> Tensor:
+        given = a.get("axes") if axes is None else [int(n) for n in axes]
+        return functions.FUNCTIONS[name](net, x, given, bool(a.get("keepdims", 1)))
+
+    return reduce
 
 
 def _flatten(net: Network, a: Attributes, x: Tensor) -> Tensor:
@@ -486,7 +491,9 @@ OPERATORS: dict[str, Callable] = {
     "AveragePool": _average_pool,
     "GlobalAveragePool": _global(False),
     "GlobalMaxPool": _global(True),
-    "ReduceMean": _reduce_mean,
+    "ReduceMean": _reduced("mean"),
+    "ReduceSum": _reduced("sum"),
+    "ReduceMax": _reduced("amax"),
     "Flatten": _flatten,
     "Shape": _shape,
     "Reshape": _reshape,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,7 @@ def from_torch(
         module = module.module
     kind = type(module).__name__
     _check_hooks(module)
+    module = _single_precision(module)
     with _evaluating(module), torch.no_grad():
         run = _runner(module, len(shape))
         try:
@@ -136,6 +138,16 @@ def _check_hooks(module: Any) -> None:
                     f"it has the forward hook `{name}`; only those of torch.nn.utils, such as "
                     "weight_norm, are known. Remove it first.",
                 )
+
+
+def _single_precision(module: Any) -> Any:
+    """A copy of a network in half precision: its weights as they are, without its rounding."""
+    import torch
+
+    tensors = [*module.parameters(), *module.buffers()]
+    if any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors):
+        return copy.deepcopy(module).float()
+    return module
 
 
 @contextlib.contextmanager

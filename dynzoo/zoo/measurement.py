@@ -120,7 +120,8 @@ def measure(
         verbose: 1 prints a line an attack.
         class_names: names of the classes, for the report.
         title: heading of the report.
-        tick: called with the number of images that were certified since its last call.
+        tick: called with the number of images that were certified since its last call; with
+            `local`, by local bounds.
         checkpoint: file of an attack that can be stopped and gone on with.
         attack_certified: which attacks try images that are proved at a radius: `"first"`, `"all"`
             or `"none"`.
@@ -152,7 +153,7 @@ def measure(
     parts = []
     for chunk in chunks(len(x), _CHUNK):
         parts.append(certificate.topk_radii(x[chunk], y[chunk], top, batch_size=batch_size))
-        if tick is not None:
+        if tick is not None and local is None:
             tick(len(parts[-1][0]))
     places = np.concatenate([part[0] for part in parts])
     radii = np.concatenate([part[1] for part in parts])
@@ -166,6 +167,9 @@ def measure(
             # Radii are L2 ones in a report; what is decided at the radius itself is in its norm.
             of = norm if local == "complete" else "l2"
             claim = certify_local(model, method=local, norm=of, time_limit=time_limit)
+            if tick is not None:
+                tick(len(x) - len(y[first]))
+                claim.tick = _paced(tick, len(eps) if local == "complete" else 1)
         made = evaluate(
             model,
             x if attacks == "none" else x[first],
@@ -202,6 +206,18 @@ def measure(
         top5=float((places < 5).mean()) if 5 in top else None,
         certified_top5=_shares(radii[:, 1], eps, factor) if 5 in top else {},
     )
+
+
+def _paced(tick: Callable[[int], Any], rounds: int) -> Callable[[int], None]:
+    """Tells of an image when it was done so many times."""
+    done = 0
+
+    def count(images: int) -> None:
+        nonlocal done
+        before, done = done // rounds, done + images
+        tick(done // rounds - before)
+
+    return count
 
 
 def _add_sections(

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from local_bound_models import ALL_MODELS, images
-from random_perceptrons import check_network
 
 from dynzoo.certificates import forward_float64
 from dynzoo.certificates.graph import trace
@@ -140,31 +139,6 @@ def test_a_pass_that_forgets_its_gaps_is_caught(monkeypatch):
     with pytest.raises(AssertionError):
         for seed in range(6):
             assert_encloses("perceptron", seed, 2.0, 1.0)
-
-
-ALL_METHODS = ("crown", "alpha-crown", "complete")
-
-
-@pytest.mark.parametrize(("norm", "networks"), [("l2", 120), ("linf", 12)])
-def test_no_bound_is_above_the_exact_distance(norm, networks):
-    shares = {}
-    for seed in range(networks):
-        # Keeps the test short: the methods that search take a hundred times as long.
-        methods = ALL_METHODS if seed % (networks // 4) == 0 else ("crown",)
-        found = check_network(seed, norm, methods, None if norm == "l2" else 20)
-        for key, value in (found or {}).items():
-            shares.setdefault(key, []).append(value)
-    means = {key: np.mean(value) for key, value in shares.items()}
-    assert means["crown", 0.5] > 0.3 and means["complete", 0.9] > 0.5
-    assert means["alpha-crown", 0.5] > 0.3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_no_bound_is_above_the_exact_distance_of_ten_thousand_networks(norm):
-    for seed in range(1000, 11_000):
-        methods = ALL_METHODS if seed % 20 == 0 else ("crown",)
-        check_network(seed, norm, methods, None if norm == "l2" else 20)
 
 
 # --- slopes and splits ---------------------------------------------------------------------

@@ -13,6 +13,7 @@ from dynzoo.certificates.local.certificate import METHODS
 from dynzoo.certificates.local.curves import CURVES, curve_of, curve_of_operation
 from dynzoo.certificates.local.lines import MODES, Range, lines
 from dynzoo.certificates.rules.activations import KERAS_ACTIVATIONS
+from dynzoo.zoo.measurement import measure
 
 
 def distances(points, x, norm):
@@ -75,6 +76,26 @@ def test_other_layers_and_curves_get_radii():
         assert np.all(radii >= everywhere) and np.median(radii / everywhere) > 2
         points = PGD(eps=float(radii.min()), steps=20)(model, x, labels)
         np.testing.assert_array_equal(forward_float64(model, points).argmax(1), labels)
+
+
+def test_images_that_are_done_are_told():
+    model, x = perceptron((6, 6)), images(5, (8,))
+    y = np.arange(5) % 4
+    for method in METHODS:
+        local = certify_local(model, method=method, iterations=3)
+        for asked in (
+            lambda local=local: local.radii(x),
+            lambda local=local: local.certified(x, 0.1),
+        ):
+            told = []
+            local.tick = told.append
+            asked()
+            assert sum(told) == len(x) and min(told) > 0
+        told = []
+        measure(model, x, y, eps=(0.05, 0.1), attacks="none", local=method, tick=told.append)
+        # Wrong answers are not decided.
+        least = 1 if method == "complete" else len(x)
+        assert least <= sum(told) <= len(x)
 
 
 # --- lines ---------------------------------------------------------------------------------

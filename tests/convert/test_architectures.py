@@ -95,8 +95,11 @@ def test_files(module, tmp_path):
 
 def test_files_that_hold_code_are_not_run(tmp_path):
     torch.save(Small(), tmp_path / "whole.pth")
-    with pytest.raises(ValueError, match=r"whole.pth is not read: only files of tensors"):
+    with pytest.raises(ValueError, match=r"whole.pth is not read: only .*; it holds `[\w.]*Small`"):
         from_torch(tmp_path / "whole.pth", (8, 8, 3), SMALL)
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(ValueError, match="text.pth is not read: .* none that torch.save wrote"):
+        from_torch(tmp_path / "text.pth", (8, 8, 3), SMALL)
     with pytest.raises(FileNotFoundError):
         from_torch(tmp_path / "none.pth", (8, 8, 3), SMALL)
 
@@ -132,6 +135,12 @@ def test_wrong_description_files(suffix, message, module, tmp_path):
     (tmp_path / f"a.{suffix}").write_text("[{]")
     with pytest.raises(ValueError, match=message):
         from_torch(module.state_dict(), (8, 8, 3), tmp_path / f"a.{suffix}")
+
+
+def test_description_files_are_text(module, tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="The description of the layers is no text: .*a.yaml"):
+        from_torch(module.state_dict(), (8, 8, 3), tmp_path / "a.yaml")
 
 
 def test_wrong_sources(module):

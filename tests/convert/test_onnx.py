@@ -77,6 +77,8 @@ MADE = {
     "GlobalAveragePool": one(IMAGE, "GlobalAveragePool"),
     "GlobalMaxPool": one(IMAGE, "GlobalMaxPool"),
     "ReduceMean": one(IMAGE, "ReduceMean", "x a", {"a": integers(2, 3)}, keepdims=0),
+    "ReduceSum": one(IMAGE, "ReduceSum", "x a", {"a": integers(-1, 2)}, keepdims=0),
+    "ReduceMax": one(IMAGE, "ReduceMax", "x a", {"a": integers(2, 3)}),
     "Flatten": graph(IMAGE, node("Flatten", "x", "f"), node("MatMul", "f w"), w=numbers(192, 3)),
     "Shape": graph(
         IMAGE,
@@ -182,6 +184,10 @@ def test_file_open_sizes_and_certificate(tmp_path):
 
 
 REFUSED = {
+    "made by none": (
+        graph(IMAGE, node("Add", "x w")),
+        "'the Add' of type `Add`.*its input 'w' is made by no node before it",
+    ),
     "unknown": (
         one(IMAGE, "InstanceNormalization", "x s b", {"s": numbers(4), "b": numbers(4)}),
         "'the InstanceNormalization' of type `InstanceNormalization` cannot be converted: it is "

@@ -221,6 +221,9 @@ FUNCTIONAL = {
     "position offset": (Plain(lambda m, x: 3 * x + m.w, w=(4, 8, 6)), IMAGE),
     "many scales": (Plain(lambda m, x: x.flatten(1) * m.w - 1, w=(192,)), IMAGE),
     "slices": (Plain(lambda m, x: x[:, 1:3, ..., ::2]), IMAGE),
+    "one pixel": (Plain(lambda m, x: x[:, :, -1, 2] - x[..., 0, 0]), IMAGE),
+    "sum of pixels": (Plain(lambda m, x: x.sum((-1, 2))), IMAGE),
+    "largest pixel": (Plain(lambda m, x: x.amax((2, 3), keepdim=True)), IMAGE),
     "split": (Plain(lambda m, x: x.split([1, 3], dim=1)[1] - 1), IMAGE),
     "transpose": (Plain(lambda m, x: F.linear(x.transpose(1, 3), m.w), w=(5, 4)), IMAGE),
     "transpose and convolve": (
@@ -312,6 +315,17 @@ def test_module_stays_as_it_was():
     flags = [part.training for part in module.modules()]
     from_torch(module, (8, 8, 3))
     assert [part.training for part in module.modules()] == flags and True in flags
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_single(dtype):
+    module = classifier().to(dtype)
+    model = from_torch(module, (8, 8, 3))
+    assert {v.dtype for v in module.parameters()} == {dtype}
+    x = np.random.default_rng(5).random((20, 8, 8, 3), dtype="float32")
+    with torch.no_grad():
+        expected = module.float().eval()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+    np.testing.assert_allclose(backend.to_numpy(model(x, training=False)), expected, atol=1e-5)
 
 
 def test_double_precision_and_name():

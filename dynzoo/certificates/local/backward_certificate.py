@@ -75,6 +75,7 @@ class BackwardCertificate(LocalCertificate):
         given = self._begin(x, batch_size, rounding)
         answers = given.radii >= eps
         open_rows = given.rows[~answers[given.rows]]
+        self._tell(len(answers) - len(open_rows))
         for chunk in self._chunks(open_rows, 0):
             ball = given.balls(chunk)
             radius = eps + given.moved[chunk]
@@ -83,6 +84,7 @@ class BackwardCertificate(LocalCertificate):
             self._start(len(chunk))
             reach = self._reach(values, radius, *rivals[1:], limits=rivals[0])
             answers[chunk] = (reach >= radius) & (ball.limit > radius)
+            self._tell(len(chunk))
         return given.labels, answers
 
     def slopes(self, x: Any, radius: Any) -> Array:

@@ -48,12 +48,14 @@ def certify_local(
     round themselves, in float64, is part of them.
 
     Args:
-        model: built Sequential or Functional model of layers that local bounds know: Dense, Conv2D,
-            ReLU and LeakyReLU (also as activations), Normalization, BatchNormalization, Rescaling,
-            LearnedScale, Flatten, Reshape, Permute, ZeroPadding2D, AveragePooling2D,
-            GlobalAveragePooling2D, MaxPooling2D, Add, Subtract, UnitRowDense, GradientFlow (Euler),
-            ImplicitGradientFlow and SwitchingFlow; with another method than "movement" any
-            activation of single numbers, such as tanh, GELU or ELU.
+        model: built Sequential or Functional model of layers that local bounds know: Dense; Conv,
+            DepthwiseConv, ConvTranspose, MaxPooling, AveragePooling, GlobalAveragePooling,
+            GlobalMaxPooling, ZeroPadding and Cropping in one and two dimensions; ReLU, LeakyReLU
+            (also as activations) and PReLU; Normalization, BatchNormalization, Rescaling,
+            LearnedScale, Flatten, Reshape, Permute; Add, Subtract, Average, Maximum, Minimum,
+            Concatenate; MaxMin, MeanShift, PositionOffset, SpaceToDepth, UnitRowDense,
+            GradientFlow (Euler), ImplicitGradientFlow and SwitchingFlow; with another method than
+            "movement" any activation of single numbers, such as tanh, GELU or ELU.
         iterations: balls tried for each image, at least 1.
         exact_units: rectified layers of at most so many units are bounded unit by unit with a
             backward pass each; larger ones by norms, which "crown" says in a warning. 512 by

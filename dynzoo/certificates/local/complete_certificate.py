@@ -109,7 +109,9 @@ class CompleteCertificate(AlphaCertificate):
         exact = np.asarray(self.certificate._check_images(x), np.float64)
         points = given.images.copy()
         outcomes = np.where(given.radii >= eps, "certified", "unknown").astype("<U9")
-        for row in given.rows[outcomes[given.rows] == "unknown"]:
+        rows = given.rows[outcomes[given.rows] == "unknown"]
+        self._tell(len(outcomes) - len(rows))
+        for row in rows:
             self._start(1)
             ball = given.balls(np.array([row]))
             search = _Ball(self, exact[row], points[row], int(given.labels[row]), eps)
@@ -120,6 +122,7 @@ class CompleteCertificate(AlphaCertificate):
                 outcomes[row], points[row] = "falsified", search.found
             elif answer:
                 outcomes[row] = "certified"
+            self._tell(1)
         return Decisions(eps, self.norm, given.labels, outcomes, points)
 
     def _decide(self, ball: Any, radius: float, search: _Ball) -> bool | None:

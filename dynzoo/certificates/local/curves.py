@@ -14,6 +14,7 @@ from dynzoo.certificates.rules.activations import KERAS_ACTIVATIONS, OPERATIONS,
 __all__ = [
     "CURVES",
     "capped_relu",
+    "clipped",
     "curve_of",
     "curve_of_operation",
     "elu_curve",
@@ -103,6 +104,11 @@ def capped_relu(slope: float, most: float) -> Curve:
         (0.0, most),
         0.0,
     )
+
+
+def clipped(low: float, high: float) -> Curve:
+    """x between two limits."""
+    return Curve(lambda x: np.minimum(np.maximum(x, low), high), 0.0, 1.0, (low, high), 0.0)
 
 
 def elu_curve(alpha: float) -> Curve:

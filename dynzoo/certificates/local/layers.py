@@ -13,6 +13,7 @@ import numpy as np
 from dynzoo import activations, spectral
 from dynzoo.certificates.graph import Program
 from dynzoo.certificates.local.curves import capped_relu, curve_of, elu_curve, named_curve
+from dynzoo.certificates.local.joins import JOINS
 from dynzoo.certificates.local.operations import add_operation
 from dynzoo.certificates.local.ops import (
     Affine,
@@ -28,16 +29,19 @@ from dynzoo.certificates.local.ops import (
 from dynzoo.certificates.operations import TensorCall, class_name
 from dynzoo.certificates.rules import conv as conv_rules
 from dynzoo.certificates.rules import linear, window
+from dynzoo.certificates.rules.image import along_axes
 from dynzoo.certificates.rules.linear import float64
 from dynzoo.certificates.rules.table import is_identity, rule_for
 from dynzoo.fields.gradient import contractive_factor
 from dynzoo.layers.gradient_flow import GradientFlow
 from dynzoo.layers.heads import UnitRowDense
 from dynzoo.layers.implicit_gradient_flow import ImplicitGradientFlow, implicit_step_bounds
+from dynzoo.layers.isometries import MaxMin, MeanShift, SpaceToDepth
 from dynzoo.layers.learned_scale import LearnedScale
+from dynzoo.layers.linear import PositionOffset
 from dynzoo.layers.switching_flow import SwitchingFlow
 from dynzoo.operators import Conv
-from dynzoo.spectral.convolutions import Axis, correlate_adjoint
+from dynzoo.spectral.convolutions import Axis, correlate, correlate_adjoint
 
 __all__ = ["unroll"]
 
@@ -79,12 +83,11 @@ def unroll(program: Program, curves: bool = False) -> Unrolled:
                 ) from None
         elif is_identity(layer):
             slots[step.output] = inputs[0]
-        elif type(layer) in (kl.Add, kl.Subtract) and len(
-            {unrolled.shapes[i] for i in inputs}
-        ) == 1:  # fmt: skip
-            sign = 1.0 if type(layer) is kl.Add else -1.0
-            weights = (1.0, *(sign,) * (len(inputs) - 1))
-            slots[step.output] = unrolled.add(Sum(weights), inputs)
+        elif type(layer) in JOINS:
+            try:
+                slots[step.output] = JOINS[type(layer)](unrolled, inputs, layer)
+            except NotImplementedError as error:
+                raise _unknown(layer, f"{error}", curves) from None
         elif type(layer) in _LAYERS:
             slots[step.output] = _LAYERS[type(layer)](unrolled, inputs[0], layer)
         else:
@@ -96,7 +99,7 @@ def unroll(program: Program, curves: bool = False) -> Unrolled:
 
 
 def _unknown(layer: Any, reason: str, curves: bool = False) -> ValueError:
-    names = sorted({cls.__name__ for cls in _LAYERS} | {"Add", "Subtract"})
+    names = sorted({cls.__name__ for cls in (*_LAYERS, *JOINS)})
     which = "activations of single numbers" if curves else "piecewise linear activations"
     return ValueError(
         f"Layer '{layer.name}' of class `{class_name(layer)}` has no local bound: {reason}. "
@@ -130,11 +133,16 @@ def _bent(unrolled: Unrolled, slot: int, layer: Any, curve: Curve | None) -> int
 def _dense(unrolled: Unrolled, slot: int, layer: Any) -> int:
     kernel = float64(layer.kernel)
     bias = float64(layer.bias) if layer.use_bias else 0.0
-    op = dense(kernel, bias, linear.dense_gain(layer, ()))
+    inner = _over_channels(unrolled, slot, kernel, bias, linear.dense_gain(layer, ()))
+    return _activated(unrolled, inner, layer)
+
+
+def _over_channels(unrolled: Unrolled, slot: int, kernel: Any, bias: Any, norm: float) -> int:
+    op = dense(kernel, bias, norm)
     if len(unrolled.shapes[slot]) == 3:
         height, width, _ = unrolled.shapes[slot]
         op = replace(op, window=Window(kernel[None, None], (_whole(height), _whole(width))))
-    return _activated(unrolled, unrolled.add(op, [slot]), layer)
+    return unrolled.add(op, [slot])
 
 
 def _whole(size: int) -> Axis:
@@ -147,22 +155,46 @@ def _unit_rows(unrolled: Unrolled, slot: int, layer: Any) -> int:
     return unrolled.add(dense(kernel, bias, spectral.dense_norm_float64(kernel)), [slot])
 
 
-def _conv(unrolled: Unrolled, slot: int, layer: Any) -> int:
-    shape = unrolled.shapes[slot]
-    if layer.data_format != "channels_last":
+def _check_last(layer: Any) -> None:
+    # The 1D paddings and croppings know no data format.
+    if getattr(layer, "data_format", "channels_last") != "channels_last":
         raise _unknown(layer, "only data_format='channels_last' is supported")
-    kernel, (down, across) = float64(layer.kernel), conv_rules.conv_axes(layer, (None, *shape))
-    gain, axes = conv_rules.gain(layer, (None, *shape)), (down, across)
-    parts = np.split(kernel, layer.groups, axis=-1)
+
+
+def _conv(unrolled: Unrolled, slot: int, layer: Any) -> int:
+    _check_last(layer)
+    shape, kernel = unrolled.shapes[slot], float64(layer.kernel)
+    gain, forward, groups = conv_rules.gain, conv_rules.forward, getattr(layer, "groups", 1)
+    if type(layer) in (kl.DepthwiseConv1D, kl.DepthwiseConv2D):
+        gain, forward = conv_rules.depthwise_gain, conv_rules.depthwise_forward
+        groups, kernel = shape[-1], conv_rules.depthwise_kernel(kernel)
+    axes = conv_rules.conv_axes(layer, (None, *shape))
+    parts = np.split(kernel, groups, axis=-1)
 
     def adjoint(y: np.ndarray) -> np.ndarray:
-        given = np.split(y, layer.groups, axis=-1)
+        given = np.split(y, groups, axis=-1)
         found = [correlate_adjoint(g, k, axes) for g, k in zip(given, parts, strict=True)]
         return np.concatenate(found, axis=-1)
 
-    filters = np.sqrt(np.sum(kernel**2, axis=(0, 1, 2)))
-    window = Window(kernel, axes, layer.groups)
-    op = mix(lambda x: conv_rules.forward(layer, x), adjoint, gain, filters, window)
+    filters = np.sqrt(np.sum(kernel**2, axis=tuple(range(kernel.ndim - 1))))
+    window = Window(kernel, (axes[0], axes[1]), groups) if len(axes) == 2 else None
+    norm = gain(layer, (None, *shape))
+    op = mix(lambda x: forward(layer, x), adjoint, norm, filters, window)
+    return _activated(unrolled, unrolled.add(op, [slot]), layer)
+
+
+def _transposed(unrolled: Unrolled, slot: int, layer: Any) -> int:
+    _check_last(layer)
+    shape, kernel = unrolled.shapes[slot], float64(layer.kernel)
+    axes = conv_rules.transposed_axes(layer, (None, *shape))
+    # An output reads some of the taps: (taps..., outputs, inputs).
+    rows = np.sqrt(np.sum(kernel**2, axis=(*range(kernel.ndim - 2), -1)))
+    op = mix(
+        lambda x: conv_rules.transposed_forward(layer, x),
+        lambda y: correlate(y, kernel, axes),
+        conv_rules.transposed_gain(layer, (None, *shape)),
+        rows,
+    )
     return _activated(unrolled, unrolled.add(op, [slot]), layer)
 
 
@@ -176,6 +208,17 @@ def _relu(unrolled: Unrolled, slot: int, layer: Any) -> int:
     if not unrolled.curves:
         raise _unknown(layer, "only slopes in [0, 1] without threshold and maximum are supported")
     return unrolled.add(capped_relu(slope, math.inf if most is None else float(most)), [slot])
+
+
+def _prelu(unrolled: Unrolled, slot: int, layer: Any) -> int:
+    """a x + (1 - a) relu(x), with slopes a of any size and sign."""
+    alpha = np.broadcast_to(float64(layer.alpha), unrolled.shapes[slot])
+    parts = []
+    for scale, source in ((alpha, slot), (1.0 - alpha, unrolled.rectify(slot, 0.0))):
+        norm = float(np.abs(scale).max()) * (1 + 1e-12)
+        parts.append(unrolled.add(diagonal(scale, scale.__mul__, norm), [source]))
+    gain = rule_for(layer).gain(layer, (None, *alpha.shape))
+    return unrolled.add(Sum((1.0, 1.0)), parts, (slot, gain * (1 + 1e-12)))
 
 
 def _elu(unrolled: Unrolled, slot: int, layer: Any) -> int:
@@ -207,52 +250,66 @@ def _permute(unrolled: Unrolled, slot: int, layer: Any) -> int:
 
 
 def _padding(unrolled: Unrolled, slot: int, layer: Any) -> int:
-    if layer.data_format != "channels_last":
-        raise _unknown(layer, "only data_format='channels_last' is supported")
+    """Zeros around images or sequences, or less of them."""
+    _check_last(layer)
     shape = unrolled.shapes[slot]
-    (top, bottom), (left, right) = layer.padding
-    op = gather(
-        lambda x: window.zero_padding_forward(layer, x),
-        lambda y: y[:, top : top + shape[0], left : left + shape[1]],
-    )
-    axes = (
-        Axis(shape[0], shape[0] + top + bottom, before=top),
-        Axis(shape[1], shape[1] + left + right, before=left),
-    )
-    return unrolled.add(replace(op, window=Window(np.eye(shape[2])[None, None], axes)), [slot])
+    crops = isinstance(layer, kl.Cropping1D | kl.Cropping2D)
+    pairs = window.pairs(layer.cropping if crops else layer.padding)
+    sizes = shape[:-1]
+    if crops:
+        forward, pads = window.cropping_forward, ((0, 0), *pairs, (0, 0))
+        outputs = [n - sum(pair) for n, pair in zip(sizes, pairs, strict=True)]
+        op = gather(lambda x: forward(layer, x), lambda y: np.pad(y, pads))
+    else:
+        forward = window.zero_padding_forward
+        outputs = [n + sum(pair) for n, pair in zip(sizes, pairs, strict=True)]
+        parts = zip(sizes, pairs, strict=True)
+        inner = (slice(None), *(slice(before, before + n) for n, (before, _) in parts))
+        op = gather(lambda x: forward(layer, x), lambda y: y[inner])
+    if len(sizes) == 2:
+        sign = -1 if crops else 1
+        axes = [
+            Axis(n, m, before=sign * before)
+            for n, m, (before, _) in zip(sizes, outputs, pairs, strict=True)
+        ]
+        op = replace(op, window=Window(np.eye(shape[2])[None, None], (axes[0], axes[1])))
+    return unrolled.add(op, [slot])
 
 
 def _average(unrolled: Unrolled, slot: int, layer: Any) -> int:
-    if layer.data_format != "channels_last":
-        raise _unknown(layer, "only data_format='channels_last' is supported")
+    _check_last(layer)
     shape = unrolled.shapes[slot]
     gain = window.average_pooling_gain(layer, (None, *shape))
-    rows, columns = window._averages(layer, (shape[0], shape[1]))
-
-    def along(x: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        return np.einsum("ih,jw,nhwc->nijc", left, right, x, optimize=True)
-
-    norms = np.linalg.norm(rows, axis=1)[:, None, None] * np.linalg.norm(columns, axis=1)[:, None]
-    op = mix(lambda x: along(x, rows, columns), lambda y: along(y, rows.T, columns.T), gain, norms)
-    if layer.padding == "valid":
+    matrices = window.averages(layer, shape[:-1])
+    norms = np.ones(1)
+    for matrix in matrices:
+        norms = norms[..., None, :] * np.linalg.norm(matrix, axis=1)[:, None]
+    op = mix(
+        lambda x: along_axes(x, matrices),
+        lambda y: along_axes(y, [matrix.T for matrix in matrices]),
+        gain,
+        norms,
+    )
+    if layer.padding == "valid" and len(matrices) == 2:
         kernel = np.full((*layer.pool_size, 1, shape[2]), 1.0 / math.prod(layer.pool_size))
-        down = Axis(shape[0], len(rows), layer.strides[0])
-        across = Axis(shape[1], len(columns), layer.strides[1])
+        down, across = (
+            Axis(n, len(matrix), stride)
+            for n, matrix, stride in zip(shape, matrices, layer.strides, strict=False)
+        )
         op = replace(op, window=Window(kernel, (down, across), shape[2]))
     return unrolled.add(op, [slot])
 
 
 def _global_average(unrolled: Unrolled, slot: int, layer: Any) -> int:
-    if layer.data_format != "channels_last":
-        raise _unknown(layer, "only data_format='channels_last' is supported")
-    height, width, channels = unrolled.shapes[slot]
-    gain = window.global_average_gain(layer, (None, height, width, channels))
-    share = np.full((height, width, 1), 1.0 / (height * width))
+    _check_last(layer)
+    *sizes, channels = unrolled.shapes[slot]
+    gain = window.global_average_gain(layer, (None, *sizes, channels))
+    share = np.full((*sizes, 1), 1.0 / math.prod(sizes))
 
     def adjoint(y: np.ndarray) -> np.ndarray:
-        return y.reshape(-1, 1, 1, channels) * share
+        return y.reshape(-1, *(1,) * len(sizes), channels) * share
 
-    rank = 3 if layer.keepdims else 1
+    rank = 1 + len(sizes) if layer.keepdims else 1
     rows = np.full((*(1,) * (rank - 1), channels), gain)
 
     def spread(m: np.ndarray, s: np.ndarray) -> np.ndarray:
@@ -263,19 +320,37 @@ def _global_average(unrolled: Unrolled, slot: int, layer: Any) -> int:
 
 
 def _maximum(unrolled: Unrolled, slot: int, layer: Any) -> int:
-    """Maximum over windows: along the rows, then along the columns."""
-    size = unrolled.shapes[slot][:2]
+    """Maximum over windows."""
+    size = unrolled.shapes[slot][:-1]
     disjoint = tuple(layer.pool_size) == tuple(layer.strides)
-    whole = all(n % p == 0 for n, p in zip(size, layer.pool_size, strict=True))
-    tiles = disjoint and whole
+    tiles = disjoint and all(n % p == 0 for n, p in zip(size, layer.pool_size, strict=True))
     if not (tiles or unrolled.curves) or layer.data_format != "channels_last":
         raise _unknown(layer, "only windows that tile channels_last images are supported")
+    windows = list(zip(layer.pool_size, layer.strides, strict=True))
+    return _largest(unrolled, slot, windows, layer.padding, tiles)
+
+
+def _global_maximum(unrolled: Unrolled, slot: int, layer: Any) -> int:
+    _check_last(layer)
+    *sizes, channels = unrolled.shapes[slot]
+    inner = _largest(unrolled, slot, [(n, n) for n in sizes], "valid", True)
+    if layer.keepdims:
+        return inner
+    shape = unrolled.shapes[inner]
+    op = gather(lambda x: x.reshape(-1, channels), lambda y: y.reshape(-1, *shape))
+    return unrolled.add(op, [inner])
+
+
+def _largest(
+    unrolled: Unrolled, slot: int, windows: list[tuple[int, int]], padding: str, tiles: bool
+) -> int:
+    """Along one axis after the other, windows of (pixels, stride)."""
     source = slot
-    for axis, (pool, stride) in enumerate(zip(layer.pool_size, layer.strides, strict=True), 1):
+    for axis, (pool, stride) in enumerate(windows, 1):
         shape = unrolled.shapes[slot]
         n = shape[axis - 1]
         before, count = 0, (n - pool) // stride + 1
-        if layer.padding == "same":
+        if padding == "same":
             before, count = linear.same_padding(n, pool, stride)[0], -(-n // stride)
         # What a window that is cut off does not see is replaced by the pixel at the border.
         parts = [
@@ -289,6 +364,18 @@ def _maximum(unrolled: Unrolled, slot: int, layer: Any) -> int:
             excess = unrolled.rectify(lead, 0.0)
             slot = unrolled.add(Sum((1.0, 1.0)), [part, excess], caps[1])
     return slot
+
+
+def _max_min(unrolled: Unrolled, slot: int, layer: MaxMin) -> int:
+    """(a, b) -> (b + relu(a - b), a - relu(a - b)) for the two halves of the channels."""
+    half = np.eye(unrolled.shapes[slot][-1] // 2)
+    none = np.zeros_like(half)
+    gap = _over_channels(unrolled, slot, np.r_[half, -half], 0.0, math.sqrt(2.0) * (1 + 1e-12))
+    excess = _over_channels(
+        unrolled, unrolled.rectify(gap, 0.0), np.c_[half, -half], 0.0, math.sqrt(2.0) * (1 + 1e-12)
+    )
+    turned = _over_channels(unrolled, slot, np.block([[none, half], [half, none]]), 0.0, 1.0)
+    return unrolled.add(Sum((1.0, 1.0)), [turned, excess], (slot, 1.0 + 1e-12))
 
 
 def _picked(shape: Shape, axis: int, first: int, stride: int, count: int) -> Affine:
@@ -305,10 +392,25 @@ def _picked(shape: Shape, axis: int, first: int, stride: int, count: int) -> Aff
 
     op = gather(lambda x: x.take(places, axis=axis), adjoint)
     if not np.array_equal(wanted, places):
+        # Not taken apart into a window: a pixel is read twice.
         return replace(op, norm=math.sqrt(np.bincount(places).max()) * (1 + 1e-15))
+    if len(shape) != 3:
+        return op
     axes = [_whole(shape[0]), _whole(shape[1])]
     axes[axis - 1] = Axis(n, count, stride, before=-first)
     return replace(op, window=Window(np.eye(shape[2])[None, None], (axes[0], axes[1])))
+
+
+def _space_to_depth(unrolled: Unrolled, slot: int, layer: SpaceToDepth) -> int:
+    """Blocks to channels: a convolution with a stride, whose taps are all of one entry."""
+    height, width, channels = unrolled.shapes[slot]
+    b = layer.block_size
+    numbers = np.arange(b * b * channels).reshape(1, b, b, channels)
+    places = layer.call_float64(numbers).ravel().astype(int)
+    kernel = np.eye(len(places))[:, places].reshape(b, b, channels, -1)
+    axes = Axis(height, height // b, b), Axis(width, width // b, b)
+    op = gather(layer.call_float64, lambda y: correlate_adjoint(y, kernel, axes))
+    return unrolled.add(replace(op, window=Window(kernel, axes)), [slot])
 
 
 # --- flows ---------------------------------------------------------------------------------
@@ -444,7 +546,10 @@ _ACTIVATION_LAYERS = (kl.ReLU, kl.LeakyReLU, kl.ELU)
 _LAYERS: dict[type, Callable[[Unrolled, int, Any], int]] = {
     kl.Dense: _dense,
     UnitRowDense: _unit_rows,
-    kl.Conv2D: _conv,
+    **dict.fromkeys((kl.Conv1D, kl.Conv2D, kl.DepthwiseConv1D, kl.DepthwiseConv2D), _conv),
+    **dict.fromkeys((kl.Conv1DTranspose, kl.Conv2DTranspose), _transposed),
+    kl.PReLU: _prelu,
+    MaxMin: _max_min,
     kl.ReLU: _relu,
     kl.LeakyReLU: _relu,
     kl.ELU: _elu,
@@ -453,13 +558,17 @@ _LAYERS: dict[type, Callable[[Unrolled, int, Any], int]] = {
     kl.BatchNormalization: _entrywise,
     kl.Rescaling: _entrywise,
     LearnedScale: _entrywise,
+    MeanShift: _entrywise,
+    PositionOffset: _entrywise,
+    SpaceToDepth: _space_to_depth,
     kl.Flatten: _reshape,
     kl.Reshape: _reshape,
     kl.Permute: _permute,
-    kl.ZeroPadding2D: _padding,
-    kl.AveragePooling2D: _average,
-    kl.GlobalAveragePooling2D: _global_average,
-    kl.MaxPooling2D: _maximum,
+    **dict.fromkeys((kl.ZeroPadding1D, kl.ZeroPadding2D, kl.Cropping1D, kl.Cropping2D), _padding),
+    **dict.fromkeys((kl.AveragePooling1D, kl.AveragePooling2D), _average),
+    **dict.fromkeys((kl.GlobalAveragePooling1D, kl.GlobalAveragePooling2D), _global_average),
+    **dict.fromkeys((kl.MaxPooling1D, kl.MaxPooling2D), _maximum),
+    **dict.fromkeys((kl.GlobalMaxPooling1D, kl.GlobalMaxPooling2D), _global_maximum),
     GradientFlow: _gradient_flow,
     ImplicitGradientFlow: _implicit_gradient_flow,
     SwitchingFlow: _switching_flow,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -70,6 +71,7 @@ class LocalCertificate:
         norm: of the radii, "l2" or "linf".
         iterations: balls tried for each image.
         exact_units: largest layer that is bounded unit by unit; ``None`` for no limit.
+        tick: called with the number of images that were done since its last call; ``None``.
 
     Example:
 
@@ -95,6 +97,7 @@ class LocalCertificate:
     ):
         self.certificate, self._model = certificate, model
         self.lipschitz, self.norm = certificate.lipschitz, norm
+        self.tick: Callable[[int], Any] | None = None
         self.iterations = integer("iterations", iterations)
         self.exact_units = exact_units
         if exact_units is not None:
@@ -125,12 +128,14 @@ class LocalCertificate:
             ValueError: if x is not a float array of the model's input shape.
         """
         given = self._begin(x, batch_size, rounding)
+        self._tell(len(given.labels) - len(given.rows))
         for chunk in self._chunks(given.rows, len(self.certificate.pair_distances)):
             ball = given.balls(chunk)
             start = given.radii[chunk] + given.moved[chunk]
             found = self._grow(ball.images, ball.labels, ball.margins, ball.growth, start)
             radius = np.minimum(found, ball.limit) - given.moved[chunk]
             given.radii[chunk] = np.maximum(given.radii[chunk], radius)
+            self._tell(len(chunk))
         return given.labels, given.radii
 
     def certified(
@@ -150,6 +155,10 @@ class LocalCertificate:
         eps = number("eps", eps)
         labels, radii = self.radii(x, batch_size, rounding)
         return labels, radii >= eps
+
+    def _tell(self, images: int) -> None:
+        if self.tick is not None and images:
+            self.tick(images)
 
     def _begin(self, x: Any, batch_size: int, rounding: str | None) -> _Given:
         """Global radii, and what local bounds need of the images that have one."""

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dynzoo.certificates.local.curves import curve_of_operation
+from dynzoo.certificates.local.curves import clipped, curve_of_operation
+from dynzoo.certificates.local.joins import concatenated, largest
 from dynzoo.certificates.local.ops import Affine, Sum, Unrolled, diagonal, gather
 from dynzoo.certificates.operations import Slot, TensorCall
 from dynzoo.certificates.rules.activations import OPERATIONS
@@ -37,6 +38,17 @@ def add_operation(unrolled: Unrolled, inputs: list[int], call: TensorCall) -> in
         curve = curve_of_operation(call.operation)
         if curve is not None:
             return unrolled.add(curve, inputs)
+    elif name == "Clip" and unrolled.curves and len(inputs) == 1:
+        limits = [call.constant(v) for v in (call.operation.x_min, call.operation.x_max)]
+        if max(limit.ndim for limit in limits) == 0:
+            return unrolled.add(clipped(*(float(limit) for limit in limits)), inputs)
+    elif name == "Concatenate":
+        (parts,) = call.arguments().values()
+        if all(isinstance(part, Slot) for part in parts):
+            ordered = [inputs[part.index] for part in parts]
+            return concatenated(unrolled, ordered, call.operation.axis)
+    elif name in ("Maximum", "Minimum") and len(inputs) == 2:
+        return largest(unrolled, inputs, 1.0 if name == "Maximum" else -1.0)
     elif name in ("Add", "Subtract") and len(inputs) == 2:
         if len({unrolled.shapes[i] for i in inputs}) == 1:
             first, _ = call.arguments().values()

@@ -29,6 +29,7 @@ __all__ = [
     "conv_axes",
     "depthwise_forward",
     "depthwise_gain",
+    "depthwise_kernel",
     "forward",
     "gain",
     "separable_forward",
@@ -135,7 +136,7 @@ def forward(layer: Any, x: np.ndarray) -> np.ndarray:
     )
 
 
-def _depthwise_kernel(kernel: np.ndarray) -> np.ndarray:
+def depthwise_kernel(kernel: np.ndarray) -> np.ndarray:
     """(..., channels, m) as a kernel with one group a channel: (..., 1, channels * m)."""
     return kernel.reshape(*kernel.shape[:-2], 1, -1)
 
@@ -145,7 +146,7 @@ def depthwise_gain(layer: Any, shape: Shape) -> float:
     axes, kernel_shape = conv_axes(layer, shape), tuple(layer.kernel.shape)
     channels, multiplier = kernel_shape[-2:]
     _check(layer, shape, (*kernel_shape[:-2], 1, channels * multiplier), axes, channels)
-    return padded_conv_norm_float64(_depthwise_kernel(float64(layer.kernel)), axes, channels)
+    return padded_conv_norm_float64(depthwise_kernel(float64(layer.kernel)), axes, channels)
 
 
 def _depthwise(x: np.ndarray, kernel: np.ndarray, axes: Sequence[Axis]) -> np.ndarray:

@@ -17,12 +17,14 @@ from dynzoo.certificates.rules.linear import Shape, channels_last, refuse, same_
 __all__ = [
     "average_pooling_forward",
     "average_pooling_gain",
+    "averages",
     "cropping_forward",
     "global_average_forward",
     "global_average_gain",
     "global_max_forward",
     "max_pooling_forward",
     "max_pooling_gain",
+    "pairs",
     "upsampling_forward",
     "upsampling_gain",
     "zero_padding_forward",
@@ -69,7 +71,7 @@ def max_pooling_forward(layer: Any, x: np.ndarray) -> np.ndarray:
     return channels_last(layer, x, pool)
 
 
-def _averages(layer: Any, size: tuple[int, ...]) -> list[np.ndarray]:
+def averages(layer: Any, size: tuple[int, ...]) -> list[np.ndarray]:
     """One averaging matrix for each axis.
 
     Windows that padding='same' cuts off average the pixels that they see. Only PyTorch, when the
@@ -94,14 +96,14 @@ def _repeated_border(size: int, window: int, stride: int, before: int) -> np.nda
 
 def average_pooling_gain(layer: Any, shape: Shape) -> float:
     """Exact: the map is a tensor product of one averaging matrix for each axis."""
-    matrices = _averages(layer, _sizes(layer, shape))
+    matrices = averages(layer, _sizes(layer, shape))
     return math.prod(float(np.linalg.norm(m, ord=2)) for m in matrices) * (1 + 1e-12)
 
 
 def average_pooling_forward(layer: Any, x: np.ndarray) -> np.ndarray:
     """Mean of each window."""
     return channels_last(
-        layer, x, lambda images: along_axes(images, _averages(layer, images.shape[1:-1]))
+        layer, x, lambda images: along_axes(images, averages(layer, images.shape[1:-1]))
     )
 
 
@@ -126,7 +128,7 @@ def global_max_forward(layer: Any, x: np.ndarray) -> np.ndarray:
     return _global(layer, x, np.max)
 
 
-def _pairs(given: Any) -> list[tuple[int, int]]:
+def pairs(given: Any) -> list[tuple[int, int]]:
     """(before, after) of each axis; the 1D layers keep a single pair."""
     return [tuple(given)] if np.ndim(given[0]) == 0 else [tuple(pair) for pair in given]
 
@@ -138,7 +140,7 @@ def _spatially(layer: Any, x: np.ndarray, function: Any) -> np.ndarray:
 
 def zero_padding_forward(layer: Any, x: np.ndarray) -> np.ndarray:
     """Zeros around each image."""
-    pads = ((0, 0), *_pairs(layer.padding), (0, 0))
+    pads = ((0, 0), *pairs(layer.padding), (0, 0))
     return _spatially(layer, x, lambda images: np.pad(images, pads))
 
 
@@ -148,9 +150,7 @@ def cropping_forward(layer: Any, x: np.ndarray) -> np.ndarray:
     def crop(images: np.ndarray) -> np.ndarray:
         parts = [
             slice(before, size - after)
-            for (before, after), size in zip(
-                _pairs(layer.cropping), images.shape[1:-1], strict=True
-            )
+            for (before, after), size in zip(pairs(layer.cropping), images.shape[1:-1], strict=True)
         ]
         return images[tuple([slice(None), *parts])]
 
