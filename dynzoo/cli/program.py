@@ -26,6 +26,7 @@ from dynzoo.cli import (
     train,
 )
 from dynzoo.utils import interruption
+from dynzoo.utils.extras import MissingExtraError
 from dynzoo.utils.version import version
 
 __all__ = ["COMMANDS", "Command", "main"]
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _code(error: Exception) -> int | None:
     """Exit code of an error that the user can do something about; `None` for any other."""
-    if isinstance(error, (ValueError, OSError)):
+    if isinstance(error, (ValueError, OSError, MissingExtraError)):
         return 2
     if "keras" not in sys.modules:
         return None  # whose absence is perhaps the error; the kinds below come from what needs it

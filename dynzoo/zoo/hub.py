@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynzoo.utils.extras import extra
 from dynzoo.utils.strict_json import short
 from dynzoo.zoo.downloads import DownloadError, home
 
@@ -97,10 +98,6 @@ def push_to_hub(
 
 
 def _library() -> Any:
-    try:
+    with extra("hub"):
         import huggingface_hub
-    except ImportError:
-        raise ImportError(
-            "hf:// addresses need huggingface_hub: pip install 'dynzoo[hub]'"
-        ) from None
     return huggingface_hub
