@@ -86,5 +86,5 @@ def check(name: str) -> None:
 
 def _missing(name: str, modules: list[str]) -> MissingExtraError:
     return MissingExtraError(
-        f"{EXTRAS[name].purpose} need {' and '.join(modules)}: pip install 'dynzoo[{name}]'"
+        f"{EXTRAS[name].purpose} need {', '.join(modules)}: pip install 'dynzoo[{name}]'"
     )
