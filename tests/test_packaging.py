@@ -94,7 +94,7 @@ def test_extras_are_those_of_the_messages():
     optional = project["optional-dependencies"]
     for name, extra in EXTRAS.items():
         assert {DISTRIBUTIONS.get(m, m) for m in extra.modules} == _names(optional[name])
-    assert optional["all"] == ["dynzoo[plots,tuning,parallel]"]
+    assert optional["all"] == ["dynzoo[plots,tuning,parallel,completion]"]
     assert "dynzoo[all]" in optional["test"]
 
 

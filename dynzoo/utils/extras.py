@@ -25,6 +25,7 @@ EXTRAS = {
     "plots": Extra("Pictures and HTML reports", ("matplotlib",)),
     "tuning": Extra("Searches", ("keras_tuner", "matplotlib", "sklearn", "six")),
     "parallel": Extra("Evaluations in several processes", ("joblib", "cloudpickle")),
+    "completion": Extra("Completions of a shell", ("shtab",)),
     "hub": Extra("hf:// addresses", ("huggingface_hub",)),
 }
 
