@@ -13,6 +13,8 @@ import keras
 import numpy as np
 import pytest
 import yaml
+from helpers import load_script
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 import dynzoo
@@ -115,6 +117,19 @@ def test_nothing_beyond_the_core_is_imported_without_a_word():
     assert beyond == []
 
 
+@pytest.mark.any_backend
+def test_licences_of_all_requirements_are_listed():
+    script = load_script(ROOT / "docs" / "make_licences.py")
+    listed = script.packages(script.PAGE.read_text(encoding="utf-8"))
+    for lines in script.requirements().values():
+        for name in _names(lines):
+            assert listed[canonicalize_name(name)]
+    assert len(listed) > 100  # what they bring in turn
+    assert [n for n, kind in listed.items() if re.search(r"\b[AL]?GPL", kind)] == []
+    assert script.licence("numpy") == listed["numpy"] and "BSD" in listed["numpy"]
+    assert script.needed(["keras"]) >= {"keras", "numpy", "h5py"}
+
+
 WITHOUT_EXTRAS = """
 import contextlib, io, json, sys
 from dynzoo.utils.extras import EXTRAS
@@ -202,6 +217,70 @@ def _build(kind, folder):
     pytest.importorskip("hatchling")
     code = f"from hatchling import build; print(build.build_{kind}({str(folder)!r}))"
     return folder / _python(code, ROOT)
+
+
+@pytest.mark.any_backend
+def test_workflow_runs_what_ci_runs():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    steps = {name: [s.get("run") for s in job["steps"]] for name, job in workflow["jobs"].items()}
+    assert steps["check"][-1] == "bash .ci/run"
+    assert steps["release"][-1] == "bash scripts/release.sh ${{ matrix.backend }}"
+    versions = [s["with"] for job in workflow["jobs"].values() for s in job["steps"] if "with" in s]
+    least = _project()["project"]["requires-python"].removeprefix(">=")
+    assert versions == 2 * [{"python-version": least}]
+
+
+def _description(**environment):
+    """The README as an index would show it."""
+    pytest.importorskip("hatchling")
+    code = (
+        "import json; from hatchling.metadata.core import ProjectMetadata; "
+        "from hatchling.plugin.manager import PluginManager; "
+        "found = ProjectMetadata('.', PluginManager()).core; "
+        "print(json.dumps([found.readme_content_type, found.readme, dict(found.urls)]))"
+    )
+    return json.loads(_python(code, ROOT, **environment))
+
+
+BASE = "https://example.org/owner/dynzoo/blob/v1"
+
+
+@pytest.mark.any_backend
+def test_readme_is_as_it_stands_without_a_base():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert _description(DYNZOO_README_BASE="") == ["text/markdown", readme, {}]
+
+
+@pytest.mark.any_backend
+def test_readme_has_absolute_links_with_a_base():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, text, _ = _description(DYNZOO_README_BASE=f"{BASE}/")
+    targets = re.findall(r"(!?)\[[^\]]*\]\(([^)]+)\)", text)
+    assert len(targets) > 20
+    roots = {"": f"{BASE}/", "!": f"{BASE.replace('blob', 'raw')}/"}
+    for mark, target in targets:
+        assert target.startswith(("#", roots[mark]))
+        assert target[0] == "#" or (ROOT / target[len(roots[mark]) :].partition("#")[0]).exists()
+    back = text.replace(roots["!"], "").replace(roots[""], "")
+    assert back == readme  # nothing else was touched
+
+
+@pytest.mark.any_backend
+def test_links_that_are_absolute_or_code_stay():
+    pytest.importorskip("hatchling")
+    absolute = load_script(ROOT / "hatch_build.py").absolute_links
+    kept = "[a](https://b.org/c.md) [d](#e) [f](mailto:g@h.org)\n```python\ni[0](j)\n```\n"
+    assert absolute(kept, BASE) == kept
+    assert absolute("![p](q.svg) [r](s.md#t)", "https://b.org") == (
+        "![p](https://b.org/q.svg) [r](https://b.org/s.md#t)"
+    )
+
+
+@pytest.mark.any_backend
+def test_a_base_that_is_no_address_is_refused():
+    pytest.importorskip("hatchling")
+    with pytest.raises(AssertionError, match="`DYNZOO_README_BASE` must be an http"):
+        _description(DYNZOO_README_BASE="owner/dynzoo")
 
 
 @pytest.fixture(scope="module")
