@@ -26,9 +26,9 @@ use() { # environment, backend
     cd "$work"
     unset PYTHONPATH KERAS_BACKEND DYNZOO_WEIGHTS
     export KERAS_HOME=$work/keras DYNZOO_HOME=$work/cache
-    "$1/bin/python" "$root/scripts/smoke.py" "$2"
+    "$1/bin/python" "$root/scripts/smoke.py" "$2" --alone
     "$1/bin/dynzoo" list
-    "$1/bin/dynzoo" evaluate isometric_tiny_cifar10 --dataset digits --limit 20 --attacks fast \
+    "$1/bin/dynzoo" evaluate isometric_tiny_cifar10 --dataset digits --limit 4 --attacks none \
       --eps 0.1 --output report.json
     test -s report.json
   )
