@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "licences.md"
 CORE = "(core)"
-TOOLS = ("test", "docs")  # used for work on dynzoo, not by it
+TOOLS = ("test", "docs", "notebooks")  # used for work on dynzoo, not by it
 SHORT = {
     "3-Clause BSD License": "BSD-3-Clause",
     "BSD 3-Clause": "BSD-3-Clause",
@@ -28,6 +28,8 @@ SHORT = {
     "Apache License 2.0": "Apache-2.0",
     "Apache License, Version 2.0": "Apache-2.0",
     "BSD License": "BSD",
+    "ISC License (ISCL)": "ISC",
+    "ISC license": "ISC",
     "MIT License": "MIT",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
     "Python Software Foundation License": "PSF-2.0",
@@ -41,7 +43,7 @@ Repository, 1998, doi 10.24432/C50P49, CC BY 4.0), made by `scripts/make_digits.
 What pip installs beside it, each with the licence that its own metadata state, by
 `python docs/make_licences.py` on Linux with Python 3.11 and the CPU build of PyTorch; the default
 build for Linux brings NVIDIA's libraries, under NVIDIA's terms. What the core brings is listed
-under the core alone, what `test` or `docs` bring only where no other extra does.
+under the core alone, what `test`, `docs` or `notebooks` bring only where no other extra does.
 
 | package | release | licence | for |
 | --- | --- | --- | --- |

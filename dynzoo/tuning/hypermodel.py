@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from dynzoo.data import loading as data
+from dynzoo.data import datasets as data
 from dynzoo.robustness import evaluation as robustness
 from dynzoo.training import loop as training
 from dynzoo.training.builders import make_loss

@@ -12,7 +12,7 @@ from helpers import load_script
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynzoo.data import loading as data
+from dynzoo.data import datasets as data
 from dynzoo.data import sources
 from dynzoo.inference import class_names as labels
 
