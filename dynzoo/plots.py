@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dynzoo.utils.extras import extra
 from dynzoo.utils.formatting import eps_text as eps_text
 from dynzoo.utils.formatting import norm_text as norm_text
 from dynzoo.utils.formatting import percent
@@ -24,8 +25,9 @@ def new_figure(
     width: float, height: float, layout: Literal["constrained"] | None = "constrained"
 ) -> Any:
     """An empty matplotlib `Figure` of so many inches, for files only: it knows of no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with extra("plots"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
@@ -314,7 +316,8 @@ def image_png(pixels: np.ndarray) -> bytes:
     """An array of shape (height, width, 3) with values in [0, 1] as the bytes of a PNG file."""
     import io
 
-    from matplotlib.image import imsave
+    with extra("plots"):
+        from matplotlib.image import imsave
 
     buffer = io.BytesIO()
     imsave(buffer, np.clip(pixels, 0.0, 1.0), format="png")

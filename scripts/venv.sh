@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# usage: scripts/venv.sh EXTRA
-# Makes the virtual environment .venv with dynzoo and the named extra; does nothing if it is there.
+# usage: scripts/venv.sh EXTRAS
+# Makes the virtual environment .venv with dynzoo and the named extras (one, or several between
+# commas); does nothing if it is there.
 # PYTHON names the interpreter to start from (default python3).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

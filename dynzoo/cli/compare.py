@@ -8,6 +8,7 @@ from pathlib import Path
 from dynzoo._startup import load_keras
 from dynzoo.cli.console import percent, say, table
 from dynzoo.cli.options import names
+from dynzoo.utils import extras
 
 NAME = "compare"
 HELP = "put reports that `dynzoo evaluate --output` saved as JSON side by side"
@@ -34,6 +35,8 @@ def run(options: Namespace) -> None:
     if output and Path(output).suffix.lower() not in COMPARISONS:
         allowed = ", ".join(COMPARISONS)
         raise ValueError(f"--output must end in one of {allowed}. Received: {output}")
+    if output and Path(output).suffix.lower() == ".html":
+        extras.check("plots")
     for file in files:
         file.stat()  # an OSError that names it, where there is none
     load_keras()

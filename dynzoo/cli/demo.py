@@ -1,7 +1,7 @@
 """`dynzoo demo`: pretrained model, fine-tuning, certificate, attack, report, in one command.
 
 And a look at the zoo: what each dynamical system promises, and what is measured of it here and now.
-Needs no network and no data set: the weights come with dynzoo, the digits with scikit-learn.
+Needs no network and no data set: weights and digits come with dynzoo.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dynzoo._startup import backend_name, load_keras
 from dynzoo.cli.console import percent, say
 from dynzoo.cli.inputs import find_preset
 from dynzoo.cli.options import seed
+from dynzoo.utils import extras
 
 NAME = "demo"
 HELP = "fine-tune a pretrained model on handwritten digits, certify it, attack it, and report"
@@ -32,6 +33,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
+    extras.check("plots")
     find_preset(PRESET)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,7 @@ def _demo(output: Path, seed: int) -> None:
             "The model",
             [
                 ("pretrained", PRESET),
-                ("fine-tuned on", f"scikit-learn digits, {len(x_train)} images, {EPOCHS} epochs"),
+                ("fine-tuned on", f"handwritten digits, {len(x_train)} images, {EPOCHS} epochs"),
                 ("test accuracy before", percent(before)),
                 ("test accuracy after", percent(after)),
                 ("test images", str(len(x_test))),

@@ -11,7 +11,7 @@ from dynzoo.cli.console import percent, progress, say, table
 from dynzoo.cli.inputs import check_fit, find_preset, first, load_data
 from dynzoo.cli.options import DATASET, FILE, add_preset, names, positive, radii, seed, shard
 from dynzoo.data.sources import check_source
-from dynzoo.utils import interruption
+from dynzoo.utils import extras, interruption
 from dynzoo.zoo import files as preset_files
 
 if TYPE_CHECKING:
@@ -176,6 +176,10 @@ def _check_options(options: Namespace, norm: str) -> None:
         raise ValueError(
             f"--output must end in one of {', '.join(REPORTS)}. Received: {options.output}"
         )
+    if options.output and Path(options.output).suffix == ".html":
+        extras.check("plots")
+    if options.jobs not in (None, 1):
+        extras.check("parallel")
     if options.keep_attacks and not (options.update_card and options.attacks == ["none"]):
         raise ValueError("--keep-attacks needs --update-card and --attacks none")
     if options.update_card and norm != "l2":

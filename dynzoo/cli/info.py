@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import Any
 
 from dynzoo.cli.console import pairs, percent, say
 from dynzoo.cli.inputs import find_preset
 from dynzoo.cli.options import add_preset
+from dynzoo.zoo import downloads, shipped
 
 NAME = "info"
 HELP = "say what is known of a preset"
@@ -39,12 +41,19 @@ def run(options: Namespace) -> None:
             "training": _listed(trained),
             "folder": folder,
             "files": ", ".join(about["files"]),
+            "to be fetched": _elsewhere(folder, about),
         }
     )
     say("\nUse it:\n")
     say("    import dynzoo")
     say(f'    model = dynzoo.from_preset("{options.preset}")')
     say("    labels, radii = dynzoo.certify(model).radii(images)  # images: (n, h, w, c) in [0, 1]")
+
+
+def _elsewhere(folder: Path, about: dict[str, Any]) -> str:
+    """Files of a preset that ships which did not come with it."""
+    absent = downloads.missing(folder, about) if folder in shipped.folders().values() else []
+    return f"{', '.join(absent)}, from where DYNZOO_WEIGHTS says" if absent else ""
 
 
 def _by_radius(values: dict[str, float] | None) -> str:

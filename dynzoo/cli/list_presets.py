@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from dynzoo.cli.console import percent, say, table
-from dynzoo.zoo import leaderboard, shipped
+from dynzoo.zoo import downloads, leaderboard, shipped
 
 NAME = "list"
 HELP = "list the presets that come with dynzoo"
@@ -20,7 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
-    known = shipped.presets()
+    known, folders = shipped.presets(), shipped.folders()
     if options.leaderboard:
         ranked = leaderboard.leaderboard(known, options.dataset)
         if options.output:
@@ -34,13 +34,15 @@ def run(options: Namespace) -> None:
     if not known:
         say("No presets are installed. `dynzoo train CONFIG` makes one from its recipe.")
         return
-    rows = []
+    rows, elsewhere = [], 0
     for name, about in known.items():
         certified = about.get("certified_accuracy") or {}
         radius = next(iter(certified), None)
+        absent = bool(downloads.missing(folders[name], about))
+        elsewhere += absent
         rows.append(
             [
-                name,
+                name + (" *" if absent else ""),
                 str(about.get("dataset", "–")),
                 f"{about.get('parameters', 0):,}",
                 percent(about.get("accuracy")),
@@ -48,3 +50,5 @@ def run(options: Namespace) -> None:
             ]
         )
     table(["preset", "data set", "parameters", "accuracy", "certified (L2)"], rows)
+    if elsewhere:
+        say("* its weights are fetched when it is first used, from where DYNZOO_WEIGHTS says")

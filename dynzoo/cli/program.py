@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Protocol
 from dynzoo._startup import BACKENDS, backend_name
 from dynzoo.cli import (
     compare,
+    completion,
     demo,
     evaluate,
     export,
@@ -26,6 +27,7 @@ from dynzoo.cli import (
     train,
 )
 from dynzoo.utils import interruption
+from dynzoo.utils.extras import MissingExtraError
 from dynzoo.utils.version import version
 
 __all__ = ["COMMANDS", "Command", "main"]
@@ -104,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _code(error: Exception) -> int | None:
     """Exit code of an error that the user can do something about; `None` for any other."""
-    if isinstance(error, (ValueError, OSError)):
+    if isinstance(error, (ValueError, OSError, MissingExtraError)):
         return 2
     if "keras" not in sys.modules:
         return None  # whose absence is perhaps the error; the kinds below come from what needs it
@@ -139,6 +141,17 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _PrintCompletion(argparse.Action):
+    """`--print-completion SHELL`, which imports what it needs only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, shell: Any, *__: Any) -> NoReturn:
+        try:
+            print(completion.script(parser, shell))
+        except MissingExtraError as error:
+            parser.error(str(error))
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="dynzoo",
@@ -152,6 +165,13 @@ def _parser() -> argparse.ArgumentParser:
         "--backend",
         choices=BACKENDS,
         help="backend of Keras, in place of the environment variable KERAS_BACKEND",
+    )
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=completion.SHELLS,
+        metavar="SHELL",
+        help=f"write what completes this command in a shell: {', '.join(completion.SHELLS)}",
     )
     parser.add_argument(
         "--traceback", action="store_true", help="show where an error arose, not only its message"

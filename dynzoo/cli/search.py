@@ -10,6 +10,7 @@ from dynzoo.cli.options import FILE, positive
 from dynzoo.data.sources import check_source
 from dynzoo.training.recipe_files import find
 from dynzoo.tuning import cluster
+from dynzoo.utils import extras
 
 NAME = "search"
 HELP = "search the space around a recipe for its best network; can be killed and resumed"
@@ -63,6 +64,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> None:
+    extras.check("tuning")
     path = find(options.config, kind="search")
     if options.data is not None:
         check_source(options.data)

@@ -16,6 +16,8 @@ from dynzoo.inference.streamed_images import StreamedImages
 
 Split = tuple[np.ndarray, np.ndarray]
 
+_DIGITS = Path(__file__).with_name("digits.npz")  # of scripts/make_digits.py
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -55,7 +57,7 @@ def load(
     Args:
         name: one of ``DATASETS``: ``"cifar10"``, ``"cifar100"``, ``"mnist"`` (TensorFlow Datasets,
             from the folder that the environment variable ``TFDS_DATA_DIR`` names), ``"digits"``
-            (1437 + 360 handwritten digits that come with scikit-learn, upsampled to 32x32x3; no
+            (1437 + 360 handwritten digits that come with dynzoo, upsampled to 32x32x3; no
             download); or the path of an ``.npz`` file laid out as ``keras.datasets`` does:
             ``x_train``, ``y_train``, ``x_test``, ``y_test``; or a folder of images, see
             ``dynzoo.data.image_folder.load_image_folder``.
@@ -239,20 +241,16 @@ def _to_bytes(x: np.ndarray) -> np.ndarray:
 
 
 def _load_digits() -> tuple[Split, Split]:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
+    with np.load(_DIGITS, allow_pickle=False) as file:
+        digits, labels, test = file["images"], file["labels"], file["test"]
     # Bilinear interpolation with pixel centres at (i + 1/2)/4. All weights are eighths and the
     # grey values are 0..16, so the arithmetic is exact and the bytes are the same everywhere.
     position = np.clip((np.arange(32) + 0.5) / 4 - 0.5, 0, 7)
     weight = np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(8)))
-    images = np.rint(weight @ digits.images @ weight.T * (255 / 16)).astype(np.uint8)
+    images = np.rint(weight @ digits @ weight.T * (255 / 16)).astype(np.uint8)
     x = np.repeat(images[..., None], 3, axis=-1)
-    y = digits.target.astype(np.int64)
-    train, test = train_test_split(np.arange(len(y)), test_size=360, stratify=y, random_state=0)
-    train, test = np.sort(train), np.sort(test)
-    return (x[train], y[train]), (x[test], y[test])
+    y = labels.astype(np.int64)
+    return (x[~test], y[~test]), (x[test], y[test])
 
 
 def _load_npz(path: Path) -> tuple[Split, Split]:
@@ -421,7 +419,7 @@ DATASETS: dict[str, Dataset] = {
         "https://storage.googleapis.com/cvdf-datasets/mnist/t10k-labels-idx1-ubyte.gz",
     ),
     "digits": Dataset(
-        "handwritten digits of scikit-learn, upsampled to 32x32; no download",
+        "handwritten digits (UCI, Alpaydin and Kaynak), upsampled to 32x32; no download",
         DIGITS,
         lambda name: _load_digits(),
     ),

@@ -17,7 +17,7 @@ from dynzoo.robustness.saved_report import SavedReport, read_report
 from dynzoo.utils.csv_text import csv_text
 from dynzoo.utils.files import write_atomically
 from dynzoo.utils.formatting import eps_text, norm_text
-from dynzoo.utils.html import document, image, percent, table, text
+from dynzoo.utils.html import document, image, percent, picture, table, text
 
 __all__ = ["Comparison", "compare"]
 
@@ -247,7 +247,7 @@ def render(comparison: Comparison) -> str:
 
 def notebook(comparison: Comparison) -> str:
     """A piece of HTML for the output of a cell: numbers, curves, what differs."""
-    curve = image(plots.svg(comparison.plot()), _curves_text(comparison))
+    curve = picture(lambda: plots.svg(comparison.plot()), _curves_text(comparison))
     notes = "".join(f"<li>{text(note)}</li>" for note in comparison.notes)
     return (
         f'<div>{_numbers(comparison)}<div style="max-width:40rem;background:#fff">{curve}</div>'

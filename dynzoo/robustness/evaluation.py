@@ -59,6 +59,7 @@ from dynzoo.robustness.shards import (
     pack,
     ranges,
 )
+from dynzoo.utils import extras
 from dynzoo.utils.arguments import integer, one_of, positive_floats
 from dynzoo.utils.jobs import run_jobs
 
@@ -337,6 +338,8 @@ def _plan(
 def _divide(run: _Run, jobs: int | None, shards: int | None) -> None:
     """Into how many parts the images are divided, and who attacks them."""
     run.jobs = None if jobs is None else integer("jobs", jobs)
+    if run.jobs not in (None, 1):
+        extras.check("parallel")
     if shards is not None:
         run.shards = integer("shards", shards)
         ranges(len(run.y), run.shards)  # not more than images

@@ -20,7 +20,7 @@ from dynzoo.robustness.checks.warning import EvaluationWarning
 from dynzoo.robustness.outcomes import Outcomes
 from dynzoo.utils.files import write_atomically
 from dynzoo.utils.formatting import eps_text, norm_text
-from dynzoo.utils.html import document, image, percent, table, text
+from dynzoo.utils.html import document, image, percent, picture, table, text
 
 # Attacked images in the gallery.
 EXAMPLES = 8
@@ -351,7 +351,7 @@ def _between(report: RobustnessReport) -> str:
 def notebook(report: RobustnessReport) -> str:
     """A piece of HTML for the output of a cell: title, numbers, curve, warnings."""
     warnings = "".join(f"<li><b>{text(w.name)}</b> {text(w.text)}</li>" for w in report.warnings)
-    curve = image(plots.svg(report.plot()), curve_text(report))
+    curve = picture(lambda: plots.svg(report.plot()), curve_text(report))
     return (
         f"<div><p><b>{text(report.title)}</b>, {report.images} images</p>{_numbers(report)}"
         f'<div style="max-width:40rem;background:#fff">{curve}</div>'

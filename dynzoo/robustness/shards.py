@@ -26,6 +26,7 @@ from dynzoo.inference.passes import mean_logits, noise
 from dynzoo.robustness.campaign import Campaign, Found
 from dynzoo.robustness.outcomes import Outcomes
 from dynzoo.robustness.refutation import refute
+from dynzoo.utils.extras import extra
 
 __all__ = [
     "Packed",
@@ -202,7 +203,8 @@ def pack(model: Any, attacks: Sequence[Sequence[Attack]], seed: int) -> Packed:
     Raises:
         ValueError: if the model cannot be sent to another process.
     """
-    import cloudpickle  # where there are jobs alone
+    with extra("parallel"):  # where there are jobs alone
+        import cloudpickle
 
     try:
         inner = cloudpickle.dumps((model, attacks))

@@ -37,8 +37,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import lapack
-from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
 from dynzoo.spectral.singular_values import (
     ROUNDOFF,
@@ -486,6 +484,8 @@ def _small_image_bound(kernel: np.ndarray, axes: Sequence[Axis], bound: float) -
 
 def _lower_bound(kernel: np.ndarray, axes: Sequence[Axis]) -> float:
     """A Ritz value of the map; it decides how much work is done, and no bound relies on it."""
+    from scipy.sparse.linalg import LinearOperator  # costs as much as all of `import dynzoo`
+
     shape = (1, *(axis.size for axis in axes), kernel.shape[-2])
 
     def gram(vector: np.ndarray) -> np.ndarray:
@@ -499,6 +499,8 @@ def _lower_bound(kernel: np.ndarray, axes: Sequence[Axis]) -> float:
 
 def _ritz_value(operator: Any, tolerance: float) -> float:
     """About the largest eigenvalue (the square of the tolerance is what it is off), not above."""
+    from scipy.sparse.linalg import ArpackError, eigsh  # as above
+
     start = np.random.default_rng(0).standard_normal(operator.shape[0])
     try:
         values = eigsh(
@@ -530,6 +532,8 @@ def _unrolled_norm(kernel: np.ndarray, axes: Sequence[Axis], of_inputs: bool) ->
     slack = gram_slack(side, math.prod(kernel.shape[:-2]) * max(kernel.shape[-2:]))
     if side <= _SMALL_UNROLLED:
         return math.sqrt(max(float(np.linalg.eigvalsh(gram)[-1]), 0.0) * slack)
+    from scipy.linalg import lapack  # as above
+
     squared = _ritz_value(gram, 1e-5)
     del gram
     diagonal = np.arange(side)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.linalg import lapack
 
 __all__ = [
     "ROUNDOFF",
@@ -136,6 +135,8 @@ def largest_eigenvalue(grams: np.ndarray, known: float, ceiling: float = math.in
         known: largest eigenvalue so far, 0 at the start.
         ceiling: gives up (returns infinity) as soon as an eigenvalue is not below it.
     """
+    from scipy.linalg import lapack  # costs as much as all of `import dynzoo`
+
     side = grams.shape[-1]
     if side == 1:
         largest = max(known, float(grams.real.max(initial=0.0)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["RecipeError", "find"]
+__all__ = ["RecipeError", "find", "names"]
 
 
 class RecipeError(ValueError):
@@ -25,11 +25,7 @@ def find(name_or_path: str | os.PathLike[str], kind: str = "") -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    package = Path(__file__).resolve().parents[1]
-    shipped: dict[str, Path] = {}
-    for folder in (package / "_zoo_configs" / kind, package.parent / "zoo_configs" / kind):
-        if folder.is_dir():
-            shipped.update({p.stem: p for p in sorted(folder.glob("*.yaml"))})
+    shipped = names(kind)
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
     what, those = (f"{kind} file", "Those") if kind else ("recipe file", "Recipes")
@@ -37,3 +33,17 @@ def find(name_or_path: str | os.PathLike[str], kind: str = "") -> Path:
         f"there is no {what} {str(name_or_path)!r}. {those} that ship: "
         f"{', '.join(sorted(shipped)) or 'none'}"
     )
+
+
+def names(kind: str = "") -> dict[str, Path]:
+    """Name -> file of each recipe that ships.
+
+    Args:
+        kind: as for ``find``.
+    """
+    package = Path(__file__).resolve().parents[1]
+    shipped: dict[str, Path] = {}
+    for folder in (package / "_zoo_configs" / kind, package.parent / "zoo_configs" / kind):
+        if folder.is_dir():
+            shipped.update({p.stem: p for p in sorted(folder.glob("*.yaml"))})
+    return shipped

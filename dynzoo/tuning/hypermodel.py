@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import keras_tuner
 import numpy as np
-from keras_tuner.errors import FailedTrialError
 
 from dynzoo.data import datasets as data
 from dynzoo.robustness import evaluation as robustness
@@ -23,7 +21,12 @@ from dynzoo.training.checkpoints import CheckpointError, NotFiniteError
 from dynzoo.training.epoch_values import at_epoch
 from dynzoo.training.validation import hold_out, labels_and_radii
 from dynzoo.tuning.config import OBJECTIVES, SearchConfig
+from dynzoo.utils.extras import extra
 from dynzoo.utils.strict_json import short
+
+with extra("tuning"):
+    import keras_tuner
+    from keras_tuner.errors import FailedTrialError
 
 __all__ = ["HyperModel", "RecipeModel", "epochs_of"]
 

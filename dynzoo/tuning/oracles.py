@@ -21,16 +21,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import keras_tuner
 import numpy as np
-from keras_tuner.engine import hyperparameters as hp_module
-from keras_tuner.engine.trial import Trial, TrialStatus
-from sklearn.exceptions import ConvergenceWarning
 
 from dynzoo.training.checkpoints import CheckpointError
 from dynzoo.tuning.config import SearchConfig
+from dynzoo.utils.extras import extra
 from dynzoo.utils.files import write_atomically
 from dynzoo.utils.strict_json import short
+
+with extra("tuning"):
+    import keras_tuner
+    from keras_tuner.engine import hyperparameters as hp_module
+    from keras_tuner.engine.trial import Trial, TrialStatus
+    from sklearn.exceptions import ConvergenceWarning
 
 __all__ = ["make_oracle"]
 

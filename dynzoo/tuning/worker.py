@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from keras_tuner.engine.base_tuner import BaseTuner
-from keras_tuner.engine.trial import TrialStatus
-from keras_tuner.src.distribute.oracle_client import OracleClient
-
 from dynzoo.tuning.hypermodel import RecipeModel, attempt, epochs_of, forget_checkpoints
 from dynzoo.tuning.records import COMPLETED, blank, number, outcome, read_record, write_record
+from dynzoo.utils.extras import extra
+
+with extra("tuning"):
+    from keras_tuner.engine.base_tuner import BaseTuner
+    from keras_tuner.engine.trial import TrialStatus
+    from keras_tuner.src.distribute.oracle_client import OracleClient
 
 __all__ = ["RecipeTuner"]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dynzoo.utils import formatting
+from dynzoo.utils.extras import MissingExtraError
 
-__all__ = ["document", "image", "percent", "table", "text"]
+__all__ = ["document", "image", "percent", "picture", "table", "text"]
 
 
 def document(title: str, parts: Sequence[str]) -> str:
@@ -40,6 +41,14 @@ def image(data: bytes, alt: str) -> str:
     kind = "png" if data.startswith(b"\x89PNG") else "svg+xml"
     source = base64.b64encode(data).decode("ascii")
     return f'<img alt="{text(alt)}" src="data:image/{kind};base64,{source}">'
+
+
+def picture(draw: Callable[[], bytes], alt: str) -> str:
+    """``image`` of what is drawn; where a package lacks for it, the line that names its extra."""
+    try:
+        return image(draw(), alt)
+    except MissingExtraError as error:
+        return f"<p>{text(error)}</p>"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], numeric: bool = True) -> str:

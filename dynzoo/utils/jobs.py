@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from dynzoo.utils.extras import extra
+
 __all__ = ["run_jobs"]
 
 # How often what a lost worker had is given out anew.
@@ -39,10 +41,12 @@ def run_jobs(
         environment: variables that the processes start with, beside those of one thread each.
 
     Raises:
+        ImportError: without joblib.
         RuntimeError: if processes keep dying.
     """
-    import joblib  # where there are jobs alone
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
+    with extra("parallel"):  # where there are jobs alone
+        import joblib
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     results: dict[int, Any] = {}
     for _ in range(_TRIES):

@@ -21,7 +21,7 @@ from dynzoo.utils.files import sha256, write_atomically
 from dynzoo.utils.strict_json import short
 from dynzoo.utils.version import version
 
-__all__ = ["DownloadError", "complete", "download", "home"]
+__all__ = ["DownloadError", "complete", "download", "home", "missing"]
 
 SECONDS = 30.0  # without a byte, after which a server is given up
 _ATTEMPTS = 4
@@ -68,6 +68,25 @@ def home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "dynzoo"
 
 
+def missing(folder: Path, metadata: dict[str, Any]) -> list[str]:
+    """Names of the files of a preset that are neither in its folder nor in the cache.
+
+    Args:
+        folder: the preset's folder, with its metadata.
+        metadata: as ``dynzoo.zoo.files.read_metadata`` gives them.
+
+    Example:
+
+    >>> from dynzoo.zoo import downloads, shipped
+    >>> name = "isometric_tiny_cifar10"
+    >>> downloads.missing(shipped.find(name), shipped.presets()[name])
+    []
+    """
+    absent = [name for name in metadata["files"] if not (folder / name).exists()]
+    cache = _cache(folder) if absent else folder
+    return [name for name in absent if not (cache / name).exists()]
+
+
 def complete(folder: Path, metadata: dict[str, Any]) -> Path:
     """A folder with all files of a preset that ships: its own, or one in the cache.
 
@@ -81,21 +100,23 @@ def complete(folder: Path, metadata: dict[str, Any]) -> Path:
         DownloadError: in one line, if a file cannot be had or is another one.
     """
     listed = metadata["files"]
-    missing = [name for name in listed if not (folder / name).exists()]
-    if not missing:
+    if all((folder / name).exists() for name in listed):
         return folder
-    own = folder / "metadata.json"
-    cache = home() / "presets" / f"{folder.name}-{sha256(own)[:12]}"
+    cache = _cache(folder)
     largest = 8 * int(metadata.get("parameters") or 0) + _SLACK
     with _alone(cache):
         for name in ("metadata.json", *listed):
-            if name not in missing and not (cache / name).exists():
+            if (folder / name).exists() and not (cache / name).exists():
                 write_atomically(cache / name, (folder / name).read_bytes())
-        missing = [name for name in missing if not (cache / name).exists()]
-        for name in missing:
+        for name in missing(folder, metadata):
             address = _address(folder.name, name)
             download(address, cache / name, listed[name], largest)
     return cache
+
+
+def _cache(folder: Path) -> Path:
+    """Where the files of a preset go that did not ship: of these metadata, and of no others."""
+    return home() / "presets" / f"{folder.name}-{sha256(folder / 'metadata.json')[:12]}"
 
 
 def download(address: str, target: Path, expected: str, largest: int = 2**34) -> None:
@@ -237,7 +258,8 @@ def _address(preset: str, name: str) -> str:
     if not base:
         raise DownloadError(
             f"The weights of {preset} do not come with this installation, and `DYNZOO_WEIGHTS` "
-            "does not say where they are kept: a folder, or a file:// or https:// address."
+            "does not say where they are kept: the folder `pretrained` of a checkout or source "
+            "distribution of dynzoo, or a file:// or https:// address with the same in it."
         )
     scheme, separator, _ = base.partition("://")
     if not separator:

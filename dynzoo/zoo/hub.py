@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dynzoo.utils.extras import extra
 from dynzoo.utils.strict_json import short
 from dynzoo.zoo.downloads import DownloadError, home
 
@@ -71,10 +72,6 @@ def checked_repository(repository: str) -> str:
 
 
 def _library() -> Any:
-    try:
+    with extra("hub"):
         import huggingface_hub
-    except ImportError:
-        raise ImportError(
-            "hf:// addresses need huggingface_hub: pip install 'dynzoo[hub]'"
-        ) from None
     return huggingface_hub

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.any_backend
 
 ROOT = Path(dynzoo.__file__).resolve().parents[1]
 PRESET = "isometric_tiny_cifar10"
-SHARED = {"__init__", "console", "inputs", "options", "program"}
+SHARED = {"__init__", "completion", "console", "inputs", "options", "program"}
 
 
 def test_every_file_is_a_command_in_the_table():

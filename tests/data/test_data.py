@@ -4,9 +4,11 @@ import sys
 import time
 import types
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import load_script
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +17,8 @@ from dynzoo.data import sources
 from dynzoo.inference import class_names as labels
 
 pytestmark = pytest.mark.any_backend
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _write(path, **changes):
@@ -122,6 +126,15 @@ def test_digits_are_the_same_bytes_everywhere():
     assert hashlib.sha256(content).hexdigest() == (
         "4d09aaa888ceacd0cdbaf7da5c300718ab1355f07cd0bea09863a8cb774aa8b1"
     )
+
+
+def test_digits_are_those_of_scikit_learn():
+    script = load_script(ROOT / "scripts" / "make_digits.py")
+    with np.load(script.TARGET, allow_pickle=False) as file:
+        assert set(file.files) == set(script.arrays())
+        for name, value in script.arrays().items():
+            assert file[name].dtype == value.dtype
+            np.testing.assert_array_equal(file[name], value)
 
 
 def test_digits_keep_the_mean_and_range_of_the_original():
