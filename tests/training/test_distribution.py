@@ -266,23 +266,15 @@ def test_pytorch_is_refused_with_the_way_around(images, config, tmp_path, capsys
     arguments = ["train", str(config), "--data", str(images), "--output", str(output)]
     assert cli.main([*arguments, "--distribute"]) == 2
     message = capsys.readouterr().err
-    assert "PyTorch apart" in message and "KERAS_BACKEND=jax" in message
+    assert "PyTorch apart" in message and "torchrun" in message and "KERAS_BACKEND=jax" in message
     assert not output.exists()
 
 
-@torch_only
-def test_one_of_several_pytorch_processes_is_refused(images, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@spreads
+def test_several_devices_of_one_of_several_processes(monkeypatch):
+    monkeypatch.setattr(distribution, "separate_processes", lambda: 2)
     with pytest.raises(distribution.DistributionError, match="one process.*one of 2"):
-        training.train(recipe(), images, tmp_path)
-
-
-@pytest.mark.skipif(backend.name() != "tensorflow", reason="TF_CONFIG is TensorFlow's")
-def test_one_of_several_tensorflow_workers_is_refused(images, tmp_path, monkeypatch):
-    cluster = {"cluster": {"worker": ["localhost:1", "localhost:2"]}}
-    monkeypatch.setenv("TF_CONFIG", json.dumps(cluster | {"task": {"type": "worker", "index": 0}}))
-    with pytest.raises(distribution.DistributionError, match="one process.*one of 2"):
-        training.train(recipe(), images, tmp_path)
+        distribution.Replicas(1)
 
 
 APART = """
