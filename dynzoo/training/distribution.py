@@ -18,8 +18,10 @@ from dynzoo.training.callbacks import Watch
 __all__ = [
     "DistributionError",
     "OneDevice",
+    "OneProcess",
     "Replicas",
     "ReplicasDivergedError",
+    "jax_devices",
     "refuse_separate_processes",
     "separate_processes",
 ]
@@ -33,11 +35,25 @@ class ReplicasDivergedError(RuntimeError):
     """Copies of a model that must be the same are not."""
 
 
-class _OneProcess:
-    """What several processes do together, for one alone."""
+class OneProcess:
+    """What several processes do together, for one alone; of one device unless it says more."""
 
     writes = True
     processes = 1
+    count = 1
+    apart = False  # whether the model's variables lie on several devices
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Any size."""
+
+    def synchronise(self, model: keras.Model) -> None:
+        """Nothing to do."""
+
+    def check_equal(self, model: keras.Model) -> None:
+        """There is one copy."""
 
     def guard(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
@@ -67,26 +83,11 @@ class _OneProcess:
         """There is nobody else."""
 
 
-class OneDevice(_OneProcess):
+class OneDevice(OneProcess):
     """Training that is not spread: what ``Replicas`` does, for one device."""
 
-    count = 1
-    apart = False  # whether the model's variables lie on several devices
 
-    def scope(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext()
-
-    def check_batch_size(self, batch_size: int) -> None:
-        """Any size."""
-
-    def synchronise(self, model: keras.Model) -> None:
-        """Nothing to do."""
-
-    def check_equal(self, model: keras.Model) -> None:
-        """There is one copy."""
-
-
-class Replicas(_OneProcess):
+class Replicas(OneProcess):
     r"""The devices that train copies of one model, each on its share of every batch.
 
     $$ \theta \leftarrow \Pi\Big(\theta - \eta\, U\Big(\tfrac1n \sum_{r=1}^{n} \nabla L_r(\theta)
@@ -138,11 +139,7 @@ class Replicas(_OneProcess):
                 "backend."
             )
         self.names, self._strategy = makers[backend.name()](devices)
-
-    @property
-    def count(self) -> int:
-        """How many devices."""
-        return len(self.names)
+        self.count = len(self.names)
 
     def __str__(self) -> str:
         return ", ".join(self.names)
@@ -234,6 +231,16 @@ def refuse_separate_processes(what: str = "This") -> None:
 
 
 def _on_jax(devices: int | None) -> tuple[list[str], Any]:
+    names = jax_devices(devices)
+    return names, keras.distribution.DataParallel(devices=names)
+
+
+def jax_devices(devices: int | None) -> list[str]:
+    """Names of so many devices of JAX, all for ``None``; a CPU is divided where it still can be.
+
+    Raises:
+        DistributionError: if there are not so many.
+    """
     import jax
 
     if devices is not None:
@@ -243,7 +250,7 @@ def _on_jax(devices: int | None) -> tuple[list[str], Any]:
     found = jax.devices()
     names = [f"{d.platform}:{d.id}" for d in found][:devices]
     _check_enough(devices, names, on_cpu=found[0].platform == "cpu")
-    return names, keras.distribution.DataParallel(devices=names)
+    return names
 
 
 def _on_tensorflow(devices: int | None) -> tuple[list[str], Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dynzoo import backend
 from dynzoo.augmentation.batches import DISTORTIONS, Augmented
-from dynzoo.training.distribution import OneDevice, Replicas
+from dynzoo.training.distribution import OneDevice, OneProcess
 from dynzoo.training.processes import Processes
 
 __all__ = ["Epochs", "FittedEpochs", "Stretch"]
@@ -51,7 +51,7 @@ class Epochs:
         labels: np.ndarray,
         batch_size: int,
         seed: int,
-        replicas: OneDevice | Replicas | Processes | None = None,
+        replicas: OneProcess | Processes | None = None,
     ):
         self.model = model
         self.replicas = replicas or OneDevice()

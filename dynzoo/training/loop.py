@@ -16,12 +16,18 @@ from dynzoo.training.allocator import keep_freed_memory
 from dynzoo.training.arguments import check_training
 from dynzoo.training.averaging import take_mean
 from dynzoo.training.builders import GivenRate
-from dynzoo.training.distribution import separate_processes
+from dynzoo.training.distribution import (
+    DistributionError,
+    OneDevice,
+    OneProcess,
+    Replicas,
+    separate_processes,
+)
 from dynzoo.training.epoch_values import values
 from dynzoo.training.epochs import TrainingDivergedError, TrainingLoop, held_out_row
 from dynzoo.training.fitted_epochs import FittedEpochs
 from dynzoo.training.loss_of_epoch import LossOfEpoch
-from dynzoo.training.processes import devices_of
+from dynzoo.training.processes import Processes
 from dynzoo.training.resident_epochs import ResidentEpochs, resident_needs_jax
 from dynzoo.training.run import Run, session
 from dynzoo.training.validation import hold_out
@@ -85,6 +91,7 @@ def train(
     devices=None,
     pilot=None,
     weights_dtype="float32",
+    layout=None,
 ) -> keras.Model:
     """Trains the model of a recipe and returns it, in float32.
 
@@ -126,6 +133,9 @@ def train(
         weights_dtype: of the preset's large arrays, ``"float32"`` or ``"float16"``: see
             ``dynzoo.save_to_preset``. With ``"float16"`` the held-out accuracies of a resident
             training are those of its last quick look.
+        layout: divide the kernels over the devices of a mesh, ``"model=4"``, ``"batch=2,model=2"``
+            or a YAML file (JAX only); see ``dynzoo.training.layouts.Sharded``. The result is that
+            of one device up to rounding, and a checkpoint goes on with any layout.
 
     Returns:
         The trained (or so far trained) model, on one device.
@@ -148,13 +158,13 @@ def train(
     >>> model = train("isometric_small_cifar10", max_seconds=600, resume=True)
     """
     started = time.monotonic()
-    check_training(max_seconds, distribute, devices, pilot, weights_dtype)
+    check_training(max_seconds, distribute, devices, pilot, weights_dtype, layout)
     recipe = recipes.load(config)
     settings = recipe["training"]
-    _check_engine(settings, max_seconds, distribute, pilot)
+    _check_engine(settings, max_seconds, distribute or layout is not None, pilot)
     run = Run(recipe, Path(output) if output else Path("runs") / recipe["name"])
     # Before anything is computed: a CPU that computes can no longer be divided.
-    replicas = devices_of(distribute, devices)
+    replicas = _devices(distribute, devices, layout)
     replicas.check_batch_size(settings["batch_size"])
     if not replicas.writes:  # one process speaks for all
         verbose, log = 0, _silent
@@ -181,7 +191,7 @@ def train(
         )
         if pilot is None:
             _restore(run, twin, log)
-        if distribute or replicas.processes > 1:
+        if not isinstance(replicas, OneDevice):
             replicas.check_equal(twin.model)
             share = settings["batch_size"] // replicas.count
             log(f"{share} of {settings['batch_size']} images a batch on each of {replicas}")
@@ -222,6 +232,22 @@ def train(
     if not settings["clock"] or measured:
         log(f"preset written to {save(measured)}")
     return twin.plain
+
+
+def _devices(distribute: bool, devices: int | None, layout) -> OneProcess | Processes:
+    """What a training runs on: several processes where this is one of them, else this one alone."""
+    if layout is not None:
+        from dynzoo.training.layouts import Sharded
+
+        return Sharded(layout)
+    if separate_processes() == 1:
+        return Replicas(devices) if distribute else OneDevice()
+    if devices is not None:
+        raise DistributionError(
+            "`devices` (--devices) must be left out in one of several processes, which use all "
+            f"devices that each of them sees. Received: devices={devices}"
+        )
+    return Processes()
 
 
 def _silent(message: str) -> None:
@@ -297,11 +323,10 @@ def _check_engine(settings: dict, max_seconds, distribute: bool, pilot) -> None:
         )
     if settings["resident"] and backend.name() != "jax":
         raise ValueError(resident_needs_jax())
-    several = separate_processes()
-    if settings["resident"] and (distribute or several > 1):
+    if settings["resident"] and (distribute or separate_processes() > 1):
         raise ValueError(
-            "`distribute` (--distribute) and `training.resident` are two ways to use devices: give "
-            f"one. Received: distribute={distribute}, {several} processes"
+            "`distribute` (--distribute), `layout`, several processes and `training.resident` are "
+            "ways to use devices: give one. Received: resident=True beside another"
         )
 
 

@@ -20,16 +20,10 @@ from dynzoo import backend
 from dynzoo.augmentation.batches import Augmented
 from dynzoo.inference.model_layers import flat_layers
 from dynzoo.training.callbacks import Watch
-from dynzoo.training.distribution import (
-    DistributionError,
-    OneDevice,
-    Replicas,
-    ReplicasDivergedError,
-    separate_processes,
-)
+from dynzoo.training.distribution import DistributionError, ReplicasDivergedError
 from dynzoo.utils import interruption
 
-__all__ = ["ProcessLostError", "Processes", "devices_of", "leave"]
+__all__ = ["ProcessLostError", "Processes", "leave"]
 
 _PATIENCE = 300.0  # seconds until a process that neither answers nor has died counts as lost
 _PAUSE = 1.0  # seconds between the steps after which the processes agree whether to stop
@@ -42,25 +36,6 @@ _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 
 class ProcessLostError(RuntimeError):
     """Another process of this training is gone, or does not answer."""
-
-
-def devices_of(distribute: bool, devices: int | None) -> OneDevice | Replicas | Processes:
-    """What a training runs on: several processes where this is one of them, else this one alone.
-
-    Args:
-        distribute, devices: as in ``dynzoo.training.train``.
-
-    Raises:
-        DistributionError: if training cannot be spread so.
-    """
-    if separate_processes() == 1:
-        return Replicas(devices) if distribute else OneDevice()
-    if devices is not None:
-        raise DistributionError(
-            "`devices` (--devices) must be left out in one of several processes, which use all "
-            f"devices that each of them sees. Received: devices={devices}"
-        )
-    return Processes()
 
 
 class Processes:

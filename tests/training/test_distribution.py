@@ -5,6 +5,7 @@ import csv
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -223,7 +224,12 @@ def test_a_run_that_starts_from_a_preset(alone, images, tmp_path):
 
 @spreads
 def test_unequal_shares_are_refused_before_any_work(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(distribution.Replicas, "count", 5)
+    check = distribution.Replicas.check_batch_size
+    monkeypatch.setattr(
+        distribution.Replicas,
+        "check_batch_size",
+        lambda self, size: check(SimpleNamespace(count=5), size),
+    )
     with pytest.raises(distribution.DistributionError, match="multiple of the 5 devices.*: 24"):
         training.train(recipe(), images, tmp_path, distribute=True, devices=1)
     assert not list(tmp_path.iterdir())
