@@ -1,13 +1,14 @@
 """Writes the tables of results: README.md, the leaderboard and docs/ablations.md.
 
     python docs/make_tables.py           rewrites README.md, docs/leaderboard.md, docs/proof.md,
-                                         docs/results/leaderboard.csv and docs/ablations.md
+                                         docs/results/leaderboard.csv, docs/ablations.md and
+                                         docs/faq.md
     python docs/make_tables.py --check   exits with 1 if one of them is not up to date
 
 The numbers of presets come from `pretrained/*/metadata.json`, where `dynzoo evaluate PRESET
 --update-card` writes them; those of published models, with their sources, from
 `dynzoo/zoo/published_results.csv`; those of the studies from `benchmarks/ablations.py`, those of
-rounding from `benchmarks/rounding.py`.
+rounding from `benchmarks/rounding.py`, those of latency and memory from `benchmarks/latency.py`.
 """
 
 from __future__ import annotations
@@ -111,6 +112,28 @@ def rounding_table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def latency_table(rows: list[dict[str, str]]) -> str:
+    """What an answer costs: a row a preset and a backend, and how it was measured.
+
+    Args:
+        rows: of the CSV that `benchmarks/latency.py` writes.
+    """
+    names = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+    header = ["preset", "backend", "one image, ms", "with its radius, ms", "images/s, 256 at once"]
+    header += ["memory, one image, MiB", "memory, 256 at once, MiB"]
+    keys = ["one_image_ms", "radius_ms", "images_per_second", "one_image_mib", "batches_mib"]
+    lines = [line(header), line(["---", "---", *["---:"] * len(keys)])]
+    for row in rows:
+        cells = [f"{float(row[key]):.1f}" for key in keys[:2]]
+        cells += [f"{int(row[key]):,}" for key in keys[2:]]
+        lines.append(line([row["preset"], names[row["backend"]], *cells]))
+    loads = [float(row["load"]) for row in rows]
+    hardware = ", ".join(sorted({row["hardware"] for row in rows}))
+    versions = "; ".join(sorted({row["versions"] for row in rows}))
+    note = f"One core of {hardware}; load average {min(loads):g} to {max(loads):g}; {versions}."
+    return "\n".join([*lines, "", note])
+
+
 def _run(row: dict[str, str]) -> tuple[str, str]:
     """What an arm has in common with the base that it is compared with."""
     return row["epochs"], row["seed"]
@@ -127,14 +150,18 @@ def _over_seeds(values: list[float], sign: str = "") -> str:
 
 def read_study(name: str, root: Path = ROOT) -> list[dict[str, str]]:
     """Rows of a study: fewer epochs first, then the base, then by what is studied."""
-    path = root / "docs" / "results" / f"{name}.csv"
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
 
     def rank(row: dict[str, str]) -> tuple[int, bool, str, str]:
         return int(row["epochs"]), row["arm"] != "base", row["study"], row["arm"]
 
-    return sorted(rows, key=rank)
+    return sorted(_rows(name, root), key=rank)
+
+
+def _rows(name: str, root: Path) -> list[dict[str, str]]:
+    """Those of a table of results."""
+    path = root / "docs" / "results" / f"{name}.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def markers(name: str) -> tuple[str, str]:
@@ -172,11 +199,11 @@ def made(root: Path = ROOT) -> dict[str, str]:
     ablations = (root / "docs" / "ablations.md").read_text(encoding="utf-8")
     for name in STUDIES:
         ablations = updated(ablations, name, study_table(read_study(name, root)))
-    with (root / "docs" / "results" / "rounding.csv").open(newline="", encoding="utf-8") as file:
-        rounding = list(csv.DictReader(file))
     proof = (root / "docs" / "proof.md").read_text(encoding="utf-8")
+    faq = (root / "docs" / "faq.md").read_text(encoding="utf-8")
     return {
-        "docs/proof.md": updated(proof, "rounding", rounding_table(rounding)),
+        "docs/proof.md": updated(proof, "rounding", rounding_table(_rows("rounding", root))),
+        "docs/faq.md": updated(faq, "latency", latency_table(_rows("latency", root))),
         "README.md": updated(readme, "results", results_table(presets)),
         "docs/ablations.md": ablations,
         "docs/leaderboard.md": LEADERBOARD + leaderboard.to_markdown(rows),

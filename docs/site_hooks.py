@@ -6,6 +6,8 @@ Nothing here imports dynzoo or Keras: names are read from the source.
 from __future__ import annotations
 
 import ast
+import base64
+import json
 import re
 from pathlib import Path
 
@@ -47,6 +49,7 @@ MODULES = {
 }
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
 _CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+_NOTEBOOKS = "notebooks/"  # in docs: each is a page, with its pictures beside it
 _MATH = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 
 
@@ -72,6 +75,11 @@ def on_files(files, config):
     for module in MODULES:
         page = f"reference/{module}.md"
         files.append(File.generated(config, page, content=reference(module)))
+    for path in sorted((ROOT / "docs" / _NOTEBOOKS).glob("*.ipynb")):
+        text, pictures = notebook_page(json.loads(path.read_text(encoding="utf-8")), path.stem)
+        files.append(File.generated(config, f"{_NOTEBOOKS}{path.stem}.md", content=text))
+        for name, data in pictures.items():
+            files.append(File.generated(config, f"{_NOTEBOOKS}{name}", content=data))
     return files
 
 
@@ -115,7 +123,7 @@ def relinked(text: str, source: str, page: str) -> str:
         except ValueError:
             return match[0]
         if inside.startswith("docs/"):
-            place = inside.removeprefix("docs/")
+            place = page_of(inside.removeprefix("docs/"))
         elif inside in ELSEWHERE:
             place = ELSEWHERE[inside]
         else:  # a file that is no page: its name, without a link
@@ -128,6 +136,42 @@ def relinked(text: str, source: str, page: str) -> str:
         parts += [_LINK.sub(link, text[last : code.start()]), code[0]]
         last = code.end()
     return "".join([*parts, _LINK.sub(link, text[last:])])
+
+
+def page_of(place: str) -> str:
+    """The page that a file of `docs/` became: of a notebook, its Markdown."""
+    if place.startswith(_NOTEBOOKS) and place.endswith(".ipynb"):
+        return place.removesuffix(".ipynb") + ".md"
+    return place
+
+
+def notebook_page(notebook: dict, name: str) -> tuple[str, dict[str, bytes]]:
+    """A notebook as Markdown, and its pictures by their names.
+
+    Args:
+        notebook: the content of an `.ipynb` file.
+        name: that of the file, without its ending.
+    """
+    parts, pictures = [], {}
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(relinked(source, f"docs/{_NOTEBOOKS}{name}.ipynb", f"{_NOTEBOOKS}{name}"))
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            shown = output.get("data", {})
+            if "image/png" in shown:
+                picture = f"{name}_{len(pictures) + 1}.png"
+                pictures[picture] = base64.b64decode("".join(shown["image/png"]))
+                parts.append(f"![{cell['metadata']['alt']}]({picture})")
+            elif "text/html" in shown:  # a table of ours: in the look of the page
+                parts.append(re.sub(r' class="[^"]*"', "", "".join(shown["text/html"])))
+            else:
+                text = output.get("text") or shown["text/plain"]
+                parts.append(f"```text\n{''.join(text).rstrip()}\n```")
+    parts.append(f"[This page as a notebook for Jupyter]({name}.ipynb)")
+    return "\n\n".join(parts) + "\n", pictures
 
 
 def reference(module: str) -> str:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from dynzoo.training import recipes as recipes
     from dynzoo.zoo.prediction import predict as predict
     from dynzoo.zoo.preset_folder import from_preset as from_preset
+    from dynzoo.zoo.preset_folder import push_to_hub as push_to_hub
     from dynzoo.zoo.preset_folder import save_to_preset as save_to_preset
     from dynzoo.zoo.shipped import presets as presets
 
@@ -84,6 +85,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "predict": ("dynzoo.zoo.prediction", "predict"),
     "presets": ("dynzoo.zoo.shipped", "presets"),
     "project": ("dynzoo.constraints", "project"),
+    "push_to_hub": ("dynzoo.zoo.preset_folder", "push_to_hub"),
     "save_to_preset": ("dynzoo.zoo.preset_folder", "save_to_preset"),
 }
 

@@ -66,6 +66,7 @@ MOVED = {
     "conv_norms": "spectral.convolutions",
     "corruption_evaluation": "robustness.corruptions",
     "csv_text": "utils.csv_text",
+    "data.loading": "data.datasets",
     "demo": "cli.demo",
     "distorted_model": "augmentation.on_device",
     "distortions": "augmentation.distortions",

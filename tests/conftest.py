@@ -20,7 +20,7 @@ import hypothesis
 import keras
 import pytest
 
-from dynzoo.data import loading as data
+from dynzoo.data import datasets as data
 
 # no deadline: the first call on each shape compiles
 hypothesis.settings.register_profile(

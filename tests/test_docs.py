@@ -42,7 +42,7 @@ def test_leaderboard_is_up_to_date(tables):
 
 
 def test_what_is_stale_is_named(tables, tmp_path):
-    sources = [f"docs/results/{name}.csv" for name in ("recipe", "classes", "rounding")]
+    sources = [f"docs/results/{name}.csv" for name in ("recipe", "classes", "rounding", "latency")]
     for name in (*tables.made(), *sources):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
@@ -122,3 +122,38 @@ def test_studies_are_means_over_seeds_against_the_base_of_the_same_seed(tables, 
         "| base | rows of A | 6 | 50.00 | 51.00 |  | 50 |",
         "| step 1 | rows of A | 6 | 50.00 | 53.00 | +2.00 | 50 |",
     ]
+
+
+COST = {
+    "preset": "small", "backend": "jax", "one_image_ms": "1.06", "radius_ms": "13.51",
+    "images_per_second": "1695", "one_image_mib": "593", "batches_mib": "1024", "load": "0.5",
+    "hardware": "2 CPU cores (X), no GPU", "versions": "keras 3, jax 0.1",
+}  # fmt: skip
+
+
+def test_latency_table(tables):
+    other = {**COST, "backend": "torch", "load": "2.0", "versions": "keras 3, torch 2"}
+    lines = tables.latency_table([COST, other]).splitlines()
+    assert lines[2] == "| small | JAX | 1.1 | 13.5 | 1,695 | 593 | 1,024 |"
+    assert lines[3].startswith("| small | PyTorch |") and lines[4] == ""
+    assert lines[5] == (
+        "One core of 2 CPU cores (X), no GPU; load average 0.5 to 2; keras 3, jax 0.1; "
+        "keras 3, torch 2."
+    )
+
+
+def test_latency_of_every_preset_on_every_backend_is_known(tables):
+    measured = load_script(ROOT / "benchmarks" / "latency.py")
+    rows = measured.read(measured.RESULTS)
+    wanted = {(about["name"], b) for about in tables.read_presets() for b in measured.BACKENDS}
+    assert {(row["preset"], row["backend"]) for row in rows} == wanted
+    assert list(rows[0]) == list(measured.COLUMNS)
+
+
+def test_a_row_measured_again_takes_the_place_of_the_old_one():
+    measured = load_script(ROOT / "benchmarks" / "latency.py")
+    other = {**COST, "backend": "tensorflow"}
+    again = {**COST, "one_image_ms": "0.50"}
+    assert measured.merged([COST, other], [again]) == [again, other]
+    calls = []
+    assert 0 <= measured.least(lambda: calls.append(1), 7) < 1 and len(calls) == 7

@@ -11,6 +11,7 @@ from dynzoo.export.formats import check_available
 # What is not run, and why.
 NOT_RUN = {
     "dynzoo.training.train": "needs CIFAR-10 and ten minutes",
+    "dynzoo.push_to_hub": "writes to a server, for whoever is logged in there",
     "dynzoo.tuning.search": "trains three networks for minutes",
     "dynzoo.tuning.HyperModel": "trains three networks for minutes",
 }

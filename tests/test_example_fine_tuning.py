@@ -8,7 +8,7 @@ import pytest
 from helpers import load_script, write_images
 
 import dynzoo
-from dynzoo.data import loading as data
+from dynzoo.data import datasets as data
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

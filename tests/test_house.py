@@ -60,21 +60,25 @@ def arrows():
 def _arrows():
     for file in sorted(HOUSE.rglob("*.py")):
         place = file.relative_to(HOUSE)
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        checks = [n for n in ast.walk(tree) if isinstance(n, ast.If)]
-        types = [n for n in checks if getattr(n.test, "id", "") == "TYPE_CHECKING"]
-        skipped = {id(n) for part in types for n in ast.walk(part)}
-        for node in ast.walk(tree):
-            if id(node) in skipped:
-                continue
-            names = []
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dynzoo":
-                whole = node.module == "dynzoo"
-                names = [f"dynzoo.{a.name}" if whole else node.module for a in node.names]
-            elif isinstance(node, ast.Import):
-                names = [a.name for a in node.names if a.name.split(".")[0] == "dynzoo"]
+        for node, modules in _imports(ast.parse(file.read_text(encoding="utf-8"))):
+            whole = isinstance(node, ast.ImportFrom) and node.module == "dynzoo"
+            names = [f"dynzoo.{a.name}" for a in node.names] if whole else modules
             for name in names:
                 yield place.parts[0].removesuffix(".py"), room(name), f"{place}:{node.lineno}"
+
+
+def _imports(tree):
+    """(statement, modules of the house that it names), but for what is under TYPE_CHECKING."""
+    checks = [n for n in ast.walk(tree) if isinstance(n, ast.If)]
+    types = [n for n in checks if getattr(n.test, "id", "") == "TYPE_CHECKING"]
+    skipped = {id(n) for part in types for n in ast.walk(part)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dynzoo":
+            yield node, [node.module]
+        elif isinstance(node, ast.Import):
+            yield node, [a.name for a in node.names if a.name.split(".")[0] == "dynzoo"]
 
 
 def test_every_room_has_a_place():
@@ -87,6 +91,34 @@ def test_imports_run_down_the_list():
     registering = "zoo"  # imports the package's modules so that their classes are registered
     back = [a for a in arrows() if RANK[a[1]] > RANK[a[0]]]
     assert [a for a in back if a[:2] != (registering, "__init__")] == []
+
+
+def test_no_circle_of_files():
+    waiting = {}  # file -> the files of the house that it imports
+    for importer, name in _files():
+        waiting.setdefault(importer, set()).add(name)
+    while free := [f for f, needs in waiting.items() if not needs & set(waiting)]:
+        for file in free:
+            del waiting[file]
+    assert waiting == {}
+
+
+def _files():
+    """(importing module, imported module), both with dots, but for what is under TYPE_CHECKING."""
+    for file in sorted(HOUSE.rglob("*.py")):
+        here = ".".join(("dynzoo", *file.relative_to(HOUSE).with_suffix("").parts))
+        for node, names in _imports(ast.parse(file.read_text(encoding="utf-8"))):
+            for name in names:
+                parts = [f"{name}.{a.name}" for a in getattr(node, "names", [])]
+                for target in parts if isinstance(node, ast.ImportFrom) else [name]:
+                    # `from a import b`: b is a module, or a name in the module a
+                    found = next((t for t in (target, name) if _is_module(t)), None)
+                    if found and found != here:
+                        yield here, found
+
+
+def _is_module(dotted):
+    return HOUSE.parent.joinpath(*dotted.split(".")).with_suffix(".py").is_file()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The pages' Python runs as it stands, in small; the site names every page and public name."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from public_names import public_objects
 
 import dynzoo
 from dynzoo import backend
+from dynzoo.cli import program
 from dynzoo.export.formats import check_available
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +74,7 @@ def names(tmp_path, monkeypatch):
     held_out = images(40)
     return {
         "__name__": "page",
-        "dynzoo": dynzoo, "keras": keras, "np": np, "model": model, "mlp": model, "x": x,
+        "dynzoo": dynzoo, "keras": keras, "np": np, "model": model, "other": model, "x": x,
         "x_train": x, "y_train": y, "x_test": x[:2], "y_test": y[:2],
         "x_val": held_out[0], "y_val": held_out[1],
         "frames": np.zeros((1, 480, 640, 3), "uint8"),
@@ -108,15 +110,48 @@ def test_the_python_of_a_page_runs(page, names):
             exec(code, names)
 
 
+@pytest.mark.any_backend
+def test_the_commands_of_the_pages_are_understood():
+    text = "\n".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md")))
+    text = text.replace("\\\n", " ")  # a command on several lines
+    lines = re.findall(r"^ {4}(?:my_env/bin/)?(dynzoo [a-z-].*)$", text, re.MULTILINE)
+    assert len(lines) >= 20
+    for line in lines:
+        arguments = program._parser().parse_args(shlex.split(line, comments=True)[1:])
+        assert callable(arguments.run), line
+
+
 def test_what_is_not_run_is_there():
     for page, blocks in NOT_RUN.items():
         assert max(blocks) < len(PAGES[page])
 
 
+@pytest.mark.any_backend
+@pytest.mark.parametrize("page", ["which_system.md", "layers.md"])
+def test_every_layer_is_named(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    layers = [name for name, value in vars(dynzoo.layers).items() if isinstance(value, type)]
+    assert len(layers) > 25
+    assert [name for name in layers if f"`{name}" not in text] == []
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("path", sorted((DOCS / "systems").glob("*.md")), ids=lambda p: p.stem)
+def test_the_page_of_a_system_is_whole(path):
+    text = path.read_text(encoding="utf-8")
+    parts = ["$$", "![", "**What it guarantees.**", "**When it helps**", "**When it does not**"]
+    assert [part for part in [*parts, f"layers.{path.stem}("] if part not in text] == []
+    assert (path.parent / f"{path.stem}.png").is_file()
+    assert f"systems/{path.name}" in (DOCS / "which_system.md").read_text(encoding="utf-8")
+
+
 def test_navigation_has_every_page(site):
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     listed = re.findall(r"^ +- (\S+\.md)$", text, re.MULTILINE)
-    assert sorted(listed) == sorted({*PAGES, "extending.md", "security.md", "changelog.md"})
+    notebooks = {f"notebooks/{path.stem}.md" for path in (DOCS / "notebooks").glob("*.ipynb")}
+    elsewhere = {"extending.md", "security.md", "changelog.md"}
+    assert len(notebooks) == 5
+    assert sorted(listed) == sorted({*PAGES, *notebooks, *elsewhere})
     assert all((ROOT / source).is_file() for source in site.ELSEWHERE)
 
 
@@ -132,5 +167,6 @@ def test_reference_names_everything_public(site):
 
 def test_links_out_of_the_pages_lead_to_pages(site):
     text = "[a](../CONTRIBUTING.md#layout) [b](zoo.md) [c](../pyproject.toml) `[d](x.md)`"
-    made = "[a](../extending.md#layout) [b](../zoo.md) c `[d](x.md)`"
+    text += " [e](notebooks/search.ipynb)"
+    made = "[a](../extending.md#layout) [b](../zoo.md) c `[d](x.md)` [e](../notebooks/search.md)"
     assert site.relinked(text, "docs/proof.md", "systems/proof.md") == made

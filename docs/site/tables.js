@@ -1,4 +1,4 @@
-// Large tables can be sorted by each column and filtered by words.
+// Large tables can be sorted by each column, and filtered by words and by whose models they show.
 document.addEventListener("DOMContentLoaded", function () {
   function number(text) {
     var found = text.replace(/,/g, "").match(/-?\d+(\.\d+)?(e-?\d+)?/);
@@ -38,14 +38,31 @@ document.addEventListener("DOMContentLoaded", function () {
     field.className = "filter";
     field.placeholder = "rows with these words";
     field.setAttribute("aria-label", "show the rows of this table that have these words");
-    field.addEventListener("input", function () {
-      var words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
-      Array.from(body.rows).forEach(function (row) {
-        var text = row.textContent.toLowerCase();
-        row.hidden = !words.every(function (word) { return text.includes(word); });
+    // Where some models are published ones (in italics) and some are ours, either can be left out.
+    var rows = Array.from(body.rows);
+    function published(row) { return row.cells[0].querySelector("em") !== null; }
+    var choice = null;
+    if (rows.some(published) && !rows.every(published)) {
+      choice = document.createElement("select");
+      choice.className = "filter";
+      choice.setAttribute("aria-label", "which models this table shows");
+      ["all models", "ours", "published"].forEach(function (text) {
+        choice.add(new Option(text, text));
       });
-    });
+    }
+    function filter() {
+      var words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+      rows.forEach(function (row) {
+        var text = row.textContent.toLowerCase();
+        var kind = published(row) ? "published" : "ours";
+        var chosen = !choice || choice.selectedIndex === 0 || choice.value === kind;
+        row.hidden = !chosen || !words.every(function (word) { return text.includes(word); });
+      });
+    }
     var place = table.closest(".md-typeset__scrollwrap") || table;
-    place.parentNode.insertBefore(field, place);
+    [field, choice].filter(Boolean).forEach(function (control) {
+      control.addEventListener("input", filter);
+      place.parentNode.insertBefore(control, place);
+    });
   });
 });

@@ -41,7 +41,7 @@ def run(options: Namespace) -> None:
 
 def _demo(output: Path, seed: int) -> None:
     # Keras and what stands on it: wrong arguments do not pay for them
-    from dynzoo.data import loading as data
+    from dynzoo.data import datasets as data
     from dynzoo.training.finetuning import finetune
     from dynzoo.zoo.measurement import accuracy, measure, radius_text
     from dynzoo.zoo.preset_folder import from_preset

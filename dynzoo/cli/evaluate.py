@@ -202,7 +202,7 @@ def _evaluate(
     # Keras and what stands on it: wrong arguments do not pay for them
     from dynzoo import backend
     from dynzoo.attacks.ensembles import makers
-    from dynzoo.data.loading import class_names
+    from dynzoo.data.datasets import class_names
     from dynzoo.zoo.measurement import measure, update_card
     from dynzoo.zoo.preset_folder import from_preset
 

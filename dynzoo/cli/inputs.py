@@ -15,7 +15,7 @@ from dynzoo.zoo import shipped
 if TYPE_CHECKING:
     import numpy as np
 
-    from dynzoo.data.loading import Split
+    from dynzoo.data.datasets import Split
 
 
 def find_preset(name: str) -> tuple[Path, dict[str, Any]]:
@@ -31,7 +31,7 @@ def load_data(source: str, about: dict[str, Any]) -> tuple[Split, Split]:
         source: what `data.load` takes.
         about: the preset's metadata.
     """
-    from dynzoo.data import loading as data
+    from dynzoo.data import datasets as data
 
     shape = about.get("input_shape")
     try:
@@ -74,7 +74,7 @@ def classes(text: str, *labels: np.ndarray) -> int:
 
 def names_of_data(source: str, count: int) -> dict[str, list[str]]:
     """`class_names` for a preset's metadata, where the data have names of that many classes."""
-    from dynzoo.data import loading as data
+    from dynzoo.data import datasets as data
 
     names = data.class_names(source)
     numbers = [str(i) for i in range(len(names))]

@@ -5,14 +5,14 @@ from dynzoo.utils.lazy import loader
 __getattr__, __all__ = loader(
     __name__,
     {
-        "DATASETS": "loading",
-        "Dataset": "loading",
-        "Split": "loading",
-        "class_names": "loading",
-        "load": "loading",
-        "load_exact": "loading",
+        "DATASETS": "datasets",
+        "Dataset": "datasets",
+        "Split": "datasets",
+        "class_names": "datasets",
+        "load": "datasets",
+        "load_exact": "datasets",
         "load_image_folder": "image_folder",
-        "split_validation": "loading",
-        "to_float": "loading",
+        "split_validation": "datasets",
+        "to_float": "datasets",
     },
 )

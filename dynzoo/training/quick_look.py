@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from dynzoo import backend
-from dynzoo.data import loading as data
+from dynzoo.data import datasets as data
 
 __all__ = ["QuickLook"]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from dynzoo import backend
 from dynzoo.augmentation.batches import DISTORTIONS, Augmented, random_crop_flip
-from dynzoo.data import loading as data
+from dynzoo.data import datasets as data
 from dynzoo.training.builders import GivenRate, build_variables
 from dynzoo.training.fitted_epochs import Epochs, Stretch
 from dynzoo.utils import interruption

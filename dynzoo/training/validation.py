@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from dynzoo.data import loading as data
+from dynzoo.data import datasets as data
 from dynzoo.inference.answers import answers
 from dynzoo.inference.label_checks import count_classes
 from dynzoo.inference.model_layers import mixing_layers, random_layers

@@ -15,7 +15,7 @@ import keras_tuner
 import numpy as np
 from keras_tuner.errors import FailedTrialError
 
-from dynzoo.data import loading as data
+from dynzoo.data import datasets as data
 from dynzoo.robustness import evaluation as robustness
 from dynzoo.training import loop as training
 from dynzoo.training.builders import make_loss

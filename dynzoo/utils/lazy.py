@@ -19,7 +19,7 @@ def loader(package: str, table: Mapping[str, str]) -> tuple[Callable[[str], Any]
 
     Example:
 
-    >>> __getattr__, __all__ = loader(__name__, {"load": "loading"})
+    >>> __getattr__, __all__ = loader(__name__, {"load": "datasets"})
     """
 
     def load(name: str) -> Any:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dynzoo.utils.strict_json import short
 from dynzoo.zoo.downloads import DownloadError, home
 
-if TYPE_CHECKING:
-    import keras
-
-__all__ = ["PREFIX", "from_hub", "push_to_hub"]
+__all__ = ["PREFIX", "checked_repository", "from_hub", "to_hub"]
 
 PREFIX = "hf://"
 _ADDRESS = re.compile(r"([\w][\w.-]*)/([\w][\w.-]*)(?:@([\w][\w./-]*))?")
@@ -38,7 +33,9 @@ def from_hub(address: str) -> Path:
     """
     match = _ADDRESS.fullmatch(address.removeprefix(PREFIX))
     if match is None:
-        raise ValueError(f"A preset's address must be hf://owner/name[@revision]. Got: {address}")
+        raise ValueError(
+            f"A preset's address must be hf://owner/name[@revision]. Received: {address}"
+        )
     owner, name, revision = match.groups()
     hub = _library()
     folder = home() / "hub" / f"{owner}--{name}--{(revision or 'main').replace('/', '--')}"
@@ -54,46 +51,23 @@ def from_hub(address: str) -> Path:
     return folder
 
 
-def push_to_hub(
-    model: keras.Model,
-    repository: str,
-    metadata: Mapping[str, Any] | None = None,
-    *,
-    private: bool = False,
-    weights_dtype: str = "float32",
-) -> str:
-    """Writes a model as a preset into a repository of Hugging Face, which is made if need be.
+def to_hub(folder: Path, repository: str, private: bool = False) -> str:
+    """Writes the folder of a preset into a repository, which is made if need be; its address."""
+    hub, target = _library(), checked_repository(repository)
+    try:
+        hub.create_repo(target, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=target, folder_path=str(folder))
+    except Exception as error:  # as above
+        raise DownloadError(f"{PREFIX}{target} cannot be written: {short(error)}") from None
+    return PREFIX + target
 
-    Args:
-        model: as ``dynzoo.save_to_preset`` takes it.
-        repository: ``"owner/name"``; whoever is logged in there (``hf auth login``) writes.
-        metadata: as for ``save_to_preset``.
-        private: who may read a repository that is made.
-        weights_dtype: as for ``save_to_preset``.
 
-    Returns:
-        The address that ``from_preset`` takes.
-
-    Raises:
-        ImportError: without ``huggingface_hub``.
-        ValueError: if the name has another form, or the model cannot be saved.
-        DownloadError: in one line, if nothing can be written there.
-    """
-    from dynzoo.zoo.preset_folder import save_to_preset
-
+def checked_repository(repository: str) -> str:
+    """``"owner/name"``, if it is that, with or without ``hf://`` before it."""
     match = _ADDRESS.fullmatch(repository.removeprefix(PREFIX))
     if match is None or match[3]:
         raise ValueError(f"`repository` must be 'owner/name'. Received: {repository!r}")
-    hub, target = _library(), f"{match[1]}/{match[2]}"
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / match[2]
-        save_to_preset(model, place, metadata, weights_dtype=weights_dtype)
-        try:
-            hub.create_repo(target, private=private, exist_ok=True)
-            hub.upload_folder(repo_id=target, folder_path=str(place))
-        except Exception as error:  # as above
-            raise DownloadError(f"{PREFIX}{target} cannot be written: {short(error)}") from None
-    return PREFIX + target
+    return f"{match[1]}/{match[2]}"
 
 
 def _library() -> Any:

@@ -15,6 +15,7 @@ from dynzoo.utils.formatting import duration, percent
 __all__ = ["COLUMNS", "leaderboard", "published", "save", "summary", "to_csv", "to_markdown"]
 
 # Columns of a row and their titles; accuracies are in percent, and a value that is not known is "".
+# The numbers come from a preset's metadata, which `zoo/measurement.py` writes.
 COLUMNS = {
     "name": "model",
     "kind": "kind",
@@ -44,6 +45,7 @@ _MISSING = "–"
 _PUBLISHED = Path(__file__).with_name("published_results.csv")
 # What the architectures of recipes discretise.
 _SYSTEMS = {
+    "hamiltonian": "Hamiltonian flows",
     "isometric": "gradient flow",
     "structured": "switching flows",
     "convection_diffusion": "convection-diffusion",

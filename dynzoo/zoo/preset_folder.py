@@ -15,6 +15,7 @@ import copy
 import json
 import numbers
 import os
+import tempfile
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ import dynzoo.constraints
 import dynzoo.layers
 import dynzoo.operators
 from dynzoo import constraints, losses
-from dynzoo.data.loading import DATASETS
+from dynzoo.data.datasets import DATASETS
 from dynzoo.inference import class_names as labels
 from dynzoo.inference.image_checks import declare_range, input_range
 from dynzoo.utils import interruption
@@ -229,6 +230,45 @@ def save_to_preset(
         (work / "README.md").write_text(model_card(json.loads(text)), encoding="utf-8")
         _check_readable(bare, work, target)
         files.move_into_place(work, target)
+
+
+def push_to_hub(
+    model: keras.Model,
+    repository: str,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    private: bool = False,
+    weights_dtype: str = "float32",
+) -> str:
+    """Writes a model as a preset into a repository of Hugging Face, which is made if need be.
+
+    Args:
+        model: as ``dynzoo.save_to_preset`` takes it.
+        repository: ``"owner/name"``; whoever is logged in there (``hf auth login``) writes.
+        metadata: as for ``save_to_preset``.
+        private: who may read a repository that is made.
+        weights_dtype: as for ``save_to_preset``.
+
+    Returns:
+        The address that ``from_preset`` takes.
+
+    Raises:
+        ImportError: without ``huggingface_hub``, the extra ``dynzoo[hub]``.
+        ValueError: if the name has another form, or the model cannot be saved.
+        DownloadError: in one line, if nothing can be written there.
+
+    Example:
+
+    >>> import dynzoo
+    >>> model = dynzoo.from_preset("isometric_tiny_cifar10")
+    >>> dynzoo.push_to_hub(model, "owner/tiny", {"dataset": "cifar10"}, private=True)
+    'hf://owner/tiny'
+    """
+    name = hub.checked_repository(repository)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / name.split("/")[1]
+        save_to_preset(model, place, metadata, weights_dtype=weights_dtype)
+        return hub.to_hub(place, name, private)
 
 
 def _class_names(metadata: Mapping[str, Any], classes: int) -> list[str] | None:

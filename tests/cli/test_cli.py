@@ -444,7 +444,7 @@ def test_evaluate_names_the_layer_without_a_certificate(tmp_path, file, fails):
 
 def test_data_that_is_nowhere(tiny, fails, monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(dynzoo.data.loading, "_unreachable", lambda url: "no network")
+    monkeypatch.setattr(dynzoo.data.datasets, "_unreachable", lambda url: "no network")
     assert "TFDS_DATA_DIR" in fails("evaluate", "tiny", "--dataset", "cifar10")
 
 

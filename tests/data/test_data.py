@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynzoo.data import loading as data
+from dynzoo.data import datasets as data
 from dynzoo.data import sources
 from dynzoo.inference import class_names as labels
 

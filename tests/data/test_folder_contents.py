@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from dynzoo.data import loading as data
+from dynzoo.data import datasets as data
 from dynzoo.data.folder_contents import survey
 from dynzoo.data.image_folder import load_image_folder
 from dynzoo.inference.image_files import read_image

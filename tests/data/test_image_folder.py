@@ -10,7 +10,7 @@ from PIL import Image
 import dynzoo
 from dynzoo import backend
 from dynzoo.cli import program as cli
-from dynzoo.data import loading as data
+from dynzoo.data import datasets as data
 from dynzoo.data.image_folder import class_folders, load_image_folder
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}

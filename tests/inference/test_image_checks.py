@@ -9,7 +9,7 @@ import pytest
 import dynzoo
 from dynzoo.certificates.smoothing import smooth
 from dynzoo.cli import program as cli
-from dynzoo.data import loading as data
+from dynzoo.data import datasets as data
 from dynzoo.inference.image_checks import InputRangeWarning, input_range
 from dynzoo.training.finetuning import finetune
 from dynzoo.training.validation import hold_out

@@ -12,7 +12,7 @@ from training_fixtures import RECIPE, killed_after
 from tuning_fixtures import SEARCH, write_images
 
 from dynzoo import backend, constraints
-from dynzoo.data import loading as data
+from dynzoo.data import datasets as data
 from dynzoo.training import checkpoints, recipes
 from dynzoo.training import loop as training
 from dynzoo.training import validation as held_out

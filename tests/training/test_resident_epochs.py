@@ -13,7 +13,7 @@ from training_fixtures import RECIPE, in_new_process
 
 from dynzoo import backend
 from dynzoo.augmentation.batches import Augmented, random_crop_flip
-from dynzoo.data import loading as data
+from dynzoo.data import datasets as data
 from dynzoo.training import builders as optimization
 from dynzoo.training import loop as training
 from dynzoo.training import recipes

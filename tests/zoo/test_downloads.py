@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import dynzoo
-from dynzoo.zoo import downloads, hub, shipped
+from dynzoo.zoo import downloads, hub, preset_folder, shipped
 from dynzoo.zoo.downloads import DownloadError, download
 
 CONTENT = np.random.default_rng(0).bytes(600_000)
@@ -243,7 +243,7 @@ def test_a_repository_of_hugging_face(without_weights, monkeypatch):
         dynzoo.from_preset("hf://../tiny")
     del kept["owner/tiny"]
     assert hub.from_hub("hf://owner/tiny@v1").is_dir()  # what was brought before
-    assert hub.push_to_hub(model, "me/mine", {"dataset": "cifar10"}) == "hf://me/mine"
+    assert preset_folder.push_to_hub(model, "me/mine", {"dataset": "cifar10"}) == "hf://me/mine"
     assert asked[-1] == ("me/mine", False)
     assert (kept["me/mine"] / "metadata.json").is_file()
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
