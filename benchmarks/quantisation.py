@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-from dynzoo.data.loading import load
 from onnxruntime.quantization import quantize_dynamic
 
 from dynzoo.certificates.rounding.bound import RoundingBound
+from dynzoo.data.datasets import load
 from dynzoo.export import radii
 
 

@@ -2,13 +2,15 @@
 
     python benchmarks/scaling.py [--recipe NAME] [--rounds 5] [--write docs/results/scaling.csv]
     python benchmarks/scaling.py --check 2
+    python benchmarks/scaling.py --reach --data cifar10.npz [--images 48] [--seconds 60]
 
 Measures the seconds of a training step on one device at several batch sizes and fits
 t(b) = fixed + image * b: what each device does whatever its share (optimizer, constraints, calls),
 and what an image costs. Counts the bytes of weights, gradients and optimizer. The model adds a ring
 all-reduce over a link of given bandwidth and latency, neither of which is measured here.
 `--check N` times real steps on N virtual devices of this CPU, which share its cores: N shares then
-cost N * fixed + image * B and no link. The last line is JSON.
+cost N * fixed + image * B and no link. ``--reach`` measures what two real processes reach beside
+one instead: see ``benchmarks/reach.py``. The last line is JSON.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import reach as reaching
 
 from dynzoo import training
 from dynzoo.backend import fit_with_jit
@@ -102,7 +105,17 @@ def main():
     parser.add_argument("--cpu-seconds", action="store_true", help="of the process, not the clock")
     parser.add_argument("--check", type=int, metavar="N", help="steps on N virtual CPU devices")
     parser.add_argument("--write", type=Path, metavar="CSV", help="the model's table")
+    parser.add_argument("--reach", action="store_true", help="two processes beside one")
+    parser.add_argument("--data", type=Path, metavar="NPZ", help="CIFAR-10, for --reach")
+    parser.add_argument("--images", type=int, default=48, help="of an evaluation, for --reach")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of a pilot, for --reach")
+    parser.add_argument("--parts", nargs="+", choices=reaching.PARTS, default=reaching.PARTS)
     args = parser.parse_args()
+    if args.reach:
+        if args.data is None:
+            parser.error("--reach needs --data")
+        print(json.dumps(reaching.reach(args.data, args.images, args.seconds, args.parts)))
+        return
     clock = time.process_time if args.cpu_seconds else time.perf_counter
     recipe = recipes.load(args.recipe)
     batch = recipe["training"]["batch_size"]

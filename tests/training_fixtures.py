@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,45 @@ def in_new_process(code):
     return subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
+
+
+def processes_together(code, count=2):
+    """Processes that run Python code together on this backend, over loopback; not waited for."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    together = []
+    for rank in range(count):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(dynzoo.__file__).parents[1]),
+            "KERAS_BACKEND": backend.name(),
+            "OMP_NUM_THREADS": "1",
+            "RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "KERAS_DISTRIBUTION_PROCESS_ID": str(rank),
+            "KERAS_DISTRIBUTION_NUM_PROCESSES": str(count),
+            "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{port}",
+        }
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-c", code]
+        together.append(subprocess.Popen(command, env=environment, **pipes))
+    return together
+
+
+def said_together(code, seconds=600):
+    """What each of two processes printed, both of which must succeed."""
+    together = processes_together(code)
+    try:
+        said = [process.communicate(timeout=seconds) for process in together]
+    finally:
+        for process in together:
+            process.kill()
+    for process, (_, complaint) in zip(together, said, strict=True):
+        assert process.returncode == 0, complaint
+    return [out.splitlines() for out, _ in said]
 
 
 def killed_after(batch, statement):

@@ -8,6 +8,7 @@ with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,17 @@ from dynzoo.inference.companions import SAME, differs, find_difference, rounding
 from dynzoo.inference.image_checks import check_range
 from dynzoo.inference.label_checks import check_labels
 from dynzoo.inference.model_layers import random_layers
+from dynzoo.inference.packed import Packed, pack, unpacked
 from dynzoo.inference.passes import predict_logits
 from dynzoo.utils.arguments import integer, listed, number
+from dynzoo.utils.jobs import run_jobs
 
 __all__ = ["ABSTAIN", "SmoothedClassifier", "lower_confidence_bound", "smooth"]
 
 ABSTAIN = NO_ANSWER
 # Of the beta quantile of scipy, whose own error is some 1e-15.
 _SLACK = 1e-12
+_PART = 8  # images that go to a process at a time
 # A larger image or noise would leave float32.
 _LARGEST = 1e37
 
@@ -208,7 +212,11 @@ class SmoothedClassifier:
         return labels
 
     def radii(
-        self, x: Any, batch_size: int | None = None, indices: Iterable[int] | None = None
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        indices: Iterable[int] | None = None,
+        jobs: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Label and certified L2 radius of each image; (-1, 0) where it abstains.
 
@@ -216,6 +224,9 @@ class SmoothedClassifier:
             x: array (n, ...) of inputs, in the scale the model takes.
             batch_size: noisy images per forward pass; the object's own by default.
             indices: index of each image, which its noise comes from; its position by default.
+            jobs: number of processes that work on parts of the images side by side, one thread
+                each, or of another engine of joblib (see ``dynzoo.evaluate``); labels and radii are
+                those of one process with one thread. ``None`` for none.
 
         Returns:
             (labels (n,) int64, radii (n,) float64 in the units of x).
@@ -233,6 +244,8 @@ class SmoothedClassifier:
         from scipy import stats
 
         given, rows = self._check(x, indices)
+        if jobs is not None and integer("jobs", jobs) > 1 and len(given) > 1:
+            return self._radii_in_parts(given, rows, batch_size, jobs)
         labels, radii = np.full(len(given), ABSTAIN, np.int64), np.zeros(len(given))
         count = self.selection + self.samples
         for i, found in self._answers(given, rows, count, batch_size):
@@ -245,6 +258,32 @@ class SmoothedClassifier:
                 labels[i] = label
                 radii[i] = self.sigma * float(stats.norm.ppf(bound)) * (1 - _SLACK)
         return labels, radii
+
+    def _radii_in_parts(
+        self, x: np.ndarray, rows: np.ndarray, batch_size: int | None, jobs: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``radii`` of a few images at a time in processes of their own."""
+        names = ("sigma", "samples", "selection", "alpha", "seed", "batch_size")
+        content = (self.model, {name: getattr(self, name) for name in names})
+        packed = pack(content, [self.model])
+        parts = [slice(k, k + _PART) for k in range(0, len(x), _PART)]
+        done = 0
+
+        def finished(number: int, result: Any) -> None:
+            nonlocal done
+            done += len(result[0])
+            if self.progress is not None:
+                self.progress(done, len(x))
+
+        found = run_jobs(
+            _radii_packed,
+            [partial(tuple, (packed, x[part], rows[part], batch_size)) for part in parts],
+            jobs,
+            finished=finished,
+            environment={"KERAS_BACKEND": packed.backend},
+        )
+        labels, radii = zip(*found, strict=True)
+        return np.concatenate(labels), np.concatenate(radii)
 
     def accuracy(
         self, x: Any, y: Any, eps: float | Iterable[float] = (), batch_size: int | None = None
@@ -364,3 +403,10 @@ def _compare(before: np.ndarray, after: np.ndarray, tolerance: float) -> None:
             f"{_MUST} The logits of one noisy image change from {before[0]} to {after[0]} with its "
             f"batch, or with what was asked before, {_WHY}"
         )
+
+
+def _radii_packed(
+    packed: Packed, x: np.ndarray, rows: np.ndarray, batch_size: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    model, settings = unpacked(packed)
+    return smooth(model, **settings).radii(x, batch_size, rows)

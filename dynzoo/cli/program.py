@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, Protocol
 
-from dynzoo._startup import BACKENDS, backend_name
+from dynzoo._startup import BACKENDS, COMMAND, backend_name
 from dynzoo.cli import (
     compare,
     completion,
@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.traceback or code is None:
             raise
         print(f"dynzoo: error: {_one_line(error)}", file=sys.stderr)
+        _leave_at_once(error, code)
         return code
     finally:
         interruption.over()
@@ -114,10 +115,21 @@ def _code(error: Exception) -> int | None:
     from dynzoo.robustness.evaluation import CertificateViolation
     from dynzoo.training.distribution import ReplicasDivergedError
     from dynzoo.training.loop import TrainingDivergedError
+    from dynzoo.training.processes import ProcessLostError
 
     if isinstance(error, (AuditViolation, CertificateViolation)):
         return 1
-    return 2 if isinstance(error, (TrainingDivergedError, ReplicasDivergedError)) else None
+    told = (TrainingDivergedError, ReplicasDivergedError, ProcessLostError)
+    return 2 if isinstance(error, told) else None
+
+
+def _leave_at_once(error: Exception, code: int) -> None:
+    """Where other processes are waited for at the end which are gone."""
+    if COMMAND and "keras" in sys.modules:
+        from dynzoo.training.processes import ProcessLostError, leave
+
+        if isinstance(error, ProcessLostError):
+            leave(code)
 
 
 def _one_line(message: Any) -> str:

@@ -46,6 +46,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="with --distribute: N of them; a CPU is divided into N virtual ones, for a trial",
     )
     parser.add_argument(
+        "--layout",
+        metavar="AXES",
+        help="divide kernels over the devices of a mesh (model=4, or batch=2,model=2), or as a "
+        "YAML file says; JAX",
+    )
+    parser.add_argument(
         "--pilot",
         type=float,
         metavar="N",
@@ -65,7 +71,7 @@ def run(options: Namespace) -> None:
         check_source(options.data)
     engine = {
         name: getattr(options, name)
-        for name in ("max_seconds", "distribute", "devices", "pilot", "weights_dtype")
+        for name in ("max_seconds", "distribute", "devices", "pilot", "weights_dtype", "layout")
     }
     check_training(**engine)
     if options.seed is not None and options.seed < 0:

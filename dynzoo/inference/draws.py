@@ -26,6 +26,7 @@ class Draws:
     Args:
         model: built Keras model.
         seed: non-negative integer; the n-th request gives the same draws whatever came before.
+        first: number of the first request, where another process has made those before.
 
     Example:
 
@@ -34,9 +35,9 @@ class Draws:
     ...     first = model(x)
     """
 
-    def __init__(self, model: Any, seed: int):
+    def __init__(self, model: Any, seed: int, first: int = 0):
         self._states = seed_states(model)
-        self._seed, self._count = seed, 0
+        self._seed, self._count = seed, first
 
     def fresh(self, *key: int) -> None:
         """Sets the states to those of this key, or of the next number."""

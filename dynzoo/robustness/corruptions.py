@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,17 @@ from dynzoo.corruptions.official import OfficialFiles
 from dynzoo.inference.answers import NO_ANSWER, answers
 from dynzoo.inference.draws import Draws
 from dynzoo.inference.image_checks import check_unit_range
+from dynzoo.inference.packed import Packed, pack, unpacked
 from dynzoo.inference.passes import predict_logits
 from dynzoo.robustness.checks.model import check_examples
 from dynzoo.utils.arguments import integer
 from dynzoo.utils.formatting import percent
+from dynzoo.utils.jobs import run_jobs
 
-__all__ = ["CorruptionResult", "evaluate_corruptions", "hits"]
+__all__ = ["CorruptionResult", "evaluate_corruptions", "hits", "hits_of"]
+
+# Images and a slice of rows to the changed images of the rows.
+Change = Callable[[np.ndarray, slice], np.ndarray]
 
 _OFFICIAL = "The official files of the benchmark were used."
 
@@ -156,6 +162,7 @@ def evaluate_corruptions(
     official: str | os.PathLike[str] | None = None,
     verbose: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    jobs: int | None = None,
 ) -> CorruptionResult:
     r"""Accuracy under the corruptions of CIFAR-10-C, regenerated with a fixed seed.
 
@@ -180,7 +187,10 @@ def evaluate_corruptions(
             set.
         verbose: 1 prints a line for each corruption.
         progress: called after each batch with the number of corrupted images that are done and
-            their total, n for each entry of the table.
+            their total, n for each entry of the table; with ``jobs`` after each entry.
+        jobs: number of processes that work on entries of the table side by side, one thread each,
+            or of another engine of joblib (see ``dynzoo.evaluate``); the answers are those of one
+            process with one thread. ``None`` for none.
 
     Returns:
         A ``CorruptionResult``.
@@ -212,32 +222,25 @@ def evaluate_corruptions(
     if not levels or any(isinstance(s, bool) or s not in SEVERITIES for s in levels):
         raise ValueError(f"`severities` must be some of {SEVERITIES}. Received: {levels}")
     batch_size, seed = integer("batch_size", batch_size), integer("seed", seed, least=0)
-    files = None if official is None else OfficialFiles(official, chosen, x, y)
+    if official is not None:
+        OfficialFiles(official, chosen, x, y)  # which says what is wrong with them
     check_pictures(x)
 
-    correct = np.zeros((len(chosen), len(levels), len(y)), dtype=bool)
     with Draws(model, seed) as draws:
         warnings = check_examples(model, x)
         clean = hits(model, lambda rows: x[rows], y, batch_size, draws, must_answer=True)
-        for i, name in enumerate(chosen):
-            for j, severity in enumerate(levels):
-
-                def images(rows: slice, name: str = name, severity: int = severity) -> np.ndarray:
-                    if files is not None:
-                        return files(name, severity, rows)
-                    indices = np.arange(rows.start, rows.stop)
-                    return corrupt(x[rows], name, severity, seed, indices)
-
-                before = (i * len(levels) + j) * len(y)
-
-                def tick(done: int, before: int = before) -> None:
-                    if progress is not None:
-                        progress(before + done, correct.size)
-
-                correct[i, j] = hits(model, images, y, batch_size, draws, tick)
-            if verbose:
-                line = "  ".join(f"{100 * v:5.1f}" for v in correct[i].mean(axis=-1))
-                print(f"{name:<18} {line}", flush=True)
+    changes: list[Change] = [
+        partial(_corrupted, name, severity, seed)
+        if official is None
+        else partial(_official, os.fspath(official), name, severity, y)
+        for name in chosen
+        for severity in levels
+    ]
+    found = hits_of(model, changes, x, y, batch_size, seed, jobs, progress)
+    correct = np.reshape(found, (len(chosen), len(levels), len(y)))
+    if verbose:
+        for name, line in zip(chosen, correct.mean(axis=-1), strict=True):
+            print(f"{name:<18} " + "  ".join(f"{100 * v:5.1f}" for v in line), flush=True)
     details = {
         "model": getattr(model, "name", None),
         "seed": seed,
@@ -246,8 +249,88 @@ def evaluate_corruptions(
         "warnings": [warning.to_dict() for warning in warnings],
     }
     return CorruptionResult(
-        chosen, levels, correct, float(clean.mean()), files is not None, details
+        chosen, levels, correct, float(clean.mean()), official is not None, details
     )
+
+
+def _corrupted(name: str, severity: int, seed: int, x: np.ndarray, rows: slice) -> np.ndarray:
+    return corrupt(x[rows], name, severity, seed, np.arange(rows.start, rows.stop))
+
+
+def _official(
+    folder: str, name: str, severity: int, y: np.ndarray, x: np.ndarray, rows: slice
+) -> np.ndarray:
+    # Mapped anew for each batch: a map that travels to another process becomes the whole file.
+    return OfficialFiles(folder, (name,), x, y)(name, severity, rows)
+
+
+def hits_of(
+    model: Any,
+    changes: Sequence[Change],
+    x: np.ndarray,
+    y: np.ndarray,
+    batch_size: int,
+    seed: int,
+    jobs: int | None,
+    tick: Callable[[int, int], None] | None = None,
+) -> list[np.ndarray]:
+    """``hits`` of several changes of one data set, each by itself, in processes if asked for.
+
+    Args:
+        model: built Keras model, images to logits.
+        changes: functions of (images, slice of rows) to the changed images of the rows; pickled.
+        x, y: images and int64 labels.
+        batch_size: images of a batch.
+        seed: of a model that is random at inference; before these, one pass was over the images.
+        jobs: number of processes, or ``None``.
+        tick: called with the number of images that are done, of all changes, and their total.
+    """
+    batches = -(-len(y) // batch_size)
+    starts = [(k + 1) * batches for k in range(len(changes))]
+    total, done = len(y) * len(changes), 0
+
+    def told(images: int) -> None:
+        if tick is not None:
+            tick(images, total)
+
+    if jobs is None or integer("jobs", jobs) == 1:
+        found = []
+        for number, (change, first) in enumerate(zip(changes, starts, strict=True)):
+            before = number * len(y)
+            with Draws(model, seed, first) as draws:
+                images = partial(change, x)
+                here = partial(_add, told, before)
+                found.append(hits(model, images, y, batch_size, draws, here))
+        return found
+
+    def finished(number: int, result: np.ndarray) -> None:
+        nonlocal done
+        done += 1  # in whatever order they come
+        told(done * len(y))
+
+    packed = pack(model, [model], seed)
+    return run_jobs(
+        _hits_packed,
+        [
+            partial(tuple, (packed, x, y, change, batch_size, first))
+            for change, first in zip(changes, starts, strict=True)
+        ],
+        integer("jobs", jobs),
+        finished=finished,
+        environment={"KERAS_BACKEND": packed.backend},
+    )
+
+
+def _add(tell: Callable[[int], None], before: int, here: int) -> None:
+    tell(before + here)
+
+
+def _hits_packed(
+    packed: Packed, x: np.ndarray, y: np.ndarray, change: Change, batch_size: int, first: int
+) -> np.ndarray:
+    model = unpacked(packed)
+    with Draws(model, packed.seed, first) as draws:
+        return hits(model, partial(change, x), y, batch_size, draws)
 
 
 def hits(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from dynzoo.corruptions.noise import KINDS
 from dynzoo.inference.draws import Draws
 from dynzoo.inference.image_checks import check_unit_range
 from dynzoo.robustness.checks.model import check_examples
-from dynzoo.robustness.corruptions import hits
+from dynzoo.robustness.corruptions import hits, hits_of
 from dynzoo.utils.arguments import integer, listed
 from dynzoo.utils.formatting import percent
 
@@ -134,6 +135,7 @@ def noise_curve(
     batch_size: int = 256,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    jobs: int | None = None,
 ) -> NoiseCurve:
     r"""Accuracy on $\mathrm{clip}(x + \sigma n)$ against $\sigma$, for several kinds of noise.
 
@@ -152,6 +154,8 @@ def noise_curve(
         batch_size: images processed at once.
         seed: seed of the noise, and of a model that is random at inference.
         progress: called with the number of draws that are done and their total.
+        jobs: number of processes that work on draws side by side, as in
+            ``dynzoo.evaluate_corruptions``; ``None`` for none.
 
     Returns:
         A ``NoiseCurve``.
@@ -179,27 +183,25 @@ def noise_curve(
     draws, seed = integer("draws", draws), integer("seed", seed, least=0)
     batch_size = integer("batch_size", batch_size)
     total = draws * sum(len(v) for v in chosen.values())
-    done, accuracies = 0, {}
     with Draws(model, seed) as states:
         warnings = check_examples(model, x)
         clean = hits(model, lambda rows: x[rows], y, batch_size, states, must_answer=True)
-        for kind, values in chosen.items():
-            accuracies[kind] = np.zeros((len(values), draws))
-            for i, level in enumerate(values):
-                for draw in range(draws):
-                    key = f"{kind} noise, draw {draw}"
+    changes = [
+        partial(_noisy, kind, level, f"{kind} noise, draw {draw}", seed)
+        for kind, values in chosen.items()
+        for level in values
+        for draw in range(draws)
+    ]
 
-                    def images(
-                        rows: slice, kind: str = kind, level: float = level, key: str = key
-                    ) -> np.ndarray:
-                        indices = np.arange(rows.start, rows.stop)
-                        return add_noise(x[rows], kind, level, Streams(seed, key, indices))
+    def tick(done: int, of: int) -> None:
+        if progress is not None and done % len(x) == 0:
+            progress(done // len(x), total)
 
-                    found = hits(model, images, y, batch_size, states)
-                    accuracies[kind][i, draw] = found.mean()
-                    done += 1
-                    if progress is not None:
-                        progress(done, total)
+    found = iter(hits_of(model, changes, x, y, batch_size, seed, jobs, tick))
+    accuracies = {
+        kind: np.array([[next(found).mean() for _ in range(draws)] for _ in values])
+        for kind, values in chosen.items()
+    }
     details = {
         "model": getattr(model, "name", None),
         "seed": seed,
@@ -208,6 +210,11 @@ def noise_curve(
         "warnings": [warning.to_dict() for warning in warnings],
     }
     return NoiseCurve(chosen, accuracies, float(clean.mean()), len(x), details)
+
+
+def _noisy(kind: str, level: float, key: str, seed: int, x: np.ndarray, rows: slice) -> np.ndarray:
+    indices = np.arange(rows.start, rows.stop)
+    return add_noise(x[rows], kind, level, Streams(seed, key, indices))
 
 
 def _levels(

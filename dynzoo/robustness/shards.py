@@ -7,26 +7,22 @@ cluster.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import pickle
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 
-from dynzoo import backend
 from dynzoo.attacks.base import Attack, check_labels
+from dynzoo.inference import packed as packed_models
 from dynzoo.inference.answers import answers
 from dynzoo.inference.draws import Draws
+from dynzoo.inference.packed import Packed
 from dynzoo.inference.passes import mean_logits, noise
 from dynzoo.robustness.campaign import Campaign, Found
 from dynzoo.robustness.outcomes import Outcomes
 from dynzoo.robustness.refutation import refute
-from dynzoo.utils.extras import extra
 
 __all__ = [
     "Packed",
@@ -180,60 +176,14 @@ def merge(found: Sequence[Found], shards: Sequence[range]) -> Found:
 # --- in other processes ---
 
 
-@dataclass
-class Packed:
-    """A model and its attacks on the way to other processes.
-
-    Args:
-        content: both, as bytes.
-        digest: SHA-256 of these: a process that has them needs not unpack them again.
-        backend: which they run on.
-        seed: of the draws of a random model.
-    """
-
-    content: np.ndarray
-    digest: str
-    backend: str
-    seed: int
-
-
 def pack(model: Any, attacks: Sequence[Sequence[Attack]], seed: int) -> Packed:
     """A model and its attacks for ``attack_packed``; the same bytes for all workers.
 
     Raises:
         ValueError: if the model cannot be sent to another process.
     """
-    with extra("parallel"):  # where there are jobs alone
-        import cloudpickle
-
-    try:
-        inner = cloudpickle.dumps((model, attacks))
-        content = cloudpickle.dumps((_own_classes(model, attacks), inner))
-    except Exception as error:  # of any class of the user's in the model
-        raise ValueError(
-            "`jobs` needs a model and attacks that can be pickled, to send them to other "
-            f"processes. {getattr(model, 'name', 'The model')} cannot: {error}"
-        ) from error
-    digest = hashlib.sha256(content).hexdigest()
-    # As an array, which joblib shares between processes in place of sending it with every part.
-    return Packed(np.frombuffer(content, dtype=np.uint8), digest, backend.name(), seed)
-
-
-def _own_classes(model: Any, attacks: Sequence[Sequence[Attack]]) -> dict[str, Any]:
-    """Classes of the user's, which Keras finds by name where it makes a model: name -> class."""
-    models = [model, *(getattr(a, "source_model", None) for row in attacks for a in row)]
-    found: dict[str, Any] = {}
-    for one in models:
-        flatten = getattr(one, "_flatten_layers", None)
-        for layer in flatten() if flatten is not None else ():
-            kind = type(layer)
-            if kind.__module__.split(".")[0] not in ("keras", "dynzoo"):
-                found[kind.__name__] = kind
-    return found
-
-
-# What this process has unpacked last: one model, whose attacks need not be compiled again.
-_UNPACKED: dict[str, tuple[Any, Any]] = {}
+    sources = [getattr(attack, "source_model", None) for row in attacks for attack in row]
+    return packed_models.pack((model, attacks), [model, *sources], seed)
 
 
 def attack_packed(packed: Packed, shard: Shard) -> Found:
@@ -242,34 +192,10 @@ def attack_packed(packed: Packed, shard: Shard) -> Found:
     Raises:
         ValueError: if the process runs another backend, or does not know a class of the model's.
     """
-    if backend.name() != packed.backend:
-        raise ValueError(
-            f"All workers must run Keras on {packed.backend}: start them with "
-            f"KERAS_BACKEND={packed.backend}. One runs on {backend.name()}"
-        )
-    if packed.digest not in _UNPACKED:
-        _UNPACKED.clear()
-        _UNPACKED[packed.digest] = _unpack(packed.content)
-    model, attacks = _UNPACKED[packed.digest]
-    with Draws(model, packed.seed):
-        return attack_shard(model, attacks, shard)
-
-
-def _unpack(content: np.ndarray) -> tuple[Any, Any]:
     # The classes of models are registered where they are imported.
     import dynzoo.layers
     import dynzoo.models  # noqa: F401
 
-    with warnings.catch_warnings():
-        # the state of an optimizer, which an evaluation has no use for
-        warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
-        try:
-            # written by the process that started this one
-            classes, inner = pickle.loads(content.tobytes())
-            with keras.saving.custom_object_scope(classes):
-                return pickle.loads(inner)
-        except Exception as error:
-            raise ValueError(
-                "A worker cannot make the model. Where it has classes or functions of yours, let "
-                f"them stand in a module that workers can import: {error}"
-            ) from error
+    model, attacks = packed_models.unpacked(packed)
+    with Draws(model, packed.seed):
+        return attack_shard(model, attacks, shard)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
+import re
 from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["check_crop_padding", "check_finetuning", "check_training"]
+__all__ = ["axes_of", "check_crop_padding", "check_finetuning", "check_training"]
 
 
 def check_training(
@@ -15,6 +18,7 @@ def check_training(
     devices: int | None = None,
     pilot: float | None = None,
     weights_dtype: str = "float32",
+    layout: Any = None,
 ) -> None:
     """A ValueError for an argument of `train` that is out of its range, whatever the recipe."""
     if max_seconds is not None and not max_seconds > 0:
@@ -27,6 +31,30 @@ def check_training(
         raise ValueError(
             f"`weights_dtype` must be 'float32' or 'float16'. Received: {weights_dtype!r}"
         )
+
+    if layout is not None and distribute:
+        raise ValueError(
+            "`layout` (--layout) and `distribute` (--distribute) are two ways to use devices: give "
+            f"one. Received: layout={layout!r}, distribute=True"
+        )
+    if isinstance(layout, str) and axes_of(layout) is None and not os.path.isfile(layout):
+        raise ValueError(
+            "`layout` must be axes such as 'model=4' or 'batch=2,model=2', or a YAML file. "
+            f"Received: {layout!r}"
+        )
+
+
+def axes_of(layout: str) -> dict[str, int] | None:
+    """The axes of a mesh that a text names; ``None`` if it is something else.
+
+    Example:
+
+    >>> axes_of("batch=2,model=4")
+    {'batch': 2, 'model': 4}
+    """
+    parts = [re.fullmatch(r"(batch|model)=([1-9]\d*)", part) for part in layout.split(",")]
+    axes = {part[1]: int(part[2]) for part in parts if part}
+    return axes if len(axes) == len(parts) == layout.count("=") else None
 
 
 def check_finetuning(learning_rate: float) -> None:

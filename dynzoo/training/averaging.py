@@ -16,7 +16,10 @@ __all__ = ["take_mean"]
 
 
 def take_mean(
-    model: keras.Model, paths: Sequence[Path], check: Callable[[dict], None] | None = None
+    model: keras.Model,
+    paths: Sequence[Path],
+    check: Callable[[dict], None] | None = None,
+    load: Callable[[Path], bytes] | None = None,
 ) -> None:
     r"""Gives a model the mean of the trainable weights that its checkpoints hold.
 
@@ -37,6 +40,7 @@ def take_mean(
         model: a compiled, built model, as `dynzoo.training.checkpoints.read` wants it.
         paths: the checkpoints, at least one.
         check: called with the state of each; may raise.
+        load: gives the bytes of a file, in place of ``Path.read_bytes``.
 
     Raises:
         CheckpointError: if a file is damaged or does not fit the model.
@@ -47,7 +51,7 @@ def take_mean(
     """
     total: list[Any] = [np.float64(0.0)] * len(model.trainable_variables)
     for path in paths:
-        checkpoints.read(path, model, check)
+        checkpoints.read(path, model, check, load)
         weights = [backend.value_of(v) for v in model.trainable_variables]
         total = [t + w.astype(np.float64) for t, w in zip(total, weights, strict=True)]
     for variable, t in zip(model.trainable_variables, total, strict=True):

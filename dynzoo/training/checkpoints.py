@@ -52,13 +52,14 @@ def _groups(model) -> dict:
     return {"weight": model.variables, "optimizer": model.optimizer.variables}
 
 
-def read(path, model, check=None) -> dict:
+def read(path, model, check=None, load=None) -> dict:
     """Puts a checkpoint's weights and optimizer variables into a compiled, built model.
 
     Args:
         path: file written by ``write``.
         model: the model, of the same architecture and with the same optimizer.
         check: called with the state before anything is changed; may raise.
+        load: gives the bytes of the file, in place of ``Path.read_bytes``.
 
     Returns:
         The state.
@@ -66,9 +67,12 @@ def read(path, model, check=None) -> dict:
     Raises:
         CheckpointError: if the file is damaged or does not fit the model; nothing is changed then.
     """
+    # Read whole, so that a damaged archive leaves no open file behind.
     try:
-        # Read whole, so that a damaged archive leaves no open file behind.
-        content = Path(path).read_bytes()
+        content = load(path) if load else Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({short(error)})") from None
+    try:
         _check_sizes(content)
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}

@@ -5,14 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
 from dynzoo import backend
+from dynzoo.augmentation.batches import Augmented
+from dynzoo.training.callbacks import Watch
 
-__all__ = ["DistributionError", "OneDevice", "Replicas", "ReplicasDivergedError"]
+__all__ = [
+    "DistributionError",
+    "OneDevice",
+    "OneProcess",
+    "Replicas",
+    "ReplicasDivergedError",
+    "jax_devices",
+    "refuse_separate_processes",
+    "separate_processes",
+]
 
 
 class DistributionError(ValueError):
@@ -23,13 +35,13 @@ class ReplicasDivergedError(RuntimeError):
     """Copies of a model that must be the same are not."""
 
 
-class OneDevice:
-    """Training that is not spread: what ``Replicas`` does, for one device."""
+class OneProcess:
+    """What several processes do together, for one alone; of one device unless it says more."""
 
+    writes = True
+    processes = 1
     count = 1
-
-    def __init__(self) -> None:
-        _refuse_separate_processes()
+    apart = False  # whether the model's variables lie on several devices
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
@@ -43,8 +55,39 @@ class OneDevice:
     def check_equal(self, model: keras.Model) -> None:
         """There is one copy."""
 
+    def guard(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
 
-class Replicas:
+    def average(self, model: keras.Model) -> None:
+        """The gradients are those of the whole batch."""
+
+    def batches(self, *arguments: Any, **keywords: Any) -> Augmented:
+        return Augmented(*arguments, **keywords)
+
+    def watch(self, deadline: float | None) -> Watch:
+        return Watch(deadline)
+
+    def any(self, here: bool) -> bool:
+        return here
+
+    def mean(self, *values: float) -> list[float]:
+        return list(values)
+
+    def exists(self, path: Path) -> bool:
+        return path.exists()
+
+    def read(self, path: str | os.PathLike[str]) -> bytes:
+        return Path(path).read_bytes()
+
+    def check_same(self, what: str, here: str) -> None:
+        """There is nobody else."""
+
+
+class OneDevice(OneProcess):
+    """Training that is not spread: what ``Replicas`` does, for one device."""
+
+
+class Replicas(OneProcess):
     r"""The devices that train copies of one model, each on its share of every batch.
 
     $$ \theta \leftarrow \Pi\Big(\theta - \eta\, U\Big(\tfrac1n \sum_{r=1}^{n} \nabla L_r(\theta)
@@ -55,7 +98,8 @@ class Replicas:
     batch: batch size, learning rate and result (up to rounding) are those of one device.
 
     ``keras.distribution.DataParallel`` on JAX, ``tf.distribute.MirroredStrategy`` on TensorFlow,
-    one process. On PyTorch Keras does not synchronise copies, so it is refused.
+    one process. On PyTorch Keras does not synchronise copies, so it is refused; there each device
+    has a process of its own, ``dynzoo.training.processes.Processes``.
 
     Args:
         devices: number of devices, at least 1; ``None`` for all accelerators, or all CPU devices of
@@ -79,23 +123,23 @@ class Replicas:
     Reference: Keras guides "Distributed training with JAX" and "... with TensorFlow".
     """
 
+    apart = True
+
     def __init__(self, devices: int | None = None):
         if devices is not None and (devices != int(devices) or devices < 1):
             raise DistributionError(f"`devices` must be at least 1. Received: devices={devices}")
-        _refuse_separate_processes()
+        refuse_separate_processes()
         makers = {"jax": _on_jax, "tensorflow": _on_tensorflow}
         if backend.name() not in makers:
             raise DistributionError(
-                f"Data-parallel training needs JAX or TensorFlow: Keras {keras.__version__} trains "
-                "copies of a model on PyTorch apart, each on its own data. Set KERAS_BACKEND=jax "
-                "or KERAS_BACKEND=tensorflow; the weights load on every backend."
+                "Several devices of one process need JAX or TensorFlow: Keras "
+                f"{keras.__version__} trains copies of a model on PyTorch apart, each on its own "
+                "data. Start a process for each (torchrun --nproc-per-node N -m dynzoo train ...), "
+                "or set KERAS_BACKEND=jax or KERAS_BACKEND=tensorflow; the weights load on every "
+                "backend."
             )
         self.names, self._strategy = makers[backend.name()](devices)
-
-    @property
-    def count(self) -> int:
-        """How many devices."""
-        return len(self.names)
+        self.count = len(self.names)
 
     def __str__(self) -> str:
         return ", ".join(self.names)
@@ -140,38 +184,63 @@ class Replicas:
         return [np.asarray(v) for v in self._strategy.experimental_local_results(variable.value)]
 
 
-def _refuse_separate_processes() -> None:
-    """Raises ``DistributionError`` in one of several processes that train together.
+def separate_processes() -> int:
+    """How many processes train together, this one included, as far as it has been told.
 
-    Keras on PyTorch would train each one's copy apart, on whatever it reads; on JAX and TensorFlow
-    this package feeds one process only.
+    By what is initialized, or else by the environment: ``WORLD_SIZE`` on PyTorch,
+    ``KERAS_DISTRIBUTION_NUM_PROCESSES`` on JAX, ``TF_CONFIG`` on TensorFlow.
+
+    Raises:
+        DistributionError: if a variable is no number.
     """
-    count = 1
     if backend.name() == "torch":
         import torch.distributed
 
-        started = torch.distributed.is_available() and torch.distributed.is_initialized()
-        asked = os.environ.get("WORLD_SIZE", "1")
-        count = torch.distributed.get_world_size() if started else int(asked or 1)
-    elif backend.name() == "jax":
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_world_size()
+        return _number_in("WORLD_SIZE")
+    if backend.name() == "jax":
         import jax
 
         if jax.distributed.is_initialized():
-            count = jax.process_count()
-    elif os.environ.get("TF_CONFIG"):
-        import tensorflow as tf
+            return jax.process_count()
+        return _number_in("KERAS_DISTRIBUTION_NUM_PROCESSES")
+    if not os.environ.get("TF_CONFIG"):
+        return 1
+    import tensorflow as tf
 
-        workers = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec()
-        count = sum(workers.num_tasks(job) for job in workers.jobs)
+    workers = tf.distribute.cluster_resolver.TFConfigClusterResolver().cluster_spec()
+    return sum(workers.num_tasks(job) for job in workers.jobs)
+
+
+def _number_in(name: str) -> int:
+    asked = os.environ.get(name) or "1"
+    if not asked.isdecimal() or int(asked) < 1:
+        raise DistributionError(f"{name} must be a positive integer. Received: {name}={asked}")
+    return int(asked)
+
+
+def refuse_separate_processes(what: str = "This") -> None:
+    """Raises ``DistributionError`` in one of several processes, for what runs in one alone."""
+    count = separate_processes()
     if count > 1:
         raise DistributionError(
-            f"Training runs in one process, on all of its devices. This is one of {count}: each "
-            "would train a model of its own. Start a single one, with JAX or TensorFlow and "
-            "--distribute."
+            f"{what} runs in one process, on all of its devices. This is one of {count}: each "
+            "would train a model of its own. Start a single one, or use `dynzoo train`."
         )
 
 
 def _on_jax(devices: int | None) -> tuple[list[str], Any]:
+    names = jax_devices(devices)
+    return names, keras.distribution.DataParallel(devices=names)
+
+
+def jax_devices(devices: int | None) -> list[str]:
+    """Names of so many devices of JAX, all for ``None``; a CPU is divided where it still can be.
+
+    Raises:
+        DistributionError: if there are not so many.
+    """
     import jax
 
     if devices is not None:
@@ -181,7 +250,7 @@ def _on_jax(devices: int | None) -> tuple[list[str], Any]:
     found = jax.devices()
     names = [f"{d.platform}:{d.id}" for d in found][:devices]
     _check_enough(devices, names, on_cpu=found[0].platform == "cpu")
-    return names, keras.distribution.DataParallel(devices=names)
+    return names
 
 
 def _on_tensorflow(devices: int | None) -> tuple[list[str], Any]:

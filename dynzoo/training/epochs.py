@@ -82,14 +82,14 @@ class TrainingLoop:
                 look = self._is_due(epoch + 1 == settings["epochs"])
                 row = self._row(done, look, quick=isinstance(self.engine, ResidentEpochs))
                 if epoch + 1 in settings["average"]:
-                    checkpoints.write(run.kept(epoch + 1), self.twin.model, state)
+                    self._write(run.kept(epoch + 1))
                 if look and run.best_row() is row:
-                    checkpoints.write(run.best, self.twin.model, state)
+                    self._write(run.best)
                 self.log(message(row, settings["epochs"]))
-            late = done.out_of_time or self._is_late()
+            late = self.twin.replicas.any(done.out_of_time or self._is_late())
             if look or late:
                 self._keep()
-            run.log()
+            self._log_rows()
             self._end_if_asked()
             if late and state["epoch"] < settings["epochs"]:
                 return False
@@ -101,7 +101,7 @@ class TrainingLoop:
         Args:
             end: when the last step must be done, in the seconds of ``time.monotonic``.
         """
-        run, state, engine = self.run, self.run.state, self.engine
+        state, engine = self.run.state, self.engine
         assert isinstance(engine, ResidentEpochs)
         clock = TrainingClock(end, self.batches, state.get("share", 0.0))
         section = self._section(self._virtual_epoch(clock.share))
@@ -145,7 +145,7 @@ class TrainingLoop:
                 self.write()
             if look or marked or interruption.asked():
                 self._keep()
-            run.log()
+            self._log_rows()
             self._end_if_asked()
         return True
 
@@ -223,9 +223,17 @@ class TrainingLoop:
 
     def _keep(self) -> None:
         """Writes the checkpoint, from which the run goes on."""
-        checkpoints.write(self.run.checkpoint, self.twin.model, self.run.state)
+        self._write(self.run.checkpoint)
         self.run.note_kept()
         interruption.release()
+
+    def _write(self, path: Path) -> None:
+        if self.twin.replicas.writes:
+            checkpoints.write(path, self.twin.model, self.run.state)
+
+    def _log_rows(self) -> None:
+        if self.twin.replicas.writes:
+            self.run.log()
 
     def _end_if_asked(self) -> None:
         # Raised here and not by Python, which would do so amid native code.

@@ -19,6 +19,7 @@ from dynzoo.inference.streamed_images import StreamedImages
 from dynzoo.training import builders as optimization
 from dynzoo.training.allocator import keep_freed_memory
 from dynzoo.training.arguments import check_crop_padding, check_finetuning
+from dynzoo.training.distribution import refuse_separate_processes
 from dynzoo.utils.arguments import integer
 
 __all__ = ["finetune", "fit_arguments"]
@@ -64,7 +65,8 @@ def finetune(
         The history of ``model.fit``.
 
     Raises:
-        ValueError: if an argument is out of its range, naming it; images and labels included.
+        ValueError: if an argument is out of its range, naming it; images and labels included. Of
+            its kind ``DistributionError``, in one of several processes.
 
     Example:
 
@@ -83,6 +85,7 @@ def finetune(
     epochs = integer("epochs", epochs)
     batch_size = integer("batch_size", batch_size)
     check_finetuning(learning_rate)
+    refuse_separate_processes("Fine-tuning")
     if isinstance(x, StreamedImages):
         check_shape(x, model)
         check_unit_range(model)

@@ -9,8 +9,8 @@ import numpy as np
 
 from dynzoo import backend
 from dynzoo.augmentation.batches import DISTORTIONS, Augmented
-from dynzoo.training.callbacks import Watch
-from dynzoo.training.distribution import OneDevice, Replicas
+from dynzoo.training.distribution import OneDevice, OneProcess
+from dynzoo.training.processes import Processes
 
 __all__ = ["Epochs", "FittedEpochs", "Stretch"]
 
@@ -41,6 +41,7 @@ class Epochs:
         labels: (n,) integers.
         batch_size: images a step.
         seed: that of ``Augmented``.
+        replicas: the devices, or the processes.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Epochs:
         labels: np.ndarray,
         batch_size: int,
         seed: int,
+        replicas: OneProcess | Processes | None = None,
     ):
         self.model = model
+        self.replicas = replicas or OneDevice()
         self.images, self.labels = images, labels
         self.batch_size, self.seed = batch_size, seed
         self.steps_an_epoch = len(images) // batch_size
@@ -64,7 +67,7 @@ class Epochs:
             section: ``data`` of the recipe in this epoch.
             first: number of the first batch.
         """
-        return Augmented(
+        return self.replicas.batches(
             self.images,
             self.labels,
             batch_size=self.batch_size,
@@ -82,7 +85,6 @@ class FittedEpochs(Epochs):
 
     Args:
         *arguments: those of ``Epochs``.
-        replicas: the devices.
         verbose: as in ``model.fit``.
         total: epochs of the whole run, for what ``fit`` says of each.
     """
@@ -92,12 +94,11 @@ class FittedEpochs(Epochs):
     def __init__(
         self,
         *arguments: Any,
-        replicas: OneDevice | Replicas,
         verbose: Any = "auto",
         total: int = 1,
     ):
         super().__init__(*arguments)
-        self.replicas, self.verbose, self.total = replicas, verbose, total
+        self.verbose, self.total = verbose, total
 
     def prepare(self, epoch: int, section: dict[str, Any]) -> None:
         """Nothing: ``model.fit`` reads ahead by itself."""
@@ -119,7 +120,7 @@ class FittedEpochs(Epochs):
             rates: of no use here, where the optimizer has a schedule of its own.
             deadline: when to stop, in the seconds of ``time.monotonic``; ``None`` for never.
         """
-        watch = Watch(deadline)
+        watch = self.replicas.watch(deadline)
         bar = [_BarOfRun(self.total)] if self.verbose else []
         with self.replicas.scope(), backend.fit_at_full_precision():
             history = self.model.fit(
@@ -132,13 +133,9 @@ class FittedEpochs(Epochs):
             ).history
         # The last update before a stop is one whose loss nobody has seen yet.
         finite = all(np.isfinite(backend.value_of(v)).all() for v in self.model.weights)
-        return Stretch(
-            watch.batches,
-            finite and not watch.diverged,
-            watch.out_of_time,
-            float(history["loss"][-1]),
-            float(history["accuracy"][-1]),
-        )
+        finite = not self.replicas.any(watch.diverged or not finite)
+        figures = (float(history[name][-1]) for name in ("loss", "accuracy"))
+        return Stretch(watch.batches, finite, watch.out_of_time, *self.replicas.mean(*figures))
 
 
 class _BarOfRun(keras.callbacks.ProgbarLogger):

@@ -16,11 +16,18 @@ from dynzoo.training.allocator import keep_freed_memory
 from dynzoo.training.arguments import check_training
 from dynzoo.training.averaging import take_mean
 from dynzoo.training.builders import GivenRate
-from dynzoo.training.distribution import OneDevice, Replicas
+from dynzoo.training.distribution import (
+    DistributionError,
+    OneDevice,
+    OneProcess,
+    Replicas,
+    separate_processes,
+)
 from dynzoo.training.epoch_values import values
 from dynzoo.training.epochs import TrainingDivergedError, TrainingLoop, held_out_row
 from dynzoo.training.fitted_epochs import FittedEpochs
 from dynzoo.training.loss_of_epoch import LossOfEpoch
+from dynzoo.training.processes import Processes
 from dynzoo.training.resident_epochs import ResidentEpochs, resident_needs_jax
 from dynzoo.training.run import Run, session
 from dynzoo.training.validation import hold_out
@@ -84,6 +91,7 @@ def train(
     devices=None,
     pilot=None,
     weights_dtype="float32",
+    layout=None,
 ) -> keras.Model:
     """Trains the model of a recipe and returns it, in float32.
 
@@ -116,13 +124,18 @@ def train(
         log: called with each message.
         distribute: train copies of the model on several devices, each on its share of every
             batch; see ``dynzoo.training.distribution.Replicas``. The result is that of one device
-            up to rounding, and a checkpoint goes on with any number of devices.
+            up to rounding, and a checkpoint goes on with any number of devices. In one of several
+            processes it trains with the others in any case; see
+            ``dynzoo.training.processes.Processes``.
         devices: how many, with ``distribute``; default all.
         pilot: train nothing, but time steps for so many seconds and log what the training would
             cost.
         weights_dtype: of the preset's large arrays, ``"float32"`` or ``"float16"``: see
             ``dynzoo.save_to_preset``. With ``"float16"`` the held-out accuracies of a resident
             training are those of its last quick look.
+        layout: divide the kernels over the devices of a mesh, ``"model=4"``, ``"batch=2,model=2"``
+            or a YAML file (JAX only); see ``dynzoo.training.layouts.Sharded``. The result is that
+            of one device up to rounding, and a checkpoint goes on with any layout.
 
     Returns:
         The trained (or so far trained) model, on one device.
@@ -132,8 +145,8 @@ def train(
         CheckpointError: if the run folder holds a run and ``resume`` is not set, or the
             checkpoint is damaged or belongs to another recipe.
         TrainingDivergedError: if the loss is not finite; the last good checkpoint is kept.
-        DistributionError: if training cannot be spread over the devices, or this is one of
-            several processes.
+        DistributionError: if training cannot be spread over the devices or the processes.
+        ProcessLostError: if another process of the same training is gone.
         ReplicasDivergedError: if the copies of the model are no longer the same after an epoch;
             nothing of that epoch is kept.
         ValueError: if ``max_seconds`` is not positive, or the preset of ``training.start`` is
@@ -145,70 +158,73 @@ def train(
     >>> model = train("isometric_small_cifar10", max_seconds=600, resume=True)
     """
     started = time.monotonic()
-    check_training(max_seconds, distribute, devices, pilot, weights_dtype)
+    check_training(max_seconds, distribute, devices, pilot, weights_dtype, layout)
     recipe = recipes.load(config)
     settings = recipe["training"]
-    _check_engine(settings, max_seconds, distribute, pilot)
+    _check_engine(settings, max_seconds, distribute or layout is not None, pilot)
     run = Run(recipe, Path(output) if output else Path("runs") / recipe["name"])
-    if run.checkpoint.exists() and not resume and pilot is None:
-        raise checkpoints.CheckpointError(
-            f"{run.checkpoint} exists: pass --resume to go on, or choose another output folder"
-        )
-    interruption.keeps(run.kept_so_far)
     # Before anything is computed: a CPU that computes can no longer be divided.
-    replicas = Replicas(devices) if distribute else OneDevice()
+    replicas = _devices(distribute, devices, layout)
     replicas.check_batch_size(settings["batch_size"])
-    if not isinstance(data_file, tuple):  # one that is in memory already
-        log(f"{recipe['name']}: reading {data_file or recipe['data']['name']}")
-    ((x, y), validation), num_classes = hold_out(recipe, data_file)
-    run.trains_on(x, y)
-    keep_freed_memory()
-    keras.utils.set_random_seed(settings["seed"])
-    batches = len(x) // settings["batch_size"]
-    if batches == 0:
-        raise recipes.RecipeError(
-            f"`training.batch_size` must be at most {len(x)}, the training images. "
-            f"Received: {settings['batch_size']}"
+    if not replicas.writes:  # one process speaks for all
+        verbose, log = 0, _silent
+    with replicas.guard():
+        if pilot is None and not resume and replicas.exists(run.checkpoint):
+            raise checkpoints.CheckpointError(
+                f"{run.checkpoint} exists: pass --resume to go on, or choose another output folder"
+            )
+        interruption.keeps(run.kept_so_far)
+        if not isinstance(data_file, tuple):  # one that is in memory already
+            log(f"{recipe['name']}: reading {data_file or recipe['data']['name']}")
+        ((x, y), validation), num_classes = hold_out(recipe, data_file)
+        run.trains_on(x, y)
+        replicas.check_same("a recipe or images", f"{recipe} {run.state['images']}")
+        keep_freed_memory()
+        keras.utils.set_random_seed(settings["seed"])
+        batches = _batches_an_epoch(settings, len(x))
+        twin, loss = _compiled(recipe, num_classes, x.shape[1:], batches, replicas)
+        size = " x ".join(map(str, x.shape[1:]))
+        log(
+            f"{len(x):,} images of {size} to train on, {len(validation[0]):,} held out; "
+            f"{twin.network.count_params():,} parameters; {settings['epochs']} epochs of "
+            f"{batches:,} batches; compiling for {backend.name()} with the first batch"
         )
-    twin, loss = _compiled(recipe, num_classes, x.shape[1:], batches, replicas)
-    size = " x ".join(map(str, x.shape[1:]))
-    log(
-        f"{len(x):,} images of {size} to train on, {len(validation[0]):,} held out; "
-        f"{twin.network.count_params():,} parameters; {settings['epochs']} epochs of {batches:,} "
-        f"batches; compiling for {backend.name()} with the first batch"
-    )
-    if pilot is None:
-        _restore(run, twin, log)
-    if distribute:
-        share = settings["batch_size"] // replicas.count
-        log(f"{share} of {settings['batch_size']} images a batch on each of {replicas}")
-    run.state["sessions"].append(session(max_seconds, replicas.count))
+        if pilot is None:
+            _restore(run, twin, log)
+        if not isinstance(replicas, OneDevice):
+            replicas.check_equal(twin.model)
+            share = settings["batch_size"] // replicas.count
+            log(f"{share} of {settings['batch_size']} images a batch on each of {replicas}")
+        run.state["sessions"].append(session(max_seconds, replicas.count, replicas.processes))
 
-    deadline = None if max_seconds is None else started + max_seconds
-    engine = _engine(settings, twin.model, x, y, replicas, verbose)
+        deadline = None if max_seconds is None else started + max_seconds
+        engine = _engine(settings, twin.model, x, y, replicas, verbose)
 
-    def save(measured=None) -> Path:
-        constraints.project(twin.updated())
-        return run.save_preset(twin.plain, measured, weights_dtype)
+        def save(measured=None) -> Path:
+            constraints.project(twin.updated())
+            return run.save_preset(twin.plain, measured, weights_dtype)
 
-    def write():
-        log(f"weights of the unfinished run written to {save()}")
+        def write():
+            log(f"weights of the unfinished run written to {save()}")
 
-    loop = TrainingLoop(run, twin, engine, loss, validation, deadline, started, log, write)
-    with interruption.training():
-        if pilot is not None:
-            log(loop.pilot(pilot, max_seconds))
-            return twin.updated()
+        loop = TrainingLoop(run, twin, engine, loss, validation, deadline, started, log, write)
+        with interruption.training():
+            if pilot is not None:
+                log(loop.pilot(pilot, max_seconds))
+                return twin.updated()
+            if settings["clock"]:
+                done = loop.by_clock(deadline - min(_RESERVE, 0.05 * max_seconds))
+            else:
+                done = loop.by_epochs()
         if settings["clock"]:
-            done = loop.by_clock(deadline - min(_RESERVE, 0.05 * max_seconds))
-        else:
-            done = loop.by_epochs()
-    if settings["clock"]:
-        log(f"preset written to {save()}")
-    elif not done:
-        log(f"stopped at the time limit; {run.checkpoint} goes on with --resume")
-        return twin.updated()
-    _choose_weights(run, twin.model)
+            log(f"preset written to {save()}")
+        elif not done:
+            log(f"stopped at the time limit; {run.checkpoint} goes on with --resume")
+            return twin.updated()
+        _choose_weights(run, twin)
+    if not replicas.writes:
+        constraints.project(twin.updated())
+        return twin.plain
     measured = None
     if settings["average"] or (settings["resident"] and weights_dtype == "float32"):
         constraints.project(twin.updated())
@@ -216,6 +232,36 @@ def train(
     if not settings["clock"] or measured:
         log(f"preset written to {save(measured)}")
     return twin.plain
+
+
+def _devices(distribute: bool, devices: int | None, layout) -> OneProcess | Processes:
+    """What a training runs on: several processes where this is one of them, else this one alone."""
+    if layout is not None:
+        from dynzoo.training.layouts import Sharded
+
+        return Sharded(layout)
+    if separate_processes() == 1:
+        return Replicas(devices) if distribute else OneDevice()
+    if devices is not None:
+        raise DistributionError(
+            "`devices` (--devices) must be left out in one of several processes, which use all "
+            f"devices that each of them sees. Received: devices={devices}"
+        )
+    return Processes()
+
+
+def _silent(message: str) -> None:
+    """What the other processes say."""
+
+
+def _batches_an_epoch(settings: dict, images: int) -> int:
+    batches = images // settings["batch_size"]
+    if batches == 0:
+        raise recipes.RecipeError(
+            f"`training.batch_size` must be at most {images}, the training images. "
+            f"Received: {settings['batch_size']}"
+        )
+    return batches
 
 
 def _compiled(recipe, num_classes, shape, batches, replicas) -> tuple[_Twin, LossOfEpoch]:
@@ -232,6 +278,7 @@ def _compiled(recipe, num_classes, shape, batches, replicas) -> tuple[_Twin, Los
             optimizer.learning_rate = GivenRate(optimizer._learning_rate)
         loss = LossOfEpoch(settings["loss"])
         loss.compile(model, optimizer)
+        replicas.average(model)
         optimizer.build(model.trainable_variables)
     return _Twin(recipe, model, network, replicas), loss
 
@@ -239,11 +286,13 @@ def _compiled(recipe, num_classes, shape, batches, replicas) -> tuple[_Twin, Los
 def _restore(run: Run, twin: _Twin, log) -> None:
     """Where a run stood, or the weights that it starts from."""
     start = run.recipe["training"]["start"]
-    if run.checkpoint.exists():
+    replicas = twin.replicas
+    if replicas.exists(run.checkpoint):
         images = run.state["images"]
-        run.state = checkpoints.read(run.checkpoint, twin.model, run.check)
+        with replicas.scope():
+            run.state = checkpoints.read(run.checkpoint, twin.model, run.check, replicas.read)
         run.state["images"] = images
-        run.check_kept()
+        run.check_kept(replicas.exists)
         run.note_kept()
         log(f"resumed at epoch {run.state['epoch']}, batch {run.state['batch']}")
     elif start:
@@ -254,13 +303,15 @@ def _restore(run: Run, twin: _Twin, log) -> None:
         log(f"started from the weights of {run.state['start']['preset']}")
 
 
-def _choose_weights(run: Run, model: keras.Model) -> None:
+def _choose_weights(run: Run, twin: _Twin) -> None:
     """Gives the model those of its weights that the recipe keeps, where they are not the last."""
-    settings = run.recipe["training"]
-    if settings["average"]:
-        take_mean(model, [run.kept(epoch) for epoch in settings["average"]], run.check)
-    elif settings["keep"] == "best" and run.best.exists():
-        checkpoints.read(run.best, model, run.check)
+    settings, load = run.recipe["training"], twin.replicas.read
+    with twin.replicas.scope():
+        if settings["average"]:
+            kept = [run.kept(epoch) for epoch in settings["average"]]
+            take_mean(twin.model, kept, run.check, load)
+        elif settings["keep"] == "best" and twin.replicas.exists(run.best):
+            checkpoints.read(run.best, twin.model, run.check, load)
 
 
 def _check_engine(settings: dict, max_seconds, distribute: bool, pilot) -> None:
@@ -272,19 +323,19 @@ def _check_engine(settings: dict, max_seconds, distribute: bool, pilot) -> None:
         )
     if settings["resident"] and backend.name() != "jax":
         raise ValueError(resident_needs_jax())
-    if settings["resident"] and distribute:
+    if settings["resident"] and (distribute or separate_processes() > 1):
         raise ValueError(
-            "`distribute` (--distribute) and `training.resident` are two ways to use devices: give "
-            "one. Received: distribute=True"
+            "`distribute` (--distribute), `layout`, several processes and `training.resident` are "
+            "ways to use devices: give one. Received: resident=True beside another"
         )
 
 
 def _engine(settings, model, x, y, replicas, verbose) -> FittedEpochs | ResidentEpochs:
     """What takes the epochs: on the device as a whole, or ``model.fit``."""
-    arguments = (model, x, y, settings["batch_size"], settings["seed"])
+    arguments = (model, x, y, settings["batch_size"], settings["seed"], replicas)
     if settings["resident"]:
         return ResidentEpochs(*arguments)
-    return FittedEpochs(*arguments, replicas=replicas, verbose=verbose, total=settings["epochs"])
+    return FittedEpochs(*arguments, verbose=verbose, total=settings["epochs"])
 
 
 def _with_distortions(model: keras.Model, section: dict) -> keras.Model:
@@ -299,7 +350,7 @@ class _Twin:
     def __init__(self, recipe, model, network, replicas):
         self.model, self.network, self.replicas = model, network, replicas
         self.plain = network
-        if recipe["training"]["dtype"] != "float32" or isinstance(replicas, Replicas):
+        if recipe["training"]["dtype"] != "float32" or replicas.apart:
             classes, shape = network.output_shape[-1], network.input_shape[1:]
             self.plain = build_model(recipe, classes, shape, "float32")
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +109,10 @@ class Run:
         """The file with the weights after an epoch that the recipe averages over."""
         return self.output / f"epoch_{epoch}.npz"
 
-    def check_kept(self) -> None:
+    def check_kept(self, exists: Callable[[Path], bool] = Path.exists) -> None:
         """Refuses to go on where weights that are to be averaged were not kept."""
         for epoch in self.recipe["training"]["average"]:
-            if epoch <= self.state["epoch"] and not self.kept(epoch).exists():
+            if epoch <= self.state["epoch"] and not exists(self.kept(epoch)):
                 raise checkpoints.CheckpointError(
                     f"`training.average` has epoch {epoch}, but {self.kept(epoch)} is missing: "
                     "leave that epoch out, or use another output folder"
@@ -201,14 +202,15 @@ class Run:
         return command
 
 
-def session(max_seconds, devices: int = 1) -> dict:
-    """Where and how one process of a run is started."""
+def session(max_seconds, devices: int = 1, processes: int = 1) -> dict:
+    """Where and how a part of a run is started."""
     return {
         "command": "dynzoo " + " ".join(sys.argv[1:]),
         "backend": keras.backend.backend(),
         "hardware": hardware(devices),
         "max_seconds": max_seconds,
         "keras": keras.__version__,
+        **({"processes": processes} if processes > 1 else {}),
     }
 
 

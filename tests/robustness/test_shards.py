@@ -13,6 +13,7 @@ from robustness_fixtures import MarginCertificate, centroids, held_out
 
 from dynzoo.attacks import PGD
 from dynzoo.cli import main
+from dynzoo.inference import packed as packed_models
 from dynzoo.robustness import shards as shards_module
 from dynzoo.robustness.evaluation import evaluate
 from dynzoo.robustness.refutation import CertificateViolation
@@ -150,7 +151,7 @@ def test_classes_of_ones_own_travel():
     inputs = keras.Input((4,))
     local = type("Local", (keras.layers.Layer,), {"call": lambda self, x: 2.0 * x})
     model = keras.Model(inputs, keras.layers.Dense(3)(local()(inputs)))
-    there, attacks = shards_module._unpack(pack(model, [[PGD(eps=0.5)]], 0).content)
+    there, attacks = packed_models._unpack(pack(model, [[PGD(eps=0.5)]], 0).content)
     x = np.random.default_rng(0).random((5, 4)).astype("float32")
     np.testing.assert_array_equal(
         there.predict(x, verbose=0), model.predict(x, verbose=0)
@@ -165,7 +166,7 @@ def test_what_cannot_travel_is_named():
     with pytest.raises(ValueError, match="`jobs` needs a model and attacks.* odd cannot"):
         pack(model, [[attack]], 0)
     with pytest.raises(ValueError, match="A worker cannot make the model"):
-        shards_module._unpack(np.frombuffer(pickle.dumps(({}, b"no model")), dtype=np.uint8))
+        packed_models._unpack(np.frombuffer(pickle.dumps(({}, b"no model")), dtype=np.uint8))
 
 
 # --- the command ---

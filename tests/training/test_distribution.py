@@ -5,6 +5,7 @@ import csv
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -223,7 +224,12 @@ def test_a_run_that_starts_from_a_preset(alone, images, tmp_path):
 
 @spreads
 def test_unequal_shares_are_refused_before_any_work(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(distribution.Replicas, "count", 5)
+    check = distribution.Replicas.check_batch_size
+    monkeypatch.setattr(
+        distribution.Replicas,
+        "check_batch_size",
+        lambda self, size: check(SimpleNamespace(count=5), size),
+    )
     with pytest.raises(distribution.DistributionError, match="multiple of the 5 devices.*: 24"):
         training.train(recipe(), images, tmp_path, distribute=True, devices=1)
     assert not list(tmp_path.iterdir())
@@ -266,23 +272,15 @@ def test_pytorch_is_refused_with_the_way_around(images, config, tmp_path, capsys
     arguments = ["train", str(config), "--data", str(images), "--output", str(output)]
     assert cli.main([*arguments, "--distribute"]) == 2
     message = capsys.readouterr().err
-    assert "PyTorch apart" in message and "KERAS_BACKEND=jax" in message
+    assert "PyTorch apart" in message and "torchrun" in message and "KERAS_BACKEND=jax" in message
     assert not output.exists()
 
 
-@torch_only
-def test_one_of_several_pytorch_processes_is_refused(images, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@spreads
+def test_several_devices_of_one_of_several_processes(monkeypatch):
+    monkeypatch.setattr(distribution, "separate_processes", lambda: 2)
     with pytest.raises(distribution.DistributionError, match="one process.*one of 2"):
-        training.train(recipe(), images, tmp_path)
-
-
-@pytest.mark.skipif(backend.name() != "tensorflow", reason="TF_CONFIG is TensorFlow's")
-def test_one_of_several_tensorflow_workers_is_refused(images, tmp_path, monkeypatch):
-    cluster = {"cluster": {"worker": ["localhost:1", "localhost:2"]}}
-    monkeypatch.setenv("TF_CONFIG", json.dumps(cluster | {"task": {"type": "worker", "index": 0}}))
-    with pytest.raises(distribution.DistributionError, match="one process.*one of 2"):
-        training.train(recipe(), images, tmp_path)
+        distribution.Replicas(1)
 
 
 APART = """
