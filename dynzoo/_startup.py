@@ -11,12 +11,14 @@ be read here too, for the command's own module is imported after this one.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dynzoo.utils import interruption
@@ -108,10 +110,37 @@ def load_keras() -> None:
 
 
 def _import_keras_quietly() -> None:
-    """Import Keras and its backend without what TensorFlow's C++ part says of missing GPUs.
+    """Import Keras and its backend without what TensorFlow's C++ part says of missing GPUs."""
+    with held_standard_error(lambda line, failed: failed, "starting Keras ..."):
+        importlib.import_module("keras")
 
-    A command's standard error is for its own messages, and TensorFlow writes to the file
-    descriptor, before any of its settings counts. Where the import fails, all of it is shown.
+
+def is_tensorflow_talk(line: str) -> bool:
+    """Whether a line of standard error is one that TensorFlow's C++ part or absl logged."""
+    return bool(_TALK.match(line))
+
+
+_TALK = re.compile(
+    r"WARNING: All log messages before absl::InitializeLog\(\) is called"
+    r"|[IWE]\d{4} [\d:.]+ +\d+ \S+\.(cc|h):\d+\] "
+    r"|\d{4}-\d\d-\d\d [\d:.]+: [IWE] \S+\.(cc|h):\d+\] "
+    r"|(INFO|WARNING):absl:"
+    r"|(INFO|WARNING):tensorflow:"
+)
+
+
+@contextlib.contextmanager
+def held_standard_error(
+    shown: Callable[[str, bool], bool], waiting_for: str = ""
+) -> Iterator[None]:
+    """Keep standard error for a command's own messages while something runs.
+
+    TensorFlow writes to the file descriptor, before any of its settings counts. What was written is
+    held until the end.
+
+    Args:
+        shown: of a line that was held and whether the end is an exception: whether it is shown.
+        waiting_for: told on a terminal meanwhile.
     """
     import tempfile  # costs more than the rest of this module
 
@@ -120,14 +149,15 @@ def _import_keras_quietly() -> None:
             sys.stderr.flush()
             own = os.dup(2)
         except (AttributeError, OSError):  # no standard error: nothing to keep clean
+            yield
             return
         os.dup2(said.fileno(), 2)
-        waiting = os.isatty(own)  # who waits there for seconds; the line is gone afterwards
+        waiting = bool(waiting_for) and os.isatty(own)  # the line is gone afterwards
         if waiting:
-            os.write(own, b"starting Keras ...\r")
+            os.write(own, f"{waiting_for}\r".encode())
         failed = True
         try:
-            importlib.import_module("keras")
+            yield
             failed = False
         finally:
             sys.stderr.flush()
@@ -135,9 +165,9 @@ def _import_keras_quietly() -> None:
                 os.write(own, b"\x1b[K")
             os.dup2(own, 2)
             os.close(own)
-            if failed:
-                said.seek(0)
-                sys.stderr.write(said.read().decode(errors="replace"))
+            said.seek(0)
+            lines = said.read().decode(errors="replace").splitlines(keepends=True)
+            sys.stderr.writelines(line for line in lines if shown(line, failed))
 
 
 def _installed(name: str) -> bool:

@@ -31,6 +31,7 @@ started = {
     "kernel_initializer": keras.initializers.HeNormal(3),
     "kernel_regularizer": keras.regularizers.L2(0.01),
 }
+constrained = {**started, "kernel_constraint": keras.constraints.MaxNorm(0.8)}
 
 # name -> (class, arguments, shape of one example): every argument has another value than its
 # default in some row.
@@ -78,7 +79,7 @@ LAYERS = {
         layers.SoftmaxGradientFlow,
         {
             "keys": 6, "beta": 0.5, "step_size": "learned", "max_norm": 0.9, "use_bias": False,
-            "kernel_regularizer": keras.regularizers.L2(0.01), **flow,
+            **started, **flow,
         },
         IMAGE,
     ),
@@ -95,8 +96,7 @@ LAYERS = {
             "mode": "flexible", "bound": "sharp", "expansion": "gradient",
             "expansion_activation": "tanh", "substeps": 3, "step_size": 0.9,
             "step_range": [0.2, 1.1], "max_expansion": 2.5, "constraint": "spectral_norm",
-            "spectrum": "assumed", "projection_steps": 4, "use_bias": False,
-            "kernel_regularizer": keras.regularizers.L2(0.01), **flow,
+            "spectrum": "assumed", "projection_steps": 4, "use_bias": False, **started, **flow,
         },
         IMAGE,
     ),
@@ -105,7 +105,7 @@ LAYERS = {
         layers.SphericalFlow,
         {
             "operator": shifted, "integrator": "cayley_midpoint", "activation": "softsign",
-            "planes": 3, "step_size": "learned", "max_step": 0.4, **flow,
+            "planes": 3, "step_size": "learned", "max_step": 0.4, **constrained, **flow,
         },
         IMAGE,
     ),
@@ -115,7 +115,7 @@ LAYERS = {
         {
             "operator": pointwise(3), "integrator": "relaxed_heun", "gradient_integrator": "rk4",
             "splitting": "strang", "activation": "softplus", "planes": 3, "step_size": "learned",
-            "max_step": 0.4, **flow,
+            "max_step": 0.4, **constrained, **flow,
         },
         IMAGE,
     ),
@@ -130,7 +130,7 @@ LAYERS = {
             "operator": pointwise(3), "integral": "convex", "matrix": MATRIX,
             "vector": [0.0, 1.0, -1.0, 0.5], "integral_units": 2, "integrator": "projected_heun",
             "iterations": 3, "activation": "softsign", "planes": 3, "step_size": 0.1,
-            "max_step": 0.4, **flow,
+            "max_step": 0.4, **constrained, **flow,
         },
         IMAGE,
     ),
@@ -139,7 +139,8 @@ LAYERS = {
         layers.MassPreservingFlow,
         {
             "operator": pointwise(3), "weights": [1.0, 2.0, 0.5, 3.0], "integrator": "ssp3",
-            "activation": "softsign", "planes": 3, "step_size": "learned", "max_step": 0.4, **flow,
+            "activation": "softsign", "planes": 3, "step_size": "learned", "max_step": 0.4,
+            **constrained, **flow,
         },
         IMAGE,
     ),
@@ -150,7 +151,7 @@ LAYERS = {
             "operator": shifted, "activation": "softplus", "hamiltonian": "joint",
             "integrator": "implicit_midpoint", "step_size": "learned", "max_norm": 0.9,
             "max_step": 0.4, "constraint": "spectral_norm", "iterations": 3, "use_bias": False,
-            **flow,
+            **started, **flow,
         },
         IMAGE,
     ),
@@ -160,7 +161,8 @@ LAYERS = {
         {
             "operator": shifted, "activation": "softplus", "kappa": 0.8, "bound": "paper_mnist",
             "margin": 0.3, "step_size": "learned", "integrator": "implicit_midpoint",
-            "iterations": 3, "max_norm": 0.9, "max_step": 0.4, "use_bias": False, **flow,
+            "iterations": 3, "max_norm": 0.9, "max_step": 0.4, "use_bias": False,
+            **started, **flow,
         },
         IMAGE,
     ),
@@ -170,7 +172,8 @@ LAYERS = {
         {
             "operator": operators.ShiftedPointwise(2, "zero", 0.75), "activation": "softplus",
             "integrator": "leapfrog", "second_order": True, "step_size": "learned",
-            "max_norm": 0.9, "max_step": 0.4, "constraint": None, "use_bias": False, **flow,
+            "max_norm": 0.9, "max_step": 0.4, "constraint": None, "use_bias": False,
+            **started, **flow,
         },
         IMAGE,
     ),
@@ -185,7 +188,7 @@ LAYERS = {
         {
             "operator": dense(4), "sigma": 0.3, "step_size": 1.5, "velocity": "free",
             "activation": "tanh", "max_norm": 0.9, "noise_scaling": "tensor_std",
-            "inference": "random", "samples": 6, "use_bias": False, **flow,
+            "inference": "random", "samples": 6, "use_bias": False, **started, **flow,
         },
         VECTOR,
     ),
@@ -307,6 +310,7 @@ def test_layer(name):
     assert keras.saving.get_registered_name(cls) == f"dynzoo>{cls.__name__}"
     config = layer.get_config()
     made_of = operators.Operator | keras.regularizers.Regularizer | keras.initializers.Initializer
+    made_of |= keras.constraints.Constraint
     for key, value in arguments.items():
         if not isinstance(value, made_of):
             assert config[key] == value, key

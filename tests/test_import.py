@@ -159,3 +159,28 @@ def test_backend_option_of_a_real_command(tmp_path):
     assert done.stdout == f"2 {other}\n"
     assert done.stderr.startswith("dynzoo: error: `path` must be a report")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_a_library_writes_to_standard_error_is_held(capfd):
+    said = [
+        "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
+        "I0000 00:00:1795917691.707845    9746 port.cc:153] oneDNN custom operations are on.",
+        "E0000 00:00:1795917721.851579   10053 cuda_platform.cc:52] failed call to cuInit",
+        "2026-11-29 02:01:00.123456: W tensorflow/core/x.cc:1] something",
+        "WARNING:absl:Importing a function with ops with unsaved custom gradients.",
+    ]
+    own = ["a line of the command's own", "F0000 00:00:1795917691.7 9746 port.cc:1] dies"]
+
+    def write():
+        os.write(2, "".join(line + "\n" for line in said + own).encode())
+
+    with _startup.held_standard_error(lambda line, _: not _startup.is_tensorflow_talk(line)):
+        write()
+        assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err.splitlines() == own
+    with pytest.raises(OSError), _startup.held_standard_error(lambda line, failed: failed):
+        write()
+        raise OSError
+    assert capfd.readouterr().err.splitlines() == said + own
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "after\n"

@@ -1,10 +1,25 @@
 """A tiny search, and trials that take no time: what a search does is not what its networks do."""
 
 import copy
+import importlib.util
 
 import numpy as np
+import pytest
 from training_fixtures import RECIPE
 
+from dynzoo.tuning.config import TUNERS
+
+# The tuners of a config; one of an extra is skipped where that is not installed.
+ALL_TUNERS = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(
+            name == "optuna" and importlib.util.find_spec("optuna") is None,
+            reason="optuna is not installed: pip install 'dynzoo[optuna]'",
+        ),
+    )
+    for name in TUNERS
+]
 SEARCH = {
     "recipe": {
         **RECIPE,

@@ -5,7 +5,12 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from dynzoo._startup import backend_name, load_keras
+from dynzoo._startup import (
+    backend_name,
+    held_standard_error,
+    is_tensorflow_talk,
+    load_keras,
+)
 from dynzoo.cli.console import pairs, say
 from dynzoo.cli.inputs import find_preset, load_data
 from dynzoo.cli.options import FILE, add_preset
@@ -37,6 +42,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="do not run the exported graph; default: its logits and radii on 100 images are "
         "compared with the model's, and a graph that differs is removed",
     )
+    parser.add_argument(
+        "--radii",
+        action="store_true",
+        help="let the graph give labels and certified radii as well, after the logits",
+    )
     parser.add_argument("--data", metavar="PATH", help=f"{FILE}: images for the check")
 
 
@@ -57,19 +67,22 @@ def run(options: Namespace) -> None:
     images = load_data(options.data, about)[1][0] if options.data else None
     if isinstance(images, StreamedImages):
         images = images[:_STREAMED]
-    model = from_preset(folder)
-    written = export_model(
-        model,
-        output,
-        options.format,
-        x=images,
-        check=not options.no_check,
-        source={"preset": name, "files": about["files"]},
-    )
+    # Keras' exporters import TensorFlow on every backend, and it talks of the machine.
+    with held_standard_error(lambda line, failed: not is_tensorflow_talk(line)):
+        written = export_model(
+            from_preset(folder),
+            output,
+            options.format,
+            x=images,
+            check=not options.no_check,
+            radii=options.radii,
+            source={"preset": name, "files": about["files"]},
+        )
     checked = written["check"] or {}
     pairs(
         {
             "graph": output.absolute() / FORMATS[options.format].file,
+            "outputs": ", ".join(written["graph"]["outputs"]),
             "Lipschitz bound": written.get("lipschitz"),
             "no certificate": written.get("reason"),
             "checked with": checked.get("runtime"),

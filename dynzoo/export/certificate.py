@@ -87,10 +87,12 @@ def radii(
     certificate: Mapping[str, Any] | str | os.PathLike,
     images: Any = None,
     rounding: str = "probable",
+    model: str | os.PathLike | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels and certified L2 radii from the logits of an exported graph.
 
     Guarantee: as that of ``Certificate.radii``, for the graph whose hashes the certificate names.
+    Of a graph that was changed afterwards, as by quantisation, nothing is certified.
 
     Args:
         logits: array (n, K) that the exported graph gave for n images.
@@ -98,13 +100,15 @@ def radii(
         images: the n images. Without them the radii are a little smaller, and hold for images in
             the certificate's ``image_range`` only.
         rounding: what is assumed of roundings, as in ``Certificate.radii``.
+        model: the file or folder of the graph that gave the logits. It is read and compared with
+            the certificate's hashes, in every call.
 
     Returns:
         (labels (n,) int64, radii (n,) float64 in the units of the images).
 
     Raises:
         ValueError: if there is no certificate, a number in it is not one that certificates have,
-            or the logits are not those of its classes.
+            the logits are not those of its classes, or ``model`` is another graph.
 
     Example:
 
@@ -124,6 +128,8 @@ def radii(
     if numbers.get("certified") is not True:
         raise ValueError(f"The model has no certificate: {numbers.get('reason', 'unknown')}")
     certificate_file.check_numbers(numbers, where)
+    if model is not None:
+        certificate_file.check_graph(model, numbers, where)
     distances = np.asarray(numbers["pair_distances"], dtype=np.float64)
     z = np.asarray(logits)
     if z.ndim != 2 or z.shape[1] != len(distances):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ import numpy as np
 from dynzoo.certificates.rounding.bound import KINDS
 from dynzoo.certificates.rounding.floating_point import Arithmetic
 from dynzoo.utils import strict_json
+from dynzoo.utils.files import sha256
 from dynzoo.utils.strict_json import short
 
-__all__ = ["CERTIFICATE", "FIELDS", "check_numbers", "read"]
+__all__ = ["CERTIFICATE", "FIELDS", "check_graph", "check_numbers", "read"]
 
 CERTIFICATE = "certificate.json"
 # 1000 classes are 20 MiB of text
@@ -149,6 +151,46 @@ def check_numbers(numbers: Mapping[str, Any], where: str = "`certificate`") -> N
             f"{where} is refused: 'pair_distances' has {len(numbers['pair_distances'])} rows, "
             f"its graph {short(repr(classes), 40)} classes."
         )
+
+
+def check_graph(path: str | os.PathLike[str], numbers: Mapping[str, Any], where: str) -> None:
+    """Refuse a graph that is not, to the last bit, the one that a certificate was made for.
+
+    Args:
+        path: the graph's file or folder, under whatever name; further files that the certificate
+            names stand beside it.
+        numbers: the content of a ``certificate.json``.
+        where: its file, for the message.
+
+    Raises:
+        ValueError: naming the file that is another, or that the certificate names no graph.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: export the model again.")
+    graph = numbers.get("graph")
+    sums = graph.get("sha256") if isinstance(graph, Mapping) else None
+    if not isinstance(graph, Mapping) or not isinstance(sums, Mapping):
+        raise ValueError(f"{where} is damaged: it does not name the files of its graph.")
+    root = str(graph.get("file", path.name))
+    own = sorted(p for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
+    found = {p: sha256(p) for p in own}
+    named = {path.parent / _renamed(str(n), root, path.name): s for n, s in sums.items()}
+    for beside in named.keys() - found.keys():  # as the weights of a large ONNX graph
+        found[beside] = sha256(beside) if beside.is_file() else ""
+    for file in sorted(found):
+        if found[file] != named.get(file):
+            raise ValueError(
+                f"{file} is not the graph of {where}: its SHA-256 is another. Any change of the "
+                "graph, as by quantisation, ends its certificate, and a quantised graph can have "
+                "none: export the model again."
+            )
+
+
+def _renamed(name: str, root: str, own: str) -> str:
+    """The path of one of the graph's files, where the graph has been given a name of its own."""
+    parts = Path(name).parts
+    return str(Path(own, *parts[1:])) if parts[:1] == (root,) else name
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

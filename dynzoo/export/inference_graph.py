@@ -14,6 +14,7 @@ from dynzoo.certificates.graph import trace
 from dynzoo.certificates.operations import TensorCall
 from dynzoo.certificates.rules.table import is_identity
 from dynzoo.inference.model_layers import is_random
+from dynzoo.utils.strict_json import short
 
 __all__ = ["inference_graph"]
 
@@ -37,8 +38,8 @@ def inference_graph(model: keras.Model) -> keras.Model:
         A Functional model with the input "images"; made for `export`, not for training.
 
     Raises:
-        ValueError: if the model's graph cannot be read, as that of a subclassed model, or runs in
-            mixed precision.
+        ValueError: if the model's graph cannot be read, as that of a subclassed model, a layer
+            cannot be made again from its config, or runs in mixed precision.
 
     Example:
 
@@ -96,7 +97,13 @@ def _recorded(layer: Any, argument: Any) -> Any:
 def _copy(layer: Any, argument: Any, copies: dict[int, Any]) -> Any:
     """The output of a copy of the layer: a call of the layer itself would stay in its history."""
     if id(layer) not in copies:
-        copies[id(layer)] = type(layer).from_config(layer.get_config())
+        try:
+            copies[id(layer)] = type(layer).from_config(layer.get_config())
+        except TypeError as error:
+            # Of an activation like `keras.ops.erf` Keras finds no name to read again.
+            if type(layer) is keras.layers.Activation:
+                return layer.activation(argument)
+            raise ValueError(f"Layer '{layer.name}' cannot be copied: {short(error)}") from error
     copy = copies[id(layer)]
     output = copy(argument)
     copy.set_weights(layer.get_weights())

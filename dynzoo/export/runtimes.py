@@ -12,12 +12,11 @@ import numpy as np
 from dynzoo.export import certificate_file
 from dynzoo.export.certificate_file import CERTIFICATE
 from dynzoo.export.formats import FORMATS as FORMATS
-from dynzoo.utils.files import sha256
 from dynzoo.utils.strict_json import short
 
 __all__ = ["FORMATS", "load"]
 
-Run = Callable[[np.ndarray], np.ndarray]
+Run = Callable[[np.ndarray], Any]
 
 
 def load(format: str, path: str | Path) -> tuple[Run, str]:
@@ -31,7 +30,8 @@ def load(format: str, path: str | Path) -> tuple[Run, str]:
         path: the file or folder that was exported.
 
     Returns:
-        (function of an array (n, ...) that gives logits (n, K), name and version of the runtime).
+        (function of an array (n, ...), name and version of the runtime). The function gives logits
+        (n, K); of a graph with radii the tuple (logits, labels (n,) int, radii (n,)).
 
     Raises:
         ValueError: naming the file, if it is missing, is not the one that was certified, or cannot
@@ -62,25 +62,18 @@ def load(format: str, path: str | Path) -> tuple[Run, str]:
 def _check_certified(path: Path) -> None:
     """Refuse a graph that is not the one of the certificate beside it."""
     file = path.parent / CERTIFICATE
-    if not file.is_file():
-        return
-    graph = certificate_file.read(file).get("graph")
-    sums = graph.get("sha256") if isinstance(graph, dict) else None
-    if not isinstance(sums, dict):
-        raise ValueError(f"{file} is damaged: it does not name the files of its graph.")
-    own = sorted(p for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
-    found = {p.relative_to(path.parent).as_posix(): sha256(p) for p in own}
-    named = {n: s for n, s in sums.items() if n == path.name or n.startswith(path.name + "/")}
-    for name in sorted(found.keys() | named.keys()):
-        if found.get(name) != named.get(name):
-            raise ValueError(
-                f"{path.parent / name} is not the graph of {CERTIFICATE} beside it: its SHA-256 "
-                "is another. Export the model again."
-            )
+    if file.is_file():
+        certificate_file.check_graph(path, certificate_file.read(file), f"{CERTIFICATE} beside it")
 
 
 def _named(package: str) -> str:
     return f"{package} {getattr(importlib.import_module(package), '__version__', '')}".strip()
+
+
+def _answers(outputs: Any) -> Any:
+    """Of one output the array, of several a tuple."""
+    arrays = tuple(np.asarray(part) for part in outputs)
+    return arrays[0] if len(arrays) == 1 else arrays
 
 
 def _onnx(path: Path) -> tuple[Run, str]:
@@ -88,14 +81,14 @@ def _onnx(path: Path) -> tuple[Run, str]:
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda x: session.run(None, {name: x})[0], _named("onnxruntime")
+    return lambda x: _answers(session.run(None, {name: x})), _named("onnxruntime")
 
 
 def _saved_model(path: Path) -> tuple[Run, str]:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path))
-    return lambda x: loaded.serve(tf.constant(x)).numpy(), _named("tensorflow")
+    return lambda x: _answers(tf.nest.flatten(loaded.serve(tf.constant(x)))), _named("tensorflow")
 
 
 def _torch(path: Path) -> tuple[Run, str]:
@@ -103,9 +96,10 @@ def _torch(path: Path) -> tuple[Run, str]:
 
     module = torch.export.load(str(path)).module()
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def run(x: np.ndarray) -> Any:
         with torch.no_grad():
-            return module(torch.from_numpy(x)).numpy()
+            outputs = module(torch.from_numpy(x))
+        return _answers([outputs] if torch.is_tensor(outputs) else outputs)
 
     return run, _named("torch")
 
@@ -115,13 +109,15 @@ def _litert(path: Path) -> tuple[Run, str]:
 
     interpreter: Any = Interpreter(model_path=str(path))
     source = interpreter.get_input_details()[0]["index"]
-    target = interpreter.get_output_details()[0]["index"]
+    # Their order in the file is none; their names end with their places.
+    details = sorted(interpreter.get_output_details(), key=lambda about: about["name"])
+    targets = [about["index"] for about in details]
 
-    def run(x: np.ndarray) -> np.ndarray:
+    def run(x: np.ndarray) -> Any:
         interpreter.resize_tensor_input(source, list(x.shape))
         interpreter.allocate_tensors()
         interpreter.set_tensor(source, x)
         interpreter.invoke()
-        return interpreter.get_tensor(target)
+        return _answers(interpreter.get_tensor(target) for target in targets)
 
     return run, _named("ai_edge_litert")

@@ -64,6 +64,9 @@ class ContractiveHamiltonianFlow(PhaseSpaceFlow):
         shared: use the same weights in all steps (an autonomous system).
         use_bias: add b.
         seed: integer seed of the kernel initialisers, or ``None``.
+        **kwargs: ``kernel_initializer``, a Keras initializer of each kernel, brought within the
+            constraint (``None``: the operator's own), and ``kernel_regularizer``; those of
+            ``keras.layers.Layer``.
 
     Input and output shape: equal; (batch, features) or (batch, height, width, channels), with an
     even last axis, as the operator needs.

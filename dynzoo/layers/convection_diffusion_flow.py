@@ -19,7 +19,7 @@ from dynzoo.fields.convection_diffusion import (
 )
 from dynzoo.fields.gradient import contractive_factor
 from dynzoo.guarantee import Guarantee
-from dynzoo.layers.gradient_flow import _Scaled
+from dynzoo.layers.kernel_objects import KernelObjects
 from dynzoo.operators import base as operators
 from dynzoo.utils.arguments import float64, integer, number, one_of, seed_or_none
 
@@ -32,7 +32,7 @@ _ARGUMENTS = (
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
-class ConvectionDiffusionFlow(keras.layers.Layer):
+class ConvectionDiffusionFlow(KernelObjects, keras.layers.Layer):
     r"""Convection along a velocity field, with the noise that diffuses what is behind the layer.
 
     $$dX = v(X)\,dt + \sqrt2\,\sigma\,dB, \qquad
@@ -76,6 +76,9 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
         use_bias: add b.
         seed: integer seed of the initialisers and of the noise, or ``None`` (the noise of training
             then follows Keras' global seed, and the fixed paths are those of seed 0).
+        kernel_initializer: Keras initializer of each kernel, brought within ``max_norm``; ``None``
+            for the operator's own.
+        kernel_regularizer: Keras regularizer of each kernel, or ``None``.
 
     Input and output shape: equal; (batch, features) or (batch, height, width, channels).
 
@@ -111,6 +114,8 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
         shared=False,
         use_bias=True,
         seed=None,
+        kernel_initializer=None,
+        kernel_regularizer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -127,6 +132,7 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
         self.samples = integer("samples", samples)
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
+        self._take_objects(kernel_initializer, kernel_regularizer)
         self.seed = seed_or_none(seed)
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
@@ -177,9 +183,15 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
         for i in range(1 if self.shared else self.steps):
             for k, name in enumerate(names):
                 seed = None if self.seed is None else self.seed + 2 * i + k
-                start = _Scaled(self.operator.initializer(seed), min(1.0, self.max_norm or 1.0))
+                own = self.operator.initializer(seed)
                 weights[name].append(
-                    self.add_weight(shape, start, constraint=constraint, name=f"{name}_{i}")
+                    self.add_weight(
+                        shape,
+                        self._start(own, constraint, 2 * i + k, min(1.0, self.max_norm or 1.0)),
+                        constraint=constraint,
+                        regularizer=self.kernel_regularizer,
+                        name=f"{name}_{i}",
+                    )
                 )
             if self.use_bias:
                 self.biases.append(self.add_weight(shape[-1:], "zeros", name=f"bias_{i}"))
@@ -299,4 +311,5 @@ class ConvectionDiffusionFlow(keras.layers.Layer):
             **super().get_config(),
             "operator": keras.saving.serialize_keras_object(self.operator),
             **{name: getattr(self, name) for name in _ARGUMENTS},
+            **self._objects_config(),
         }

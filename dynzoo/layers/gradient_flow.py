@@ -12,6 +12,7 @@ from dynzoo import activations, constraints, integrators
 from dynzoo.constraints import ORTHONORMAL_KEPT
 from dynzoo.fields.gradient import contractive_factor, gradient_field, gradient_field_float64
 from dynzoo.guarantee import Guarantee
+from dynzoo.layers.kernel_objects import KernelObjects
 from dynzoo.operators import base as operators
 from dynzoo.utils.arguments import float64, integer, number, number_or_word, one_of, seed_or_none
 
@@ -23,7 +24,7 @@ _RUNGE_KUTTA_MARGIN = 1.0 - 4e-5
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
-class GradientFlow(keras.layers.Layer):
+class GradientFlow(KernelObjects, keras.layers.Layer):
     r"""Gradient flow of a convex potential, discretised in time.
 
     $$x' = \mp A^T\sigma(Ax + b), \qquad x \leftarrow x \mp h A^T\sigma(Ax + b) \quad (Euler)$$
@@ -106,22 +107,18 @@ class GradientFlow(keras.layers.Layer):
         if constraint == "default":
             matrix = isinstance(self.operator, operators.MatrixOperator)
             constraint = "orthonormal" if matrix else "spectral_norm"
-        self.kernel_constraint, constraint = _object_and_word(constraint)
-        if isinstance(self.kernel_constraint, constraints.Orthonormal):
-            projection_steps = self.kernel_constraint.steps
-        elif isinstance(self.kernel_constraint, constraints.SpectralNorm):
-            max_norm = self.kernel_constraint.max_norm
-        if constraint is not None:
-            self.kernel_constraint = None  # the word says it, and makes one for A's shape
-        self.constraint = constraint
+        given = self._take_constraint(constraint, ("orthonormal", "spectral_norm"), None)
+        if isinstance(given, constraints.Orthonormal):
+            projection_steps = given.steps
+        elif isinstance(given, constraints.SpectralNorm):
+            max_norm = given.max_norm
         self.steps = integer("steps", steps)
         self.max_norm = number("max_norm", max_norm)
         self.max_step = number("max_step", max_step)
         self.projection_steps = integer("projection_steps", projection_steps)
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self._take_objects(kernel_initializer, kernel_regularizer)
         self.seed = seed_or_none(seed)
         self.step_size = self._checked_step_size(step_size)
         self.supports_masking = True
@@ -161,10 +158,8 @@ class GradientFlow(keras.layers.Layer):
         self.kernels, self.biases, self.raw_steps = [], [], []
         for i in range(1 if self.shared else self.steps):
             seed = None if self.seed is None else self.seed + i
-            if self.kernel_initializer is None:
-                start = _Scaled(self.operator.initializer(seed), min(1.0, self.max_norm))
-            else:
-                start = constraints.started(self.kernel_initializer, constraint)
+            own = self.operator.initializer(seed)
+            start = self._start(own, constraint, i, min(1.0, self.max_norm))
             self.kernels.append(
                 self.add_weight(
                     shape=shape,
@@ -255,42 +250,15 @@ class GradientFlow(keras.layers.Layer):
             "steps": self.steps,
             "integrator": self.integrator,
             "direction": self.direction,
-            "constraint": self.constraint or keras.constraints.serialize(self.kernel_constraint),
+            "constraint": self._constraint_config(),
             "max_norm": self.max_norm,
             "max_step": self.max_step,
             "projection_steps": self.projection_steps,
             "shared": self.shared,
             "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+            **self._objects_config(),
             "seed": self.seed,
         }
-
-
-def _object_and_word(constraint):
-    """A Keras constraint, if one was given, and the word that says what it bounds, if any does."""
-    if constraint in ("orthonormal", "spectral_norm", None):
-        return None, constraint
-    if isinstance(constraint, dict):
-        constraint = keras.constraints.deserialize(constraint)
-    if not isinstance(constraint, keras.constraints.Constraint):
-        raise ValueError(
-            "`constraint` must be 'orthonormal', 'spectral_norm', a Keras constraint or None. "
-            f"Received: constraint={constraint!r}"
-        )
-    words = {constraints.Orthonormal: "orthonormal", constraints.SpectralNorm: "spectral_norm"}
-    return constraint, words.get(type(constraint))
-
-
-class _Scaled(keras.initializers.Initializer):
-    """An initializer times a constant, so that a kernel starts inside its constraint."""
-
-    def __init__(self, initializer, scale):
-        self.initializer = initializer
-        self.scale = scale
-
-    def __call__(self, shape, dtype=None):
-        return self.initializer(shape, dtype=dtype) * self.scale
 
 
 def gradient_bound(layer, input_shape) -> float:

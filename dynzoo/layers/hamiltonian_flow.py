@@ -61,12 +61,16 @@ class HamiltonianFlow(Invertible, PhaseSpaceFlow):
         max_norm: operator norm that the constraint allows.
         max_step: largest learned step.
         constraint: ``"spectral_norm"``, or ``None`` (not with implicit midpoint): no bound of
-            gradients beforehand; ``lipschitz_bound`` tells it for the present weights.
+            gradients beforehand; ``lipschitz_bound`` tells it for the present weights. So it is
+            with another Keras constraint; dynzoo's ``SpectralNorm`` is taken for its word.
         iterations: solver iterations of a step of implicit midpoint; ``None`` for as many as bring
             the residual below float32 rounding (at most 50).
         shared: use the same weights in all steps (an autonomous system).
         use_bias: add a and b.
         seed: integer seed of the kernel initialisers, or ``None``.
+        **kwargs: ``kernel_initializer``, a Keras initializer of each kernel, brought within the
+            constraint (``None``: the operator's own), and ``kernel_regularizer``; those of
+            ``keras.layers.Layer``.
 
     Input and output shape: equal; (batch, features) or (batch, height, width, channels), with an
     even last axis, as the operator needs.
@@ -121,10 +125,10 @@ class HamiltonianFlow(Invertible, PhaseSpaceFlow):
         if iterations is not None:
             integer("iterations", iterations)
         self.iterations = iterations
-        if self.integrator == "implicit_midpoint" and constraint is None:
+        if self.integrator == "implicit_midpoint" and self.constraint is None:
             raise ValueError(
                 "`constraint` must be 'spectral_norm' with implicit midpoint, whose solver "
-                "converges only for a bounded operator. Received: constraint=None"
+                f"converges only for a bounded operator. Received: constraint={constraint!r}"
             )
         self._maps = 2 if separable else 1
         self._on_halves = separable
@@ -259,6 +263,6 @@ class HamiltonianFlow(Invertible, PhaseSpaceFlow):
             **super().get_config(),
             "hamiltonian": self.hamiltonian,
             "integrator": self.integrator,
-            "constraint": self.constraint,
+            "constraint": self._constraint_config(),
             "iterations": self.iterations,
         }

@@ -65,6 +65,11 @@ class MassPreservingFlow(SkewFlow):
         max_step: upper end of a learned step.
         shared: use one set of weights in all steps.
         seed: integer seed of the initialisers, or ``None``.
+        kernel_initializer: Keras initializer of each kernel of the operator, or ``None`` for the
+            operator's own.
+        kernel_regularizer: Keras regularizer of each such kernel, or ``None``.
+        kernel_constraint: Keras constraint of each such kernel, or ``None``; the guarantee is the
+            same with any.
 
     Input and output shape: equal; (batch, features) or (batch, height, width, channels), with at
     least two features or channels.

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo import activations
+from dynzoo.layers.kernel_objects import KernelObjects
 from dynzoo.operators import base as operators
 from dynzoo.utils.arguments import float64, integer, number, number_or_word, seed_or_none
 
@@ -21,7 +22,7 @@ INVERSE = (
 )
 
 
-class PhaseSpaceFlow(keras.layers.Layer):
+class PhaseSpaceFlow(KernelObjects, keras.layers.Layer):
     """A flow on the two halves of the last axis; subclasses say what one step is.
 
     A step has ``_maps`` operators with one kernel and bias each, which act on the halves or on the
@@ -43,6 +44,8 @@ class PhaseSpaceFlow(keras.layers.Layer):
         shared,
         use_bias,
         seed,
+        kernel_initializer=None,
+        kernel_regularizer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -50,13 +53,10 @@ class PhaseSpaceFlow(keras.layers.Layer):
         self._activation = activations.get(activation)
         self.activation = self._activation.name
         self.steps = integer("steps", steps)
-        self.max_norm = number("max_norm", max_norm)
+        given = self._take_constraint(constraint, ("spectral_norm",), None)
+        self.max_norm = number("max_norm", max_norm if given is None else given.max_norm)
         self.max_step = number("max_step", max_step)
-        if constraint not in ("spectral_norm", None):
-            raise ValueError(
-                f"`constraint` must be 'spectral_norm' or None. Received: constraint={constraint!r}"
-            )
-        self.constraint = constraint
+        self._take_objects(kernel_initializer, kernel_regularizer)
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
         self.seed = seed_or_none(seed)
@@ -120,17 +120,18 @@ class PhaseSpaceFlow(keras.layers.Layer):
             )
         map_shape = self._map_shape(input_shape)
         shape = self.operator.kernel_shape(map_shape)
-        constraint = None
+        constraint = self.kernel_constraint
         if self.constraint is not None:
             constraint = self.operator.spectral_norm_constraint(self.max_norm, map_shape)
         self.kernels, self.biases, self.raw_steps = [], [], []
         for i in range(self._maps * (1 if self.shared else self.steps)):
-            initializer = self.operator.initializer(None if self.seed is None else self.seed + i)
+            own = self.operator.initializer(None if self.seed is None else self.seed + i)
             self.kernels.append(
                 self.add_weight(
                     shape=shape,
-                    initializer=_scaled(initializer, min(1.0, self.max_norm)),
+                    initializer=self._start(own, constraint, i, min(1.0, self.max_norm)),
                     constraint=constraint,
+                    regularizer=self.kernel_regularizer,
                     name=f"kernel_{i}",
                 )
             )
@@ -200,6 +201,7 @@ class PhaseSpaceFlow(keras.layers.Layer):
             "shared": self.shared,
             "use_bias": self.use_bias,
             "seed": self.seed,
+            **self._objects_config(),
         }
 
 
@@ -231,8 +233,3 @@ class Invertible:
         for i, h in reversed(list(enumerate(self.step_sizes()))):
             y = self._retreat(y, self._fields_float64(i), h, np)
         return y
-
-
-def _scaled(initializer, scale):
-    """An initializer times a constant, so that a kernel starts inside its constraint."""
-    return lambda shape, dtype=None: initializer(shape, dtype=dtype) * scale

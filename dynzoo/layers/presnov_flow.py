@@ -50,6 +50,11 @@ class PresnovFlow(SkewFlow):
         max_step: upper end of a learned step.
         shared: use one set of weights in all steps.
         seed: integer seed of the initialisers, or ``None``.
+        kernel_initializer: Keras initializer of each kernel of the operator, or ``None`` for the
+            operator's own.
+        kernel_regularizer: Keras regularizer of each such kernel, or ``None``.
+        kernel_constraint: Keras constraint of each such kernel, or ``None``; the guarantee is the
+            same with any.
 
     Input and output shape: equal; (batch, features) or (batch, height, width, channels), with at
     least two features or channels. The norm is that of each vector along the last axis.
@@ -93,10 +98,11 @@ class PresnovFlow(SkewFlow):
         for i in range(1 if self.shared else self.steps):
             self.gradient_weights.append(
                 {
-                    "kernel": self._weight(
+                    "kernel": self._kernel_weight(
                         f"gradient_kernel_{i}",
                         shape,
                         self.operator.initializer(self._seed(10 * i + 4)),
+                        10 * i + 4,
                     ),
                     "bias": self._weight(f"gradient_bias_{i}", (units,), "zeros"),
                     # both signs at the start, so that the potential has valleys and ridges

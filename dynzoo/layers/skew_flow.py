@@ -10,13 +10,14 @@ from keras import ops
 
 from dynzoo import activations
 from dynzoo.fields.skew import SkewNetwork
+from dynzoo.layers.kernel_objects import KernelObjects
 from dynzoo.operators import base as operators
 from dynzoo.utils.arguments import float64, integer, number, seed_or_none
 
 __all__ = ["SkewFlow"]
 
 
-class SkewFlow(keras.layers.Layer):
+class SkewFlow(KernelObjects, keras.layers.Layer):
     """Base of the flows of $x' = S(x)v(x)$ with S(x) skew on the last axis of x.
 
     A subclass gives `_advance`, one step over an array namespace (``keras.ops`` or NumPy), so
@@ -34,6 +35,9 @@ class SkewFlow(keras.layers.Layer):
         max_step=1.0,
         shared=False,
         seed=None,
+        kernel_initializer=None,
+        kernel_regularizer=None,
+        kernel_constraint=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -46,6 +50,9 @@ class SkewFlow(keras.layers.Layer):
         self.max_step = number("max_step", max_step)
         self.shared = bool(shared)
         self.seed = seed_or_none(seed)
+        # What the flow keeps it keeps for any weights: these objects promise and break nothing.
+        self._take_objects(kernel_initializer, kernel_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
 
     def _seed(self, place):
         return None if self.seed is None else self.seed + place
@@ -53,6 +60,17 @@ class SkewFlow(keras.layers.Layer):
     def _weight(self, name, shape, initializer):
         # Without autocast: the computation is in float32 under every policy.
         return self.add_weight(shape=shape, initializer=initializer, name=name, autocast=False)
+
+    def _kernel_weight(self, name, shape, initializer, place):
+        """A kernel of the operator, with the user's objects."""
+        return self.add_weight(
+            shape=shape,
+            initializer=self._start(initializer, self.kernel_constraint, place),
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+            name=name,
+            autocast=False,
+        )
 
     def build(self, input_shape):
         if input_shape[-1] is None or input_shape[-1] < 2:
@@ -77,8 +95,8 @@ class SkewFlow(keras.layers.Layer):
         spread = 1.0 / math.sqrt(units * n) if self.planes is None else 1.0 / math.sqrt(units)
         normal = keras.initializers.RandomNormal
         weights = {
-            "kernel": self._weight(
-                f"kernel_{i}", shape, self.operator.initializer(self._seed(10 * i))
+            "kernel": self._kernel_weight(
+                f"kernel_{i}", shape, self.operator.initializer(self._seed(10 * i)), 10 * i
             ),
             "bias": self._weight(f"bias_{i}", (units,), "zeros"),
             "out_kernel": self._weight(
@@ -167,4 +185,6 @@ class SkewFlow(keras.layers.Layer):
             "max_step": self.max_step,
             "shared": self.shared,
             "seed": self.seed,
+            **self._objects_config(),
+            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
         }

@@ -15,13 +15,14 @@ from dynzoo.fields.log_sum_exp import (
     softmax_gradient_float64,
 )
 from dynzoo.guarantee import Guarantee
+from dynzoo.layers.kernel_objects import KernelObjects
 from dynzoo.utils.arguments import float64, integer, number, number_or_word, seed_or_none
 
 __all__ = ["SoftmaxGradientFlow", "softmax_step_bounds"]
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
-class SoftmaxGradientFlow(keras.layers.Layer):
+class SoftmaxGradientFlow(KernelObjects, keras.layers.Layer):
     r"""Gradient flow whose potential is a log-sum-exp over learned keys: attention to them.
 
     $$x' = -K softmax(\beta K^Tx + b) = -\nabla\tfrac1\beta\log\sum_i\exp(\beta k_i^Tx + b_i)$$
@@ -47,6 +48,8 @@ class SoftmaxGradientFlow(keras.layers.Layer):
         use_bias: add b.
         kernel_regularizer: Keras regularizer of each kernel K, or ``None``.
         seed: integer seed of the kernel initialiser, or ``None``.
+        kernel_initializer: Keras initializer of each K, brought within ``max_norm``; ``None`` for
+            an orthogonal one.
 
     Input and output shape: equal; (batch, features), tokens (batch, number, features), or images
     (batch, height, width, channels). Every vector along the last axis moves by itself.
@@ -81,6 +84,7 @@ class SoftmaxGradientFlow(keras.layers.Layer):
         use_bias=True,
         kernel_regularizer=None,
         seed=None,
+        kernel_initializer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -90,7 +94,7 @@ class SoftmaxGradientFlow(keras.layers.Layer):
         self.max_norm = number("max_norm", max_norm)
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self._take_objects(kernel_initializer, kernel_regularizer)
         self.seed = seed_or_none(seed)
         self.step_size = number_or_word(
             "step_size", step_size, ("maximal", "learned"), high=self.step_limit
@@ -107,11 +111,13 @@ class SoftmaxGradientFlow(keras.layers.Layer):
         self.kernels, self.biases, self.raw_steps = [], [], []
         for i in range(1 if self.shared else self.steps):
             seed = None if self.seed is None else self.seed + i
+            own = keras.initializers.Orthogonal(min(1.0, self.max_norm), seed)
+            constraint = constraints.SpectralNorm(self.max_norm)
             self.kernels.append(
                 self.add_weight(
                     shape=(features, self.keys),
-                    initializer=keras.initializers.Orthogonal(min(1.0, self.max_norm), seed),
-                    constraint=constraints.SpectralNorm(self.max_norm),
+                    initializer=self._start(own, constraint, i),
+                    constraint=constraint,
                     regularizer=self.kernel_regularizer,
                     name=f"kernel_{i}",
                 )
@@ -199,7 +205,7 @@ class SoftmaxGradientFlow(keras.layers.Layer):
             "max_norm": self.max_norm,
             "shared": self.shared,
             "use_bias": self.use_bias,
-            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+            **self._objects_config(),
             "seed": self.seed,
         }
 

@@ -9,11 +9,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from dynzoo import activations, spectral
+from dynzoo import activations, constraints, spectral
 from dynzoo.fields import switching
 from dynzoo.fields.gradient import contractive_factor, gradient_field, gradient_field_float64
 from dynzoo.fields.switching import limited
 from dynzoo.guarantee import Guarantee
+from dynzoo.layers.kernel_objects import KernelObjects
 from dynzoo.operators import MatrixOperator, ShiftedPointwise
 from dynzoo.operators import base as operators
 from dynzoo.utils.arguments import array, float64, integer, number, one_of, seed_or_none
@@ -29,7 +30,7 @@ _DEFAULTS = {
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
-class SwitchingFlow(keras.layers.Layer):
+class SwitchingFlow(KernelObjects, keras.layers.Layer):
     r"""Flow that switches between a contractive and an expansive field, discretised by Euler.
 
     $$x' = -A^T\sigma(Ax + b) \ \text{ or } \ x' = +Y(x), \qquad
@@ -71,13 +72,16 @@ class SwitchingFlow(keras.layers.Layer):
         step_range: interval of the learned $h_c$ inside (0, 2S), or ``None`` for that of the
             mode (in the paper's setting, a = 1/2 and S = 2: [0.3, 1] and [0.11, 1.89]).
         max_expansion: largest expansive substep, positive.
-        constraint: ``"orthonormal"`` (matrix operators), ``"spectral_norm"``, or ``None``.
+        constraint: ``"orthonormal"`` (matrix operators), ``"spectral_norm"``, ``None``, or a Keras
+            constraint: an ``Orthonormal`` or a ``SpectralNorm(1.0)`` is taken for its word.
         spectrum: ``"measured"`` or ``"assumed"``.
         projection_steps: ``steps`` of the orthonormal constraint.
         shared: use the weights of one time step in all (step sizes stay apart).
         use_bias: add b and v.
         kernel_regularizer: Keras regularizer of each kernel, or ``None``.
         seed: integer seed of the kernel initialiser, or ``None``.
+        kernel_initializer: Keras initializer of each kernel, brought within the constraint;
+            ``None`` for the operator's own.
 
     Input and output shape: equal; (batch, features) or (batch, height, width, channels), as the
     operator needs.
@@ -118,6 +122,7 @@ class SwitchingFlow(keras.layers.Layer):
         use_bias=True,
         kernel_regularizer=None,
         seed=None,
+        kernel_initializer=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -144,7 +149,9 @@ class SwitchingFlow(keras.layers.Layer):
         matrix = isinstance(self.operator, operators.MatrixOperator)
         if constraint == "default":
             constraint = "orthonormal" if matrix else "spectral_norm"
-        self.constraint = one_of("constraint", constraint, ("orthonormal", "spectral_norm", None))
+        given = self._take_constraint(constraint, ("orthonormal", "spectral_norm"), 1.0)
+        if isinstance(given, constraints.Orthonormal):
+            projection_steps = given.steps
         self.spectrum = one_of("spectrum", spectrum, ("measured", "assumed"))
         self.steps = integer("steps", steps)
         self.substeps = integer("substeps", substeps)
@@ -152,7 +159,7 @@ class SwitchingFlow(keras.layers.Layer):
         self.projection_steps = integer("projection_steps", projection_steps)
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self._take_objects(kernel_initializer, kernel_regularizer)
         self.seed = seed_or_none(seed)
         if step_size != "learned":
             step_size = number("step_size", step_size, 0.0, 2.0 * self.substeps)
@@ -168,7 +175,7 @@ class SwitchingFlow(keras.layers.Layer):
         elif self.constraint == "spectral_norm":
             constraint = self.operator.spectral_norm_constraint(1.0, input_shape)
         else:
-            constraint = None
+            constraint = self.kernel_constraint
         self.kernels, self.biases = [], []
         self.expansion_kernels, self.expansion_biases = [], []
         for i in range(1 if self.shared else self.steps):
@@ -178,7 +185,7 @@ class SwitchingFlow(keras.layers.Layer):
                 seed = None if self.seed is None else self.seed + 2 * i + j
                 kernel = self.add_weight(
                     shape=shape,
-                    initializer=self.operator.initializer(seed),
+                    initializer=self._start(self.operator.initializer(seed), constraint, 2 * i + j),
                     constraint=constraint,
                     regularizer=self.kernel_regularizer,
                     name=f"{prefix}kernel_{i}",
@@ -302,13 +309,13 @@ class SwitchingFlow(keras.layers.Layer):
             "step_size": self.step_size,
             "step_range": list(self.step_range),
             "max_expansion": self.max_expansion,
-            "constraint": self.constraint,
+            "constraint": self._constraint_config(),
             "spectrum": self.spectrum,
             "projection_steps": self.projection_steps,
             "shared": self.shared,
             "use_bias": self.use_bias,
-            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
             "seed": self.seed,
+            **self._objects_config(),
         }
 
 

@@ -46,11 +46,15 @@ class VolumePreservingFlow(Invertible, PhaseSpaceFlow):
         steps: number of time steps, each with its own weights unless ``shared``.
         max_norm: operator norm that the constraint allows.
         max_step: largest learned step.
-        constraint: ``"spectral_norm"``, or ``None``: no bound of gradients beforehand;
+        constraint: ``"spectral_norm"`` or a ``SpectralNorm``, another Keras constraint, or
+            ``None``: with the last two no bound of gradients beforehand;
             ``lipschitz_bound`` tells it for the present weights.
         shared: use the same weights in all steps (an autonomous system).
         use_bias: add a and b.
         seed: integer seed of the kernel initialisers, or ``None``.
+        **kwargs: ``kernel_initializer``, a Keras initializer of each kernel, brought within the
+            constraint (``None``: the operator's own), and ``kernel_regularizer``; those of
+            ``keras.layers.Layer``.
 
     Input and output shape: equal; (batch, features) or (batch, height, width, channels), with an
     even last axis, as the operator needs.
@@ -178,5 +182,5 @@ class VolumePreservingFlow(Invertible, PhaseSpaceFlow):
             **super().get_config(),
             "integrator": self.integrator,
             "second_order": self.second_order,
-            "constraint": self.constraint,
+            "constraint": self._constraint_config(),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from dynzoo.utils.formatting import eps_text
 
 __all__ = ["OBJECTIVES", "TUNERS", "SearchConfig"]
 
-TUNERS = ("random", "hyperband", "bayesian", "grid")
+TUNERS = ("random", "hyperband", "bayesian", "grid", "optuna")
 OBJECTIVES = ("certified", "attacked", "clean")
 _KEYS = ("recipe", "space", "search")
 
@@ -30,7 +31,7 @@ _SCHEMA = Schema(
             "max_model_size": 0,  # parameters; 0: any
             "attacks": "none",
             "attack_images": 256,  # of the held-out images, the first ones
-            "initial_points": 0,  # of the Bayesian tuner; 0: a third of the trials
+            "initial_points": 0,  # of bayesian and optuna; 0: a third of the trials
             "factor": 3,  # of Hyperband: by how much each round has fewer trials and more epochs
         }
     },
@@ -120,6 +121,11 @@ class SearchConfig:
             raise RecipeError(
                 "`search.attacks` must say what attacks for `search.objective: attacked`, such as "
                 "fast. Received: none"
+            )
+        if self.settings["tuner"] == "optuna" and importlib.util.find_spec("optuna") is None:
+            raise RecipeError(
+                "`search.tuner` must be another one, or Optuna be installed: "
+                "pip install 'dynzoo[optuna]'. Received: optuna"
             )
         if self.settings["tuner"] == "hyperband" and "training.epochs" in keys:
             raise RecipeError("`space.training.epochs` is what the hyperband tuner chooses itself")

@@ -1,6 +1,7 @@
 """keras-tuner's oracles, which also start from the recipe itself, survive a kill, and lose nobody.
 
-An oracle hands out trials and takes their results. What is added to keras-tuner's four:
+An oracle hands out trials and takes their results. Optuna's sampler is a fifth. What is added to
+keras-tuner's four:
 
 * the first trial is the recipe as it stands;
 * the state is written atomically, so that a kill at any moment leaves one that can be read;
@@ -22,6 +23,7 @@ from typing import Any
 
 import keras_tuner
 import numpy as np
+from keras_tuner.engine import hyperparameters as hp_module
 from keras_tuner.engine.trial import Trial, TrialStatus
 from sklearn.exceptions import ConvergenceWarning
 
@@ -38,7 +40,7 @@ _REMEDY = "put its copy back, or search in another output folder"
 
 
 class _Steady(keras_tuner.Oracle):
-    """What all four have in common; mixed in before a class of keras-tuner's."""
+    """What all have in common; mixed in before a class of keras-tuner's."""
 
     trials: dict[str, Any]
     _retry_queue: list[str]
@@ -237,11 +239,72 @@ class _Grid(_Steady, keras_tuner.oracles.GridSearchOracle):
         self._populate_next = self.start_order[-1:]
 
 
+class _Optuna(_Steady, keras_tuner.Oracle):
+    """Trials proposed by Optuna's TPE sampler, from a study that is made anew for each of them."""
+
+    def __init__(self, initial_points: int, **arguments: Any):
+        super().__init__(**arguments)
+        self.initial_points = initial_points
+
+    def populate_space(self, trial_id):
+        if not self.trials:
+            return {"status": TrialStatus.RUNNING, "values": self._random_values()}
+        study, ranges = self._study(), self._distributions()
+        for _ in range(self._max_collisions):
+            values = {**self.hyperparameters.values, **study.ask(ranges).params}
+            if not self._duplicate(values):
+                return {"status": TrialStatus.RUNNING, "values": values}
+        return {"status": TrialStatus.STOPPED}
+
+    def _study(self) -> Any:
+        """What is known so far; no stream and no storage that a resumed search had to find."""
+        import optuna  # an extra
+
+        sampler = optuna.samplers.TPESampler(
+            n_startup_trials=self.initial_points, seed=int(self.seed) * 10_007 + len(self.trials)
+        )
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            study = optuna.create_study(direction="maximize", sampler=sampler)
+        finally:
+            optuna.logging.set_verbosity(verbosity)
+        ranges = self._distributions()
+        scores = [t.score for t in self.trials.values() if t.status == TrialStatus.COMPLETED]
+        for trial in self.trials.values():
+            if trial.status == TrialStatus.COMPLETED:
+                score = trial.score
+            elif trial.status == TrialStatus.FAILED and scores:
+                score = min(scores)  # else it would be proposed again and again
+            else:
+                continue
+            params = {name: trial.hyperparameters.values[name] for name in ranges}
+            study.add_trial(
+                optuna.trial.create_trial(params=params, distributions=ranges, value=score)
+            )
+        return study
+
+    def _distributions(self) -> dict[str, Any]:
+        from optuna import distributions
+
+        return {hp.name: _distribution(hp, distributions) for hp in self.hyperparameters.space}
+
+
+def _distribution(hp: Any, distributions: Any) -> Any:
+    """Optuna's words for a dimension as ``Dimension.declare`` registers it."""
+    if isinstance(hp, hp_module.Choice):
+        return distributions.CategoricalDistribution(list(hp.values))
+    kind = "Int" if isinstance(hp, hp_module.Int) else "Float"
+    make = getattr(distributions, f"{kind}Distribution")
+    return make(hp.min_value, hp.max_value, log=hp.sampling == "log")
+
+
 _ORACLES: dict[str, Any] = {
     "random": _Random,
     "hyperband": _Hyperband,
     "bayesian": _Bayesian,
     "grid": _Grid,
+    "optuna": _Optuna,
 }
 
 
@@ -268,9 +331,10 @@ def make_oracle(config: SearchConfig, patience: float = 60.0) -> Any:
             "max_epochs": config.recipe["training"]["epochs"],
             "factor": settings["factor"],
         }
-    elif settings["tuner"] == "bayesian":
+    elif settings["tuner"] in ("bayesian", "optuna"):
+        name = "num_initial_points" if settings["tuner"] == "bayesian" else "initial_points"
         third = max(2, settings["max_trials"] // 3)
-        arguments["num_initial_points"] = settings["initial_points"] or third
+        arguments[name] = settings["initial_points"] or third
     return _ORACLES[settings["tuner"]](**arguments)
 
 

@@ -163,11 +163,38 @@ def test_a_graph_in_a_folder_is_compared_file_by_file(tmp_path):
     folder.mkdir()
     (folder / "saved_model.pb").write_bytes(b"a")
     sums = {"saved_model/saved_model.pb": hashlib.sha256(b"a").hexdigest()}
-    _exported(tmp_path, {**sums, "model.onnx": ""})
+    _exported(tmp_path, sums)
     exported_runtimes._check_certified(folder)
     (folder / "more").write_bytes(b"b")
     with pytest.raises(ValueError, match="saved_model/more is not the graph"):
         exported_runtimes._check_certified(folder)
+
+
+def test_radii_are_those_of_the_certified_graph_alone(tmp_path):
+    graph = tmp_path / "served" / "renamed.onnx"
+    graph.parent.mkdir()
+    graph.write_bytes(b"the graph")
+    weights = graph.with_name("model.onnx.data")  # where a large graph keeps them
+    weights.write_bytes(b"weights")
+    sums = {
+        "model.onnx": hashlib.sha256(b"the graph").hexdigest(),
+        "model.onnx.data": hashlib.sha256(b"weights").hexdigest(),
+    }
+    numbers = {**GOOD, "graph": {"file": "model.onnx", "classes": 3, "sha256": sums}}
+    (tmp_path / "certificate.json").write_text(json.dumps(numbers))
+    for certificate in (numbers, tmp_path / "certificate.json"):
+        assert export.radii(LOGITS, certificate, model=graph)[1][0] == pytest.approx(1.5)
+    for changed, content in ((graph, b"the graph in int8"), (weights, b"others"), (weights, None)):
+        before = changed.read_bytes()
+        changed.unlink() if content is None else changed.write_bytes(content)
+        with pytest.raises(ValueError, match="is not the graph of .*quantised") as error:
+            export.radii(LOGITS, numbers, model=graph)
+        assert str(changed) in str(error.value) and "\n" not in str(error.value)
+        changed.write_bytes(before)
+    with pytest.raises(ValueError, match="away.onnx does not exist"):
+        export.radii(LOGITS, numbers, model=tmp_path / "away.onnx")
+    with pytest.raises(ValueError, match="does not name the files of its graph"):
+        export.radii(LOGITS, GOOD, model=graph)
 
 
 def test_damaged_graphs_are_named(tmp_path):

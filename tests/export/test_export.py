@@ -2,7 +2,10 @@
 from their logits without dynzoo."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -334,11 +337,13 @@ def test_the_command_exports_a_preset(tiny, available, capsys):
     x = (255 * images(12)).astype(np.uint8)
     y = np.arange(12) % 4
     np.savez(tiny / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
-    assert cli.main(["export", "tiny", "--format", format, "--data", "data.npz"]) == 0
+    command = ["export", "tiny", "--format", format, "--data", "data.npz", "--radii"]
+    assert cli.main(command) == 0
     folder = tiny / "runs" / f"tiny_{format}"
     assert str(folder) in capsys.readouterr().out
     about = json.loads((folder / "certificate.json").read_text())
     assert about["source"]["preset"] == "tiny" and about["check"]["images"] == 12
+    assert about["graph"]["outputs"] == ["logits", "labels", "radii"]
     listed = json.loads((tiny / "presets" / "tiny" / "metadata.json").read_text())["files"]
     assert about["source"]["files"] == listed
 
@@ -358,3 +363,14 @@ def test_an_unwritable_folder_is_one_line(tiny, available, capsys):
     shutil.rmtree(tiny / "runs", ignore_errors=True)
     assert cli.main(["export", "tiny", "--format", format, "--output", "file/exported"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_standard_error_is_free_of_tensorflow(tiny, available):
+    format = available(WRITABLE[0] if backend.name() != "torch" else "onnx")
+    command = [sys.executable, "-m", "dynzoo", "--backend", backend.name(), "export"]
+    command += [str(tiny / "presets" / "tiny"), "--format", format, "--output", "quiet"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "" and (tiny / "quiet" / "certificate.json").is_file()

@@ -9,7 +9,7 @@ import keras_tuner
 import numpy as np
 import pytest
 import yaml
-from tuning_fixtures import SEARCH, Trials, changed, write_images
+from tuning_fixtures import ALL_TUNERS, SEARCH, Trials, changed, write_images
 
 from dynzoo import tuning
 from dynzoo.augmentation.batches import DISTORTIONS
@@ -17,7 +17,6 @@ from dynzoo.training import recipes
 from dynzoo.training.checkpoints import CheckpointError
 from dynzoo.training.recipes import RecipeError
 from dynzoo.tuning import SearchConfig, driver, figures, oracles, worker
-from dynzoo.tuning.config import TUNERS
 
 # keras-tuner 1.4.8 on Python 3.11 and later
 pytestmark = [
@@ -25,6 +24,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:currentThread:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:getName:DeprecationWarning"),
 ]
+
+
+MODELLING = [tuner for tuner in ALL_TUNERS if tuner.values[0] in ("bayesian", "optuna")]
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +190,7 @@ def test_values_are_the_same_after_a_journey_to_a_worker(key, values, default):
 # The trials
 
 
-@pytest.mark.parametrize("tuner", TUNERS)
+@pytest.mark.parametrize("tuner", ALL_TUNERS)
 def test_first_the_recipe_itself_and_every_trial_in_the_table(tuner, run, trials):
     result, messages = run("out", changed(tuner=tuner, initial_points=5))
     first = result.trials[0]
@@ -234,7 +236,7 @@ def test_the_best_trial_becomes_a_recipe(run, trials):
     )
 
 
-@pytest.mark.parametrize("tuner", TUNERS)
+@pytest.mark.parametrize("tuner", ALL_TUNERS)
 def test_the_same_seed_gives_the_same_search(tuner, run, trials):
     config = changed(tuner=tuner, max_trials=4, initial_points=3)
     one, other = run("one", config)[0], run("other", config)[0]
@@ -279,14 +281,16 @@ def test_a_grid_takes_the_recipe_and_ten_values_of_a_range_without_steps(run, tr
     assert len({t["values"]["training.loss.offset"] for t in result.trials}) == 11
 
 
-def test_bayesian_search_uses_what_it_has_seen(run, trials):
-    config = changed(tuner="bayesian", max_trials=14, initial_points=8)
+@pytest.mark.parametrize("tuner", MODELLING)
+def test_a_search_with_a_model_uses_what_it_has_seen(run, trials, tuner):
+    config = changed(tuner=tuner, max_trials=14, initial_points=8)
     guided, random = run("guided", config)[0], run("random", changed(max_trials=14))[0]
     late = [np.mean([t["certified"] for t in r.completed[-6:]]) for r in (guided, random)]
     assert late[0] > late[1] + 0.05
 
 
-def test_bayesian_search_does_not_insist_on_what_is_infeasible(run, monkeypatch):
+@pytest.mark.parametrize("tuner", MODELLING)
+def test_a_search_with_a_model_does_not_insist_on_what_is_infeasible(run, monkeypatch, tuner):
     """keras-tuner's own forgets what failed: it would propose the same again to the end."""
 
     def attempt(hypermodel, hp, folder, worker, past):
@@ -297,9 +301,11 @@ def test_bayesian_search_does_not_insist_on_what_is_infeasible(run, monkeypatch)
 
     monkeypatch.setattr(worker, "attempt", lambda *a: {"seconds": 1.0, **attempt(*a)})
     space = {"training.loss.offset": {"min": 0.1, "max": 1.0}}
-    config = changed(tuner="bayesian", max_trials=10, initial_points=3, space=space)
+    # Without what failed, Optuna completes 6 of 24 here.
+    count, enough = {"bayesian": (10, 7), "optuna": (24, 12)}[tuner]
+    config = changed(tuner=tuner, max_trials=count, initial_points=count // 3, space=space)
     result, _ = run("out", config)
-    assert len(result.completed) >= 7 and result.best["certified"] > 0.5
+    assert len(result.completed) >= enough and result.best["certified"] > 0.5
 
 
 def test_hyperband_goes_on_with_the_best_of_the_short_trainings(run, trials):
@@ -439,12 +445,12 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("tuner", TUNERS)
+@pytest.mark.parametrize("tuner", ALL_TUNERS)
 def test_a_kill_at_any_moment_loses_no_finished_trial(tuner, run, trials, monkeypatch):
     """Killed before each write in turn: the resumed search ends as one that was left alone."""
     space = {**SEARCH["space"], "training.loss.offset": [0.2, 0.3, 0.6]}
     config = changed(tuner=tuner, max_trials=4, space=space)
-    stride = 6 if tuner == "bayesian" else 1  # a second for each guess
+    stride = 6 if tuner in ("bayesian", "optuna") else 1  # a second for each guess
     modules = [oracles, tuning.records, driver]
     write = oracles.write_atomically
     whole, _ = run("whole", config)
@@ -520,3 +526,17 @@ def test_figures_without_a_certificate(run, trials):
         "parameters",
         "clean accuracy, held-out images",
     )
+
+
+def test_optuna_is_asked_for_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr(tuning.config.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"`search.tuner` .*pip install 'dynzoo\[optuna\]'"):
+        SearchConfig.load(changed(tuner="optuna"))
+
+
+@pytest.mark.parametrize("tuner", [t for t in ALL_TUNERS if t.values[0] == "optuna"])
+def test_optuna_ends_where_the_space_does(tuner, run, trials):
+    space = {"architecture.step_size": [0.5, 1.0, 2.0]}
+    result, _ = run("out", changed(tuner=tuner, max_trials=20, space=space))
+    tried = [t["values"]["architecture.step_size"] for t in result.trials]
+    assert tried[0] == 2.0 and sorted(tried) == [0.5, 1.0, 2.0]

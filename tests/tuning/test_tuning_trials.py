@@ -116,6 +116,53 @@ def test_a_tuner_of_keras_tuners_own_searches_the_space(images, tmp_path):
         hypermodel.fit(best.hyperparameters, model, batch_size=8)
 
 
+class Listed(keras_tuner.Oracle):
+    """An oracle of one's own: the offsets of a list."""
+
+    def populate_space(self, trial_id):
+        left = {0.3, 0.2} - {
+            t.hyperparameters.get("training.loss.offset") for t in self.trials.values()
+        }
+        if not left:
+            return {"status": "STOPPED"}
+        values = {**self.hyperparameters.values, "training.loss.offset": min(left)}
+        return {"status": "RUNNING", "values": values}
+
+
+def _own_tuner(hypermodel, objective, directory):
+    oracle = Listed(objective=objective, max_trials=2)
+    return keras_tuner.Tuner(oracle=oracle, hypermodel=hypermodel, directory=directory)
+
+
+OTHERS = {
+    "random": lambda *a, **k: keras_tuner.RandomSearch(*a, max_trials=2, seed=1, **k),
+    "bayesian": lambda *a, **k: keras_tuner.BayesianOptimization(*a, max_trials=2, seed=1, **k),
+    "hyperband": lambda *a, **k: keras_tuner.Hyperband(*a, max_epochs=2, factor=2, seed=1, **k),
+    "own": _own_tuner,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_tuner_searches_the_space(name, images, tmp_path):
+    if keras.backend.backend() == "tensorflow":
+        pytest.importorskip("tensorboard")
+    space = {"training.loss.offset": {"min": 0.1, "max": 0.3, "step": 0.1}}
+    hypermodel = tuning.HyperModel(changed(space=space), images)
+    objective = keras_tuner.Objective("certified", "max")
+    tuner = OTHERS[name](hypermodel, objective=objective, directory=tmp_path)
+    tuner.search(verbose=0)
+    trials = list(tuner.oracle.trials.values())
+    assert len(trials) >= 2 and all(t.status == "COMPLETED" for t in trials)
+    assert {t.hyperparameters.get("training.loss.offset") for t in trials} <= {0.1, 0.2, 0.3}
+    if name == "hyperband":
+        assert {t.hyperparameters.values["tuner/epochs"] for t in trials} == {1, 2}
+    best = tuner.oracle.get_best_trials(1)[0]
+    recipe = hypermodel.config.recipe_of({"training.loss.offset": 0.1})
+    (_, held_out), _ = hold_out(recipe, hypermodel.splits)
+    found = measure(tuner.get_best_models(1)[0], held_out, recipe, hypermodel.config.settings)
+    assert found["certified"] == best.score
+
+
 def test_what_cannot_be_is_skipped_with_its_reason(run):
     space = {
         "architecture.widths": [[12], [16, 16], [64]],
