@@ -95,6 +95,35 @@ async function look(tab, address, scheme, name) {
   return state.links;
 }
 
+// The leaderboard sorts by a column, and leaves out the published models or ours.
+async function checkTable(tab, name) {
+  const seen = await tab.evaluate(() => {
+    const table = document.querySelector(".md-typeset table");
+    const shown = () => [...table.tBodies[0].rows].filter((row) => !row.hidden);
+    const choose = (control, value) => {
+      control.value = value;
+      control.dispatchEvent(new Event("input"));
+      return shown().map((row) => [row.cells[0].textContent, !!row.cells[0].querySelector("em")]);
+    };
+    const heads = [...table.tHead.rows[0].cells];
+    const clean = heads.findIndex((head) => head.textContent === "clean");
+    heads[clean].querySelector("button").click();
+    const numbers = shown().map((row) => parseFloat(row.cells[clean].textContent));
+    const kind = document.querySelector("select.filter");
+    const [ours, published] = [choose(kind, "ours"), choose(kind, "published")];
+    choose(kind, "all models");
+    const words = choose(document.querySelector("input.filter"), "isometric tiny");
+    return { numbers: numbers.filter((n) => !isNaN(n)), ours, published, words };
+  });
+  const sorted = seen.numbers.every((n, i) => i === 0 || n <= seen.numbers[i - 1]);
+  if (seen.numbers.length < 8 || !sorted) report("the leaderboard does not sort", name);
+  const kinds = (rows, italic) => rows.length > 0 && rows.every((row) => row[1] === italic);
+  if (!kinds(seen.ours, false) || !kinds(seen.published, true)) report("its choice fails", name);
+  if (seen.words.length !== 1 || !/isometric_tiny/.test(seen.words[0][0])) {
+    report("its filter by words fails", name);
+  }
+}
+
 async function main() {
   const server = await serve();
   const origin = `http://127.0.0.1:${server.address().port}`;
@@ -123,6 +152,7 @@ async function main() {
       for (const page of pages) {
         name = `${page}, ${scheme}, ${width} px`;
         const links = await look(tab, `${origin}/${page}`, scheme, name);
+        if (page === "leaderboard.html") await checkTable(tab, name);
         if (page !== "404.html") checkLinks(links, origin, page);
         if (process.env.PICTURES) {
           const picture = `${page.replace(/\W/g, "_")}_${scheme}_${width}.png`;

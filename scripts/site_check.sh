@@ -2,9 +2,10 @@
 # usage: scripts/site_check.sh [SITE] [PATTERN]
 # Looks at every page of the built site (default: site/, after `mkdocs build --strict`) in Chromium,
 # light and dark, 390 and 1,200 pixels wide. Fails at serious findings of axe-core, at pages wider
-# than the window, broken links, errors on the console and requests to other servers. PATTERN is a
-# regular expression for the pages to look at. Pictures of the pages go to the folder that PICTURES
-# names. CHROMIUM names the browser; Node 18 or newer and npm are needed. Not part of CI.
+# than the window, broken links, errors on the console, requests to other servers, and a leaderboard
+# that does not sort or filter. PATTERN is a regular expression for the pages to look at. Pictures of
+# the pages go to the folder that PICTURES names. CHROMIUM names the browser; Node 18 or newer and npm
+# are needed. Not part of CI.
 set -euo pipefail
 site=$(realpath "${1:-$(dirname "${BASH_SOURCE[0]}")/../site}")
 here=$(realpath "$(dirname "${BASH_SOURCE[0]}")")
