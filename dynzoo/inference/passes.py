@@ -9,9 +9,10 @@ import contextlib
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -19,10 +20,12 @@ from dynzoo import backend
 from dynzoo.inference.batching import batches, fastest
 from dynzoo.inference.draws import Draws, seed_states
 from dynzoo.inference.model_layers import flat_layers, random_layers
+from dynzoo.inference.recorded import Recorded, can_record, has_hooks
 
 __all__ = [
     "JUDGE_DRAWS",
     "compiled",
+    "compiled_function",
     "listening",
     "logits_of",
     "mean_logits",
@@ -30,6 +33,7 @@ __all__ = [
     "predict_logits",
     "pure",
     "scalar",
+    "weights_for",
 ]
 
 # Compiled functions of each model. Keys are weak, and `backend.inference` holds the model weakly,
@@ -61,10 +65,12 @@ def compiled(model: Any, key: Any, make: Callable[[Callable[..., Any]], Any]) ->
         cache.clear()
     cache["settings"] = settings
     if key not in cache:
-        cache[key] = backend.without_grad(backend.jit(make(backend.inference(model))))
+        cache[key] = compiled_function(model, make(backend.inference(model)))
     function, fresh = cache[key], _NOISE.get(model)
     backward = key[0][0] in _BACKWARD if isinstance(key[0], tuple) else False
-    weights = backend.weights_of(model) if fresh is None else None
+    if isinstance(function, Recorded) and fresh is not None:
+        function = function.plain
+    weights = weights_for(function, model) if fresh is None else None
 
     def run(*args: Any) -> Any:
         if _LISTENERS:
@@ -78,16 +84,36 @@ def compiled(model: Any, key: Any, make: Callable[[Callable[..., Any]], Any]) ->
     return run
 
 
+def compiled_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function ``(weights, *tensors)`` that calls a model, as fast as its backend runs it."""
+    if can_record(model):
+        return Recorded(function)
+    return backend.without_grad(backend.jit(function))
+
+
+def weights_for(function: Callable[..., Any], model: Any) -> list[Any]:
+    """The present weights in the form that a ``compiled_function`` expects."""
+    if isinstance(function, Recorded):
+        return [v.value for v in model.variables]
+    return backend.weights_of(model)
+
+
 def _settings(model: Any) -> Any:
     """The plain attributes of all layers, which a trace takes for constants."""
-    if not backend.compiles():
-        return None
-    return [
-        (id(layer), key, id(value) if callable(value) else value)
-        for layer in flat_layers(model)
+    layers = flat_layers(model)
+    numbers = [
+        (id(layer), key, id(value) if callable(value) else _copied(value))
+        for layer in layers
         for key, value in vars(layer).items()
         if key[0] != "_" and key != "built" and (callable(value) or _plain(value))
     ]
+    policies = [getattr(getattr(layer, "dtype_policy", None), "name", None) for layer in layers]
+    return numbers, policies, keras.config.floatx(), keras.config.epsilon(), has_hooks(layers)
+
+
+def _copied(value: Any) -> Any:
+    """A list as it is now: it may be changed in place, and Keras' own lists hold their layer."""
+    return tuple(map(_copied, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: Any) -> bool:
@@ -109,7 +135,10 @@ def listening(listener: Callable[[int, bool], None]) -> Iterator[None]:
 @lru_cache(maxsize=128)
 def pure(make: Callable[..., Any], *key: Any) -> Callable[..., Any]:
     """Compiled `make(*key)`, a function of tensors alone."""
-    return backend.without_grad(backend.jit(make(*key)))
+    function = make(*key)
+    if backend.name() == "torch" and backend.accelerator() is None:
+        return partial(Recorded(lambda weights, *args: function(*args)), [])
+    return backend.without_grad(backend.jit(function))
 
 
 def scalar(value: float) -> Any:
