@@ -20,7 +20,7 @@ from dynzoo import backend
 from dynzoo.inference.batching import batches, fastest
 from dynzoo.inference.draws import Draws, seed_states
 from dynzoo.inference.model_layers import flat_layers, random_layers
-from dynzoo.inference.recorded import Recorded, can_record, has_hooks
+from dynzoo.inference.recorded import Recorded, can_record, has_hooks, held_tensors
 
 __all__ = [
     "JUDGE_DRAWS",
@@ -87,7 +87,7 @@ def compiled(model: Any, key: Any, make: Callable[[Callable[..., Any]], Any]) ->
 def compiled_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """A function ``(weights, *tensors)`` that calls a model, as fast as its backend runs it."""
     if can_record(model):
-        return Recorded(function)
+        return Recorded(function, held_tensors(model))
     return backend.without_grad(backend.jit(function))
 
 
@@ -102,13 +102,17 @@ def _settings(model: Any) -> Any:
     """The plain attributes of all layers, which a trace takes for constants."""
     layers = flat_layers(model)
     numbers = [
-        (id(layer), key, id(value) if callable(value) else _copied(value))
+        (id(layer), key, id(value) if _is_object(value) else _copied(value))
         for layer in layers
         for key, value in vars(layer).items()
-        if key[0] != "_" and key != "built" and (callable(value) or _plain(value))
+        if key[0] != "_" and key != "built" and (_is_object(value) or _plain(value))
     ]
     policies = [getattr(getattr(layer, "dtype_policy", None), "name", None) for layer in layers]
     return numbers, policies, keras.config.floatx(), keras.config.epsilon(), has_hooks(layers)
+
+
+def _is_object(value: Any) -> bool:
+    return callable(value) or ops.is_tensor(value)
 
 
 def _copied(value: Any) -> Any:

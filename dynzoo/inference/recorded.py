@@ -23,7 +23,7 @@ from dynzoo import backend
 from dynzoo.inference.batch_mixing import hides_code, mixing_calls, training_calls
 from dynzoo.inference.model_layers import flat_layers, random_layers
 
-__all__ = ["Recorded", "can_record", "has_hooks"]
+__all__ = ["Recorded", "can_record", "has_hooks", "held_tensors"]
 
 # Lengths of the batches that are recorded; no two sizes of a network are in their ratio by chance.
 _LENGTHS = (3, 5)
@@ -61,16 +61,29 @@ def has_hooks(layers: Sequence[Any]) -> bool:
     )
 
 
+def held_tensors(model: Any) -> list[Any]:
+    """Tensors that are plain attributes of layers, such as the mean of a ``Normalization``."""
+    return [
+        value
+        for layer in flat_layers(model)
+        for key, value in vars(layer).items()
+        if key[0] != "_" and keras.ops.is_tensor(value)
+    ]
+
+
 class Recorded:
     """A function ``(weights, *tensors) -> tensors``, recorded when it has been called often.
 
     Args:
         function: pure function of a list of weights and of tensors; of an empty list it takes the
             weights from where they are, which is the plain pass.
+        held: tensors that the function may read where they are. Whoever puts others in their place
+            asks for another ``Recorded``.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], held: Sequence[Any] = ()) -> None:
         self.plain = backend.without_grad(function)
+        self._held = list(held)
         self._programs: dict[Any, _Program | None] = {}
         self._calls = 0
 
@@ -89,7 +102,7 @@ class Recorded:
             tuple((_kind(a, count), a.dtype, a.device.type) for a in args),
         )
         if signature not in self._programs:
-            self._programs[signature] = _recorded(self.plain, weights, args, count)
+            self._programs[signature] = _recorded(self.plain, self._held, weights, args, count)
         program = self._programs[signature]
         if program is None:
             return self.plain([], *args)
@@ -130,7 +143,11 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 
 def _recorded(
-    function: Callable[..., Any], weights: Sequence[Any], args: Sequence[Any], count: int
+    function: Callable[..., Any],
+    held: Sequence[Any],
+    weights: Sequence[Any],
+    args: Sequence[Any],
+    count: int,
 ) -> _Program | None:
     """The program of a function, or ``None`` where it cannot be one."""
     try:
@@ -140,7 +157,7 @@ def _recorded(
             given += [_changed(_rows(a, count, length), share) for a in args]
             tapes.append(_listen(function, given, len(weights)))
         rows = next(k for k, a in enumerate(args) if _has_rows(a, count))
-        return _Program(_Writer(*tapes, len(weights) + rows))
+        return _Program(_Writer(*tapes, len(weights) + rows, held))
     except Exception:  # PyTorch's compiler has errors of many kinds; the plain pass is always there
         return None
 
@@ -222,13 +239,15 @@ class _Writer:
         first: the recording for the first length.
         second: that for the second, with other numbers.
         rows: the input whose length is that of the batch.
+        held: tensors that may be read where they are.
     """
 
-    def __init__(self, first: _Tape, second: _Tape, rows: int) -> None:
+    def __init__(self, first: _Tape, second: _Tape, rows: int, held: Sequence[Any]) -> None:
         self.constants: list[Any] = []
         self._tapes = (first, second)
         self._names: tuple[dict[int, str], dict[int, str]] = ({}, {})
         self._constant_names: dict[int, str] = {}
+        self._held = {_place(t) for t in held}
         self._made: set[int] = set()  # places in memory of what was made on the way
         for _, args, kwargs, result in first.calls:
             sources = {_place(t) for t in _tensors((args, kwargs))}
@@ -335,11 +354,12 @@ class _Writer:
                 raise _NotRecordable("another order")
             return names[0]
         # A constant, if it was made anew: what someone holds may be changed.
-        if names[1] is not None or not _same(a, b) or (a.numel() and _place(a) == _place(b)):
+        shared = bool(a.numel()) and _place(a) == _place(b)
+        if names[1] is not None or not _same(a, b) or (shared and _place(a) not in self._held):
             raise _NotRecordable("a tensor that comes from elsewhere")
         if id(a) not in self._constant_names:
             self._constant_names[id(a)] = f"c[{len(self.constants)}]"
-            self.constants.append(a.detach().clone())
+            self.constants.append(a.detach() if shared else a.detach().clone())
         return self._constant_names[id(a)]
 
 

@@ -189,6 +189,21 @@ def test_settings_and_hooks_of_now_count():
     np.testing.assert_array_equal(predict_logits(model, x), plain(model, x).astype("float32"))
 
 
+def test_tensors_that_layers_hold_are_read_where_they_are():
+    import torch
+
+    model = residual()
+    x = images()
+    warm(model, x)
+    (layer,) = [n for n in model.layers if isinstance(n, keras.layers.Normalization)]
+    layer.mean.add_(0.25)
+    np.testing.assert_array_equal(predict_logits(model, x), plain(model, x))
+    assert all(programs_of(model))
+    layer.mean = torch.zeros_like(layer.mean)
+    np.testing.assert_array_equal(predict_logits(model, x), plain(model, x))
+    assert not programs_of(model)
+
+
 def _lambda(x):
     return keras.layers.Lambda(lambda z: z * 2.0)(x)
 
