@@ -94,7 +94,8 @@ def compiled_function(model: Any, function: Callable[..., Any]) -> Callable[...,
 def weights_for(function: Callable[..., Any], model: Any) -> list[Any]:
     """The present weights in the form that a ``compiled_function`` expects."""
     if isinstance(function, Recorded):
-        return [v.value for v in model.variables]
+        # detached: TorchScript would make ready to differentiate by what asks for gradients
+        return [v.value.detach() for v in model.variables]
     return backend.weights_of(model)
 
 
