@@ -47,6 +47,13 @@ JUDGE_DRAWS = 16
 _LISTENERS: list[Callable[[int, bool], None]] = []
 # Kinds of compiled functions that differentiate.
 _BACKWARD = ("gradient", "gradient-check")
+# What Keras keeps of building and training, which no pass at inference looks at.
+_NOT_OF_THE_PASS = frozenset(
+    ("built", "compiled", "loss", "optimizer", "steps_per_execution", "train_function")
+    + ("test_function", "predict_function", "stop_training", "stop_evaluating", "stop_predicting")
+)
+# Types of attributes that are compared as they are.
+_NUMBERS = frozenset((bool, int, float, str, type(None)))
 # Keeps the noise of an attack apart from the draws, counted from 0, of a caller with its seed.
 _APART = 2**21
 
@@ -102,18 +109,25 @@ def weights_for(function: Callable[..., Any], model: Any) -> list[Any]:
 def _settings(model: Any) -> Any:
     """The plain attributes of all layers, which a trace takes for constants."""
     layers = flat_layers(model)
-    numbers = [
-        (id(layer), key, id(value) if _is_object(value) else _copied(value))
-        for layer in layers
-        for key, value in vars(layer).items()
-        if key[0] != "_" and key != "built" and (_is_object(value) or _plain(value))
-    ]
-    policies = [getattr(getattr(layer, "dtype_policy", None), "name", None) for layer in layers]
-    return numbers, policies, keras.config.floatx(), keras.config.epsilon(), has_hooks(layers)
-
-
-def _is_object(value: Any) -> bool:
-    return callable(value) or ops.is_tensor(value)
+    found: list[Any] = [keras.config.floatx(), keras.config.epsilon(), has_hooks(layers)]
+    for layer in layers:
+        found.append(id(layer))
+        attributes = vars(layer)
+        found.append(getattr(attributes.get("_dtype_policy"), "name", None))
+        for key, value in attributes.items():
+            if key[0] == "_" or key in _NOT_OF_THE_PASS:
+                continue
+            kind = type(value)
+            if kind in _NUMBERS:
+                found += (key, value)
+            elif issubclass(kind, (list, tuple)):
+                if _plain(value):
+                    found += (key, _copied(value))
+            elif callable(value) or ops.is_tensor(value):
+                found += (key, id(value))
+            elif issubclass(kind, np.generic):
+                found += (key, value)
+    return found
 
 
 def _copied(value: Any) -> Any:
@@ -124,7 +138,7 @@ def _copied(value: Any) -> Any:
 def _plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str, np.generic))
+    return type(value) in _NUMBERS or isinstance(value, np.generic)
 
 
 @contextlib.contextmanager

@@ -55,10 +55,11 @@ def can_record(model: Any) -> bool:
 
 def has_hooks(layers: Sequence[Any]) -> bool:
     """Whether PyTorch is to call something of a user's before or after one of the layers."""
-    return any(
-        vars(layer).get("_forward_hooks") or vars(layer).get("_forward_pre_hooks")
-        for layer in layers
-    )
+    for layer in layers:
+        attributes = vars(layer)
+        if attributes.get("_forward_hooks") or attributes.get("_forward_pre_hooks"):
+            return True
+    return False
 
 
 def held_tensors(model: Any) -> list[Any]:

@@ -168,6 +168,18 @@ def test_weights_of_another_type_are_another_recording():
     assert len(programs_of(model)) == 2
 
 
+def test_what_keras_keeps_of_predicting_and_training_makes_no_new_recording():
+    model = isometric()
+    x = images()
+    warm(model, x)
+    first = programs_of(model)
+    model.predict(x, verbose=0)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.evaluate(x, np.zeros(40), verbose=0)
+    predict_logits(model, x)
+    assert all(first) and programs_of(model) == first
+
+
 def test_settings_and_hooks_of_now_count():
     model = isometric()
     x = images()
