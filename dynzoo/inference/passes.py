@@ -102,20 +102,22 @@ def weights_for(function: Callable[..., Any], model: Any) -> list[Any]:
     """The present weights in the form that a ``compiled_function`` expects."""
     if isinstance(function, Recorded):
         # detached: TorchScript would make ready to differentiate by what asks for gradients
-        return [v.value.detach() for v in model.variables]
+        return [v._value.detach() for v in model.variables]
     return backend.weights_of(model)
 
 
 def _settings(model: Any) -> Any:
     """The plain attributes of all layers, which a trace takes for constants."""
     layers = flat_layers(model)
+    # `training` is PyTorch's own mark, which `fit` and `predict` set; Keras' layers are told
+    ignored = _NOT_OF_THE_PASS | ({"training"} if backend.name() == "torch" else set())
     found: list[Any] = [keras.config.floatx(), keras.config.epsilon(), has_hooks(layers)]
     for layer in layers:
         found.append(id(layer))
         attributes = vars(layer)
         found.append(getattr(attributes.get("_dtype_policy"), "name", None))
         for key, value in attributes.items():
-            if key[0] == "_" or key in _NOT_OF_THE_PASS:
+            if key[0] == "_" or key in ignored:
                 continue
             kind = type(value)
             if kind in _NUMBERS:

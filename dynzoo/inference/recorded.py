@@ -158,7 +158,7 @@ def _recorded(
             given += [_changed(_rows(a, count, length), share) for a in args]
             tapes.append(_listen(function, given, len(weights)))
         rows = next(k for k, a in enumerate(args) if _has_rows(a, count))
-        return _Program(_Writer(*tapes, len(weights) + rows, held))
+        return _Program(_Writer(tapes[0], tapes[1], len(weights) + rows, held))
     except Exception:  # PyTorch's compiler has errors of many kinds; the plain pass is always there
         return None
 
@@ -185,7 +185,7 @@ class _Tape:
 
     def __init__(self, inputs: list[Any], weights: int) -> None:
         self.inputs, self.weights = inputs, weights
-        self.calls: list[tuple[Any, tuple, dict, Any]] = []
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
         self.outputs: Any = None
 
 
@@ -197,7 +197,9 @@ def _listen(function: Callable[..., Any], inputs: list[Any], weights: int) -> _T
     tape = _Tape(inputs, weights)
 
     class Listener(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if torch.Tag.nondeterministic_seeded in func.tags:
                 raise _NotRecordable(f"{func} draws")
             if torch.Tag.data_dependent_output in func.tags:
