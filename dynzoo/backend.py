@@ -282,8 +282,9 @@ def inference(model: Any) -> Callable[[Any, Any], Any]:
     """Pure function ``(weights, x) -> model(x, training=False)`` that is safe to compile.
 
     On JAX the weights enter as arguments, so a compiled function follows later training; on
-    TensorFlow and PyTorch variables are read by reference and ``weights`` is an empty list. The
-    function holds the model weakly: a cache of compiled functions keeps no model alive.
+    TensorFlow and PyTorch variables are read by reference and ``weights`` is an empty list (on
+    PyTorch it may also be a tensor for each variable, in their place). The function holds the model
+    weakly: a cache of compiled functions keeps no model alive.
     """
     reference = weakref.ref(model)
 
@@ -291,11 +292,14 @@ def inference(model: Any) -> Callable[[Any, Any], Any]:
         live = reference()
         if live is None:
             raise RuntimeError("The model of this compiled function was deleted.")
-        if name() != "jax":
+        if not weights:
             return live(x, training=False)
         pairs = list(zip(live.variables, weights, strict=True))
-        with keras.StatelessScope(state_mapping=pairs):
-            return live(x, training=False)
+        with keras.StatelessScope(state_mapping=pairs) as scope:
+            outputs = live(x, training=False)
+        if name() == "torch" and any(scope.get_current_value(v) is not w for v, w in pairs):
+            raise RuntimeError("The model writes to its variables.")
+        return outputs
 
     return call
 
@@ -351,6 +355,13 @@ def accelerator() -> str | None:
     if not devices:
         return None
     return str(tf.config.experimental.get_device_details(devices[0]).get("device_name", "GPU"))
+
+
+def threads() -> int:
+    """On how many threads PyTorch computes."""
+    import torch
+
+    return int(torch.get_num_threads())
 
 
 def track_weights(model: Any) -> None:

@@ -117,11 +117,16 @@ def _finite(logits: Any) -> Any:
     return ops.clip(logits, -_LARGEST, _LARGEST)
 
 
+def _filled(like: Any, value: float) -> Any:
+    """`value` in the shape of `like`: of `full_like` Keras on PyTorch asks for a number back."""
+    return ops.zeros_like(like) + value
+
+
 def _where_broken(logits: Any, values: Any, other: float) -> Any:
     """The values, those of rows with NaN replaced, and the worst there is where only they broke."""
-    values = ops.where(ops.isnan(values), ops.full_like(values, -np.inf), values)
+    values = ops.where(ops.isnan(values), _filled(values, -np.inf), values)
     broken = ops.any(ops.isnan(logits), axis=-1)
-    return ops.where(broken, ops.full_like(values, other), values)
+    return ops.where(broken, _filled(values, other), values)
 
 
 def _margin(logits: Any, y: Any) -> Any:
@@ -145,4 +150,4 @@ def _own(logits: Any, y: Any) -> Any:
 
 
 def _without(logits: Any, y: Any) -> Any:
-    return ops.where(_mask(logits, y), ops.full_like(logits, -_LARGEST), logits)
+    return ops.where(_mask(logits, y), _filled(logits, -_LARGEST), logits)

@@ -16,6 +16,7 @@ import numpy as np
 from dynzoo import backend
 from dynzoo.certificates.settings import Settings, difference
 from dynzoo.inference.batching import batches, fastest
+from dynzoo.inference.passes import compiled_function, weights_for
 
 __all__ = ["run_batches", "run_once"]
 
@@ -26,7 +27,7 @@ class _Compiled:
     def __init__(self, model: keras.Model, settings: Settings):
         self.settings = settings
         self.inference = backend.inference(model)
-        self.batches = backend.without_grad(backend.jit(self.inference))
+        self.batches = compiled_function(model, self.inference)
         self.once: Callable[..., Any] | None = None
 
 
@@ -53,10 +54,11 @@ def run_batches(
         x: images (n, ...) in the type in which they reach the model, n at least 1.
         batch_size: images per forward pass, at most.
     """
-    compiled, weights = _compiled(model, settings), backend.weights_of(model)
+    function = _compiled(model, settings).batches
+    weights = weights_for(function, model)
     parts = []
     for rows, real in batches(len(x), fastest(batch_size, x.shape[1:])):
-        logits = compiled.batches(weights, _pack(model, x[rows]))
+        logits = function(weights, _pack(model, x[rows]))
         parts.append(backend.to_numpy(logits)[:real])
     return np.concatenate(parts)
 

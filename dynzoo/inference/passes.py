@@ -9,9 +9,10 @@ import contextlib
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -19,10 +20,12 @@ from dynzoo import backend
 from dynzoo.inference.batching import batches, fastest
 from dynzoo.inference.draws import Draws, seed_states
 from dynzoo.inference.model_layers import flat_layers, random_layers
+from dynzoo.inference.recorded import Recorded, can_record, has_hooks, held_tensors
 
 __all__ = [
     "JUDGE_DRAWS",
     "compiled",
+    "compiled_function",
     "listening",
     "logits_of",
     "mean_logits",
@@ -30,6 +33,7 @@ __all__ = [
     "predict_logits",
     "pure",
     "scalar",
+    "weights_for",
 ]
 
 # Compiled functions of each model. Keys are weak, and `backend.inference` holds the model weakly,
@@ -43,6 +47,13 @@ JUDGE_DRAWS = 16
 _LISTENERS: list[Callable[[int, bool], None]] = []
 # Kinds of compiled functions that differentiate.
 _BACKWARD = ("gradient", "gradient-check")
+# What Keras keeps of building and training, which no pass at inference looks at.
+_NOT_OF_THE_PASS = frozenset(
+    ("built", "compiled", "loss", "optimizer", "steps_per_execution", "train_function")
+    + ("test_function", "predict_function", "stop_training", "stop_evaluating", "stop_predicting")
+)
+# Types of attributes that are compared as they are.
+_NUMBERS = frozenset((bool, int, float, str, type(None)))
 # Keeps the noise of an attack apart from the draws, counted from 0, of a caller with its seed.
 _APART = 2**21
 
@@ -61,10 +72,12 @@ def compiled(model: Any, key: Any, make: Callable[[Callable[..., Any]], Any]) ->
         cache.clear()
     cache["settings"] = settings
     if key not in cache:
-        cache[key] = backend.without_grad(backend.jit(make(backend.inference(model))))
+        cache[key] = compiled_function(model, make(backend.inference(model)))
     function, fresh = cache[key], _NOISE.get(model)
     backward = key[0][0] in _BACKWARD if isinstance(key[0], tuple) else False
-    weights = backend.weights_of(model) if fresh is None else None
+    if isinstance(function, Recorded) and fresh is not None:
+        function = function.plain
+    weights = weights_for(function, model) if fresh is None else None
 
     def run(*args: Any) -> Any:
         if _LISTENERS:
@@ -78,22 +91,56 @@ def compiled(model: Any, key: Any, make: Callable[[Callable[..., Any]], Any]) ->
     return run
 
 
+def compiled_function(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function ``(weights, *tensors)`` that calls a model, as fast as its backend runs it."""
+    if can_record(model):
+        return Recorded(function, held_tensors(model))
+    return backend.without_grad(backend.jit(function))
+
+
+def weights_for(function: Callable[..., Any], model: Any) -> list[Any]:
+    """The present weights in the form that a ``compiled_function`` expects."""
+    if isinstance(function, Recorded):
+        # detached: TorchScript would make ready to differentiate by what asks for gradients
+        return [v._value.detach() for v in model.variables]
+    return backend.weights_of(model)
+
+
 def _settings(model: Any) -> Any:
     """The plain attributes of all layers, which a trace takes for constants."""
-    if not backend.compiles():
-        return None
-    return [
-        (id(layer), key, id(value) if callable(value) else value)
-        for layer in flat_layers(model)
-        for key, value in vars(layer).items()
-        if key[0] != "_" and key != "built" and (callable(value) or _plain(value))
-    ]
+    layers = flat_layers(model)
+    # `training` is PyTorch's own mark, which `fit` and `predict` set; Keras' layers are told
+    ignored = _NOT_OF_THE_PASS | ({"training"} if backend.name() == "torch" else set())
+    found: list[Any] = [keras.config.floatx(), keras.config.epsilon(), has_hooks(layers)]
+    for layer in layers:
+        found.append(id(layer))
+        attributes = vars(layer)
+        found.append(getattr(attributes.get("_dtype_policy"), "name", None))
+        for key, value in attributes.items():
+            if key[0] == "_" or key in ignored:
+                continue
+            kind = type(value)
+            if kind in _NUMBERS:
+                found += (key, value)
+            elif issubclass(kind, (list, tuple)):
+                if _plain(value):
+                    found += (key, _copied(value))
+            elif callable(value) or ops.is_tensor(value):
+                found += (key, id(value))
+            elif issubclass(kind, np.generic):
+                found += (key, value)
+    return found
+
+
+def _copied(value: Any) -> Any:
+    """A list as it is now: it may be changed in place, and Keras' own lists hold their layer."""
+    return tuple(map(_copied, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str, np.generic))
+    return type(value) in _NUMBERS or isinstance(value, np.generic)
 
 
 @contextlib.contextmanager
@@ -109,7 +156,10 @@ def listening(listener: Callable[[int, bool], None]) -> Iterator[None]:
 @lru_cache(maxsize=128)
 def pure(make: Callable[..., Any], *key: Any) -> Callable[..., Any]:
     """Compiled `make(*key)`, a function of tensors alone."""
-    return backend.without_grad(backend.jit(make(*key)))
+    function = make(*key)
+    if backend.name() == "torch" and backend.accelerator() is None:
+        return partial(Recorded(lambda weights, *args: function(*args)), [])
+    return backend.without_grad(backend.jit(function))
 
 
 def scalar(value: float) -> Any:

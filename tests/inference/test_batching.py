@@ -55,12 +55,15 @@ def test_batches_cover_each_row_once_in_few_shapes(count):
 
 
 @pytest.mark.parametrize("cores", [1, 2, 64])
-def test_on_a_cpu_jax_gets_batches_that_fit_in_the_caches(monkeypatch, cores):
+def test_on_a_cpu_jax_and_torch_get_batches_that_fit_in_the_caches(monkeypatch, cores):
     monkeypatch.setattr("dynzoo.inference.batching._cores", lambda: cores)
     lengths = [fastest(256, shape) for shape in ((32, 32, 3), (28, 28, 1), (8, 8, 1), (2000, 1000))]
-    if backend.name() == "jax" and backend.accelerator() is None:
-        expected = {1: [16, 64, 256, 16], 2: [32, 128, 256, 16], 64: [256, 256, 256, 16]}
-        assert lengths == expected[cores]
+    expected = {
+        "jax": {1: [16, 64, 256, 16], 2: [32, 128, 256, 16], 64: [256, 256, 256, 16]},
+        "torch": {1: [64, 256, 256, 16], 2: [128, 256, 256, 16], 64: [256, 256, 256, 16]},
+    }
+    if backend.name() in expected and backend.accelerator() is None:
+        assert lengths == expected[backend.name()][cores]
     else:
         assert lengths == [256] * 4
     assert fastest(5, (32, 32, 3)) == 5
