@@ -43,5 +43,5 @@ def weights_hash(model: keras.Model) -> str:
     for weight in model.weights:
         array = np.ascontiguousarray(to_numpy(weight))
         digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.tobytes())
     return digest.hexdigest()
