@@ -55,6 +55,7 @@ def requirements() -> dict[str, list[str]]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     optional = project["optional-dependencies"]
     groups = {CORE: project["dependencies"], **optional}
+    del groups["peers"]  # measured beside dynzoo, never brought by it
     own = {
         name: [r for r in lines if not r.startswith("dynzoo[")] for name, lines in groups.items()
     }

@@ -117,7 +117,7 @@ def test_two_arms_run_once_each_and_are_drawn(ablations, arguments, tmp_path, ca
     assert [r["arm"] for r in rows] == ["base", "step_1"]
     for row in rows:
         assert 0 <= float(row["certified"]) <= float(row["accuracy"]) <= 100
-        assert float(row["seconds"]) > 0 and row["radius"] == "36/255" and row["epochs"] == "1"
+        assert float(row["seconds"]) >= 0 and row["radius"] == "36/255" and row["epochs"] == "1"
     assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
     assert not list((tmp_path / "runs").iterdir())  # a row is all that an arm leaves
 

@@ -20,7 +20,7 @@ from dynzoo.augmentation.distortions import color_jitter, rotate_and_zoom
 from dynzoo.augmentation.on_device import DRAWS, Distortion, distorted_model
 from dynzoo.training import builders as optimization
 from dynzoo.training import callbacks as watching
-from dynzoo.training import fitted_epochs, recipes
+from dynzoo.training import distribution, recipes
 from dynzoo.training import loop as training
 from dynzoo.training import validation as held_out
 
@@ -195,7 +195,7 @@ def test_a_stopped_training_goes_on_with_the_same_distortions(images, tmp_path, 
             super().on_train_batch_end(batch, logs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fitted_epochs, "Watch", StoppedInTheSecondEpoch)
+        patch.setattr(distribution, "Watch", StoppedInTheSecondEpoch)
         train(tmp_path / "stopped", max_seconds=1e6)
     assert not (tmp_path / "stopped" / "preset").exists()
     resumed = train(tmp_path / "stopped", resume=True)
@@ -211,7 +211,7 @@ def test_only_a_recipe_with_distortions_gets_a_distorted_model(images, tmp_path,
             super().__init__(*arguments, **settings)
             seen.append(self.distort)
 
-    monkeypatch.setattr(fitted_epochs, "Augmented", Recording)
+    monkeypatch.setattr(distribution, "Augmented", Recording)
     for name, config in {"plain": RECIPE, "distorted": _recipe()}.items():
         training.train(config, images, tmp_path / name, verbose=0, log=lambda line: None)
     assert seen == [True] * 3 + [False] * 3

@@ -585,6 +585,7 @@ def test_train_passes_its_options_on(monkeypatch, recipe, file):
         verbose=0,
         distribute=True,
         devices=2,
+        layout=None,
         pilot=60,
         weights_dtype="float16",
     )

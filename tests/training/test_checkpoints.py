@@ -176,7 +176,7 @@ def test_a_state_has_one_meaning(stored):
 
 
 def test_missing_file(tmp_path):
-    refuse(tmp_path / "nothing.npz", compiled())
+    refuse(tmp_path / "nothing.npz", compiled(), "nothing.npz cannot be read")
 
 
 @settings(max_examples=60)

@@ -20,8 +20,8 @@ from dynzoo import backend
 from dynzoo.augmentation import batches as augmentation
 from dynzoo.training import builders as optimization
 from dynzoo.training import callbacks as watching
+from dynzoo.training import distribution, recipes
 from dynzoo.training import epochs as training_loop
-from dynzoo.training import fitted_epochs, recipes
 from dynzoo.training import loop as training
 from dynzoo.training import run as runs
 from dynzoo.training.checkpoints import CheckpointError
@@ -398,7 +398,7 @@ def test_distortions_may_change_from_epoch_to_epoch(data, tmp_path, monkeypatch)
             super().__init__(*arguments, **settings)
             given.append((self.rotation, self.zoom, self.color_jitter))
 
-    monkeypatch.setattr(fitted_epochs, "Augmented", Recording)
+    monkeypatch.setattr(distribution, "Augmented", Recording)
     config = recipe(epochs=2)
     config["data"] |= {"rotation": {0: 5, 2: 15}, "color_jitter": {0: 0, 1: 0.2}}
     run(tmp_path, data, config)
