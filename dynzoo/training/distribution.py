@@ -247,6 +247,9 @@ def jax_devices(devices: int | None) -> list[str]:
         # Of a backend that runs already JAX refuses it: then what is there must do.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", devices)
+            # The parts of a CPU share its threads. With several programs under way, all threads can
+            # wait for parts that have none left, and XLA ends the process: one program at a time.
+            jax.config.update("jax_cpu_enable_async_dispatch", False)
     found = jax.devices()
     names = [f"{d.platform}:{d.id}" for d in found][:devices]
     _check_enough(devices, names, on_cpu=found[0].platform == "cpu")

@@ -40,6 +40,7 @@ def images(tmp_path_factory):
 DIVIDED = """
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"  # as `jax_devices` has it: see there
 import keras, numpy as np
 from dynzoo import backend
 from dynzoo.cli import program as cli
@@ -168,6 +169,7 @@ def test_a_file_of_patterns_with_both_axes(alone, images, tmp_path):
 CONSTRAINTS = """
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"  # as `jax_devices` has it: see there
 import keras, numpy as np
 from dynzoo import backend, constraints
 from dynzoo.training.layouts import Sharded

@@ -281,7 +281,7 @@ def test_a_pilot_tells_the_cost_and_writes_nothing(data_file, tmp_path, resident
         ({"dtype": "mixed_float16"}, {}, "`training.dtype` must be float32 or mixed_bfloat16"),
         ({"resident": False}, {"pilot": 0}, "`pilot` must be a positive number"),
         ({"resident": False}, {"weights_dtype": "int8"}, "`weights_dtype` must be 'float32' or"),
-        pytest.param({}, {"distribute": True}, "two ways to use devices", marks=on_jax),
+        pytest.param({}, {"distribute": True}, "ways to use devices: give one", marks=on_jax),
     ],
 )
 def test_bad_arguments(data_file, tmp_path, settings, arguments, message):
