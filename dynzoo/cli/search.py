@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, Namespace
 
 from dynzoo._startup import load_keras
@@ -40,8 +41,20 @@ def add_arguments(parser: ArgumentParser) -> None:
     many.add_argument(
         "--chief",
         metavar="HOST:PORT",
-        help="where the chief listens (default: 127.0.0.1:8470, this machine only). Whoever "
-        "reaches it can take part, without password or encryption: for trusted networks only",
+        help="where the chief listens (default: 127.0.0.1:8470, this machine only); any address "
+        "that other machines reach needs --tls",
+    )
+    many.add_argument(
+        "--tls",
+        metavar="DIR",
+        help="folder with tls.crt, tls.key and ca.crt, by which chief and workers know each other "
+        "(default: DYNZOO_SEARCH_TLS)",
+    )
+    many.add_argument(
+        "--tls-name",
+        metavar="NAME",
+        help="whom the chief's certificate must be for (default: DYNZOO_SEARCH_TLS_NAME, else the "
+        "host in --chief)",
     )
     many.add_argument(
         "--worker-id", metavar="ID", help="unlike all others; default: host and process number"
@@ -69,7 +82,9 @@ def run(options: Namespace) -> None:
     if options.data is not None:
         check_source(options.data)
     cluster.check_times(options.timeout, options.wait)
-    cluster.Member.of(options.role, options.chief, options.worker_id)
+    cluster.Member.of(options.role, options.chief, options.worker_id, options.tls, options.tls_name)
+    # gRPC's log of handshakes that failed, beside the one line that says why
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     load_keras()
     from dynzoo.tuning.driver import search  # keras-tuner: wrong arguments do not pay for it
 
@@ -82,6 +97,8 @@ def run(options: Namespace) -> None:
         role=options.role,
         chief=options.chief,
         worker_id=options.worker_id,
+        tls=options.tls,
+        tls_name=options.tls_name,
         timeout=options.timeout,
         wait=options.wait,
         log=log_line,

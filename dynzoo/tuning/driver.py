@@ -36,6 +36,8 @@ def search(
     role: str | None = None,
     chief: str | None = None,
     worker_id: str | None = None,
+    tls: Any = None,
+    tls_name: str | None = None,
     timeout: float = 60.0,
     wait: float = 600.0,
     log: Callable[[str], None] = print,
@@ -65,9 +67,14 @@ def search(
         role: ``"chief"``, ``"worker"``, or ``None``: what keras-tuner's environment variables
             ``KERASTUNER_TUNER_ID``, ``KERASTUNER_ORACLE_IP`` and ``KERASTUNER_ORACLE_PORT`` say,
             and without them a search in this process alone.
-        chief: ``"HOST:PORT"`` of the chief, who listens there; default ``127.0.0.1:8470``. Whoever
-            reaches it can take part: there is no password and no encryption.
+        chief: ``"HOST:PORT"`` of the chief, who listens there; default ``127.0.0.1:8470``, which
+            this machine alone reaches. Any other needs ``tls``.
         worker_id: name of a worker, unlike all others; default host and process number.
+        tls: folder with ``tls.crt`` and ``tls.key`` of this process, and ``ca.crt``, which vouches
+            for the others; default: environment variable ``DYNZOO_SEARCH_TLS``, else neither
+            password nor encryption.
+        tls_name: whom the chief's certificate must be for; default:
+            ``DYNZOO_SEARCH_TLS_NAME``, else the host in ``chief``.
         timeout: seconds of silence after which a chief gives the trial of a worker to another
             one, and a worker gives up its chief; workers make themselves heard every 5 s.
         wait: seconds after which a chief without any worker gives up; it can be resumed.
@@ -79,8 +86,8 @@ def search(
     Raises:
         RecipeError: if the config is wrong, naming the key.
         CheckpointError: if the folder holds a search and ``resume`` is not set, or another search.
-        OSError: if the folder cannot be written to, the port is in use, no chief answers, or no
-            worker comes.
+        OSError: if the folder cannot be written to, the port is in use, no chief answers or only
+            one that has no right certificate, or no worker comes.
         ValueError: for other wrong arguments, or if no trial could be completed.
 
     Example:
@@ -92,7 +99,7 @@ def search(
     """
     cluster.check_times(timeout, wait)
     plan = SearchConfig.load(config).with_settings(max_trials=max_trials)
-    member = cluster.Member.of(role, chief, worker_id)
+    member = cluster.Member.of(role, chief, worker_id, tls, tls_name)
     folder = Path(output) if output else Path("runs") / f"{plan.recipe['name']}_search"
     source = data_file or plan.recipe["data"]["name"]
     log(f"search around {plan.recipe['name']}: reading {source}")
@@ -189,6 +196,7 @@ def _work(
         _check(folder / "search.json", identity)
         log(f"worker {member.id}: joined the chief at {member.address}")
         tuner = RecipeTuner(make_oracle(hypermodel.config), hypermodel, folder, log)
+        cluster.connect(tuner, member)
         tuner.search()
     log(f"worker {member.id}: {len(tuner.records)} trials run, no more to do")
     return SearchResult(folder, hypermodel.config.objective, tuner.records)

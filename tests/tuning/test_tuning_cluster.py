@@ -2,20 +2,22 @@
 
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from keras_tuner.src.distribute.oracle_client import OracleClient
-from tuning_fixtures import SEARCH, Trials, changed, write_images
+from tuning_fixtures import (
+    SEARCH,
+    Chief,
+    Trials,
+    changed,
+    free_address,
+    kill_a_worker_in_its_second_trial,
+    write_images,
+)
 
-import dynzoo
-from dynzoo import backend, tuning
+from dynzoo import tuning
 from dynzoo.cli import program as cli
 from dynzoo.training.checkpoints import CheckpointError
 from dynzoo.tuning import SearchConfig, cluster, driver, oracles, worker
@@ -43,9 +45,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def address():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return free_address()
 
 
 # The oracle
@@ -193,32 +193,6 @@ def test_numbers_in_single_precision_do_not_confuse_the_oracle(tuner, clock, tmp
 # Chief and worker
 
 
-class Chief(threading.Thread):
-    """A chief in this process."""
-
-    def __init__(self, images, folder, address, config=SEARCH, **arguments):
-        super().__init__(daemon=True)
-        self.lines, self.error, self.result = [], None, None
-        self.arguments = dict(
-            config=config, data_file=images, output=folder, role="chief", chief=address,
-            log=self.lines.append, **arguments,
-        )  # fmt: skip
-        self.start()
-        waited = time.monotonic()
-        while (
-            not any("waiting" in line for line in self.lines)
-            and self.is_alive()
-            and time.monotonic() < waited + 30
-        ):
-            time.sleep(0.05)
-
-    def run(self):
-        try:
-            self.result = tuning.search(**self.arguments)
-        except Exception as error:
-            self.error = error
-
-
 @pytest.fixture
 def trials(monkeypatch):
     fake = Trials()
@@ -309,7 +283,7 @@ def test_a_worker_without_its_chief_or_its_folder(images, tmp_path, address, tri
         tuning.search(SEARCH, images, tmp_path / "other", role="chief", chief=address)
     assert not (tmp_path / "other").exists()
     with pytest.raises(OSError, match="cannot listen on nowhere.invalid:8470: "):
-        cluster.check_address(Member.of("chief", "nowhere.invalid:8470"))
+        cluster.check_address(Member("chief", "nowhere.invalid", 8470))
     file = tmp_path / "search.yaml"
     file.write_text(json.dumps(SEARCH), encoding="utf-8")
     command = ["search", str(file), "--data", str(images), "--role", "chief", "--chief", address]
@@ -378,22 +352,22 @@ def test_a_worker_gives_up_a_chief_that_is_gone(images, tmp_path, address, trial
 @any_backend
 def test_members_by_keras_tuners_own_variables(monkeypatch):
     assert Member.of() == Member(None)
-    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "10.0.0.7")
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.7")
     with pytest.raises(ValueError, match="KERASTUNER_ORACLE_PORT must be set too"):
         Member.of()
     monkeypatch.setenv("KERASTUNER_ORACLE_PORT", "8000")
     with pytest.raises(ValueError, match="KERASTUNER_TUNER_ID must be set too"):
         Member.of()
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "chief")
-    assert Member.of() == Member("chief", "10.0.0.7", 8000, "chief")
+    assert Member.of() == Member("chief", "127.0.0.7", 8000, "chief")
     monkeypatch.setenv("KERASTUNER_TUNER_ID", "worker3")
-    assert Member.of() == Member("worker", "10.0.0.7", 8000, "worker3")
+    assert Member.of() == Member("worker", "127.0.0.7", 8000, "worker3")
     assert Member.of("worker", worker_id="w").id == "w"
-    assert Member.of("worker", chief="h:1").address == "h:1"
+    assert Member.of("worker", chief="localhost:1").address == "localhost:1"
     with Member(None).environment():
         assert os.environ["KERASTUNER_TUNER_ID"] == "main"
         assert "KERASTUNER_ORACLE_IP" not in os.environ
-    assert os.environ["KERASTUNER_ORACLE_IP"] == "10.0.0.7"
+    assert os.environ["KERASTUNER_ORACLE_IP"] == "127.0.0.7"
 
 
 @any_backend
@@ -408,58 +382,4 @@ def test_by_default_nobody_else_is_let_in():
 
 @pytest.mark.slow
 def test_chief_and_three_workers_one_of_them_killed(images, tmp_path, address):
-    config = changed(tuner="random", max_trials=9)
-    config["recipe"]["training"]["epochs"] = 30
-    file, output = tmp_path / "search.yaml", tmp_path / "out"
-    file.write_text(json.dumps(config), encoding="utf-8")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(dynzoo.__file__).parents[1]),
-        "KERAS_BACKEND": backend.name(),
-    }
-    common = [
-        sys.executable, "-m", "dynzoo", "search", str(file), "--data", str(images), "--output",
-        str(output), "--chief", address,
-    ]  # fmt: skip
-
-    def start(*arguments):
-        return subprocess.Popen(
-            [*common, *arguments], env=environment, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    chief = start("--role", "chief", "--timeout", "15")
-    workers = {
-        name: start("--role", "worker", "--timeout", "300", "--worker-id", name) for name in "abc"
-    }
-    try:
-        # killed within its second trial, after an epoch
-        until = time.monotonic() + 400
-        while time.monotonic() < until:
-            mine = sorted(output.glob("trials/*/a"))
-            if len(mine) > 1 and any((m / "checkpoint.npz").exists() for m in mine):
-                break
-            time.sleep(0.02)
-        workers["a"].send_signal(signal.SIGKILL)
-        out, errors = chief.communicate(timeout=500)
-        assert chief.returncode == 0, errors
-        for name in "bc":
-            assert workers[name].wait(timeout=60) == 0, workers[name].stderr.read()
-        assert workers["a"].wait(timeout=60) == -signal.SIGKILL
-    finally:
-        for process in (chief, *workers.values()):
-            process.kill()
-            process.communicate()
-    lines = [line for line in out.splitlines() if line.startswith("trial ")]
-    assert [line.split(",")[0] for line in lines] == [f"trial {n} of 9" for n in range(1, 10)]
-    records = [
-        json.loads((output / "trials" / str(n) / "result.json").read_text(encoding="utf-8"))
-        for n in range(9)
-    ]
-    assert {r["status"] for r in records} == {"completed"}
-    by_worker = [r["worker"] for r in records]
-    assert set("bc") <= set(by_worker)
-    # what the killed worker had begun, another one went on with
-    taken = [r for r in records if (output / "trials" / r["trial"] / "a").exists()]
-    taken = [r for r in taken if r["worker"] != "a"]
-    assert len(taken) == 1 and taken[0]["epochs"] == 30
+    kill_a_worker_in_its_second_trial(images, tmp_path, "--chief", address)
