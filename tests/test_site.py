@@ -125,6 +125,32 @@ def test_the_commands_of_the_pages_are_understood():
         assert callable(arguments.run), line
 
 
+@pytest.mark.any_backend
+def test_the_scripts_that_pages_name_are_there_with_their_flags():
+    pages = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "benchmarks" / "README.md"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", " ")
+    script = r"((?:examples|benchmarks|docs|scripts|findings)/[\w/-]+\.(?:py|sh))"
+    commands = re.findall(rf"(?:python|bash) {script}([^`\n|)#]*)", text)
+    assert len(commands) >= 40
+    for name, flags in commands:
+        assert (ROOT / name).is_file(), name
+        source = (ROOT / name).read_text(encoding="utf-8")
+        for flag in re.findall(r"(?<!\S)--[a-z-]+", flags):
+            assert f'"{flag}"' in source, (name, flag)
+
+
+@pytest.mark.any_backend
+def test_the_page_of_what_we_found_says_what_its_rules_are_called():
+    text = (DOCS / "what-we-found.md").read_text(encoding="utf-8")
+    script = load_script(ROOT / "examples" / "published_conditions.py")
+    named = re.findall(r"^ {4}python examples/published_conditions\.py (\w+)$", text, re.MULTILINE)
+    assert sorted(named) == sorted(script.RULES)
+    entries = re.split(r"^### ", text.split("## Confirmed")[0], flags=re.MULTILINE)[1:]
+    parts = ["*Published.*", "*Ran.*", "*Saw", "*How sure.*"]
+    assert len(entries) >= 11
+    assert [e.splitlines()[0] for e in entries if not all(part in e for part in parts)] == []
+
+
 def test_what_is_not_run_is_there():
     for page, blocks in NOT_RUN.items():
         assert max(blocks) < len(PAGES[page])
