@@ -216,7 +216,9 @@ def main():
             measured(model, x, y, args)
             continue
         for number, (stage, features) in enumerate(stages(model, state, kind, x[: args.slopes])):
-            print(f"  stage {number}: slope {steepest(stage, features):.3f} found", flush=True)
+            steps = ", ".join(f"{step:.3g}" for step in state[f"seq.{number}.u"])
+            slope = steepest(stage, features)
+            print(f"  stage {number}: slope {slope:.3f} found, steps {steps}", flush=True)
 
 
 if __name__ == "__main__":
