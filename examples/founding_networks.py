@@ -2,6 +2,7 @@
 
     python examples/founding_networks.py FOLDER [--kind KIND] [--data cifar10|FILE.npz]
         [--images N] [--strong N] [--local N]
+    python examples/founding_networks.py FOLDER --slopes N
 
 FOLDER holds checkpoints (*.pt) of arXiv 2210.02373, as they lie in the authors' repository
 (github.com/davidemurari/StructuredNeuralNetworks); none of them comes with dynzoo. Each is a state
@@ -13,6 +14,8 @@ Every network is rebuilt as the authors' code computes it, with their normalisat
 radius is printed: what is right under the weak attack of the paper (ten steps of L2 PGD, the first
 1,024 test images), under a strong one (`dynzoo.evaluate` with `pgd_margin`, on fewer images), and
 what is proved by the global bound of `dynzoo.certify` and by bounds at each image, again on fewer.
+With --slopes nothing is attacked: a line a stage says how fast its dynamics change near N test
+images, which a 1-Lipschitz stage does by at most 1.
 """
 
 import argparse
@@ -135,6 +138,36 @@ def flexible(x, part):
 _SYSTEMS = {"contractive": contractive, "prescribed": prescribed, "flexible": flexible}
 
 
+def stages(model, state, kind, x):
+    """The dynamics of the three stages as models of their own, and what they read of images x."""
+    lifts = [layer for layer in model.layers if isinstance(layer, kl.ReLU)]
+    for stage, layer in enumerate(lifts):
+        features = keras.Model(model.input, layer.output).predict(x, verbose=0)
+        prefix = f"seq.{stage}."
+        part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        inputs = keras.Input(features.shape[1:])
+        yield keras.Model(inputs, _SYSTEMS[kind](inputs, part)), features
+
+
+def steepest(model, x, iterations=20, seed=0):
+    """The largest |f(x + v) - f(x - v)| / |2v| found by repeating v <- f(x + v) - f(x - v).
+
+    A lower bound of the Lipschitz constant, up to rounding: |v| is a hundredth of |x|.
+    """
+    found, axes = 0.0, tuple(range(1, x.ndim))
+    v = np.random.default_rng(seed).normal(size=x.shape)
+    reach = 0.01 * np.linalg.norm(x.reshape(len(x), -1), axis=1).reshape(-1, *[1] * len(axes))
+    for _ in range(iterations):
+        v = v * reach / np.sqrt((v**2).sum(axes, keepdims=True))
+        ends = np.stack([x + v, x - v]).astype("float32")
+        high, low = (model.predict_on_batch(end).astype("float64") for end in ends)
+        v = high - low
+        apart = ends[0].astype("float64") - ends[1]
+        ratio = (v**2).sum(axes) / (apart**2).sum(axes)
+        found = max(found, float(np.sqrt(ratio.max())))
+    return found
+
+
 def measured(model, x, y, args):
     """Prints a line a radius."""
     from paper_protocol import weak_attack
@@ -167,6 +200,7 @@ def main():
     parser.add_argument("--images", type=int, default=1024, help="for clean, weak and certified")
     parser.add_argument("--strong", type=int, default=256, help="of them, for the strong attack")
     parser.add_argument("--local", type=int, default=0, help="of them, for bounds at each image")
+    parser.add_argument("--slopes", type=int, default=0, help="images; slopes of the stages only")
     args = parser.parse_args()
     files = [args.folder] if args.folder.is_file() else sorted(args.folder.rglob("*.pt"))
     if not files:
@@ -176,7 +210,15 @@ def main():
     for path in files:
         kind = args.kind or kind_of(path)
         print(f"{path}: {kind}", flush=True)
-        measured(rebuilt(read(path), kind), x, y, args)
+        state = read(path)
+        model = rebuilt(state, kind)
+        if not args.slopes:
+            measured(model, x, y, args)
+            continue
+        for number, (stage, features) in enumerate(stages(model, state, kind, x[: args.slopes])):
+            steps = ", ".join(f"{step:.3g}" for step in state[f"seq.{number}.u"])
+            slope = steepest(stage, features)
+            print(f"  stage {number}: slope {slope:.3f} found, steps {steps}", flush=True)
 
 
 if __name__ == "__main__":

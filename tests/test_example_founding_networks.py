@@ -126,3 +126,26 @@ def test_a_folder_is_attacked_and_certified(tmp_path, monkeypatch, capsys):
     assert list(radius) == [0.01, 0.5]
     assert np.all(proved <= strong) and np.all(strong <= weak) and np.all(near <= 100)
     assert np.all(np.diff(strong) <= 0) and np.all(np.diff(proved) <= 0)
+
+
+def test_the_slope_of_a_stage_shows_a_step_whose_sign_was_dropped(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "Switch flexible"
+    folder.mkdir()
+    state = state_dict("flexible")
+    for stage, width in enumerate(WIDTHS):
+        kernel = torch.zeros(width, width, 3, 3)
+        kernel[range(width), range(width), 1, 1] = 1.0  # A = I
+        state[f"seq.{stage}.convs.0.weight"] = kernel
+        state[f"seq.{stage}.convs.0.bias"] = torch.zeros(width)
+        state[f"seq.{stage}.u"] = torch.tensor([0.11, -1.9 if stage == 2 else 0.05])
+    torch.save(state, folder / "model.pt")
+    x = np.random.default_rng(0).integers(0, 256, size=(4, 8, 8, 3), dtype="uint8")
+    images = {"x_train": x, "y_train": np.arange(4), "x_test": x, "y_test": np.arange(4)}
+    np.savez(tmp_path / "images.npz", **images)
+    words = [str(folder), "--data", str(tmp_path / "images.npz"), "--slopes", "2"]
+    monkeypatch.setattr(sys, "argv", ["founding_networks.py", *words])
+    founding_networks.main()
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    slopes = [float(line.split("slope ")[1].split()[0]) for line in lines]
+    assert max(slopes[:2]) <= 1.0
+    assert 1.5 < slopes[2] <= 0.945**2 * 2.9 + 2e-3
