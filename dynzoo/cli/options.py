@@ -6,7 +6,7 @@ from fractions import Fraction
 PRESET = "name of a preset (see `dynzoo list`) or a folder with one"
 FILE = (
     "data as an .npz file with the keys x_train, y_train, x_test, y_test, or a folder of images "
-    "with a subfolder a class (or `train` and `test` with one each)"
+    "with a subfolder a class (or `train` and `test` with one each), or of shards (docs/data.md)"
 )
 DATASET = "cifar10, cifar100, mnist or digits"
 

@@ -1,4 +1,4 @@
-"""Data sets: by name, from .npz files, from folders of images."""
+"""Data sets: by name, from .npz files, from folders of images or of shards."""
 
 from dynzoo.utils.lazy import loader
 
@@ -11,8 +11,10 @@ __getattr__, __all__ = loader(
         "class_names": "datasets",
         "load": "datasets",
         "load_exact": "datasets",
+        "load_shards": "sharded_images",
         "load_image_folder": "image_folder",
         "split_validation": "datasets",
         "to_float": "datasets",
+        "write_shards": "sharded_images",
     },
 )

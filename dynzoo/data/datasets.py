@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dynzoo.data.image_folder import class_folders, load_image_folder
+from dynzoo.data.sharded_images import is_sharded, load_shards, shard_classes
 from dynzoo.data.sources import check_source
 from dynzoo.inference.class_names import CIFAR10, CIFAR100, DIGITS
 from dynzoo.inference.streamed_images import StreamedImages
@@ -60,9 +61,11 @@ def load(
             (1437 + 360 handwritten digits that come with dynzoo, upsampled to 32x32x3; no
             download); or the path of an ``.npz`` file laid out as ``keras.datasets`` does:
             ``x_train``, ``y_train``, ``x_test``, ``y_test``; or a folder of images, see
-            ``dynzoo.data.image_folder.load_image_folder``.
+            ``dynzoo.data.image_folder.load_image_folder``; or of shards, see
+            ``dynzoo.data.sharded_images.load_shards``.
         dtype: ``"float32"`` for images in [0, 1], or ``"uint8"`` for the bytes.
-        image_shape: (height, width, channels) to which the images of a folder are brought.
+        image_shape: (height, width, channels) to which the images of a folder are brought; shards
+            of arrays stay as they are.
         stream: ``True`` leaves the images of a folder in their files until they are asked for;
             ``None`` does so where they would take more than 1 GiB as floats.
 
@@ -87,7 +90,7 @@ def load(
         raise ValueError(f"`dtype` must be 'float32' or 'uint8'. Received: dtype={dtype!r}")
     if stream and not Path(os.fspath(name)).is_dir():
         raise ValueError(
-            f"`stream=True` needs a folder of images. Received: name={os.fspath(name)!r}"
+            f"`stream=True` needs a folder of images or shards. Received: name={os.fspath(name)!r}"
         )
     (x_train, y_train), (x_test, y_test) = _stored(name, image_shape, stream)
     convert = to_float if dtype == "float32" else _to_bytes
@@ -105,6 +108,8 @@ def _stored(
         return _load_npz(Path(key))
     if key in DATASETS:
         return DATASETS[key].read(key)
+    if is_sharded(key):
+        return load_shards(key, image_shape, stream=stream)
     return load_image_folder(key, image_shape, stream=stream)
 
 
@@ -112,7 +117,8 @@ def class_names(name: str | os.PathLike) -> list[str]:
     """Names of the classes of a data set that ``load`` knows, in the order of the labels.
 
     For an ``.npz`` file these are its key ``class_names`` or ``label_names``, else the numbers as
-    text; for a folder of images the names of its subfolders.
+    text; for a folder of images the names of its subfolders; for shards the lines of
+    ``class_names.txt`` or ``labels.txt``.
 
     Args:
         name: as in ``load``.
@@ -130,7 +136,13 @@ def class_names(name: str | os.PathLike) -> list[str]:
     if key in DATASETS:
         return list(DATASETS[key].classes)
     if not key.endswith(".npz"):
-        return class_folders(key)
+        if not is_sharded(key):
+            return class_folders(key)
+        names = shard_classes(key)
+        if names is not None:
+            return names
+        (_, y), _ = load_shards(key, log=None, stream=None)
+        return [str(i) for i in range(int(y.max()) + 1)]
     with open(key, "rb") as stream, np.load(stream, allow_pickle=False) as file:
         for entry in ("class_names", "label_names", "fine_label_names"):
             if entry in file.files:
@@ -144,7 +156,7 @@ def split_validation(
     """Hold out a part of a training set, the same part every time for the same seed.
 
     Args:
-        x: images (n, ...).
+        x: images (n, ...); those that are streamed stay in their files.
         y: labels (n,).
         size: number of held-out images, or their share as a float in (0, 1).
         seed: seed of the choice.
@@ -171,14 +183,17 @@ def split_validation(
         raise ValueError(f"`x` and `y` must be of one length. Received: {n} and {len(y)}")
     held = np.zeros(n, dtype=bool)
     held[np.random.default_rng(seed).permutation(n)[: int(count)]] = True
+    if isinstance(x, StreamedImages):
+        return (x.take(~held), y[~held]), (x.take(held), y[held])
     return (x[~held], y[~held]), (x[held], y[held])
 
 
-def load_exact(name: str | os.PathLike) -> tuple[Split, Split]:
+def load_exact(name: str | os.PathLike, stream: bool | None = False) -> tuple[Split, Split]:
     """What ``load`` gives: as bytes, or as float32 in [0, 1] where the images are no bytes / 255.
 
     Args:
         name: as in ``load``.
+        stream: as in ``load``.
 
     Returns:
         ``(x_train, y_train), (x_test, y_test)``, as ``load`` does.
@@ -190,7 +205,7 @@ def load_exact(name: str | os.PathLike) -> tuple[Split, Split]:
     >>> x_test.dtype
     dtype('uint8')
     """
-    splits = _stored(name)
+    splits = _stored(name, stream=stream)
     parts = [x if x.dtype == np.uint8 else _bytes_or_floats(x) for x, _ in splits]
     if len({x.dtype for x in parts}) > 1:
         parts = [to_float(x) for x in parts]
@@ -199,6 +214,8 @@ def load_exact(name: str | os.PathLike) -> tuple[Split, Split]:
 
 
 def _bytes_or_floats(x: np.ndarray) -> np.ndarray:
+    if isinstance(x, StreamedImages):
+        return x
     try:
         return _to_bytes(x)
     except ValueError:
@@ -229,6 +246,8 @@ def to_float(x: np.ndarray) -> np.ndarray:
 
 
 def _to_bytes(x: np.ndarray) -> np.ndarray:
+    if isinstance(x, StreamedImages):
+        return x.astype("uint8")
     if x.dtype == np.uint8:
         return x
     rounded = np.rint(x * 255.0)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -37,22 +38,27 @@ def told_apart() -> Iterator[None]:
 
 
 def read_image(
-    file: Path, image_shape: tuple[int, ...] | None = None, channels: int = 3
+    file: Path | IO[bytes],
+    image_shape: tuple[int, ...] | None = None,
+    channels: int = 3,
+    name: str | None = None,
 ) -> np.ndarray:
     """One image as uint8 (height, width, channels).
 
     Args:
-        file: where it is.
+        file: where it is, or its bytes.
         image_shape: (height, width, channels) to bring it to; ``None`` for its own size.
         channels: of an image of its own size, 3 for colour or 1 for gray.
+        name: what an error calls it; default: the file.
 
     Raises:
         ValueError: naming the file.
     """
     height, width, channels = image_shape or (0, 0, channels)
+    name = name or str(file)
     try:
         with Image.open(file) as opened:
-            image = _eight_bits(ImageOps.exif_transpose(opened), opened.format, file)
+            image = _eight_bits(ImageOps.exif_transpose(opened), opened.format, name)
             image = image.convert(MODES[channels])
             if image_shape is not None and image.size != (width, height):
                 image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
@@ -60,12 +66,12 @@ def read_image(
         raise ValueError(str(error)) from None
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"{file} is larger than the limit of Pillow ({error}): scale it down, or raise "
+            f"{name} is larger than the limit of Pillow ({error}): scale it down, or raise "
             "PIL.Image.MAX_IMAGE_PIXELS"
         ) from None
     except Exception as error:  # a damaged file has as many errors as it has formats
         raise ValueError(
-            f"{file} is not a readable image ({type(error).__name__}: {error})"
+            f"{name} is not a readable image ({type(error).__name__}: {error})"
         ) from None
     return np.asarray(image).reshape(image.height, image.width, channels)
 
@@ -74,7 +80,7 @@ class _RangeError(Exception):
     pass
 
 
-def _eight_bits(image: Image.Image, kind: str | None, file: Path) -> Image.Image:
+def _eight_bits(image: Image.Image, kind: str | None, name: str) -> Image.Image:
     """The image with 8 bits a channel, by the range that the type of its file tells."""
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
     if sixteen:
@@ -83,7 +89,7 @@ def _eight_bits(image: Image.Image, kind: str | None, file: Path) -> Image.Image
     if image.mode in ("I", "F"):
         bits = "floating-point" if image.mode == "F" else "32-bit or signed"
         raise _RangeError(
-            f"{file} has {bits} gray values, whose range its type does not tell: save it with 8 or "
+            f"{name} has {bits} gray values, whose range its type does not tell: save it with 8 or "
             "16 bits, or bring the images as an .npz file with values in [0, 1]"
         )
     return image

@@ -47,7 +47,12 @@ class StreamedImages:
     @property
     def shape(self) -> tuple[int, ...]:
         """(n, height, width, channels)."""
-        return (len(self.files), *self.image_shape)
+        return (len(self), *self.image_shape)
+
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """Type in which the images go into a training: that of their files."""
+        return np.dtype(np.uint8)
 
     @property
     def ndim(self) -> int:
@@ -63,7 +68,7 @@ class StreamedImages:
         return len(self.files)
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        places = np.arange(len(self.files))[rows]
+        places = np.arange(len(self))[rows]
         if places.ndim == 0:
             return self._read([int(places)])[0]
         return self._read(places.tolist())
@@ -76,7 +81,12 @@ class StreamedImages:
 
     def part(self, start: int | None, stop: int | None) -> StreamedImages:
         """Those from ``start`` to ``stop``, still in their files."""
-        return StreamedImages(self.files[start:stop], self.image_shape, str(self.dtype))
+        return self.take(np.arange(len(self))[start:stop])
+
+    def take(self, rows: Any) -> StreamedImages:
+        """Those at these places, still in their files."""
+        files = [self.files[row] for row in np.arange(len(self))[rows]]
+        return StreamedImages(files, self.image_shape, str(self.dtype))
 
     def astype(self, dtype: Any, copy: bool = True) -> StreamedImages:
         """The same images as another type, float32 in [0, 1] or bytes."""

@@ -89,7 +89,7 @@ def finetune(
     if isinstance(x, StreamedImages):
         check_shape(x, model)
         check_unit_range(model)
-        x = x.astype("uint8")  # `Augmented` divides the bytes that it is given
+        x = x.astype(x.stored)  # `Augmented` divides the bytes that it is given
     else:
         x = fitting_images(x, model)
     y = training_labels(y, len(x), model.output_shape[-1])

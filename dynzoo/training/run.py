@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from dynzoo import backend
 from dynzoo.augmentation.batches import DISTORTIONS
+from dynzoo.inference.streamed_images import StreamedImages, chunks
 from dynzoo.training import checkpoints
 from dynzoo.utils import interruption
 from dynzoo.utils.csv_text import csv_text
@@ -23,6 +25,8 @@ from dynzoo.utils.files import write_atomically
 
 __all__ = ["Run", "figure_of_merit", "hardware", "message", "session"]
 
+_HASHED_WHOLE = 2**32  # pixels of streamed images that are all read for a hash of them
+_HASHED = 4096  # images, of more
 _COLUMNS = (
     "epoch",
     "seconds",
@@ -47,6 +51,17 @@ def message(row: dict, epochs: int) -> str:
         f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.4f}, accuracy {row['accuracy']:.2f} %, "
         f"{measured}{row['seconds']:.0f} s"
     )
+
+
+def _in_parts(x: Any) -> Iterator[np.ndarray]:
+    if not isinstance(x, StreamedImages):
+        yield x
+        return
+    x = x.astype(x.stored)
+    if math.prod(x.shape) > _HASHED_WHOLE:
+        x = x.take(np.linspace(0, len(x) - 1, _HASHED).round().astype(np.int64))
+    for part in chunks(len(x)):
+        yield x[part]
 
 
 class Run:
@@ -83,13 +98,16 @@ class Run:
         """Notes which images these are, so that a checkpoint goes on with no others.
 
         Args:
-            x: images (n, h, w, c), bytes or floats in [0, 1]: the same, to the byte, count as such.
+            x: images (n, h, w, c), bytes or floats in [0, 1]: the same, to the byte, count as such,
+                in memory or streamed. Of streamed images beyond 4 GiB as bytes, some thousand all
+                over the set stand for the rest, which would take minutes to read.
             y: labels (n,).
         """
-        pixels = x if x.dtype == np.uint8 else np.rint(x * 255.0).astype(np.uint8)
         digest = hashlib.sha256(f"{x.shape}".encode())
-        for array in (pixels, y.astype(np.int64)):
-            digest.update(array.tobytes())
+        for images in _in_parts(x):
+            pixels = images if images.dtype == np.uint8 else np.rint(images * 255.0)
+            digest.update(pixels.astype(np.uint8, copy=False).tobytes())
+        digest.update(y.astype(np.int64).tobytes())
         self.state["images"] = digest.hexdigest()
 
     def check(self, state: dict) -> None:

@@ -9,6 +9,7 @@ from dynzoo.data import datasets as data
 from dynzoo.inference.answers import answers
 from dynzoo.inference.label_checks import count_classes
 from dynzoo.inference.model_layers import mixing_layers, random_layers
+from dynzoo.inference.streamed_images import StreamedImages, chunks
 from dynzoo.training import recipes
 
 __all__ = ["held_out_accuracy", "hold_out", "labels_and_radii"]
@@ -25,7 +26,8 @@ def hold_out(recipe: dict, source=None) -> tuple[tuple, int]:
 
     Returns:
         `((x, y), (x_held_out, y_held_out))` as bytes (floats in [0, 1] where
-        they are no bytes), and the number of classes.
+        they are no bytes), and the number of classes. What a folder holds beyond 1 GiB (as floats)
+        stays in its files.
 
     Raises:
         RecipeError: if the data have no more images than are to be held out.
@@ -34,7 +36,9 @@ def hold_out(recipe: dict, source=None) -> tuple[tuple, int]:
     if isinstance(source, tuple):
         (x, y), _ = source
     else:
-        (x, y), _ = data.load_exact(str(source) if source else section["name"])
+        # what is resident goes to the device as a whole
+        stream = False if recipe.get("training", {}).get("resident") else None
+        (x, y), _ = data.load_exact(str(source) if source else section["name"], stream)
     if section["validation"] >= len(x):
         raise recipes.RecipeError(
             f"`data.validation` must be below {len(x)}, the training images. "
@@ -68,9 +72,13 @@ def labels_and_radii(model: keras.Model, x: np.ndarray) -> tuple[np.ndarray, np.
     from dynzoo import certificates
     from dynzoo.inference.passes import predict_logits
 
+    parts = list(chunks(len(x))) if isinstance(x, StreamedImages) else [slice(None)]
     if not (random_layers(model) or mixing_layers(model)):
         try:
-            return certificates.certify(model).radii(x)
+            certificate = certificates.certify(model)
+            found = [certificate.radii(x[part]) for part in parts]
+            labels, radii = (np.concatenate(each) for each in zip(*found, strict=True))
+            return labels, radii
         except certificates.UncertifiableLayerError:
             pass
-    return answers(predict_logits(model, x)), None
+    return answers(np.concatenate([predict_logits(model, x[part]) for part in parts])), None
