@@ -29,6 +29,8 @@ __all__ = ["Head", "LayerBound", "bound_layers", "check_layers", "find_head"]
 
 # A product or a norm in float64 rounds by a few 1e-16 each; this covers it a thousand times.
 _SLACK = 1.0 + 1e-12
+# Of classes; each is a float64, and a few such arrays are held at a time.
+_MOST_PAIRS = 2**29
 
 
 class LayerBound(NamedTuple):
@@ -174,7 +176,8 @@ def find_head(program: Program, shapes: dict[int, Shape]) -> Head:
     r"""Bounds of logit differences: $\|w_i - w_j\|$ after a linear head, $\sqrt2$ otherwise.
 
     Raises:
-        ValueError: if the model ends in a softmax: radii are margins of logits.
+        ValueError: if the model ends in a softmax: radii are margins of logits; if there are so
+            many classes that their pairs do not fit into memory.
     """
     producers = {step.output: step for step in program.steps}
     slot = program.output
@@ -186,9 +189,14 @@ def find_head(program: Program, shapes: dict[int, Shape]) -> Head:
             f"The model ends in a softmax (layer '{last.name}'). Certified radii are margins of "
             "logits: remove it, and train with `from_logits=True`."
         )
+    classes = program.num_classes
+    if classes**2 > _MOST_PAIRS:
+        raise ValueError(
+            f"A certificate bounds every pair of outputs, for at most {math.isqrt(_MOST_PAIRS):,} "
+            f"of them. Received: a model with {classes:,} outputs"
+        )
     kernel = linear_head(last.layer) if last is not None and len(last.inputs) == 1 else None
     if last is None or kernel is None or len(shapes[last.inputs[0]]) != 2:
-        classes = program.num_classes
         return Head(False, program.output, 1.0, np.sqrt(2.0) * _SLACK * (1 - np.eye(classes)))
     _check_kernel(last, kernel, shapes[last.inputs[0]])
     with np.errstate(over="ignore"):

@@ -93,9 +93,9 @@ def _pairs(**backends: str) -> frozenset[tuple[str, str]]:
 
 # By the class of Keras' operation.
 FORMS: dict[str, Form] = {
-    # log(1 + exp(x)) in LiteRT: infinite from 89 on.
+    # log(1 + exp(x)) in LiteRT: infinite from 89 on, or held at 88, as the interpreter has it.
     "Softplus": Form(_pairs(litert="tensorflow"), _softplus, keras.activations.softplus),
-    # Infinite at -100, there and in the ONNX files of PyTorch.
+    # log(sigmoid(x)), there and in the ONNX files of PyTorch, where it is infinite from -18 on.
     "LogSigmoid": Form(
         _pairs(litert="tensorflow", onnx="torch"), _log_sigmoid, keras.activations.log_sigmoid
     ),

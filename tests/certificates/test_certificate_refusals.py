@@ -80,6 +80,7 @@ REFUSALS = {
     "softmax head": (lambda: functional(kl.Dense(3, activation="softmax")), "softmax"),
     "softmax layer": (lambda: functional(lambda x: kl.Softmax()(kl.Dense(3)(x))), "softmax"),
     "one logit": (lambda: functional(kl.Dense(1)), "K >= 2"),
+    "pairs beyond memory": (lambda: functional(kl.Dense(30_000, use_bias=False), (2,)), "23,170"),
     "map of logits": (lambda: functional(kl.Dense(3), (4, 4, 3)), "logits of shape"),
     "two outputs": (lambda: functional(lambda x: [kl.Dense(3)(x), kl.Dense(2)(x)]), "one output"),
     "free size": (
