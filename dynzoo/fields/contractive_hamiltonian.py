@@ -36,7 +36,8 @@ def published_damping(variant: str, c1: float, c2: float) -> float:
     r"""The damping of the published scripts, with $\alpha = (c_2 - c_1)/(c_2 + c_1)$.
 
     ``"paper"`` (two-dimensional examples) is $\gamma^*$ but for a tiny epsilon, below it for
-    $\alpha^2 < 1/2$ and above it otherwise, so that next to nothing contracts; ``"paper_mnist"`` is $1/\sqrt{1 - \alpha^2}$, which lies above.
+    $\alpha^2 < 1/2$ and above it otherwise, so that next to nothing contracts; ``"paper_mnist"``
+    is $1/\sqrt{1 - \alpha^2}$, which lies above.
     """
     square, epsilon = _ratio(c1, c2) ** 2, _EPSILON[variant]
     rest = 1.0 - square - epsilon
