@@ -4,12 +4,13 @@
     python benchmarks/large_images.py read FOLDER [--workers 2]
     python benchmarks/large_images.py train FOLDER [--seconds 60] [--limit 3]
     python benchmarks/large_images.py certify [--images 256]
+    python benchmarks/large_images.py sizes [--sides 64 224 448 896]
 
 `write` makes gratings in ten directions, of any colour, width and place, in noise. `read` makes
 batches and nothing else; `train` times steps of isometric_gratings224 as `dynzoo train --pilot`
-does; `certify` proves the bound of that network, fresh, and radii of some images. `--limit` is how
-many GiB of data the process may ask for (RLIMIT_DATA): beyond that it fails. The last line is JSON,
-with the peak resident memory in GiB.
+does; `certify` proves the bound of that network, fresh, and radii of some images; `sizes` the bound
+at several sizes of images. `--limit` is how many GiB of data the process may ask for (RLIMIT_DATA):
+beyond that it fails. The last line is JSON, with the peak resident memory in GiB.
 """
 
 import argparse
@@ -120,20 +121,37 @@ def certify(args):
     }
 
 
+def sizes(args):
+    """CPU seconds of `certify` and largest memory so far, of one network at several image sizes."""
+    import dynzoo
+    from dynzoo.training import build_model
+
+    recipe, found = dynzoo.recipes.load(RECIPE), {}
+    dynzoo.certify(build_model(recipe, CLASSES, (32, 32, 3)))  # what is only done once
+    for side in sorted(args.sides):
+        model = build_model(recipe, CLASSES, (side, side, 3))
+        began = time.process_time()
+        dynzoo.certify(model)
+        found[side] = (round(time.process_time() - began, 2), peak())
+    return {"seconds_and_gib": found}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("write", "read", "train", "certify"))
+    parser.add_argument("what", choices=("write", "read", "train", "certify", "sizes"))
     parser.add_argument("folder", nargs="?", default="gratings224")
     parser.add_argument("--gib", type=float, default=6.0, help="size of the training images")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--workers", type=int, default=1, help="threads that make batches")
     parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--sides", type=int, nargs="+", default=[64, 224, 448, 896])
     parser.add_argument("--limit", type=float, help="GiB of data that the process may ask for")
     args = parser.parse_args()
     if args.limit:
         limit = int(args.limit * _GIB)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    result = {"write": write, "read": read, "train": train, "certify": certify}[args.what](args)
+    ways = {"write": write, "read": read, "train": train, "certify": certify, "sizes": sizes}
+    result = ways[args.what](args)
     print(json.dumps({**result, "peak_gib": peak()}))
 
 

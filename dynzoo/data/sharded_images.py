@@ -95,10 +95,12 @@ class ShardedImages(StreamedImages):
 
 
 def is_sharded(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds shards, itself or in ``train`` and ``test``."""
+    """Whether a folder holds shards, itself or in ``train`` and ``test``, and no class folders."""
     root = Path(path)
-    folders = [root, root / "train", root / "test"]
-    return any(kind_of(file) for f in folders if f.is_dir() for file in f.iterdir())
+    folders = [f for f in (root, root / "train", root / "test") if f.is_dir()]
+    inside = [file for folder in folders for file in folder.iterdir() if file not in folders]
+    classes = [file for file in inside if file.is_dir() and not file.name.startswith(".")]
+    return len(classes) < 2 and any(kind_of(file) for file in inside if file.is_file())
 
 
 def shard_classes(path: str | os.PathLike[str]) -> list[str] | None:

@@ -295,6 +295,16 @@ def test_records_of_other_sizes_are_brought_to_one(tmp_path):
 
 
 @any_backend
+def test_a_folder_of_pictures_with_an_array_in_it_is_one_of_pictures(tmp_path):
+    write(tmp_path / "s", "npy")
+    assert sharded_images.is_sharded(tmp_path / "s")
+    (tmp_path / "s" / "logs").mkdir()
+    assert sharded_images.is_sharded(tmp_path / "s")
+    (tmp_path / "s" / "cat").mkdir()
+    assert not sharded_images.is_sharded(tmp_path / "s")
+
+
+@any_backend
 def test_names_of_classes(tmp_path):
     write(tmp_path / "s", "npy")
     assert data.class_names(tmp_path / "s") == ["0", "1", "2"]
