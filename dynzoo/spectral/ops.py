@@ -40,26 +40,61 @@ def _smaller_gram(matrix):
     return ops.matmul(matrix, transposed)
 
 
-def _gram_bound(gram, iterations: int):
-    r"""Upper bound of the largest eigenvalue of each symmetric positive semi-definite matrix.
+def _gram_bound(gram, iterations: int, modulus=ops.abs, square=None):
+    r"""Upper bound of the largest eigenvalue of each positive semi-definite matrix.
 
     $\lambda_{max}(G) \le \|G^{2^t}\|^{2^{-t}}$ for every norm; the smaller of the Frobenius and
-    the maximal row-sum norm is used. Each power is rescaled, with the scales gathered as
-    logarithms, so that nothing overflows. A zero matrix gives a bound near 0.
+    the maximal row-sum norm is used. Each power is divided by its trace, with these scales gathered
+    as logarithms, so that nothing overflows. A zero matrix gives a bound near 0.
+
+    Args:
+        gram: symmetric matrices, or what ``modulus`` and ``square`` know to read.
+        iterations: how often they are squared.
+        modulus: the sizes of the entries of the matrices.
+        square: the matrices squared; by default ``G G``.
     """
     tiny = 1e-30
     log_bound = 0.0
-    exponent = 1.0
-    for step in range(iterations + 1):
-        row_sums = ops.max(ops.sum(ops.abs(gram), axis=-1), axis=-1)
-        frobenius = ops.sqrt(ops.sum(ops.square(gram), axis=(-1, -2)))
-        size = ops.maximum(ops.minimum(row_sums, frobenius), tiny)
-        log_bound = log_bound + exponent * ops.log(size)
-        if step < iterations:
-            gram = gram / size[..., None, None]
-            gram = ops.matmul(gram, gram)
-            exponent *= 0.5
-    return ops.exp(log_bound)
+    for step in range(iterations):
+        scale = ops.maximum(ops.trace(gram, axis1=-2, axis2=-1), tiny)
+        log_bound = log_bound + 0.5**step * ops.log(scale)
+        gram = gram / scale[..., None, None]
+        gram = ops.matmul(gram, gram) if square is None else square(gram)
+    entries = modulus(gram)
+    row_sums = ops.max(ops.sum(entries, axis=-1), axis=-1)
+    frobenius = ops.sqrt(ops.sum(ops.square(entries), axis=(-1, -2)))
+    size = ops.maximum(ops.minimum(row_sums, frobenius), tiny)
+    return ops.exp(log_bound + 0.5**iterations * ops.log(size))
+
+
+# A Hermitian matrix P + iQ, P symmetric and Q antisymmetric, in one real matrix: A = P + Q. As the
+# real matrix [[P, -Q], [Q, P]] of twice the side, its square would take four times the products.
+
+
+def _hermitian_gram(real, imaginary):
+    r"""A of the smaller of $S^HS$ and $SS^H$, for $S = R + iJ$, over the last two axes."""
+    if real.shape[-2] > real.shape[-1]:
+        rows, left, right = -2, ops.swapaxes(real, -1, -2), imaginary
+    else:
+        rows, left, right = -1, imaginary, ops.swapaxes(real, -1, -2)
+    both = ops.concatenate([real, imaginary], axis=rows)
+    both_transposed = ops.swapaxes(both, -1, -2)
+    pair = (both_transposed, both) if rows == -2 else (both, both_transposed)
+    mixed = ops.matmul(left, right)
+    return ops.matmul(*pair) + mixed - ops.swapaxes(mixed, -1, -2)
+
+
+def _hermitian_modulus(a):
+    r"""$\sqrt{P_{jk}^2 + Q_{jk}^2}$: twice the squares is $A_{jk}^2 + A_{kj}^2$."""
+    squares = ops.square(a)
+    return ops.sqrt(0.5 * (squares + ops.swapaxes(squares, -1, -2)))
+
+
+def _hermitian_square(a):
+    r"""A of the squared matrix: $(P + iQ)^2$ has $P^2 - Q^2 = AA^T + PQ - QP$ and $PQ + QP$."""
+    transposed = ops.swapaxes(a, -1, -2)
+    twice_pq = 0.5 * ops.matmul(a + transposed, a - transposed)
+    return ops.matmul(a, transposed) + twice_pq
 
 
 def _unit_entries(array):
@@ -82,8 +117,7 @@ def dense_norm(matrix, iterations: int = 8):
 def conv_norm(kernel, spatial, padding: str = "zero", iterations: int = 8):
     """Upper bound of a convolution's operator norm by Gram iteration per frequency (traceable).
 
-    The complex symbol ``R + iJ`` enters as the real matrix ``[[R, -J], [J, R]]``, which has the
-    same norm. Meaning of the arguments: see ``conv_norm_float64``.
+    Meaning of the arguments: see ``conv_norm_float64``.
     """
     height, width, channels_in, channels_out = kernel.shape
     kernel, size = _unit_entries(kernel)
@@ -99,14 +133,9 @@ def conv_norm(kernel, spatial, padding: str = "zero", iterations: int = 8):
     shape = (-1, channels_in, channels_out)
     real = ops.reshape(ops.matmul(ops.cast(np.cos(phase), kernel.dtype), taps), shape)
     imaginary = ops.reshape(ops.matmul(ops.cast(-np.sin(phase), kernel.dtype), taps), shape)
-    symbols = ops.concatenate(
-        [
-            ops.concatenate([real, -imaginary], axis=-1),
-            ops.concatenate([imaginary, real], axis=-1),
-        ],
-        axis=-2,
-    )
-    return size * ops.sqrt(ops.max(_gram_bound(_smaller_gram(symbols), iterations)))
+    gram = _hermitian_gram(real, imaginary)
+    bounds = _gram_bound(gram, iterations, _hermitian_modulus, _hermitian_square)
+    return size * ops.sqrt(ops.max(bounds))
 
 
 def newton_schulz(matrix, steps: int):
