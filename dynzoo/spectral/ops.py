@@ -1,7 +1,8 @@
 """Norms and nearest orthonormal matrices over ``keras.ops``, for constraints during training.
 
-Pure functions, traceable under jit on every backend. Their norms are upper bounds (Gram iteration,
-never power iteration), up to float32 rounding.
+Matrices stand on the last two axes: what is said of one holds for each of a stack. Pure functions,
+traceable under jit on every backend. Their norms are upper bounds (Gram iteration, never power
+iteration), up to float32 rounding.
 """
 
 from __future__ import annotations
@@ -97,10 +98,10 @@ def _hermitian_square(a):
     return ops.matmul(a, transposed) + twice_pq
 
 
-def _unit_entries(array):
+def _unit_entries(array, axis=(-2, -1)):
     """An array over its largest entry, and that entry: squares neither overflow nor vanish."""
     array = ops.convert_to_tensor(array)
-    size = ops.maximum(ops.max(ops.abs(array)), 1e-30)
+    size = ops.maximum(ops.max(ops.abs(array), axis=axis, keepdims=axis is not None), 1e-30)
     return array / size, size
 
 
@@ -111,7 +112,7 @@ def dense_norm(matrix, iterations: int = 8):
     Gram iteration", ICML 2023.
     """
     matrix, size = _unit_entries(matrix)
-    return size * ops.sqrt(_gram_bound(_smaller_gram(matrix), iterations))
+    return size[..., 0, 0] * ops.sqrt(_gram_bound(_smaller_gram(matrix), iterations))
 
 
 def conv_norm(kernel, spatial, padding: str = "zero", iterations: int = 8):
@@ -120,7 +121,7 @@ def conv_norm(kernel, spatial, padding: str = "zero", iterations: int = 8):
     Meaning of the arguments: see ``conv_norm_float64``.
     """
     height, width, channels_in, channels_out = kernel.shape
-    kernel, size = _unit_entries(kernel)
+    kernel, size = _unit_entries(kernel, axis=None)
     grow = (height - 1, width - 1) if padding == "zero" else (0, 0)
     rows, columns = int(spatial[0]) + grow[0], int(spatial[1]) + grow[1]
     # The symbol is a DFT of only k*k taps: a small constant matrix does it on every backend.
@@ -161,7 +162,7 @@ def polar_iteration(matrix, coefficients):
 
 def _polar_factor(gram, coefficients):
     """Product of the factors aI + bG + cG^2 of ``polar_iteration``."""
-    identity = ops.eye(gram.shape[0], dtype=gram.dtype)
+    identity = ops.eye(gram.shape[-1], dtype=gram.dtype)
     total = identity
     for i, (a, b, c) in enumerate(coefficients):
         factor = a * identity + b * gram
@@ -175,7 +176,7 @@ def _polar_factor(gram, coefficients):
 
 def _apply_left(factor, matrix):
     """Multiplies the shorter side of a matrix by a symmetric factor."""
-    if matrix.shape[0] > matrix.shape[1]:
+    if matrix.shape[-2] > matrix.shape[-1]:
         return ops.matmul(matrix, factor)
     return ops.matmul(factor, matrix)
 
@@ -191,14 +192,15 @@ def orthonormalize(matrix, steps: int = 2):
     a round, whatever its scale; an exact 0 stays 0.
 
     Args:
-        matrix: array (rows, columns); its shorter side becomes orthonormal.
+        matrix: array (..., rows, columns); its shorter side becomes orthonormal. A round that one
+            matrix of a stack needs is taken by all, and changes those that are near by rounding.
         steps: every two are a round that is always taken; up to ``_MOST_ROUNDS`` follow on need.
     """
     matrix, far = _first_round(matrix)
     for _ in range((steps - 1) // 2):
         matrix, far = _round(matrix)
     matrix, _ = backend.repeat_while(
-        lambda matrix, far: far > _LAST_ROUND,
+        lambda matrix, far: ops.any(far > _LAST_ROUND),
         lambda matrix, far: _round(matrix),
         (matrix, far),
         _MOST_ROUNDS,
@@ -208,8 +210,8 @@ def orthonormalize(matrix, steps: int = 2):
 
 def _root_bound(power, exponent: float):
     """Upper bound of |E| from a power of the symmetric E: a norm of it to ``exponent``."""
-    row_sums = ops.max(ops.sum(ops.abs(power), axis=-1))
-    frobenius = ops.sqrt(ops.sum(ops.square(power)))
+    row_sums = ops.max(ops.sum(ops.abs(power), axis=-1, keepdims=True), axis=-2, keepdims=True)
+    frobenius = ops.sqrt(ops.sum(ops.square(power), axis=(-2, -1), keepdims=True))
     return ops.minimum(row_sums, frobenius) ** exponent
 
 
@@ -217,8 +219,9 @@ def _first_round(matrix):
     """X p(E) of ``orthonormalize`` for any X, and an upper bound of |E|."""
     unit, size = _unit_entries(matrix)
     gram = _smaller_gram(unit)
-    count = gram.shape[0]
-    mean = ops.maximum(ops.trace(gram) / count, 1e-30)
+    count = gram.shape[-1]
+    trace = ops.trace(gram, axis1=-2, axis2=-1)[..., None, None]
+    mean = ops.maximum(trace / count, 1e-30)
     squared = ops.square(size) * mean
     # the mean of the squared singular values tells a kernel of another scale, which is brought to 1
     scale = ops.where((squared > 0.3) & (squared < 2.0), size, ops.rsqrt(mean))
@@ -238,7 +241,7 @@ def _first_round(matrix):
 def _round(matrix):
     """X p(E) of ``orthonormalize`` for an X with a norm of at most 1, and an upper bound of |E|."""
     gram = _smaller_gram(matrix)
-    identity = ops.eye(gram.shape[0], dtype=gram.dtype)
+    identity = ops.eye(gram.shape[-1], dtype=gram.dtype)
     e = identity - gram
     series, far = _inverse_root(identity, e, ops.matmul(e, e))
     return _apply_left(series, matrix), far
