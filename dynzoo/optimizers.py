@@ -39,7 +39,8 @@ def tangent(matrix, gradient):
     >>> np.allclose(x @ part.T + part @ x.T, 0.0)  # orthonormal rows stay so, to first order
     True
     """
-    x = ops.swapaxes(matrix, -1, -2)
+    # TensorFlow's own variables can be transposed, but have no axes to be swapped.
+    x = ops.transpose(matrix) if len(matrix.shape) == 2 else ops.swapaxes(matrix, -1, -2)
     if matrix.shape[-2] > matrix.shape[-1]:
         s = ops.matmul(x, gradient)
         return gradient - ops.matmul(matrix, 0.5 * (s + ops.swapaxes(s, -1, -2)))
@@ -164,7 +165,7 @@ class RiemannianMuon(keras.optimizers.Muon):
         for stack in stacks:
             self._update_stack([variables[k] for k in stack], [grads[k] for k in stack], rate)
         rest = [k for k in range(len(variables)) if k not in together]
-        if rest:
+        if any(grads[k] is not None for k in rest):
             super().apply([grads[k] for k in rest], [variables[k] for k in rest])
         else:
             self.iterations.assign_add(1)
