@@ -9,6 +9,7 @@ here hide that, so that an attack is written once and never runs on stale weight
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from typing import Any
 
 import keras
 import numpy as np
+
+_INPUT_GRADIENT = contextvars.ContextVar("input_gradient", default=False)
 
 
 def name() -> str:
@@ -135,19 +138,28 @@ def _torch_grad(fn: Callable[..., Any]) -> Callable[..., Any]:
     import torch
 
     def run(x: Any, *args: Any) -> Any:
-        with torch.enable_grad():
-            x = keras.ops.convert_to_tensor(x).detach().clone().requires_grad_(True)
-            value, aux = fn(x, *args)
-            if value.requires_grad:
-                # autograd.grad, unlike backward(), leaves the `.grad` of the weights alone.
-                (gradient,) = torch.autograd.grad(value, x, allow_unused=True)
-            else:
-                gradient = None
+        before = _INPUT_GRADIENT.set(True)
+        try:
+            with torch.enable_grad():
+                x = keras.ops.convert_to_tensor(x).detach().clone().requires_grad_(True)
+                value, aux = fn(x, *args)
+                if value.requires_grad:
+                    # autograd.grad, unlike backward(), leaves the `.grad` of the weights alone.
+                    (gradient,) = torch.autograd.grad(value, x, allow_unused=True)
+                else:
+                    gradient = None
+        finally:
+            _INPUT_GRADIENT.reset(before)
         if gradient is None:
             gradient = torch.zeros_like(x)
         return (value.detach(), keras.tree.map_structure(_detach, aux)), gradient.detach()
 
     return run
+
+
+def takes_input_gradient() -> bool:
+    """Whether a function of ``value_and_grad`` runs, whose operations PyTorch may be recording."""
+    return _INPUT_GRADIENT.get()
 
 
 def _detach(t: Any) -> Any:

@@ -113,16 +113,26 @@ class SpectralNorm(keras.constraints.Constraint):
     def __call__(self, w):
         w = ops.convert_to_tensor(w)
         self._check(w.shape)
-        kernel = ops.cast(w, "float32")
+        return ops.cast(self._scaled(ops.cast(w, "float32"), self._bound), w.dtype)
+
+    def _scaled(self, kernel, bound_of):
         with backend.full_precision():
-            bound = self._bound(kernel)
+            bound = bound_of(kernel)
         limit = self.max_norm
         # A huge bound in two factors, for limit / bound would leave the normal numbers.
         huge = ops.where(bound > _HUGE, 1.0 / _HUGE, ops.ones_like(bound))
         bound = bound * huge
         too_long = (huge < 1.0) | (bound > limit * (1 + _TOLERANCE))
         scale = ops.where(too_long, limit / bound, ops.ones_like(bound))
-        return ops.cast(kernel * huge * scale, w.dtype)
+        return kernel * huge[..., None, None] * scale[..., None, None]
+
+    def stacked(self, w):
+        """The same of each matrix of a stack (count, rows, columns)."""
+
+        def bound_of(kernels):
+            return spectral.dense_norm(kernels, self.iterations)
+
+        return ops.cast(self._scaled(ops.cast(w, "float32"), bound_of), w.dtype)
 
     def _bound(self, kernel):
         if len(kernel.shape) == 4 and tuple(kernel.shape[:2]) != (1, 1):
@@ -212,6 +222,12 @@ class Orthonormal(keras.constraints.Constraint):
         with backend.full_precision():
             matrix = spectral.orthonormalize(matrix, self.steps)
         return ops.cast(ops.reshape(matrix, w.shape), w.dtype)
+
+    def stacked(self, w):
+        """The same of each matrix of a stack (count, rows, columns)."""
+        with backend.full_precision():
+            matrix = spectral.orthonormalize(ops.cast(w, "float32"), self.steps)
+        return ops.cast(matrix, w.dtype)
 
     def nearest(self, kernel: np.ndarray) -> np.ndarray:
         """The exact polar factor, in float64."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -22,7 +23,7 @@ def tangent(matrix, gradient):
     off points away from the manifold and would be undone by the projection.
 
     Args:
-        matrix: with orthonormal rows (wide) or columns (tall).
+        matrix: with orthonormal rows (wide) or columns (tall), or a stack (..., rows, columns).
         gradient: of the same shape.
 
     Returns:
@@ -38,12 +39,13 @@ def tangent(matrix, gradient):
     >>> np.allclose(x @ part.T + part @ x.T, 0.0)  # orthonormal rows stay so, to first order
     True
     """
-    x = ops.transpose(matrix)
-    if matrix.shape[0] > matrix.shape[1]:
+    # TensorFlow's own variables can be transposed, but have no axes to be swapped.
+    x = ops.transpose(matrix) if len(matrix.shape) == 2 else ops.swapaxes(matrix, -1, -2)
+    if matrix.shape[-2] > matrix.shape[-1]:
         s = ops.matmul(x, gradient)
-        return gradient - ops.matmul(matrix, 0.5 * (s + ops.transpose(s)))
+        return gradient - ops.matmul(matrix, 0.5 * (s + ops.swapaxes(s, -1, -2)))
     s = ops.matmul(gradient, x)
-    return gradient - ops.matmul(0.5 * (s + ops.transpose(s)), matrix)
+    return gradient - ops.matmul(0.5 * (s + ops.swapaxes(s, -1, -2)), matrix)
 
 
 @keras.saving.register_keras_serializable(package="dynzoo")
@@ -61,9 +63,9 @@ class RiemannianMuon(keras.optimizers.Muon):
     Args:
         learning_rate: as in Keras' Muon.
         stacked: update kernels of one shape and constraint together, as one stack: fewer and larger
-            operations, for accelerators, and a third of the compilation. On JAX, for optimizers
-            without clipping, averages or accumulation; otherwise, and elsewhere, each by itself.
-            The same step up to rounding.
+            operations, on JAX a third of the compilation. On JAX and PyTorch, for optimizers
+            without clipping, averages or accumulation; otherwise, and on TensorFlow, each by
+            itself. The same step up to rounding.
         bias_lr_ratio: by what the rate of Adam is multiplied for biases, the variables with one
             axis; positive.
         **kwargs: those of Keras' Muon.
@@ -102,65 +104,91 @@ class RiemannianMuon(keras.optimizers.Muon):
 
     def zeropower_via_newtonschulz5(self, x, steps):
         """Keras' iteration, run on the Gram matrix: for long matrices many times cheaper."""
-        x = x / (ops.norm(x) + 1e-7)
+        x = x / (ops.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
         return spectral.polar_iteration(x, [(self.muon_a, self.muon_b, self.muon_c)] * steps)
+
+    def lr_adjust(self, x):
+        """Keras' factor of a step, for each matrix of a stack."""
+        if self.rms_rate is None:
+            return x
+        return x * (math.sqrt(max(x.shape[-2:])) * self.rms_rate)
+
+    def apply(self, grads, trainable_variables=None):
+        """As in Keras, on PyTorch with kernels of one shape in a stack if ``stacked``."""
+        if backend.name() == "torch" and self.built:
+            given = trainable_variables
+            variables = self._trainable_variables if given is None else list(given)
+            self._check_variables_are_known(variables)
+            stacks = self._stacks(grads, variables) if len(grads) == len(variables) else []
+            if stacks:
+                self._apply_in_stacks(stacks, grads, variables)
+                return
+        super().apply(grads, trainable_variables)
 
     def stateless_apply(self, optimizer_variables, grads, trainable_variables):
         """As in Keras, with kernels of one shape in a stack if ``stacked``."""
-        stacks = self._stacks(grads)
+        variables = self._trainable_variables
+        stacks = self._stacks(grads, variables) if backend.name() == "jax" else []
         if not stacks:
             return super().stateless_apply(optimizer_variables, grads, trainable_variables)
-        together = {k for stack in stacks for k in stack}
-        variables = self._trainable_variables
-        rest = [k for k in range(len(variables)) if k not in together]
         mapping = list(zip(variables, trainable_variables, strict=True))
         mapping += list(zip(self.variables, optimizer_variables, strict=True))
         with keras.StatelessScope(state_mapping=mapping) as scope:
-            rate = self.learning_rate
-            if self.weight_decay is not None:
-                self._apply_weight_decay([variables[k] for k in sorted(together)])
-            for stack in stacks:
-                self._update_stack(stack, grads, rate)
-            if rest:
-                self.apply([grads[k] for k in rest], [variables[k] for k in rest])
-            else:
-                self.iterations.assign_add(1)
+            self._apply_in_stacks(stacks, grads, variables)
         return (
             [scope.get_current_value(v) for v in variables],
             [scope.get_current_value(v) for v in self.variables],
         )
 
-    def _stacks(self, grads) -> list[list[int]]:
+    def _stacks(self, grads, variables) -> list[list[int]]:
         """Places of the kernels that are updated together, a list for each kind of kernel."""
         plain = (self.clipnorm, self.clipvalue, self.global_clipnorm, self.loss_scale_factor)
         special = self.use_ema or self.gradient_accumulation_steps or any(plain)
-        if not self.stacked or backend.name() != "jax" or special:
+        if not self.stacked or backend.name() == "tensorflow" or special:
             return []
         kinds: dict[Any, list[int]] = defaultdict(list)
-        pairs = zip(self._trainable_variables, grads, strict=True)
-        for k, (variable, gradient) in enumerate(pairs):
-            if gradient is None or self.adam_velocities[k] is not None:
+        for k, (variable, gradient) in enumerate(zip(variables, grads, strict=True)):
+            place = self._get_variable_index(variable)
+            if gradient is None or self.momentums[place] is None:
+                continue
+            if self.adam_velocities[place] is not None:
                 continue
             constraint = keras.saving.serialize_keras_object(variable.constraint)
             kinds[tuple(variable.shape), str(variable.dtype), json.dumps(constraint)].append(k)
         return [stack for stack in kinds.values() if len(stack) > 1]
 
-    def _update_stack(self, stack: list[int], grads, rate) -> None:
-        variables = [self._trainable_variables[k] for k in stack]
-        momenta = [self.momentums[k] for k in stack]
-        constraint, on_manifold = variables[0].constraint, self._on_manifold[stack[0]]
+    def _apply_in_stacks(self, stacks, grads, variables) -> None:
+        together = {k for stack in stacks for k in stack}
+        rate = self.learning_rate
+        if self.weight_decay is not None:
+            self._apply_weight_decay([variables[k] for k in sorted(together)])
+        for stack in stacks:
+            self._update_stack([variables[k] for k in stack], [grads[k] for k in stack], rate)
+        rest = [k for k in range(len(variables)) if k not in together]
+        if any(grads[k] is not None for k in rest):
+            super().apply([grads[k] for k in rest], [variables[k] for k in rest])
+        else:
+            self.iterations.assign_add(1)
 
-        def step(kernel_momentum_gradient):
+    def _update_stack(self, variables, gradients, rate) -> None:
+        places = [self._get_variable_index(v) for v in variables]
+        momenta = [self.momentums[place] for place in places]
+        constraint, on_manifold = variables[0].constraint, self._on_manifold[places[0]]
+
+        def step(kernel_momentum_gradient, constrain):
             x, m, g = kernel_momentum_gradient
             g = tangent(x, g) if on_manifold else g
             m = self.momentum * m + g
             update = g + self.momentum * m if self.nesterov else m
             update = self.zeropower_via_newtonschulz5(update, self.ns_steps)
             x = x - ops.cast(self.lr_adjust(rate * update), x.dtype)
-            return x if constraint is None else constraint(x), m
+            return x if constrain is None else constrain(x), m
 
-        arrays = (variables, momenta, [grads[k] for k in stack])
-        x, m = ops.vectorized_map(step, tuple(ops.stack(list(a)) for a in arrays))
+        arrays = tuple(ops.stack(list(a)) for a in (variables, momenta, gradients))
+        if backend.name() == "jax":
+            x, m = ops.vectorized_map(lambda kernel: step(kernel, constraint), arrays)
+        else:
+            x, m = step(arrays, _of_each(constraint))
         for place, (variable, momentum) in enumerate(zip(variables, momenta, strict=True)):
             variable.assign(x[place])
             momentum.assign(m[place])
@@ -171,3 +199,12 @@ class RiemannianMuon(keras.optimizers.Muon):
             "stacked": self.stacked,
             "bias_lr_ratio": self.bias_lr_ratio,
         }
+
+
+def _of_each(constraint):
+    """A constraint, or ``None``, as a function of a stack of kernels."""
+    if constraint is None:
+        return None
+    if type(constraint) in (constraints.Orthonormal, constraints.SpectralNorm):
+        return constraint.stacked
+    return lambda kernels: ops.stack([constraint(kernel) for kernel in kernels])

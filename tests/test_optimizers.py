@@ -211,7 +211,7 @@ def test_bad_arguments(make, message):
         make()
 
 
-@pytest.mark.skipif("keras.backend.backend() != 'jax'", reason="stacks on JAX only")
+@pytest.mark.skipif("keras.backend.backend() == 'tensorflow'", reason="stacks elsewhere only")
 @pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1}, {"nesterov": False}])
 def test_a_stack_of_kernels_takes_the_same_steps(settings):
     def weights(stacked):
@@ -224,6 +224,8 @@ def test_a_stack_of_kernels_takes_the_same_steps(settings):
             )(x)
         for limit in (0.5, 0.5, 2.0):  # of these only two are alike
             x = keras.layers.Dense(6, kernel_constraint=constraints.SpectralNorm(limit))(x)
+        for _ in range(2):
+            x = keras.layers.Dense(6, kernel_constraint="unit_norm")(x)
         model = keras.Model(inputs, keras.layers.Dense(6, name="head")(x))
         optimizer = RiemannianMuon(
             0.05,
@@ -235,8 +237,9 @@ def test_a_stack_of_kernels_takes_the_same_steps(settings):
         model.compile(optimizer, "mse")
         for seed in range(3):
             model.train_on_batch(normal((8, 6), seed), normal((8, 6), seed + 9))
-        stacks = optimizer._stacks([1.0] * len(model.trainable_variables))
-        assert sorted(map(len, stacks)) == ([2, 3] if stacked else [])
+        variables = model.trainable_variables
+        stacks = optimizer._stacks([1.0] * len(variables), variables)
+        assert sorted(map(len, stacks)) == ([2, 2, 3] if stacked else [])
         assert int(backend.value_of(optimizer.iterations)) == 3
         return model.get_weights() + [backend.value_of(v) for v in optimizer.variables]
 
@@ -244,9 +247,24 @@ def test_a_stack_of_kernels_takes_the_same_steps(settings):
         np.testing.assert_allclose(one, other, atol=1e-4)  # of steps of 0.05
 
 
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3), (5, 5)])
+@pytest.mark.parametrize("constraint", [constraints.Orthonormal(), constraints.SpectralNorm(0.7)])
+def test_a_constraint_of_a_stack_is_that_of_each_kernel(shape, constraint):
+    scales = np.array([1e-9, 0.3, 1.0, 1e6, 0.0], "float32")
+    kernels = scales[:, None, None] * np.stack([normal(shape, seed) for seed in range(5)])
+    together = backend.to_numpy(constraint.stacked(ops.convert_to_tensor(kernels)))
+    for kernel, found in zip(kernels, together, strict=True):
+        alone = backend.to_numpy(constraint(ops.convert_to_tensor(kernel)))
+        np.testing.assert_allclose(found, alone, atol=2e-6)
+        assert np.linalg.norm(found.astype("float64"), 2) <= 1 + 1e-5
+
+
 def test_stacked_is_part_of_the_config():
     again = RiemannianMuon.from_config(RiemannianMuon(0.05, stacked=True).get_config())
     assert again.stacked and not RiemannianMuon(0.05).stacked
     clipped = RiemannianMuon(0.05, stacked=True, global_clipnorm=1.0)
-    clipped.build([keras.Variable(np.eye(3)), keras.Variable(np.eye(3))])
-    assert clipped._stacks([1.0, 1.0]) == []  # the norm is that of all gradients together
+    variables = [keras.Variable(np.eye(3)), keras.Variable(np.eye(3))]
+    clipped.build(variables)
+    assert (
+        clipped._stacks([1.0, 1.0], variables) == []
+    )  # the norm is that of all gradients together

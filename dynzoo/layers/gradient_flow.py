@@ -14,6 +14,8 @@ from dynzoo.fields.gradient import contractive_factor, gradient_field, gradient_
 from dynzoo.guarantee import Guarantee
 from dynzoo.layers.kernel_objects import KernelObjects
 from dynzoo.operators import base as operators
+from dynzoo.operators import torch_passes
+from dynzoo.operators.dense import Dense, Pointwise
 from dynzoo.utils.arguments import float64, integer, number, number_or_word, one_of, seed_or_none
 
 __all__ = ["GradientFlow"]
@@ -208,12 +210,23 @@ class GradientFlow(KernelObjects, keras.layers.Layer):
             kernel = ops.convert_to_tensor(self.kernels[j])
 
             scale = sign * self._step(i)
+            if self._is_relu_step(x, kernel, scale):
+                bias = None if bias is None else ops.convert_to_tensor(bias)
+                x = torch_passes.relu_step(x, kernel, bias, scale)
+                continue
 
             def field(y, kernel=kernel, bias=bias, scale=scale):
                 return gradient_field(self.operator, self._activation, y, kernel, bias, scale)
 
             x = self._integrator.step(field, x, 1.0)
         return x if len(x.shape) == len(shape) else ops.reshape(x, (-1, *shape[1:]))
+
+    def _is_relu_step(self, x, kernel, scale) -> bool:
+        """Whether PyTorch trains it, and all axes but the channels may be one."""
+        plain = self.integrator == "euler" and self.activation == "relu"
+        matrix = type(self.operator) in (Dense, Pointwise)
+        known = plain and matrix and len(x.shape) == 2 and isinstance(scale, float)
+        return known and torch_passes.suits(x, kernel)
 
     def call_float64(self, x):
         """The inference pass in NumPy float64."""

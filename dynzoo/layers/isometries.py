@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo.guarantee import Guarantee
+from dynzoo.operators import torch_passes
 from dynzoo.utils.arguments import array, integer, number
 
 __all__ = ["BetaAbs", "ChannelPadding", "Isometry", "MaxMin", "MeanShift", "SpaceToDepth"]
@@ -80,6 +81,8 @@ class MaxMin(Isometry):
         return a + excess, b - excess
 
     def call(self, x):
+        if torch_passes.suits(x):
+            return torch_passes.maxmin_shift(x, 0, ())
         return ops.concatenate(self._sorted(x), axis=-1)
 
     def call_float64(self, x):

@@ -7,7 +7,14 @@ import numpy as np
 
 from dynzoo.guarantee import Guarantee
 from dynzoo.layers.isometries import Isometry, MaxMin
-from dynzoo.operators.shift import check_padding, shift, shift_float64, shift_joined
+from dynzoo.operators import torch_passes
+from dynzoo.operators.shift import (
+    check_padding,
+    moved_groups,
+    shift,
+    shift_float64,
+    shift_joined,
+)
 from dynzoo.utils.arguments import number
 
 __all__ = ["MaxMinShift", "SpatialShift"]
@@ -98,6 +105,10 @@ class MaxMinShift(_Shifting, MaxMin):
     """
 
     def call(self, x):
+        moved, moves = moved_groups(x.shape[-1], self.reverse, self.fraction)
+        within = moved * len(moves) <= x.shape[-1] // 2 and self.padding == "circular"
+        if within and torch_passes.suits(x):
+            return torch_passes.maxmin_shift(x, moved, moves)
         return shift_joined(self._sorted(x), self.reverse, self.padding, self.fraction)
 
     def call_float64(self, x):

@@ -14,7 +14,14 @@ from keras import ops
 
 from dynzoo.operators.dense import Pointwise
 
-__all__ = ["ShiftedPointwise", "check_padding", "shift", "shift_float64", "shift_joined"]
+__all__ = [
+    "ShiftedPointwise",
+    "check_padding",
+    "moved_groups",
+    "shift",
+    "shift_float64",
+    "shift_joined",
+]
 
 # axis (1 = rows, 2 = columns) and sign of the four moved groups
 _MOVES = ((1, 1), (1, -1), (2, 1), (2, -1))
@@ -29,6 +36,12 @@ def check_padding(padding):
 def _sizes(channels: int, fraction: float) -> list[int]:
     moved = int(channels * fraction) // 4
     return [channels - 4 * moved] + 4 * [moved]
+
+
+def moved_groups(channels: int, reverse: bool, fraction: float):
+    """Channels of a group that moves, and axis and sign of each group, the last channels."""
+    moves = tuple((axis, -sign if reverse else sign) for axis, sign in _MOVES)
+    return _sizes(channels, fraction)[1], moves
 
 
 def _move(x, axis: int, sign: int, padding: str, split, concatenate, zeros_like):

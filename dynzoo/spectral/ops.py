@@ -1,7 +1,8 @@
 """Norms and nearest orthonormal matrices over ``keras.ops``, for constraints during training.
 
-Pure functions, traceable under jit on every backend. Their norms are upper bounds (Gram iteration,
-never power iteration), up to float32 rounding.
+Matrices stand on the last two axes: what is said of one holds for each of a stack. Pure functions,
+traceable under jit on every backend. Their norms are upper bounds (Gram iteration, never power
+iteration), up to float32 rounding.
 """
 
 from __future__ import annotations
@@ -40,32 +41,67 @@ def _smaller_gram(matrix):
     return ops.matmul(matrix, transposed)
 
 
-def _gram_bound(gram, iterations: int):
-    r"""Upper bound of the largest eigenvalue of each symmetric positive semi-definite matrix.
+def _gram_bound(gram, iterations: int, modulus=ops.abs, square=None):
+    r"""Upper bound of the largest eigenvalue of each positive semi-definite matrix.
 
     $\lambda_{max}(G) \le \|G^{2^t}\|^{2^{-t}}$ for every norm; the smaller of the Frobenius and
-    the maximal row-sum norm is used. Each power is rescaled, with the scales gathered as
-    logarithms, so that nothing overflows. A zero matrix gives a bound near 0.
+    the maximal row-sum norm is used. Each power is divided by its trace, with these scales gathered
+    as logarithms, so that nothing overflows. A zero matrix gives a bound near 0.
+
+    Args:
+        gram: symmetric matrices, or what ``modulus`` and ``square`` know to read.
+        iterations: how often they are squared.
+        modulus: the sizes of the entries of the matrices.
+        square: the matrices squared; by default ``G G``.
     """
     tiny = 1e-30
     log_bound = 0.0
-    exponent = 1.0
-    for step in range(iterations + 1):
-        row_sums = ops.max(ops.sum(ops.abs(gram), axis=-1), axis=-1)
-        frobenius = ops.sqrt(ops.sum(ops.square(gram), axis=(-1, -2)))
-        size = ops.maximum(ops.minimum(row_sums, frobenius), tiny)
-        log_bound = log_bound + exponent * ops.log(size)
-        if step < iterations:
-            gram = gram / size[..., None, None]
-            gram = ops.matmul(gram, gram)
-            exponent *= 0.5
-    return ops.exp(log_bound)
+    for step in range(iterations):
+        scale = ops.maximum(ops.trace(gram, axis1=-2, axis2=-1), tiny)
+        log_bound = log_bound + 0.5**step * ops.log(scale)
+        gram = gram / scale[..., None, None]
+        gram = ops.matmul(gram, gram) if square is None else square(gram)
+    entries = modulus(gram)
+    row_sums = ops.max(ops.sum(entries, axis=-1), axis=-1)
+    frobenius = ops.sqrt(ops.sum(ops.square(entries), axis=(-1, -2)))
+    size = ops.maximum(ops.minimum(row_sums, frobenius), tiny)
+    return ops.exp(log_bound + 0.5**iterations * ops.log(size))
 
 
-def _unit_entries(array):
+# A Hermitian matrix P + iQ, P symmetric and Q antisymmetric, in one real matrix: A = P + Q. As the
+# real matrix [[P, -Q], [Q, P]] of twice the side, its square would take four times the products.
+
+
+def _hermitian_gram(real, imaginary):
+    r"""A of the smaller of $S^HS$ and $SS^H$, for $S = R + iJ$, over the last two axes."""
+    if real.shape[-2] > real.shape[-1]:
+        rows, left, right = -2, ops.swapaxes(real, -1, -2), imaginary
+    else:
+        rows, left, right = -1, imaginary, ops.swapaxes(real, -1, -2)
+    both = ops.concatenate([real, imaginary], axis=rows)
+    both_transposed = ops.swapaxes(both, -1, -2)
+    pair = (both_transposed, both) if rows == -2 else (both, both_transposed)
+    mixed = ops.matmul(left, right)
+    return ops.matmul(*pair) + mixed - ops.swapaxes(mixed, -1, -2)
+
+
+def _hermitian_modulus(a):
+    r"""$\sqrt{P_{jk}^2 + Q_{jk}^2}$: twice the squares is $A_{jk}^2 + A_{kj}^2$."""
+    squares = ops.square(a)
+    return ops.sqrt(0.5 * (squares + ops.swapaxes(squares, -1, -2)))
+
+
+def _hermitian_square(a):
+    r"""A of the squared matrix: $(P + iQ)^2$ has $P^2 - Q^2 = AA^T + PQ - QP$ and $PQ + QP$."""
+    transposed = ops.swapaxes(a, -1, -2)
+    twice_pq = 0.5 * ops.matmul(a + transposed, a - transposed)
+    return ops.matmul(a, transposed) + twice_pq
+
+
+def _unit_entries(array, axis=(-2, -1)):
     """An array over its largest entry, and that entry: squares neither overflow nor vanish."""
     array = ops.convert_to_tensor(array)
-    size = ops.maximum(ops.max(ops.abs(array)), 1e-30)
+    size = ops.maximum(ops.max(ops.abs(array), axis=axis, keepdims=axis is not None), 1e-30)
     return array / size, size
 
 
@@ -76,17 +112,16 @@ def dense_norm(matrix, iterations: int = 8):
     Gram iteration", ICML 2023.
     """
     matrix, size = _unit_entries(matrix)
-    return size * ops.sqrt(_gram_bound(_smaller_gram(matrix), iterations))
+    return size[..., 0, 0] * ops.sqrt(_gram_bound(_smaller_gram(matrix), iterations))
 
 
 def conv_norm(kernel, spatial, padding: str = "zero", iterations: int = 8):
     """Upper bound of a convolution's operator norm by Gram iteration per frequency (traceable).
 
-    The complex symbol ``R + iJ`` enters as the real matrix ``[[R, -J], [J, R]]``, which has the
-    same norm. Meaning of the arguments: see ``conv_norm_float64``.
+    Meaning of the arguments: see ``conv_norm_float64``.
     """
     height, width, channels_in, channels_out = kernel.shape
-    kernel, size = _unit_entries(kernel)
+    kernel, size = _unit_entries(kernel, axis=None)
     grow = (height - 1, width - 1) if padding == "zero" else (0, 0)
     rows, columns = int(spatial[0]) + grow[0], int(spatial[1]) + grow[1]
     # The symbol is a DFT of only k*k taps: a small constant matrix does it on every backend.
@@ -99,14 +134,9 @@ def conv_norm(kernel, spatial, padding: str = "zero", iterations: int = 8):
     shape = (-1, channels_in, channels_out)
     real = ops.reshape(ops.matmul(ops.cast(np.cos(phase), kernel.dtype), taps), shape)
     imaginary = ops.reshape(ops.matmul(ops.cast(-np.sin(phase), kernel.dtype), taps), shape)
-    symbols = ops.concatenate(
-        [
-            ops.concatenate([real, -imaginary], axis=-1),
-            ops.concatenate([imaginary, real], axis=-1),
-        ],
-        axis=-2,
-    )
-    return size * ops.sqrt(ops.max(_gram_bound(_smaller_gram(symbols), iterations)))
+    gram = _hermitian_gram(real, imaginary)
+    bounds = _gram_bound(gram, iterations, _hermitian_modulus, _hermitian_square)
+    return size * ops.sqrt(ops.max(bounds))
 
 
 def newton_schulz(matrix, steps: int):
@@ -132,7 +162,7 @@ def polar_iteration(matrix, coefficients):
 
 def _polar_factor(gram, coefficients):
     """Product of the factors aI + bG + cG^2 of ``polar_iteration``."""
-    identity = ops.eye(gram.shape[0], dtype=gram.dtype)
+    identity = ops.eye(gram.shape[-1], dtype=gram.dtype)
     total = identity
     for i, (a, b, c) in enumerate(coefficients):
         factor = a * identity + b * gram
@@ -146,7 +176,7 @@ def _polar_factor(gram, coefficients):
 
 def _apply_left(factor, matrix):
     """Multiplies the shorter side of a matrix by a symmetric factor."""
-    if matrix.shape[0] > matrix.shape[1]:
+    if matrix.shape[-2] > matrix.shape[-1]:
         return ops.matmul(matrix, factor)
     return ops.matmul(factor, matrix)
 
@@ -162,14 +192,15 @@ def orthonormalize(matrix, steps: int = 2):
     a round, whatever its scale; an exact 0 stays 0.
 
     Args:
-        matrix: array (rows, columns); its shorter side becomes orthonormal.
+        matrix: array (..., rows, columns); its shorter side becomes orthonormal. A round that one
+            matrix of a stack needs is taken by all, and changes those that are near by rounding.
         steps: every two are a round that is always taken; up to ``_MOST_ROUNDS`` follow on need.
     """
     matrix, far = _first_round(matrix)
     for _ in range((steps - 1) // 2):
         matrix, far = _round(matrix)
     matrix, _ = backend.repeat_while(
-        lambda matrix, far: far > _LAST_ROUND,
+        lambda matrix, far: ops.any(far > _LAST_ROUND),
         lambda matrix, far: _round(matrix),
         (matrix, far),
         _MOST_ROUNDS,
@@ -179,8 +210,8 @@ def orthonormalize(matrix, steps: int = 2):
 
 def _root_bound(power, exponent: float):
     """Upper bound of |E| from a power of the symmetric E: a norm of it to ``exponent``."""
-    row_sums = ops.max(ops.sum(ops.abs(power), axis=-1))
-    frobenius = ops.sqrt(ops.sum(ops.square(power)))
+    row_sums = ops.max(ops.sum(ops.abs(power), axis=-1, keepdims=True), axis=-2, keepdims=True)
+    frobenius = ops.sqrt(ops.sum(ops.square(power), axis=(-2, -1), keepdims=True))
     return ops.minimum(row_sums, frobenius) ** exponent
 
 
@@ -188,8 +219,9 @@ def _first_round(matrix):
     """X p(E) of ``orthonormalize`` for any X, and an upper bound of |E|."""
     unit, size = _unit_entries(matrix)
     gram = _smaller_gram(unit)
-    count = gram.shape[0]
-    mean = ops.maximum(ops.trace(gram) / count, 1e-30)
+    count = gram.shape[-1]
+    trace = ops.trace(gram, axis1=-2, axis2=-1)[..., None, None]
+    mean = ops.maximum(trace / count, 1e-30)
     squared = ops.square(size) * mean
     # the mean of the squared singular values tells a kernel of another scale, which is brought to 1
     scale = ops.where((squared > 0.3) & (squared < 2.0), size, ops.rsqrt(mean))
@@ -209,7 +241,7 @@ def _first_round(matrix):
 def _round(matrix):
     """X p(E) of ``orthonormalize`` for an X with a norm of at most 1, and an upper bound of |E|."""
     gram = _smaller_gram(matrix)
-    identity = ops.eye(gram.shape[0], dtype=gram.dtype)
+    identity = ops.eye(gram.shape[-1], dtype=gram.dtype)
     e = identity - gram
     series, far = _inverse_root(identity, e, ops.matmul(e, e))
     return _apply_left(series, matrix), far
