@@ -138,7 +138,13 @@ def test_forward_is_what_the_backend_computes(name):
     make, shape = CASES[name]
     layer = built(make(), shape)
     x = normal((2, *shape), 5)
-    expected = backend_output(layer, x)
+    try:
+        expected = backend_output(layer, x)
+    except Exception as error:
+        # oneDNN has it where the processor has AVX-512, TensorFlow's own code has not
+        if BACKEND == "tensorflow" and "do not yet support dilation" in str(error):
+            pytest.skip("TensorFlow has no such convolution on this CPU")
+        raise
     reference = rule_for(layer).forward(layer, x.astype("float64"))
     assert reference.dtype == np.float64 and reference.shape == expected.shape
     np.testing.assert_allclose(reference, expected, atol=2e-5, rtol=1e-5)
