@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 import dynzoo
 from dynzoo import backend
 
@@ -104,3 +106,12 @@ def killed_after(batch, statement):
     process = in_new_process(KILLED.format(batch=batch, statement=statement))
     assert process.returncode == -signal.SIGKILL, process.stderr
     return process
+
+
+def random_images(folder):
+    """131 of 3 classes: with 22 held out four batches of 24, and 13 are left over."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (131, 8, 8, 3)).astype("uint8"), rng.integers(0, 3, 131)
+    path = folder / "images.npz"
+    np.savez(path, x_train=x, y_train=y, x_test=x[:9], y_test=y[:9])
+    return path

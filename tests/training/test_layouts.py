@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import yaml
-from training_fixtures import RECIPE, in_new_process
+from training_fixtures import RECIPE, in_new_process, random_images
 
 import dynzoo
 from dynzoo import backend
@@ -30,11 +30,7 @@ def recipe(**settings):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 256, (131, 8, 8, 3)).astype("uint8"), rng.integers(0, 3, 131)
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    np.savez(path, x_train=x, y_train=y, x_test=x[:9], y_test=y[:9])
-    return path
+    return random_images(tmp_path_factory.mktemp("data"))
 
 
 DIVIDED = """

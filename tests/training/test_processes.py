@@ -12,7 +12,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from training_fixtures import RECIPE, processes_together, said_together
+from training_fixtures import RECIPE, processes_together, random_images, said_together
 
 import dynzoo
 from dynzoo import backend
@@ -38,12 +38,7 @@ def recipe(**settings):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """131 images: 22 are held out, 109 make four batches of 24 and 13 are left over."""
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 256, (131, 8, 8, 3)).astype("uint8"), rng.integers(0, 3, 131)
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    np.savez(path, x_train=x, y_train=y, x_test=x[:9], y_test=y[:9])
-    return path
+    return random_images(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
