@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import hashlib
@@ -281,6 +282,13 @@ def _lost(processes: int, error: Exception) -> ProcessLostError:
     )
 
 
+def _leave_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():  # unless the caller has done so
+        dist.destroy_process_group()
+
+
 class _Gloo:
     """Collective calls of PyTorch's processes, through the memory of the host."""
 
@@ -299,6 +307,8 @@ class _Gloo:
                     f"the processes did not meet at {os.environ['MASTER_ADDR']}:"
                     f"{os.environ['MASTER_PORT']} ({' '.join(str(error).split())[:200]})"
                 ) from None
+            # A group that lives on while Python ends may abort the process (PyTorch issue 190489).
+            atexit.register(_leave_group)
         self.rank, self.processes = dist.get_rank(), dist.get_world_size()
         self.devices = self.processes
         if torch.cuda.is_available():

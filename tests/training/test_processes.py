@@ -49,11 +49,17 @@ def alone(images, tmp_path_factory):
 
 
 TOGETHER = """
+import atexit
 import hashlib
 import numpy as np
 from dynzoo import backend
 from dynzoo.training import distribution, loop as training, processes
 
+if backend.name() == "torch":
+    import torch.distributed
+
+    # called last: what was registered after it has run
+    atexit.register(lambda: print("group:", torch.distributed.is_initialized()))
 model = training.train({recipe!r}, {images!r}, {output!r} + "/whole", verbose=0)
 bits = b"".join(w.tobytes() for w in model.get_weights())
 print("bits", hashlib.sha256(bits).hexdigest())
@@ -142,11 +148,14 @@ def test_both_end_with_the_same_bits_and_one_speaks(together):
     assert bits[0] == bits[1]
     assert any("12 of 24 images a batch on each of 2 devices of 2 processes" in s for s in first)
     # of the second only what the test prints itself
-    assert [line.split()[0] for line in second if "[Gloo]" not in line] == [
-        "bits",
-        "both",
-        "refused:",
-    ]
+    own = [line for line in second if "[Gloo]" not in line and not line.startswith("group:")]
+    assert [line.split()[0] for line in own] == ["bits", "both", "refused:"]
+
+
+@torch_only
+def test_the_group_is_left_before_python_ends(together):
+    _, said = together  # one that lives longer may abort the process
+    assert all("group: False" in lines for lines in said)
 
 
 @together_here
