@@ -20,9 +20,9 @@ def presets(pattern: str = "*") -> dict[str, dict[str, Any]]:
     Example:
 
     >>> import dynzoo
-    >>> for name, about in dynzoo.presets().items():
+    >>> for name, about in dynzoo.presets("isometric_tiny*").items():
     ...     print(name, about["dataset"], about["parameters"])
-    isometric_...
+    isometric_tiny_cifar10 cifar10 1502986
     """
     found = {name: place for name, place in folders().items() if fnmatchcase(name, pattern)}
     return {name: files.read_metadata(folder) for name, folder in found.items()}
