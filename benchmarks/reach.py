@@ -9,8 +9,10 @@ does nothing else. Side by side: one, two, one, two.
 * ``evaluate``: the standard evaluation with ``jobs=1`` and ``jobs=2``: throughput, and the largest
   memory of a worker;
 * ``overhead``: ``jobs=1`` beside no jobs, of the same parts, in processor's seconds;
-* ``train``: images/s of ``dynzoo train --pilot`` in one process that is pinned to one core, and in
-  two on a core each (``taskset``).
+* ``train``: images/s of ``dynzoo train --pilot`` in one process that is pinned to one core, in two
+  on a core each, in four on two cores (``taskset``), beside what the model of a step predicts from
+  one process's steps at several batch sizes: n processes on k cores take n / k times what each
+  repeats, B / k images, and the all-reduce of the gradients.
 """
 
 from __future__ import annotations
@@ -76,41 +78,107 @@ def evaluated(data: Path, images: int, **arguments) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def trained(data: Path, seconds: float, processes: int) -> float:
-    """Images/s of a pilot, each process pinned to a core of its own."""
+def pinned(core: int, *command: str, **environment: str) -> subprocess.Popen[str]:
+    """A Python process with one thread on one core."""
+    return subprocess.Popen(
+        ["taskset", "-c", str(core), sys.executable, *command],
+        env={**os.environ, **_ENVIRONMENT, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def addresses(rank: int, processes: int, port: str) -> dict[str, str]:
+    """What tells a process which others there are, on either backend."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "KERAS_DISTRIBUTION_PROCESS_ID": str(rank),
+        "KERAS_DISTRIBUTION_NUM_PROCESSES": str(processes),
+        "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{port}",
+    }
+
+
+def outputs(running: list[subprocess.Popen[str]]) -> list[str]:
+    """What each said, all of which must succeed."""
+    said = [process.communicate() for process in running]
+    for process, (_, complaint) in zip(running, said, strict=True):
+        if process.returncode:
+            raise RuntimeError(complaint[-2000:])
+    return [out for out, _ in said]
+
+
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    running = []
+        return str(free.getsockname()[1])
+
+
+def trained(data: Path, seconds: float, processes: int) -> float:
+    """Images/s of a pilot, the processes pinned to cores in turn."""
+    port, cores = free_port(), os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as output:
-        for rank in range(processes):
-            environment = {
-                **os.environ,
-                **_ENVIRONMENT,
-                "RANK": str(rank),
-                "WORLD_SIZE": str(processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                "KERAS_DISTRIBUTION_PROCESS_ID": str(rank),
-                "KERAS_DISTRIBUTION_NUM_PROCESSES": str(processes),
-                "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{port}",
-            }
-            command = ["taskset", "-c", str(rank), sys.executable, "-m", "dynzoo", "train", RECIPE]
-            command += ["--data", str(data), "--output", output, "--quiet", "--pilot", str(seconds)]
-            running.append(
-                subprocess.Popen(
-                    command,
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )  # fmt: skip
-            )
-        said = [process.communicate() for process in running]
-    found = re.search(r"([\d,]+) images/s", said[0][0])
+        command = ["-m", "dynzoo", "train", RECIPE, "--data", str(data), "--output", output]
+        command += ["--quiet", "--pilot", str(seconds)]
+        running = [
+            pinned(rank % cores, *command, **addresses(rank, processes, port))
+            for rank in range(processes)
+        ]
+        said = outputs(running)
+    found = re.search(r"([\d,]+) images/s", said[0])
     if found is None:
-        raise RuntimeError(said[0][1][-2000:])
+        raise RuntimeError(said[0][-2000:])
     return float(found[1].replace(",", ""))
+
+
+# The seconds in which processes add up as many bytes as the gradients have.
+_REDUCE = """
+import sys, time
+import numpy as np
+import torch
+import torch.distributed as dist
+dist.init_process_group("gloo")
+values = torch.zeros(int(sys.argv[1]) // 4)
+seconds = []
+for _ in range(12):
+    dist.barrier()
+    began = time.perf_counter()
+    dist.all_reduce(values)
+    seconds.append(time.perf_counter() - began)
+print(np.median(seconds[2:]))
+dist.destroy_process_group()
+"""
+
+
+def reduced(size: int, processes: int) -> float:
+    """Seconds of an all-reduce by gloo over loopback, the processes pinned to cores in turn."""
+    port, cores = free_port(), os.cpu_count() or 1
+    command = ["-c", _REDUCE, str(size)]
+    ranks = range(processes)
+    return float(
+        outputs([pinned(r % cores, *command, **addresses(r, processes, port)) for r in ranks])[0]
+    )
+
+
+def predicted(processes: tuple[int, ...]) -> dict:
+    """Images/s by the model of a step, from steps of one process on one core."""
+    script = str(Path(__file__).with_name("scaling.py"))
+    sizes = ["--batch-sizes", "32", "64", "128", "256"]
+    said = outputs([pinned(0, script, "--recipe", RECIPE, *sizes)])[0]
+    terms = json.loads(said.splitlines()[-1])
+    fixed, image, batch = terms["fixed_seconds"], terms["image_seconds"], 256
+    result = {"fixed_seconds": fixed, "image_seconds": image, "all_reduce_seconds": {}}
+    rates = {}
+    for count in processes:
+        cores = min(count, os.cpu_count() or 1)
+        link = reduced(terms["gradients_bytes"], count) if count > 1 else 0.0
+        result["all_reduce_seconds"][count] = round(link, 4)
+        rates[count] = round(batch / (count / cores * fixed + image * batch / cores + link), 1)
+    result["images_per_second"] = rates
+    return result
 
 
 def reach(data: Path, images: int, seconds: float, parts: list[str]) -> dict:
@@ -145,12 +213,14 @@ def reach(data: Path, images: int, seconds: float, parts: list[str]) -> dict:
             "must_stay_below": 0.02,
         }
     if "train" in parts:
-        rates = [(trained(data, seconds, 1), trained(data, seconds, 2)) for _ in range(2)]
-        one, two = (max(column) for column in zip(*rates, strict=True))
+        counts = (1, 2, 4)
+        rounds = [[trained(data, seconds, count) for count in counts] for _ in range(2)]
+        rates = dict(zip(counts, map(max, zip(*rounds, strict=True)), strict=True))
         result["train"] = {
-            "images_per_second": {"one": one, "two": two},
-            "throughput_of_two": round(two / one, 3),
+            "images_per_second": rates,
+            "throughput_of_two": round(rates[2] / rates[1], 3),
             "must_reach": 1.7,
+            "predicted": predicted(counts),
         }
     result["load_after"] = os.getloadavg()
     return result

@@ -1,14 +1,15 @@
 """Writes the tables of results: README.md, the leaderboard and docs/ablations.md.
 
     python docs/make_tables.py           rewrites README.md, docs/leaderboard.md, docs/proof.md,
-                                         docs/results/leaderboard.csv, docs/ablations.md and
-                                         docs/faq.md
+                                         docs/results/leaderboard.csv, docs/ablations.md,
+                                         docs/faq.md and docs/scaling.md
     python docs/make_tables.py --check   exits with 1 if one of them is not up to date
 
 The numbers of presets come from `pretrained/*/metadata.json`, where `dynzoo evaluate PRESET
 --update-card` writes them; those of published models, with their sources, from
 `dynzoo/zoo/published_results.csv`; those of the studies from `benchmarks/ablations.py`, those of
-rounding from `benchmarks/rounding.py`, those of latency and memory from `benchmarks/latency.py`.
+rounding from `benchmarks/rounding.py`, those of latency and memory from `benchmarks/latency.py`,
+those of a step on many accelerators from `benchmarks/step_counts.py`.
 """
 
 from __future__ import annotations
@@ -134,6 +135,27 @@ def latency_table(rows: list[dict[str, str]]) -> str:
     return "\n".join([*lines, "", note])
 
 
+def steps_table(rows: list[dict[str, str]]) -> str:
+    """A step of the base network on many accelerators: a row a number of devices.
+
+    Args:
+        rows: of the CSV that `benchmarks/step_counts.py` writes.
+    """
+    batches = list(dict.fromkeys(row["batch"] for row in rows))
+    header = ["devices"]
+    for batch in batches:
+        header += [f"step of {int(batch):,} images, ms", "all-reduce, ms", "speed-up"]
+    lines = [line(header), line(["---:"] * len(header))]
+    for devices in dict.fromkeys(row["devices"] for row in rows):
+        cells = [devices]
+        for batch in batches:
+            own = [row for row in rows if (row["batch"], row["devices"]) == (batch, devices)]
+            for key, places in (("step_ms", 1), ("all_reduce_ms", 2), ("speed_up", 1)):
+                cells.append(f"{float(own[0][key]):.{places}f}" if own else "–")
+        lines.append(line(cells))
+    return "\n".join(lines)
+
+
 def _run(row: dict[str, str]) -> tuple[str, str]:
     """What an arm has in common with the base that it is compared with."""
     return row["epochs"], row["seed"]
@@ -201,7 +223,10 @@ def made(root: Path = ROOT) -> dict[str, str]:
         ablations = updated(ablations, name, study_table(read_study(name, root)))
     proof = (root / "docs" / "proof.md").read_text(encoding="utf-8")
     faq = (root / "docs" / "faq.md").read_text(encoding="utf-8")
+    scaling = (root / "docs" / "scaling.md").read_text(encoding="utf-8")
+    steps = steps_table(_rows("scaling_base", root))
     return {
+        "docs/scaling.md": updated(scaling, "steps", steps),
         "docs/proof.md": updated(proof, "rounding", rounding_table(_rows("rounding", root))),
         "docs/faq.md": updated(faq, "latency", latency_table(_rows("latency", root))),
         "README.md": updated(readme, "results", results_table(presets)),

@@ -42,7 +42,8 @@ def test_leaderboard_is_up_to_date(tables):
 
 
 def test_what_is_stale_is_named(tables, tmp_path):
-    sources = [f"docs/results/{name}.csv" for name in ("recipe", "classes", "rounding", "latency")]
+    results = ("recipe", "classes", "rounding", "latency", "scaling_base")
+    sources = [f"docs/results/{name}.csv" for name in results]
     for name in (*tables.made(), *sources):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
@@ -129,6 +130,16 @@ COST = {
     "images_per_second": "1695", "one_image_mib": "593", "batches_mib": "1024", "load": "0.5",
     "hardware": "2 CPU cores (X), no GPU", "versions": "keras 3, jax 0.1",
 }  # fmt: skip
+
+
+def test_steps_table(tables):
+    row = {"devices": "1", "step_ms": "21.55", "all_reduce_ms": "0.0", "speed_up": "1.0"}
+    rows = [{"batch": "512", **row}, {"batch": "4096", **row, "step_ms": "98.27"}]
+    rows.append({"batch": "4096", **row, "devices": "1024", "speed_up": "7.75"})
+    lines = tables.steps_table(rows).splitlines()
+    assert lines[0].startswith("| devices | step of 512 images, ms | all-reduce, ms | speed-up |")
+    assert lines[2] == "| 1 | 21.6 | 0.00 | 1.0 | 98.3 | 0.00 | 1.0 |"
+    assert lines[3].startswith("| 1024 | – | – | – |")
 
 
 def test_latency_table(tables):
