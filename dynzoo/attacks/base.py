@@ -19,7 +19,7 @@ from dynzoo.utils.arguments import integer, number, one_of
 __all__ = ["Attack"]
 
 # A gradient step costs a forward and a backward pass, about three times a forward pass.
-_GRADIENT_STEP = 3.0
+GRADIENT_STEP = 3.0
 
 
 def check_images(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +156,7 @@ class Attack:
 
     def cost(self) -> float:
         """Forward passes that an image which resists takes, roughly."""
-        passes = max(_GRADIENT_STEP * self.steps + self.queries, 1.0)
+        passes = max(GRADIENT_STEP * self.steps + self.queries, 1.0)
         return passes * self.restarts * self.targets * self.eot
 
     def runs(self, classes: int) -> int:

@@ -13,15 +13,43 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dynzoo.attacks.base import Attack
+from dynzoo.attacks.base import GRADIENT_STEP, Attack
 from dynzoo.inference.passes import listening
 from dynzoo.robustness.outcomes import Outcomes
 from dynzoo.utils.files import write_atomically
 
-__all__ = ["Campaign", "Found"]
+__all__ = ["Campaign", "Found", "Work"]
 
 # Images that fell in a smaller ball and are attacked once more in each larger one.
 REPEATS = 64
+
+
+@dataclass
+class Work:
+    """What an attack has done on its batch, in forward passes, and what it has left.
+
+    Args:
+        images: of the batch.
+        cost: passes that an image which resists takes.
+    """
+
+    images: int
+    cost: float
+    done: float = 0.0
+    each: float = 0.0  # passes of an image that has been in all of them
+    last: int = 0  # images of the last pass: of those that fell, some attacks make no more
+
+    def count(self, images: int, backward: bool) -> None:
+        """A pass, of whose images there may be several for one of the batch."""
+        weight = GRADIENT_STEP if backward else 1.0
+        self.done += weight * images
+        self.each += weight * max(images / self.images, 1.0)
+        self.last = min(images, self.images)
+
+    @property
+    def left(self) -> float:
+        """Passes that are left, of the images that are still attacked."""
+        return max(self.cost - self.each, 0.0) * self.last
 
 
 @dataclass
@@ -93,6 +121,7 @@ class Campaign:
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.tick = tick or _nothing
         self.attack, self.radius, self.finished_attack = 0, 0, False
+        self.work: Work | None = None  # on the batch that is attacked now
         self.repeating = 0  # images that fell in a smaller ball and are now attacked again
         # Of each radius: rows, labels and points of a few images that fell.
         self.fooled: list[list[tuple[int, int, np.ndarray]]] = [[] for _ in eps]
@@ -134,13 +163,19 @@ class Campaign:
             self.tick(self)
             began = time.perf_counter()
             passes = np.zeros(2, dtype=np.int64)
+            member = self.attacks[radius][attack]
+            self.work = work = Work(len(batch), member.cost())
 
-            def count(images: int, backward: bool, passes: np.ndarray = passes) -> None:
+            def count(
+                images: int, backward: bool, passes: np.ndarray = passes, work: Work = work
+            ) -> None:
                 passes += images, images * backward
+                work.count(images, backward)
                 self.tick(self)
 
             with listening(count):
-                points, labels = self.judge(self.attacks[radius][attack], batch)
+                points, labels = self.judge(member, batch)
+            self.work = None
             self.outcomes.passes[:, attack, radius] += passes
             hit = labels != self.y[batch]
             self.outcomes.record(batch, attack, radius, hit, time.perf_counter() - began)

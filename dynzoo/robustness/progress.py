@@ -106,7 +106,10 @@ class Progress:
         left = seconds_left(campaign)
         if left is not None:  # which knows of whole batches only, and one may take half an hour
             batch = self.clock() - self._since
-            left = max(left - batch, 0.0)
+            work = campaign.work
+            # An attack that is slower than thought says so by what it has left to do.
+            slow = batch * work.left / work.done if work is not None and work.done else 0.0
+            left = max(left - batch, slow)
             spent = float(outcomes.seconds.sum()) + batch
             # Never less than before, though an attack may turn out to be slower than thought.
             self._share = max(self._share, spent / (spent + left) if spent else 0.0)

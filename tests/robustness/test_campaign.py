@@ -19,7 +19,7 @@ from training_fixtures import in_new_process
 
 from dynzoo.attacks import PGD, Attack, Transfer
 from dynzoo.inference.model_identity import identity_of
-from dynzoo.robustness.campaign import Campaign
+from dynzoo.robustness.campaign import Campaign, Work
 from dynzoo.robustness.evaluation import evaluate
 from dynzoo.robustness.outcomes import Outcomes
 from dynzoo.robustness.progress import Progress, seconds_left
@@ -190,6 +190,38 @@ def test_the_time_left_falls_within_a_batch(monkeypatch):
         progress(made)
     left = [line.split("left ")[1] for line in lines.getvalue().splitlines()]
     assert left[:3] == ["1:40", "1:30", "1:20"] and left[-3:] == ["0:00"] * 3
+
+
+@any_backend
+def test_an_attack_slower_than_thought_is_not_nearly_done(monkeypatch):
+    made, _ = campaign(2, stop_after=4)
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    monkeypatch.setattr("dynzoo.robustness.progress.seconds_left", lambda _: 10.0)
+    made.work = Work(images=8, cost=100.0)
+    now = [0.0]
+    lines = io.StringIO()
+    progress = Progress(file=lines, clock=lambda: now[0])
+    for now[0] in range(0, 500, 10):  # two passes in ten seconds
+        progress(made)
+        made.work.count(8, False)
+        made.work.count(8, False)
+    left = [line.split("left ")[1] for line in lines.getvalue().splitlines()]
+    assert left[1] == "8:10" and left[25] == "4:10" and left[-1] == "0:10"
+
+
+@any_backend
+def test_work_left_is_of_the_images_that_are_still_attacked():
+    work = Work(images=10, cost=60.0)
+    work.count(10, True)  # a gradient step is three passes
+    assert work.left == 57 * 10 and work.done == 30
+    work.count(4, False)
+    assert work.left == 56 * 4
+    stacked = Work(images=10, cost=60.0)  # nine targets at once
+    stacked.count(90, True)
+    assert stacked.left == 33 * 10
+    stacked.count(900, True)
+    assert stacked.left == 0
 
 
 SCRIPT = """
