@@ -1,13 +1,16 @@
 """What several processes reach beside one: evaluation, memory of a worker, data-parallel training.
 
-    python benchmarks/scaling.py --reach [--images 48] [--seconds 60] [--parts evaluate train ...]
+    python benchmarks/scaling.py --reach --data cifar10.npz [--images 200] [--seconds 60]
+        [--rounds 2] [--parts evaluate memory overhead train]
 
 Every figure is of fresh processes with one thread each, by the clock and by the processor's
 seconds, with the load of the machine beside it: by the clock they mean something on a machine that
 does nothing else. Side by side: one, two, one, two.
 
-* ``evaluate``: the standard evaluation with ``jobs=1`` and ``jobs=2``: throughput, and the largest
-  memory of a worker;
+* ``evaluate``: the standard evaluation with ``jobs=1`` and ``jobs=2``; what a model of parts
+  predicts of two, and of the whole test set on up to 256 workers: what is done here alone (clean
+  accuracy, certificate, checks), and as many rounds of parts as there are for each worker;
+* ``memory``: the largest memory of a worker with the small preset;
 * ``overhead``: ``jobs=1`` beside no jobs, of the same parts, in processor's seconds;
 * ``train``: images/s of ``dynzoo train --pilot`` in one process that is pinned to one core, in two
   on a core each, in four on two cores (``taskset``), beside what the model of a step predicts from
@@ -26,8 +29,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-PARTS = ("evaluate", "overhead", "train")
-PRESET, RECIPE = "isometric_small_cifar10", "isometric_tiny_cifar10"
+from dynzoo.robustness.shards import default_shards
+
+PARTS = ("evaluate", "memory", "overhead", "train")
+PRESET, RECIPE = "isometric_tiny_cifar10", "isometric_tiny_cifar10"
+LARGER = "isometric_small_cifar10"
+FEW = 50  # images where a figure does not depend on their number
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TF_NUM_INTRAOP_THREADS": "1",
@@ -66,9 +73,9 @@ print(json.dumps({
 """
 
 
-def evaluated(data: Path, images: int, **arguments) -> dict:
+def evaluated(data: Path, images: int, preset: str = PRESET, **arguments) -> dict:
     """Seconds, processor's seconds and memory of one evaluation in a fresh process."""
-    given = {"data": str(data), "images": images, "preset": PRESET, **arguments}
+    given = {"data": str(data), "images": images, "preset": preset, **arguments}
     command = [sys.executable, "-c", _EVALUATE, json.dumps(given)]
     done = subprocess.run(
         command, env={**os.environ, **_ENVIRONMENT}, capture_output=True, text=True
@@ -76,6 +83,17 @@ def evaluated(data: Path, images: int, **arguments) -> dict:
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def workers(data: Path, image_seconds: float) -> dict[int, float]:
+    """Hours that the whole test set takes on so many workers, in parts of 25 images."""
+    whole = 10_000
+    here = evaluated(data, whole, attacks="none")["seconds"]
+    parts = whole // 25
+    return {
+        count: round((here + -(-parts // count) * 25 * image_seconds) / 3600, 3)
+        for count in (1, 2, 4, 16, 64, 256)
+    }
 
 
 def pinned(core: int, *command: str, **environment: str) -> subprocess.Popen[str]:
@@ -181,46 +199,69 @@ def predicted(processes: tuple[int, ...]) -> dict:
     return result
 
 
-def reach(data: Path, images: int, seconds: float, parts: list[str]) -> dict:
+def reach(data: Path, images: int, seconds: float, rounds: int, parts: list[str]) -> dict:
     """All figures, each beside what it must reach."""
-    result: dict = {"load_before": os.getloadavg(), "cores": os.cpu_count(), "images": images}
-    if "evaluate" in parts:
-        one, two = [], []
-        for _ in range(2):
-            one.append(evaluated(data, images, jobs=1))
-            two.append(evaluated(data, images, jobs=2))
-        if any(run["robust"] != one[0]["robust"] for run in [*one, *two]):
-            raise RuntimeError("one process and two did not end with the same outcomes")
-        seconds_of = [min(run["seconds"] for run in runs) for runs in (one, two)]
-        cpu = [min(run["cpu_seconds"] for run in runs) for runs in (one, two)]
-        result["evaluate"] = {
-            "one": one,
-            "two": two,
-            "throughput_of_two": round(seconds_of[0] / seconds_of[1], 3),
-            "throughput_of_two_by_cpu_seconds": round(2 * cpu[0] / cpu[1], 3),
-            "must_reach": 1.8,
-            "worker_gib": round(max(run["worker_mib"] for run in two) / 1024, 3),
-            "worker_must_stay_below_gib": 1.2,
-        }
-    if "overhead" in parts:
-        plain, jobs = [], []
-        for _ in range(2):
-            plain.append(evaluated(data, images, shards=4)["cpu_seconds"])
-            jobs.append(evaluated(data, images, shards=4, jobs=1)["cpu_seconds"])
-        result["overhead"] = {
-            "cpu_seconds": {"no jobs": plain, "jobs=1": jobs},
-            "share": round(min(jobs) / min(plain) - 1, 4),
-            "must_stay_below": 0.02,
-        }
-    if "train" in parts:
-        counts = (1, 2, 4)
-        rounds = [[trained(data, seconds, count) for count in counts] for _ in range(2)]
-        rates = dict(zip(counts, map(max, zip(*rounds, strict=True)), strict=True))
-        result["train"] = {
-            "images_per_second": rates,
-            "throughput_of_two": round(rates[2] / rates[1], 3),
-            "must_reach": 1.7,
-            "predicted": predicted(counts),
-        }
+    result: dict = {"load_before": os.getloadavg(), "cores": os.cpu_count()}
+    for part in parts:
+        if part == "evaluate":
+            result[part] = reach_evaluate(data, images, rounds)
+        elif part == "memory":
+            worker = evaluated(data, FEW, LARGER, jobs=2, shards=2)["worker_mib"] / 1024
+            result[part] = {"worker_gib": round(worker, 3), "must_stay_below_gib": 1.2}
+        elif part == "overhead":
+            result[part] = reach_overhead(data, rounds)
+        else:
+            result[part] = reach_train(data, seconds, rounds)
     result["load_after"] = os.getloadavg()
     return result
+
+
+def reach_evaluate(data: Path, images: int, rounds: int) -> dict:
+    one, two = [], []
+    for _ in range(rounds):
+        one.append(evaluated(data, images, jobs=1))
+        two.append(evaluated(data, images, jobs=2))
+    if any(run["robust"] != one[0]["robust"] for run in [*one, *two]):
+        raise RuntimeError("one process and two did not end with the same outcomes")
+    seconds_of = [min(run["seconds"] for run in runs) for runs in (one, two)]
+    cpu = [min(run["cpu_seconds"] for run in runs) for runs in (one, two)]
+    here = evaluated(data, images, attacks="none")["seconds"]
+    shards = default_shards(images, 256)
+    share = -(-shards // 2) / shards  # of the parts, for the one of two that has more
+    return {
+        "images": images,
+        "one": one,
+        "two": two,
+        "throughput_of_two": round(seconds_of[0] / seconds_of[1], 3),
+        "throughput_of_two_by_cpu_seconds": round(2 * cpu[0] / cpu[1], 3),
+        "must_reach": 1.8,
+        "seconds_without_attacks": here,
+        "predicted_throughput_of_two": round(
+            seconds_of[0] / (here + share * (seconds_of[0] - here)), 3
+        ),
+        "hours_of_workers": workers(data, (seconds_of[0] - here) / images),
+    }
+
+
+def reach_overhead(data: Path, rounds: int) -> dict:
+    plain, jobs = [], []
+    for _ in range(rounds):
+        plain.append(evaluated(data, FEW, shards=4)["cpu_seconds"])
+        jobs.append(evaluated(data, FEW, shards=4, jobs=1)["cpu_seconds"])
+    return {
+        "cpu_seconds": {"no jobs": plain, "jobs=1": jobs},
+        "share": round(min(jobs) / min(plain) - 1, 4),
+        "must_stay_below": 0.02,
+    }
+
+
+def reach_train(data: Path, seconds: float, rounds: int) -> dict:
+    counts = (1, 2, 4)
+    found = [[trained(data, seconds, count) for count in counts] for _ in range(rounds)]
+    rates = dict(zip(counts, map(max, zip(*found, strict=True)), strict=True))
+    return {
+        "images_per_second": rates,
+        "throughput_of_two": round(rates[2] / rates[1], 3),
+        "must_reach": 1.7,
+        "predicted": predicted(counts),
+    }

@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--recipe NAME] [--rounds 5] [--write docs/results/scaling.csv]
     python benchmarks/scaling.py --check 2
-    python benchmarks/scaling.py --reach --data cifar10.npz [--images 48] [--seconds 60]
+    python benchmarks/scaling.py --reach --data cifar10.npz [--images 200] [--seconds 60]
 
 Measures the seconds of a training step on one device at several batch sizes and fits
 t(b) = fixed + image * b: what each device does whatever its share (optimizer, constraints, calls),
@@ -107,14 +107,15 @@ def main():
     parser.add_argument("--write", type=Path, metavar="CSV", help="the model's table")
     parser.add_argument("--reach", action="store_true", help="two processes beside one")
     parser.add_argument("--data", type=Path, metavar="NPZ", help="CIFAR-10, for --reach")
-    parser.add_argument("--images", type=int, default=48, help="of an evaluation, for --reach")
+    parser.add_argument("--images", type=int, default=200, help="of an evaluation, for --reach")
     parser.add_argument("--seconds", type=float, default=60.0, help="of a pilot, for --reach")
     parser.add_argument("--parts", nargs="+", choices=reaching.PARTS, default=reaching.PARTS)
     args = parser.parse_args()
     if args.reach:
         if args.data is None:
             parser.error("--reach needs --data")
-        print(json.dumps(reaching.reach(args.data, args.images, args.seconds, args.parts)))
+        settings = (args.images, args.seconds, args.rounds, args.parts)
+        print(json.dumps(reaching.reach(args.data, *settings)))
         return
     clock = time.process_time if args.cpu_seconds else time.perf_counter
     recipe = recipes.load(args.recipe)
