@@ -7,6 +7,9 @@ import pytest
 
 from dynzoo import backend
 
+# What starts processes anew and asks little of the backend: quick tests do it on PyTorch alone.
+slow_elsewhere = pytest.mark.slow if backend.name() != "torch" else lambda test: test
+
 
 def load_script(path):
     """The module of a script outside the package; skips where only the package is at hand."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from helpers import slow_elsewhere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from robustness_fixtures import MarginCertificate, centroids, held_out, ridge
@@ -260,6 +261,7 @@ def run(script, *args):
     )
 
 
+@slow_elsewhere
 def test_killed_and_started_again_ends_with_the_same_outcomes(tmp_path):
     script = SCRIPT.format(tests=str(Path(__file__).parents[1]))
     state = tmp_path / "state.npz"
@@ -355,6 +357,7 @@ def test_evaluate_refuses_the_checkpoint_of_another_certificate(tmp_path):
         evaluate(model, x, y, certificate=MarginCertificate(model, 0.5), **settings)
 
 
+@slow_elsewhere
 def test_a_model_is_known_by_weights_and_config():
     def functional(activation="relu", name=None):
         inputs = keras.Input((6,))

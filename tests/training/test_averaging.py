@@ -6,7 +6,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from helpers import norm
+from helpers import norm, slow_elsewhere
 from keras import ops
 from training_fixtures import RECIPE, killed_after
 from tuning_fixtures import SEARCH, write_images
@@ -85,6 +85,7 @@ def test_what_is_said_of_the_preset_is_measured_on_it(whole, images):
     assert metadata["held_out"] == pytest.approx(measured, abs=1e-3)
 
 
+@slow_elsewhere
 def test_a_killed_run_ends_with_the_same_mean(whole, images, tmp_path):
     output = tmp_path / "run"
     killed_after(5, f"training.train({recipe()!r}, {str(images)!r}, {str(output)!r}, verbose=0)")

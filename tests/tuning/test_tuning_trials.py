@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import keras_tuner
 import pytest
+from helpers import slow_elsewhere
 from training_fixtures import killed_after
 from tuning_fixtures import SEARCH, changed, write_images
 
@@ -238,6 +239,7 @@ def test_hyperband_goes_on_where_the_short_training_ended(run, monkeypatch):
     assert [row["epoch"] for row in rows] == ["1", "2", "3"] and result.trials[3]["epochs"] == 3
 
 
+@slow_elsewhere
 def test_a_killed_search_goes_on_within_its_trial(run, images, tmp_path, monkeypatch):
     """By the command, killed in the second epoch of the second of two trials."""
     config = changed(tuner="grid", max_trials=2, space=OFFSETS)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import slow_elsewhere
 from training_fixtures import RECIPE
 
 import dynzoo
@@ -223,6 +224,7 @@ def command(folder, *arguments):
 TRAIN = ("train", "long.yaml", "--data", "data.npz", "--quiet")
 
 
+@slow_elsewhere
 def test_a_training_keeps_its_last_step_and_goes_on(folder):
     process = command(folder, *TRAIN).wait_for("epoch 1/1000")
     time.sleep(0.3)

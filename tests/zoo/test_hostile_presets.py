@@ -12,6 +12,7 @@ import hostile_presets as hostile
 import keras
 import numpy as np
 import pytest
+from helpers import slow_elsewhere
 
 from dynzoo import backend
 from dynzoo.zoo import preset_folder
@@ -114,6 +115,7 @@ def refusals(tmp_path_factory):
     return json.loads(done.stdout.rpartition("FOUND")[2])
 
 
+@slow_elsewhere
 @pytest.mark.parametrize("kind", MEASURED)
 @pytest.mark.parametrize("load_weights", [True, False])
 def test_what_the_files_do_not_hold_is_refused_before_it_takes_memory(refusals, kind, load_weights):
