@@ -101,6 +101,7 @@ def _stored(
     name: str | os.PathLike,
     image_shape: tuple[int, ...] | None = None,
     stream: bool | None = False,
+    log: Callable[[str], object] | None = print,
 ) -> tuple[Split, Split]:
     """The data as they are kept: bytes, or the floats of an ``.npz`` file."""
     key = check_source(name)
@@ -109,8 +110,8 @@ def _stored(
     if key in DATASETS:
         return DATASETS[key].read(key)
     if is_sharded(key):
-        return load_shards(key, image_shape, stream=stream)
-    return load_image_folder(key, image_shape, stream=stream)
+        return load_shards(key, image_shape, stream=stream, log=log)
+    return load_image_folder(key, image_shape, stream=stream, log=log)
 
 
 def class_names(name: str | os.PathLike) -> list[str]:
@@ -188,12 +189,17 @@ def split_validation(
     return (x[~held], y[~held]), (x[held], y[held])
 
 
-def load_exact(name: str | os.PathLike, stream: bool | None = False) -> tuple[Split, Split]:
+def load_exact(
+    name: str | os.PathLike,
+    stream: bool | None = False,
+    log: Callable[[str], object] | None = print,
+) -> tuple[Split, Split]:
     """What ``load`` gives: as bytes, or as float32 in [0, 1] where the images are no bytes / 255.
 
     Args:
         name: as in ``load``.
         stream: as in ``load``.
+        log: called with a line on what a folder holds; ``None`` for silence.
 
     Returns:
         ``(x_train, y_train), (x_test, y_test)``, as ``load`` does.
@@ -205,7 +211,7 @@ def load_exact(name: str | os.PathLike, stream: bool | None = False) -> tuple[Sp
     >>> x_test.dtype
     dtype('uint8')
     """
-    splits = _stored(name, stream=stream)
+    splits = _stored(name, stream=stream, log=log)
     parts = [x if x.dtype == np.uint8 else _bytes_or_floats(x) for x, _ in splits]
     if len({x.dtype for x in parts}) > 1:
         parts = [to_float(x) for x in parts]

@@ -176,7 +176,7 @@ def train(
         interruption.keeps(run.kept_so_far)
         if not isinstance(data_file, tuple):  # one that is in memory already
             log(f"{recipe['name']}: reading {data_file or recipe['data']['name']}")
-        ((x, y), validation), num_classes = hold_out(recipe, data_file)
+        ((x, y), validation), num_classes = hold_out(recipe, data_file, log)
         run.trains_on(x, y)
         replicas.check_same("a recipe or images", f"{recipe} {run.state['images']}")
         keep_freed_memory()

@@ -15,7 +15,7 @@ from dynzoo.training import recipes
 __all__ = ["held_out_accuracy", "hold_out", "labels_and_radii"]
 
 
-def hold_out(recipe: dict, source=None) -> tuple[tuple, int]:
+def hold_out(recipe: dict, source=None, log=print) -> tuple[tuple, int]:
     """The images that a recipe trains on and those that it holds out, the test set left alone.
 
     Args:
@@ -23,6 +23,7 @@ def hold_out(recipe: dict, source=None) -> tuple[tuple, int]:
             comparable.
         source: a data set in place of the recipe's: a name, a file, or what `dynzoo.data.load`
             gave of it as bytes.
+        log: called with a line on what a folder holds; `None` for silence.
 
     Returns:
         `((x, y), (x_held_out, y_held_out))` as bytes (floats in [0, 1] where
@@ -38,7 +39,7 @@ def hold_out(recipe: dict, source=None) -> tuple[tuple, int]:
     else:
         # what is resident goes to the device as a whole
         stream = False if recipe.get("training", {}).get("resident") else None
-        (x, y), _ = data.load_exact(str(source) if source else section["name"], stream)
+        (x, y), _ = data.load_exact(str(source) if source else section["name"], stream, log)
     if section["validation"] >= len(x):
         raise recipes.RecipeError(
             f"`data.validation` must be below {len(x)}, the training images. "

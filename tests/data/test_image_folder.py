@@ -12,6 +12,7 @@ from dynzoo import backend
 from dynzoo.cli import program as cli
 from dynzoo.data import datasets as data
 from dynzoo.data.image_folder import class_folders, load_image_folder
+from dynzoo.training.validation import hold_out
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
@@ -156,3 +157,13 @@ def test_fit_takes_the_data_set_that_keras_makes_of_a_folder(tmp_path):
         model.fit(images, epochs=4, shuffle=False, verbose=0)  # Keras warns: it is shuffled
         assert model.evaluate(images, verbose=0)[0] < before
         assert dynzoo.certify(model).body_lipschitz < 1 + 1e-4  # the constraints held throughout
+
+
+def test_the_line_on_what_it_holds_goes_where_the_caller_says(tmp_path, capsys):
+    write(tmp_path, {"red": 10, "blue": 10})
+    said = []
+    recipe = {"data": {"name": str(tmp_path), "validation": 2}}
+    hold_out(recipe, log=said.append)  # as a training does, of whose processes one speaks
+    hold_out(recipe, log=None)
+    assert len(said) == 1 and "20 images of 2 classes" in said[0]
+    assert capsys.readouterr().out == ""
