@@ -47,12 +47,16 @@ ROUNDING = {
 
 # Files that take longest, the longest first: begun last, one would keep one process busy alone.
 LONGEST = """
+test_tuning.py test_processes.py test_export.py test_site.py test_packaging.py
+test_radius_outputs.py
 test_distribution.py test_tuning_trials.py test_autoattack.py test_training.py test_cli.py
 test_resident_epochs.py test_campaign.py test_distorted_model.py test_accelerator_scripts.py
 test_masking.py test_robustness.py test_label_checks.py test_ablations.py
 test_example_fine_tuning.py test_certificate_fuzz.py test_rounding.py test_worst_cases.py
 test_conformance.py test_presets.py test_hostile_presets.py test_readme.py test_finetuning.py
 test_certified_accuracy.py test_averaging.py test_interruption.py test_random_models.py
+test_apgd.py test_shards.py test_import.py test_attacks.py test_eot.py
+test_example_founding_networks.py test_spectral.py
 """.split()
 
 
