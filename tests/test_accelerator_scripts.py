@@ -154,6 +154,7 @@ def test_files_of_parts_must_be_there(tmp_path):
         image_parts.load_parts([tmp_path / "c.npz", tmp_path / "d.npz"])
 
 
+@pytest.mark.any_backend
 def test_without_an_accelerator_the_script_says_so(tmp_path):
     if backend.accelerator() is not None:
         pytest.skip("there is one")

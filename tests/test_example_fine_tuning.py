@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import load_script, write_images
+from helpers import load_script, slow_elsewhere, write_images
 
 import dynzoo
 from dynzoo.data import datasets as data
@@ -24,6 +24,7 @@ def example(tmp_path, monkeypatch):
     return module
 
 
+@slow_elsewhere
 def test_four_fits_of_a_preset_are_rows_of_one_table(example, tmp_path):
     write_images(tmp_path / "images.npz", test=20)
     options = ["--model", str(tmp_path / "tiny"), "--epochs", "1", "--verbose", "0"]

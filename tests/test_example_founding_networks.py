@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import slow_elsewhere
 
 import dynzoo
 from dynzoo import backend
@@ -100,6 +101,7 @@ def test_kind_is_in_the_path():
         founding_networks.kind_of(Path("a.pt"))
 
 
+@slow_elsewhere
 def test_a_folder_is_attacked_and_certified(tmp_path, monkeypatch, capsys):
     """The command on a tiny file: a line a radius, what is proved below what survives attacks."""
     folder = tmp_path / "Non-expansive"

@@ -139,6 +139,7 @@ def test_backend_on_the_command_line(argv, orig_argv, expected):
     assert _startup.asked_backend(argv, orig_argv) == expected
 
 
+@pytest.mark.any_backend
 def test_backend_option_of_a_real_command(tmp_path):
     other = "jax" if keras.backend.backend() != "jax" else "tensorflow"
     pytest.importorskip(other)

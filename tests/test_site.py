@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from helpers import load_script
+from helpers import load_script, slow_elsewhere
 from PIL import Image
 from public_names import public_objects
 
@@ -105,6 +105,7 @@ def prepared(page, names):
     return names
 
 
+@slow_elsewhere
 @pytest.mark.parametrize("page", [page for page, blocks in PAGES.items() if blocks])
 def test_the_python_of_a_page_runs(page, names):
     names = prepared(page, names)

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers import slow_elsewhere
 
 import dynzoo
 from dynzoo import gallery
@@ -23,6 +24,7 @@ def tiny_preset(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "ATTACKED", 12)
 
 
+@slow_elsewhere
 def test_demo(tiny_preset, tmp_path, capsys):
     assert cli.main(["demo", "--output", str(tmp_path / "out"), "--seed", "3"]) == 0
     out = capsys.readouterr().out

@@ -7,6 +7,7 @@ import threading
 import keras
 import numpy as np
 import pytest
+from helpers import slow_elsewhere
 from hypothesis import given
 from hypothesis import strategies as st
 from robustness_fixtures import MarginCertificate, centroids, held_out
@@ -62,6 +63,7 @@ def test_default_parts_do_not_depend_on_the_workers(images, batch_size):
     assert max(map(len, ranges(images, count))) <= batch_size
 
 
+@slow_elsewhere
 def test_processes_find_what_one_finds(model, tmp_path):
     here = evaluated(model, shards=4)
     assert 0 < here.robust[0.4] < here.clean  # some fall, some resist
@@ -195,6 +197,7 @@ def test_merge_names_a_folder_without_parts(tmp_path, capsys):
     assert "has no plan.json" in capsys.readouterr().err
 
 
+@slow_elsewhere
 def test_parts_of_a_queue_make_the_report_of_one_command(tmp_path, capsys):
     x, y = np.random.default_rng(0).random((6, 8, 8, 3)).astype("float32"), np.arange(6) % 3
     np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y)

@@ -186,6 +186,7 @@ def compiled(model):
     return model
 
 
+@pytest.mark.slow
 @spreads
 def test_a_run_killed_on_several_devices_goes_on_on_one(alone, images, tmp_path):
     model, _ = alone

@@ -86,6 +86,7 @@ def test_a_trial_is_the_training_of_its_recipe_measured_on_held_out_images(run, 
     assert weaker["certified"] < measured["certified"] and weaker["attacked"] is None
 
 
+@slow_elsewhere
 def test_a_tuner_of_keras_tuners_own_searches_the_space(images, tmp_path):
     if keras.backend.backend() == "tensorflow":
         pytest.importorskip("tensorboard")  # which keras-tuner imports there, and does not declare
@@ -143,6 +144,7 @@ OTHERS = {
 }
 
 
+@slow_elsewhere
 @pytest.mark.parametrize("name", OTHERS)
 def test_any_tuner_searches_the_space(name, images, tmp_path):
     if keras.backend.backend() == "tensorflow":
@@ -220,6 +222,7 @@ def test_a_trial_stops_at_its_time_limit_and_is_measured_as_it_stands(run):
     assert trial["reason"] == f"time limit in epoch {trial['epochs'] + 1} of 100000"
 
 
+@slow_elsewhere
 def test_hyperband_goes_on_where_the_short_training_ended(run, monkeypatch):
     config = changed(tuner="hyperband", max_trials=4)
     config["recipe"]["training"]["epochs"] = 3
@@ -292,6 +295,7 @@ def test_a_damaged_run_of_a_trial_is_named_and_not_the_networks_fault(run, tmp_p
 # The command
 
 
+@slow_elsewhere
 def test_the_command_searches_and_its_best_recipe_trains(images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("search.yaml").write_text(json.dumps(changed(tuner="grid", space=OFFSETS)), "utf-8")
