@@ -21,6 +21,7 @@ from dynzoo.certificates.slope_search import length, search, start_images
 from dynzoo.inference.passes import predict_logits
 from dynzoo.utils.arguments import integer
 from dynzoo.utils.formatting import percent
+from dynzoo.utils.jobs import checked_jobs
 
 __all__ = ["Audit", "AuditViolation", "audit"]
 
@@ -153,6 +154,7 @@ def audit(
     restarts: int = 2,
     seed: int = 0,
     certificate: Any = None,
+    jobs: int | None = None,
 ) -> Audit:
     r"""Searches for the largest slope of a model, which must stay below its certified bound.
 
@@ -179,6 +181,10 @@ def audit(
         seed: non-negative seed of the starts.
         certificate: the claim: an object with ``lipschitz`` (and ``body_lipschitz`` and
             ``pair_distances``, if it bounds pairs of classes); ``certify(model)`` if ``None``.
+        jobs: number of processes that share the starts of a run, eight at a time, one thread each,
+            or of another engine of joblib (see ``dynzoo.evaluate``). The answer does not depend on
+            their number, 1 among them. ``None`` for this process alone and 64 at a time, which
+            rounds otherwise, and may end at pairs that differ a little.
 
     Returns:
         An ``Audit``.
@@ -201,6 +207,7 @@ def audit(
     """
     pairs, steps = integer("pairs", pairs), integer("steps", steps)
     restarts, seed = integer("restarts", restarts), integer("seed", seed, least=0)
+    jobs = checked_jobs(jobs)
     certificate = certify(model) if certificate is None else certificate
     if isinstance(certificate, LocalCertificate):
         certificate = certificate.certificate
@@ -209,7 +216,7 @@ def audit(
         certificate._check_current()
     images = start_images(model, x, pairs, seed)
     claims = _Claims(certificate, int(model.outputs[0].shape[-1]))
-    ends, slopes, whole = search(model, images, claims.classes, pairs, steps, restarts, seed)
+    ends, slopes, whole = search(model, images, claims.classes, pairs, steps, restarts, seed, jobs)
     # Slopes of all logits and of two classes have bounds of their own: the best of either kind.
     kinds = (np.flatnonzero(whole), np.flatnonzero(~whole))
     chosen = np.concatenate([rows[np.argsort(-slopes[rows])][:_JUDGED] for rows in kinds])

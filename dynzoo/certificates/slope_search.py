@@ -6,13 +6,16 @@ Compiled for the model's backend; the slopes that it returns are float32 and onl
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from keras import ops
 
 from dynzoo import backend
+from dynzoo.inference.packed import Packed, pack, unpacked
 from dynzoo.inference.passes import compiled
+from dynzoo.utils.jobs import run_jobs
 
 __all__ = ["length", "search", "start_images"]
 
@@ -20,19 +23,40 @@ __all__ = ["length", "search", "start_images"]
 _DISTANCES = (None, 1e-1, 1e-2, 1e-3)
 # At a smaller distance a float32 difference quotient is mostly rounding.
 _CLOSEST = 1e-3
-_STARTS_AT_ONCE = 64
+# Starts that climb together: in one process, and where processes share them, whose number then
+# does not matter.
+_STARTS_AT_ONCE, _STARTS_A_JOB = 64, 8
 
 
 def search(
-    model: Any, images: np.ndarray, classes: int, pairs: int, steps: int, restarts: int, seed: int
+    model: Any,
+    images: np.ndarray,
+    classes: int,
+    pairs: int,
+    steps: int,
+    restarts: int,
+    seed: int,
+    jobs: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The fastest pair that each start has seen.
+
+    Args:
+        model: built Keras model.
+        images: to start from, as ``start_images`` gives them.
+        classes: number of logits.
+        pairs: starts of one run.
+        steps: iterations.
+        restarts: runs.
+        seed: of the starts.
+        jobs: number of processes that climb from a few starts each, or ``None``: those of a run
+            together, up to 64.
 
     Returns:
         Pairs (m, 2, ...), their slopes (m,), and whether a start followed all logits (False: the
         difference of two classes) (m,), with m = pairs * restarts.
     """
-    climb = compiled(model, "audit", _make_step)
+    spread, packed = _spread(images), None if jobs in (None, 1) else pack(model, [model])
+    at_once = _STARTS_AT_ONCE if jobs is None else _STARTS_A_JOB
     ends, slopes = np.zeros((0, 2, *images.shape[1:]), np.float32), np.zeros(0)
     whole = np.zeros(0, bool)
     for restart in range(restarts):
@@ -40,10 +64,19 @@ def search(
         if restart:
             _near_the_best(starts, ends, slopes)
         whole = np.concatenate([whole, ~starts[3].any(axis=1)])
-        for first in range(0, pairs, _STARTS_AT_ONCE):
-            part = [array[first : first + _STARTS_AT_ONCE] for array in starts]
-            found, speed = _climb(climb, part, steps, _spread(images))
-            ends, slopes = np.concatenate([ends, found]), np.concatenate([slopes, speed])
+        cuts = [slice(first, first + at_once) for first in range(0, pairs, at_once)]
+        tasks = [([array[cut] for array in starts], steps, spread) for cut in cuts]
+        if packed is None:
+            found = [_climb(model, *task) for task in tasks]
+        else:
+            found = run_jobs(
+                _climb_packed,
+                [partial(tuple, (packed, *task)) for task in tasks],
+                jobs or 1,
+                environment={"KERAS_BACKEND": packed.backend},
+            )
+        ends = np.concatenate([ends, *(pair for pair, _ in found)])
+        slopes = np.concatenate([slopes, *(speed for _, speed in found)])
     return ends, slopes, whole
 
 
@@ -107,10 +140,21 @@ def _near_the_best(starts: list[np.ndarray], ends: np.ndarray, slopes: np.ndarra
     points[rows] = ends[np.resize(best, len(rows))].mean(axis=1)
 
 
+def _climb_packed(
+    packed: Packed, starts: list[np.ndarray], steps: int, spread: float
+) -> tuple[np.ndarray, np.ndarray]:
+    # The classes of models are registered where they are imported.
+    import dynzoo.layers
+    import dynzoo.models  # noqa: F401
+
+    return _climb(unpacked(packed), starts, steps, spread)
+
+
 def _climb(
-    search: Callable[..., Any], starts: list[np.ndarray], steps: int, spread: float
+    model: Any, starts: list[np.ndarray], steps: int, spread: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Runs the iteration; the fastest pair that each start has seen, and its slope."""
+    move = compiled(model, "audit", _make_step)
     state = [ops.convert_to_tensor(a) for a in starts[:3]]
     towards = ops.convert_to_tensor(starts[3])
     best = ops.convert_to_tensor(np.zeros((len(starts[0]), 2, *starts[0].shape[1:]), np.float32))
@@ -119,7 +163,7 @@ def _climb(
         # First the direction, then the base point in steps that grow and shrink again.
         eta = 0.2 * spread * (k / steps) * (1 - k / steps)
         eta = ops.convert_to_tensor(np.asarray(eta, np.float32))
-        *state, best, slope = search(*state, best, slope, eta, towards)
+        *state, best, slope = move(*state, best, slope, eta, towards)
     return backend.to_numpy(best), backend.to_numpy(slope).astype(np.float64)
 
 

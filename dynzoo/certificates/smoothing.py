@@ -286,7 +286,12 @@ class SmoothedClassifier:
         return np.concatenate(labels), np.concatenate(radii)
 
     def accuracy(
-        self, x: Any, y: Any, eps: float | Iterable[float] = (), batch_size: int | None = None
+        self,
+        x: Any,
+        y: Any,
+        eps: float | Iterable[float] = (),
+        batch_size: int | None = None,
+        jobs: int | None = None,
     ) -> dict[str, Any]:
         """How often the smoothed answer is right, and how often proved right; of g, not the model.
 
@@ -295,13 +300,14 @@ class SmoothedClassifier:
             y: integer labels (n,) or (n, 1), or one-hot rows.
             eps: L2 radii in the units of x.
             batch_size: noisy images per forward pass; the object's own by default.
+            jobs: as in ``radii``.
 
         Returns:
             ``"clean"`` (abstentions count as wrong), ``"abstained"``, ``"certified"`` with the
             share of right answers whose radius is above each of ``eps``, and ``"settings"``.
         """
         y = check_labels(y, len(x), getattr(self.model, "output_shape", (None,))[-1])
-        labels, radii = self.radii(x, batch_size=batch_size)
+        labels, radii = self.radii(x, batch_size=batch_size, jobs=jobs)
         right = labels == y
         return {
             "clean": float(right.mean()),

@@ -65,7 +65,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "folder",
     )
     parser.add_argument(
-        "--jobs", type=positive, metavar="N", help="attack in N processes of one thread each"
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="attack, certify with --local, audit and corrupt in N processes of one thread each",
     )
     parser.add_argument(
         "--shards",
@@ -162,8 +165,11 @@ def _check_options(options: Namespace, norm: str) -> None:
     if options.attacks == ["none"]:
         if options.checkpoint:
             raise ValueError("--checkpoint needs attacks: it is they that go on from it")
-        if options.jobs or options.shards or options.shard:
-            raise ValueError("--jobs, --shards and --shard need attacks: it is they that share")
+        if options.shards or options.shard:
+            raise ValueError("--shards and --shard need attacks: it is they that are divided")
+        if options.jobs and not (options.local or options.audit or options.corruptions):
+            raise ValueError("--jobs has nothing to share: no attacks, --local, --audit or "
+                             "--corruptions")  # fmt: skip
     if options.shard:
         _check_shard(options)
     divided = options.jobs or options.shards or options.shard

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dynzoo.certificates.local.certificate import LocalCertificate
 from dynzoo.certificates.smoothing import SmoothedClassifier
 from dynzoo.inference.streamed_images import StreamedImages, chunks, read_whole
 from dynzoo.robustness.checks.warning import EvaluationWarning
@@ -17,11 +18,20 @@ __all__ = [
     "claims_of",
     "decisions_of",
     "set_numbers",
+    "shared",
     "smoothed_numbers",
 ]
 
 
-def claims_of(model: Any, certificate: Any, x: np.ndarray, batch_size: int) -> tuple:
+def shared(certificate: Any, jobs: int | None) -> dict[str, int]:
+    """``jobs`` for the questions to a certificate, where it can share them among processes."""
+    shares = isinstance(certificate, LocalCertificate | SmoothedClassifier)
+    return {"jobs": jobs} if shares and jobs is not None else {}
+
+
+def claims_of(
+    model: Any, certificate: Any, x: np.ndarray, batch_size: int, jobs: int | None = None
+) -> tuple:
     """(certificate, radii, labels, warnings); radii are ``None`` where there is no certificate."""
     if certificate is False:
         return None, None, None, []
@@ -35,16 +45,23 @@ def claims_of(model: Any, certificate: Any, x: np.ndarray, batch_size: int) -> t
             return None, None, None, [EvaluationWarning("not-certified", note)]
     # One that decides radius by radius: its own radii would be found by a search for each image.
     bound = certificate.certificate if hasattr(certificate, "decide") else certificate
+    asked: dict[str, Any] = {"batch_size": batch_size, **shared(bound, jobs)}
     if isinstance(x, StreamedImages):
-        found = [bound.radii(x[part], batch_size=batch_size) for part in chunks(len(x))]
+        found = [bound.radii(x[part], **asked) for part in chunks(len(x))]
         labels, radii = (np.concatenate(column) for column in zip(*found, strict=True))
     else:
-        labels, radii = bound.radii(x, batch_size=batch_size)
+        labels, radii = bound.radii(x, **asked)
     return certificate, np.asarray(radii, dtype=np.float64), np.asarray(labels), []
 
 
 def decisions_of(
-    certificate: Any, x: Any, right: np.ndarray, norm: str, eps: list[float], batch_size: int
+    certificate: Any,
+    x: Any,
+    right: np.ndarray,
+    norm: str,
+    eps: list[float],
+    batch_size: int,
+    jobs: int | None = None,
 ) -> np.ndarray | None:
     """What a certificate that decides finds of each image at each radius: words (radii, n).
 
@@ -62,7 +79,8 @@ def decisions_of(
     found = np.full((len(eps), len(images)), "falsified", dtype="<U9")
     left = np.flatnonzero(right)
     for row, e in zip(found, eps, strict=True):
-        row[left] = certificate.decide(images[left], e, batch_size).outcomes
+        decided = certificate.decide(images[left], e, batch_size, **shared(certificate, jobs))
+        row[left] = decided.outcomes
         left = left[row[left] != "falsified"]
     return found
 
@@ -75,10 +93,11 @@ def smoothed_numbers(
     radii: list[float],
     names: list[float],
     batch_size: int,
+    jobs: int | None = None,
 ) -> dict[str, Any]:
     """Numbers of a smoothed classifier of the model at L2 radii, under other names for these."""
     _check_smooths(certificate, model)
-    result = certificate.accuracy(read_whole(x), y, radii, batch_size)
+    result = certificate.accuracy(read_whole(x), y, radii, batch_size, jobs)
     result["certified"] = dict(zip(names, result["certified"].values(), strict=True))
     return result
 

@@ -30,6 +30,7 @@ from dynzoo.robustness.certified import (
     claims_of,
     decisions_of,
     set_numbers,
+    shared,
     smoothed_numbers,
 )
 from dynzoo.robustness.checks.gradients import check_gradients
@@ -59,9 +60,8 @@ from dynzoo.robustness.shards import (
     pack,
     ranges,
 )
-from dynzoo.utils import extras
 from dynzoo.utils.arguments import integer, one_of, positive_floats
-from dynzoo.utils.jobs import run_jobs
+from dynzoo.utils.jobs import checked_jobs, run_jobs
 
 __all__ = ["CertificateViolation", "evaluate"]
 
@@ -137,10 +137,11 @@ def evaluate(
         prediction_sets: alpha in (0, 1) for ``dynzoo.certificates.prediction_sets``: a half of the
             images, drawn by the seed, calibrates them, and the other half measures coverage and
             sizes (``report.prediction_sets``). L2 only. ``None`` for none.
-        jobs: number of processes that attack parts of the images side by side, one thread each;
-            or workers of another engine within ``joblib.parallel_config``. The outcomes do not
-            depend on their number; 1 attacks the same parts in this process, with its threads.
-            ``None`` to attack all images here, as one part.
+        jobs: number of processes that work on parts of the images side by side, one thread each:
+            attacks, and a certificate of ``certify_local`` or ``smooth``; or workers of another
+            engine within ``joblib.parallel_config``. The outcomes do not depend on their number (a
+            time limit of a certificate set aside); 1 attacks the same parts in this process, with
+            its threads. ``None`` to attack all images here, as one part.
         shards: number of the parts, on which the outcomes depend a little, as on ``batch_size``;
             ``None`` for one without ``jobs``, and with them for eight of at least 25 images, or
             more where a batch is smaller.
@@ -173,7 +174,7 @@ def evaluate(
     run.checks = one_of("checks", checks, ("auto", "full", "quick"))
     run.surrogates, run.checkpoint = list(surrogates), checkpoint
     _divide(run, jobs, shards)
-    _check_wanted(run)
+    _check_wanted(run, certificate)
     if checks == "auto":
         run.checks = "quick" if attacks in ("fast", "none") else "full"
     if prediction_sets is not None:
@@ -213,7 +214,7 @@ def attack_part(
     run.attack_certified = one_of("attack_certified", attack_certified, ("first", "all", "none"))
     run.checkpoint = checkpoint
     _divide(run, None, shards)
-    _check_wanted(run)
+    _check_wanted(run, certificate)
     run.progress = Progress(quiet=not verbose)
     with run.progress, Draws(model, seed) as draws, _counterexample_kept(checkpoint):
         _prepare(run, certificate, draws, None)
@@ -337,13 +338,11 @@ def _plan(
 
 def _divide(run: _Run, jobs: int | None, shards: int | None) -> None:
     """Into how many parts the images are divided, and who attacks them."""
-    run.jobs = None if jobs is None else integer("jobs", jobs)
-    if run.jobs not in (None, 1):
-        extras.check("parallel")
+    run.jobs = checked_jobs(jobs)
     if shards is not None:
         run.shards = integer("shards", shards)
         ranges(len(run.y), run.shards)  # not more than images
-    elif jobs is not None:
+    elif jobs is not None and run.attacked:
         run.shards = default_shards(len(run.y), run.batch_size)
     run.divided = run.jobs is not None or shards is not None
     if run.divided and run.checkpoint is not None:
@@ -356,19 +355,23 @@ def _divide(run: _Run, jobs: int | None, shards: int | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def _check_wanted(run: _Run) -> None:
+def _check_wanted(run: _Run, certificate: Any) -> None:
     """What needs attacks is not asked for without."""
     if run.attacked:
         return
     asked = {
         "surrogates": bool(run.surrogates),
         "checkpoint": run.checkpoint is not None,
-        "jobs": run.jobs is not None,
         "shards": run.shards > 1,
     }
     for name, is_asked in asked.items():
         if is_asked:
             raise ValueError(f"`{name}` needs attacks. Received: attacks='none'")
+    if run.jobs is not None and not shared(certificate, run.jobs):
+        raise ValueError(
+            "`jobs` needs attacks, or a certificate of `certify_local` or `smooth`. Received: "
+            "attacks='none'"
+        )
 
 
 def _prepare(run: _Run, certificate: Any, draws: Draws, alpha: float | None) -> None:
@@ -396,15 +399,16 @@ def _certify(run: _Run, certificate: Any, alpha: float | None) -> None:
         if isinstance(certificate, SmoothedClassifier):
             at = [e * run.factor for e in run.eps]
             of = (certificate, run.model, run.given, run.y)
-            run.smoothed, certificate = smoothed_numbers(*of, at, run.eps, run.batch_size), False
-        found = claims_of(run.model, certificate, run.x, run.batch_size)
+            how = (run.batch_size, run.jobs)
+            run.smoothed, certificate = smoothed_numbers(*of, at, run.eps, *how), False
+        found = claims_of(run.model, certificate, run.x, run.batch_size, run.jobs)
     run.certificate, run.radii, run.cert_labels, notes = found
     run.warnings += notes
     if run.certificate is not None:
         with run.progress.watching("decisions at the images"):
             right = run.correct & (run.cert_labels == run.y)
             run.decisions = decisions_of(
-                run.certificate, run.x, right, run.norm, run.eps, run.batch_size
+                run.certificate, run.x, right, run.norm, run.eps, run.batch_size, run.jobs
             )
         if run.decisions is not None and run.norm == "l2":
             # What is decided is a claim that every attack tests.
@@ -444,7 +448,7 @@ def _attack(run: _Run, certificate_given: Any) -> Found:
     about = _about(run, certificate_given)
     parts = ranges(len(run.y), run.shards)
     tasks = [partial(_shard, run, k, rows, about) for k, rows in enumerate(parts)]
-    if run.jobs in (None, 1):
+    if run.jobs in (None, 1) or not run.attacked:
         found = [attack_shard(run.model, run.planned, make(), run.progress) for make in tasks]
         return merge(found, parts)
     packed = pack(run.model, run.planned, run.seed)

@@ -7,14 +7,35 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dynzoo.utils.extras import extra
+from dynzoo.utils.arguments import integer
+from dynzoo.utils.extras import check, extra
 
-__all__ = ["run_jobs"]
+__all__ = ["checked_jobs", "run_jobs"]
 
 # How often what a lost worker had is given out anew.
 _TRIES = 3
 # One thread a worker, or they wait for one another: those of OpenMP are joblib's to set.
 _ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "NPROC": "1"}
+
+
+def checked_jobs(jobs: Any) -> int | None:
+    """A number of processes, or ``None``, before anything is computed.
+
+    Raises:
+        ImportError: if there are to be several, without joblib.
+        ValueError: if it is no positive integer.
+
+    Example:
+
+    >>> from dynzoo.utils.jobs import checked_jobs
+    >>> checked_jobs(1)
+    1
+    """
+    if jobs is None:
+        return None
+    if (number := integer("jobs", jobs)) > 1:
+        check("parallel")
+    return number
 
 
 def run_jobs(

@@ -22,6 +22,7 @@ from dynzoo.robustness.report import RobustnessReport
 from dynzoo.utils.arguments import positive_floats
 from dynzoo.utils.files import write_atomically
 from dynzoo.utils.formatting import percent, radius_text
+from dynzoo.utils.jobs import checked_jobs
 from dynzoo.zoo import files as preset_files
 from dynzoo.zoo.cards import model_card
 
@@ -133,7 +134,8 @@ def measure(
         local: a method of `dynzoo.certificates.certify_local`, whose certificate the images of the
             report get in place of that of the Lipschitz bound; `None` for none.
         time_limit: its seconds for an image, or `None`.
-        jobs: processes that attack side by side, as in `dynzoo.evaluate`.
+        jobs: processes that work side by side, as in `dynzoo.evaluate`: on attacks, `local`
+            certificates, the audit and the corruptions.
         shards: parts of the images that are attacked by themselves, as in `dynzoo.evaluate`.
 
     Returns:
@@ -147,7 +149,9 @@ def measure(
     """
     x, y = check_images_or_stream(x, y)
     check_unit_range(model)
-    eps = positive_floats("eps", eps)
+    eps, jobs = positive_floats("eps", eps), checked_jobs(jobs)
+    if jobs is not None and attacks == "none" and not (local or audit or corruptions):
+        raise ValueError("`jobs` needs attacks, `local`, `audit` or `corruptions` to share")
     certificate = certify(model)
     top = (1, 5) if len(certificate.pair_distances) >= _TOP5_CLASSES else (1,)
     parts = []
@@ -186,11 +190,11 @@ def measure(
             checkpoint=checkpoint,
             attack_certified=attack_certified,
             prediction_sets=prediction_sets,
-            jobs=jobs,
+            jobs=None if attacks == "none" and local is None else jobs,
             shards=shards,
         )
         few = (x[:attack_limit], y[:attack_limit], batch_size, seed)
-        slope = _add_sections(made, model, certificate, *few, audit, corruptions)
+        slope = _add_sections(made, model, certificate, *few, audit, corruptions, jobs)
         if made.images < len(x):
             made.sections.append(_all_images(correct, proved, eps, factor))
     return Measurement(
@@ -230,19 +234,20 @@ def _add_sections(
     seed: int,
     audit: bool,
     corruptions: bool,
+    jobs: int | None,
 ) -> float | None:
     """Sections of a report that are asked for beside it; the slope that an audit found."""
     slope = None
     if audit:
         from dynzoo.certificates.audit import audit as search
 
-        found = search(model, x, certificate=certificate, seed=seed, **_AUDIT)
+        found = search(model, x, certificate=certificate, seed=seed, jobs=jobs, **_AUDIT)
         report.sections.append(found.section())
         slope = found.slope
     if corruptions:
         from dynzoo.robustness.corruptions import evaluate_corruptions
 
-        measured = evaluate_corruptions(model, x, y, batch_size=batch_size, seed=seed)
+        measured = evaluate_corruptions(model, x, y, batch_size=batch_size, seed=seed, jobs=jobs)
         report.sections.append(measured.section())
     return slope
 

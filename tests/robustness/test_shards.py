@@ -181,7 +181,8 @@ def test_what_cannot_travel_is_named():
         (["--shard", "4/3"], "must be a part such as 3/16"),
         (["--shard", "1/3"], "--shard needs --checkpoint FOLDER"),
         (["--shard", "1/3", "--checkpoint", "f", "--output", "a.html"], "--output is of a whole"),
-        (["--jobs", "2", "--attacks", "none"], "need attacks"),
+        (["--jobs", "2", "--attacks", "none"], "--jobs has nothing to share"),
+        (["--shards", "2", "--attacks", "none", "--local", "crown"], "need attacks"),
     ],
 )
 def test_the_command_names_bad_options(options, message, capsys):

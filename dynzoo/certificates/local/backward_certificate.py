@@ -13,10 +13,12 @@ from dynzoo.certificates.certificate import Certificate
 from dynzoo.certificates.local.backward import Backward, Plan
 from dynzoo.certificates.local.branching import decided
 from dynzoo.certificates.local.lines import MODES
-from dynzoo.certificates.local.movement_certificate import LocalCertificate
+from dynzoo.certificates.local.movement_certificate import Ball, LocalCertificate
+from dynzoo.certificates.local.parts import in_chunks, in_parts
 from dynzoo.certificates.local.rows import Rows
 from dynzoo.certificates.local.slopes import optimised, tightened
 from dynzoo.utils.arguments import number
+from dynzoo.utils.jobs import checked_jobs
 
 __all__ = ["AlphaCertificate", "BackwardCertificate", "output_rows"]
 
@@ -58,7 +60,12 @@ class BackwardCertificate(LocalCertificate):
         self._plan = Plan(self._unrolled, order, self.exact_units)
 
     def certified(
-        self, x: Any, eps: float, batch_size: int = 256, rounding: str | None = None
+        self,
+        x: Any,
+        eps: float,
+        batch_size: int = 256,
+        rounding: str | None = None,
+        jobs: int | None = None,
     ) -> tuple[Array, Array]:
         """Labels, and whether each is proved to hold within a radius: one ball, not a search.
 
@@ -67,34 +74,41 @@ class BackwardCertificate(LocalCertificate):
             eps: radius, in the units of x and the norm of ``norm``.
             batch_size: as in ``radii``.
             rounding: as in ``radii``.
+            jobs: as in ``radii``.
 
         Returns:
             (labels (n,) int64, booleans (n,)).
         """
-        eps = number("eps", eps)
+        eps, jobs = number("eps", eps), checked_jobs(jobs)
         given = self._begin(x, batch_size, rounding)
         answers = given.radii >= eps
         open_rows = given.rows[~answers[given.rows]]
         self._tell(len(answers) - len(open_rows))
-        for chunk in self._chunks(open_rows, 0):
-            ball = given.balls(chunk)
-            radius = eps + given.moved[chunk]
-            rivals = self._rivals(ball.labels, ball.margins, ball.growth)
-            values = self._unrolled.values(ball.images)
-            self._start(len(chunk))
-            reach = self._reach(values, radius, *rivals[1:], limits=rivals[0])
-            answers[chunk] = (reach >= radius) & (ball.limit > radius)
-            self._tell(len(chunk))
+
+        def task(chunk: Array) -> tuple[Ball, Array]:
+            return given.balls(chunk), eps + given.moved[chunk]
+
+        for chunk, found in in_parts(self, "_holds", self._chunks(open_rows, 0), task, jobs):
+            answers[chunk] = found
         return given.labels, answers
 
-    def slopes(self, x: Any, radius: Any) -> Array:
+    def _holds(self, ball: Ball, radius: Array) -> Array:
+        limits, margins, growth, directions = self._rivals(ball.labels, ball.margins, ball.growth)
+        values = self._unrolled.values(ball.images)
+        self._start(len(radius))
+        reach = self._reach(values, radius, margins, growth, directions, limits)
+        return (reach >= radius) & (ball.limit > radius)
+
+    def slopes(self, x: Any, radius: Any, jobs: int | None = None) -> Array:
         """Not known to this method: ``certify_local(model)`` has it."""
         raise ValueError(f"`slopes` needs method='movement'. Received: method={self.method!r}")
 
     def _chunks(self, rows: Array, directions: int) -> list[Array]:
         units = sum(math.prod(shape) for shape in self._unrolled.shapes)
-        at_once = max(1, _ENTRIES // units)
-        return [rows[i : i + at_once] for i in range(0, len(rows), at_once)]
+        return in_chunks(rows, _ENTRIES // units)
+
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | {"time_limit": self.time_limit}
 
     def _start(self, images: int) -> None:
         """The clock of a chunk of images."""

@@ -14,7 +14,10 @@ from dynzoo.certificates.compiled_inference import run_batches
 from dynzoo.certificates.identity import input_dtype
 from dynzoo.certificates.local.backward_certificate import AlphaCertificate
 from dynzoo.certificates.local.branching import decided, descended
+from dynzoo.certificates.local.movement_certificate import Ball
+from dynzoo.certificates.local.parts import in_parts
 from dynzoo.utils.arguments import number
+from dynzoo.utils.jobs import checked_jobs
 
 __all__ = ["OUTCOMES", "CompleteCertificate", "Decisions"]
 
@@ -81,14 +84,24 @@ class CompleteCertificate(AlphaCertificate):
         super().__init__(certificate, model, iterations, exact_units, norm, limit)
 
     def certified(
-        self, x: Any, eps: float, batch_size: int = 256, rounding: str | None = None
+        self,
+        x: Any,
+        eps: float,
+        batch_size: int = 256,
+        rounding: str | None = None,
+        jobs: int | None = None,
     ) -> tuple[Array, Array]:
         """Labels, and whether each is proved to hold within a radius, as ``decide`` finds."""
-        found = self.decide(x, eps, batch_size, rounding)
+        found = self.decide(x, eps, batch_size, rounding, jobs)
         return found.labels, found.outcomes == "certified"
 
     def decide(
-        self, x: Any, eps: float, batch_size: int = 256, rounding: str | None = None
+        self,
+        x: Any,
+        eps: float,
+        batch_size: int = 256,
+        rounding: str | None = None,
+        jobs: int | None = None,
     ) -> Decisions:
         """Each answer is certified within a radius, falsified with a point of the ball, or open.
 
@@ -100,32 +113,49 @@ class CompleteCertificate(AlphaCertificate):
             eps: radius, in the units of x and the norm of ``norm``.
             batch_size: as in ``radii``.
             rounding: as in ``radii``.
+            jobs: as in ``radii``, image by image. What is decided before the time is over does not
+                depend on it; how far that comes does, as on anything else that the machine does.
 
         Returns:
             The ``Decisions``.
         """
-        eps = number("eps", eps)
+        eps, jobs = number("eps", eps), checked_jobs(jobs)
         given = self._begin(x, batch_size, rounding)
         exact = np.asarray(self.certificate._check_images(x), np.float64)
         points = given.images.copy()
         outcomes = np.where(given.radii >= eps, "certified", "unknown").astype("<U9")
         rows = given.rows[outcomes[given.rows] == "unknown"]
         self._tell(len(outcomes) - len(rows))
-        for row in rows:
-            self._start(1)
-            ball = given.balls(np.array([row]))
-            search = _Ball(self, exact[row], points[row], int(given.labels[row]), eps)
-            answer = None
-            if ball.limit[0] > eps + given.moved[row]:
-                answer = self._decide(ball, eps + float(given.moved[row]), search)
-            if search.found is not None:
-                outcomes[row], points[row] = "falsified", search.found
-            elif answer:
-                outcomes[row] = "certified"
-            self._tell(1)
+
+        def task(row: Array) -> tuple[Any, ...]:
+            return given.balls(row), float(given.moved[row[0]]), exact[row[0]], points[row[0]], eps
+
+        for (row,), (word, point) in in_parts(self, "_decided", list(rows[:, None]), task, jobs):
+            # A process has a model of its own: what falsifies is given to this one.
+            if word == "falsified" and self._answer(point) == given.labels[row]:
+                continue
+            outcomes[row], points[row] = word, point
         return Decisions(eps, self.norm, given.labels, outcomes, points)
 
-    def _decide(self, ball: Any, radius: float, search: _Ball) -> bool | None:
+    def _decided(
+        self, ball: Ball, moved: float, x: Array, seen: Array, eps: float
+    ) -> tuple[str, Array]:
+        """What is known of one image, and a point that falsifies it, or the image."""
+        self._start(1)
+        search = _Search(self, x, seen, int(ball.labels[0]), eps)
+        answer = None
+        if ball.limit[0] > eps + moved:
+            answer = self._decide(ball, eps + moved, search)
+        if search.found is not None:
+            return "falsified", search.found
+        return "certified" if answer else "unknown", seen
+
+    def _answer(self, point: Array) -> int:
+        certificate = self.certificate
+        logits = run_batches(certificate._model, certificate._settings, point[None], 1)[0]
+        return int(logits.argmax())
+
+    def _decide(self, ball: Ball, radius: float, search: _Search) -> bool | None:
         rivals = self._rivals(ball.labels, ball.margins, ball.growth)
         limits, margins, growth, directions = rivals
         near = max(1, int((limits < radius).sum()))
@@ -145,7 +175,7 @@ class CompleteCertificate(AlphaCertificate):
         return decided(bounds, directions[0], needed - 1e-9 * np.abs(needed), search.breaks)
 
 
-class _Ball:
+class _Search:
     """Looks for a point of a ball with another answer of the model itself."""
 
     def __init__(self, local: CompleteCertificate, x: Array, seen: Array, label: int, eps: float):
@@ -162,9 +192,7 @@ class _Ball:
         distance = np.linalg.norm((point.astype(np.float64) - self.x).ravel(), order)
         if not distance <= self.eps:
             return False
-        certificate = local.certificate
-        logits = run_batches(certificate._model, certificate._settings, point[None], 1)[0]
-        if int(logits.argmax()) == self.label:
+        if local._answer(point) == self.label:
             return False
         self.found = point
         return True

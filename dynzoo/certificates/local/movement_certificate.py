@@ -14,13 +14,16 @@ from dynzoo.certificates.certificate import Certificate
 from dynzoo.certificates.graph import trace
 from dynzoo.certificates.identity import input_dtype
 from dynzoo.certificates.local.layers import unroll
+from dynzoo.certificates.local.parts import in_chunks, in_parts, sent
 from dynzoo.certificates.local.relaxation import relax
 from dynzoo.certificates.margins import pair_errors, reach
 from dynzoo.certificates.rounding.bound import rounding_kinds
 from dynzoo.certificates.upper import product
+from dynzoo.inference.packed import Packed
 from dynzoo.utils.arguments import integer, number
+from dynzoo.utils.jobs import checked_jobs
 
-__all__ = ["LocalCertificate"]
+__all__ = ["Ball", "LocalCertificate"]
 
 # Numbers in the largest array of a backward pass.
 _ENTRIES = 8_000_000
@@ -29,7 +32,7 @@ _GROWTH = 3.0
 _TOLERANCE = 0.01
 
 
-class _Ball(NamedTuple):
+class Ball(NamedTuple):
     """Images, their labels, margins (n, K) less rounding, its growth (n, K) and the reach (n,)."""
 
     images: np.ndarray
@@ -53,12 +56,12 @@ class _Given:
     rows: np.ndarray
     kinds: tuple[str, ...]
 
-    def balls(self, chunk: np.ndarray) -> _Ball:
+    def balls(self, chunk: np.ndarray) -> Ball:
         z, own = self.logits[chunk], self.labels[chunk]
         error, growth, limit = self.local._rounding(self.seen[chunk], own, self.kinds)
         margins = z[np.arange(len(z)), own][:, None] - z - error
         stretch = self.local._stretch
-        return _Ball(self.images[chunk], own, margins, growth * stretch, limit / stretch)
+        return Ball(self.images[chunk], own, margins, growth * stretch, limit / stretch)
 
 
 class LocalCertificate:
@@ -98,6 +101,7 @@ class LocalCertificate:
         self.certificate, self._model = certificate, model
         self.lipschitz, self.norm = certificate.lipschitz, norm
         self.tick: Callable[[int], Any] | None = None
+        self._known_as: tuple[dict[str, Any], Packed] | None = None
         self.iterations = integer("iterations", iterations)
         self.exact_units = exact_units
         if exact_units is not None:
@@ -110,7 +114,11 @@ class LocalCertificate:
         self._stretch = 1.0 if norm == "l2" else math.sqrt(entries) * (1 + 1e-12)
 
     def radii(
-        self, x: Any, batch_size: int = 256, rounding: str | None = None
+        self,
+        x: Any,
+        batch_size: int = 256,
+        rounding: str | None = None,
+        jobs: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Labels and certified radii: of the global and the local bound the larger.
 
@@ -118,6 +126,10 @@ class LocalCertificate:
             x: float images (n, ...) of the model's input shape, in the scale the model takes.
             batch_size: images per forward pass of the model.
             rounding: what is assumed of roundings, as in ``Certificate.radii``.
+            jobs: number of processes that bound parts of the images side by side, one thread each,
+                or of another engine of joblib (see ``dynzoo.evaluate``); labels and radii are those
+                of one process with one thread, but where a time limit cuts the work short.
+                ``None`` for none.
 
         Returns:
             (labels (n,) int64, radii (n,) float64 in the units of x and the norm of ``norm``).
@@ -125,21 +137,33 @@ class LocalCertificate:
         Raises:
             StaleCertificateError: (a ValueError) if the model changed since it was certified.
             ReferenceMismatchError: if the forward pass is too far from the float64 reference.
-            ValueError: if x is not a float array of the model's input shape.
+            ValueError: if x is not a float array of the model's input shape, or ``jobs`` no number
+                of processes.
         """
+        jobs = checked_jobs(jobs)
         given = self._begin(x, batch_size, rounding)
         self._tell(len(given.labels) - len(given.rows))
-        for chunk in self._chunks(given.rows, len(self.certificate.pair_distances)):
-            ball = given.balls(chunk)
-            start = given.radii[chunk] + given.moved[chunk]
-            found = self._grow(ball.images, ball.labels, ball.margins, ball.growth, start)
-            radius = np.minimum(found, ball.limit) - given.moved[chunk]
+        chunks = self._chunks(given.rows, len(self.certificate.pair_distances))
+
+        def task(chunk: np.ndarray) -> tuple[Ball, np.ndarray]:
+            return given.balls(chunk), given.radii[chunk] + given.moved[chunk]
+
+        for chunk, found in in_parts(self, "_reached", chunks, task, jobs):
+            radius = found - given.moved[chunk]
             given.radii[chunk] = np.maximum(given.radii[chunk], radius)
-            self._tell(len(chunk))
         return given.labels, given.radii
 
+    def _reached(self, ball: Ball, start: np.ndarray) -> np.ndarray:
+        found = self._grow(ball.images, ball.labels, ball.margins, ball.growth, start)
+        return np.minimum(found, ball.limit)
+
     def certified(
-        self, x: Any, eps: float, batch_size: int = 256, rounding: str | None = None
+        self,
+        x: Any,
+        eps: float,
+        batch_size: int = 256,
+        rounding: str | None = None,
+        jobs: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Labels, and whether each is proved to hold within a radius.
 
@@ -148,12 +172,13 @@ class LocalCertificate:
             eps: radius, in the units of x and the norm of ``norm``.
             batch_size: as in ``radii``.
             rounding: as in ``radii``.
+            jobs: as in ``radii``.
 
         Returns:
             (labels (n,) int64, booleans (n,)).
         """
         eps = number("eps", eps)
-        labels, radii = self.radii(x, batch_size, rounding)
+        labels, radii = self.radii(x, batch_size, rounding, jobs)
         return labels, radii >= eps
 
     def _tell(self, images: int) -> None:
@@ -203,17 +228,18 @@ class LocalCertificate:
         assert best is not None
         return best
 
-    def slopes(self, x: Any, radius: Any) -> np.ndarray:
+    def slopes(self, x: Any, radius: Any, jobs: int | None = None) -> np.ndarray:
         """Lipschitz bounds of the differences of logits on balls, between any two points of them.
 
         Args:
             x: float images (n, ...) of the model's input shape.
             radius: positive radius of the balls, or one for each image (n,).
+            jobs: as in ``radii``.
 
         Returns:
             Array (n, K, K): bound of the constant of logit i minus logit j, at most the global one.
         """
-        certificate = self.certificate
+        certificate, jobs = self.certificate, checked_jobs(jobs)
         certificate._check_current()
         images = np.asarray(certificate._check_images(x), np.float64)
         radius = np.broadcast_to(np.asarray(radius, np.float64), (len(images),))
@@ -221,20 +247,25 @@ class LocalCertificate:
             raise ValueError(f"`radius` must be finite and above 0. Received: radius={radius!r}")
         classes = len(certificate.pair_distances)
         first, second = np.triu_indices(classes, 1)
-        directions = np.eye(classes)[first] - np.eye(classes)[second]
         result = np.zeros((len(images), classes, classes))
-        for chunk in self._chunks(np.arange(len(images)), len(first)):
-            bounds = relax(
-                self._unrolled,
-                self._unrolled.values(images[chunk]),
-                radius[chunk],
-                self.exact_units or 0,
-                anywhere=True,
-            )
-            found, _ = bounds.lower(np.broadcast_to(directions, (len(chunk), *directions.shape)))
+        chunks = self._chunks(np.arange(len(images)), len(first))
+
+        def task(chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return images[chunk], radius[chunk]
+
+        for chunk, found in in_parts(self, "_steepest", chunks, task, jobs):
             result[chunk[:, None], first, second] = found
         result += result.swapaxes(1, 2)
         return np.minimum(result, product(certificate.body_lipschitz, certificate.pair_distances))
+
+    def _steepest(self, images: np.ndarray, radius: np.ndarray) -> np.ndarray:
+        """Bounds (n, pairs) of the slopes of all pairs of classes."""
+        classes = len(self.certificate.pair_distances)
+        first, second = np.triu_indices(classes, 1)
+        directions = np.eye(classes)[first] - np.eye(classes)[second]
+        values = self._unrolled.values(images)
+        bounds = relax(self._unrolled, values, radius, self.exact_units or 0, anywhere=True)
+        return bounds.lower(np.broadcast_to(directions, (len(images), *directions.shape)))[0]
 
     def to_dict(self) -> dict[str, Any]:
         """The global certificate's numbers and the settings of the local one, for JSON."""
@@ -254,8 +285,23 @@ class LocalCertificate:
         sizes = [int(np.prod(shape)) for shape in self._unrolled.shapes]
         exact = [size for size in sizes if size <= (self.exact_units or 0)]
         many = max([directions, *exact])
-        at_once = max(1, _ENTRIES // (many * max(exact, default=1) + directions * max(sizes)))
-        return [rows[i : i + at_once] for i in range(0, len(rows), at_once)]
+        at_once = _ENTRIES // (many * max(exact, default=1) + directions * max(sizes))
+        return in_chunks(rows, at_once)
+
+    def _settings(self) -> dict[str, Any]:
+        """Arguments of ``__init__`` beside the global certificate and the model."""
+        return {
+            "iterations": self.iterations,
+            "exact_units": self.exact_units,
+            "norm": self.norm,
+        }
+
+    def _packed(self) -> Packed:
+        """The certificate for other processes, packed once: the model may not change anyway."""
+        settings = self._settings()
+        if self._known_as is None or self._known_as[0] != settings:
+            self._known_as = settings, sent(self, settings)
+        return self._known_as[1]
 
     def _rivals(
         self, labels: np.ndarray, margins: np.ndarray, growth: np.ndarray
