@@ -21,14 +21,13 @@ from pathlib import Path
 import keras
 import numpy as np
 import reach as reaching
+from as_trained import compile_as_trained
 
 from dynzoo import training
 from dynzoo.backend import fit_with_jit
-from dynzoo.training import builders as optimization
 from dynzoo.training import recipes
 from dynzoo.training import run as runs
 from dynzoo.training.distribution import OneDevice, Replicas
-from dynzoo.training.epoch_values import at_epoch
 from dynzoo.utils.csv_text import csv_text
 
 # Name: (bytes a second each way, seconds of latency of a message). From data sheets: NVLink 4 at
@@ -52,17 +51,9 @@ def step(fixed, image, batch, devices, size, link):
 
 
 def compiled(recipe, replicas):
-    settings = recipe["training"]
-    optimizer = dict(settings["optimizer"], learning_rate=1e-3)
-    if "adam_learning_rate" in optimizer:
-        optimizer["adam_learning_rate"] = 1e-3
     with replicas.scope():
         model = training.build_model(recipe, 10, (32, 32, 3))
-        model.compile(
-            optimizer=optimization.make_optimizer(optimizer, 10_000, {"warmup": 0.0}),
-            loss=optimization.make_loss(at_epoch(settings["loss"], 0)),
-            jit_compile=fit_with_jit(),
-        )
+        compile_as_trained(model, recipe, fit_with_jit())
         model.optimizer.build(model.trainable_variables)
     return model
 

@@ -25,13 +25,12 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from as_trained import compile_as_trained
 
 from dynzoo import backend, training
 from dynzoo import layers as dl
 from dynzoo.training import allocator, recipes
-from dynzoo.training import builders as optimization
 from dynzoo.training import run as runs
-from dynzoo.training.epoch_values import at_epoch
 
 
 def plain_twin(model):
@@ -70,13 +69,7 @@ def random_batch(size):
 
 def prepare(model, recipe, jit, x, y):
     """Compiles as the recipe trains, and takes the first steps."""
-    settings = recipe["training"]
-    optimizer = dict(settings["optimizer"], learning_rate=1e-3, adam_learning_rate=1e-3)
-    model.compile(
-        optimizer=optimization.make_optimizer(optimizer, 1000, {"warmup": 0.0}),
-        loss=optimization.make_loss(at_epoch(settings["loss"], 0)),
-        jit_compile=jit,
-    )
+    compile_as_trained(model, recipe, jit)
     for _ in range(2):
         model.train_on_batch(x, y)
 
