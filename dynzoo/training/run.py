@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -25,6 +26,8 @@ from dynzoo.utils.files import write_atomically
 
 __all__ = ["Run", "figure_of_merit", "hardware", "message", "session"]
 
+# flags of Linux, the widest first
+_INSTRUCTIONS = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}
 _HASHED_WHOLE = 2**32  # pixels of streamed images that are all read for a hash of them
 _HASHED = 4096  # images, of more
 _COLUMNS = (
@@ -238,9 +241,24 @@ def hardware(devices: int = 1) -> str:
     if accelerator:
         return accelerator if devices == 1 else f"{devices} x {accelerator}"
     model = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            model = next(line.split(":")[1].strip() for line in file if "model name" in line)
-    except (OSError, StopIteration):
-        pass
+    with contextlib.suppress(OSError):
+        model = processor(Path("/proc/cpuinfo").read_text(encoding="utf-8")) or model
     return f"{os.cpu_count()} CPU cores ({model}), no GPU"
+
+
+def processor(cpuinfo: str) -> str:
+    r"""The model that Linux names, and its widest instructions: by these alone speeds differ a lot.
+
+    Example:
+
+    >>> from dynzoo.training.run import processor
+    >>> processor("model name : AMD EPYC\nflags : sse2 avx avx2 fma")
+    'AMD EPYC, AVX2'
+    """
+    fields: dict[str, str] = {}
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    flags = fields.get("flags", "").split()
+    widest = next((name for flag, name in _INSTRUCTIONS.items() if flag in flags), "")
+    return ", ".join(part for part in (fields.get("model name", ""), widest) if part)

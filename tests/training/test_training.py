@@ -418,3 +418,21 @@ def test_a_built_model_is_that_of_the_recipe():
     one, other = (training.build_model(config, 3, (8, 8, 3)).get_weights() for _ in range(2))
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ("fpu avx avx2 avx512f avx512bw amx_tile", "Xeon, AMX"),
+        ("fpu avx avx2 avx512f", "Xeon, AVX-512"),
+        ("fpu avx avx2", "Xeon, AVX2"),
+        ("fpu", "Xeon"),
+    ],
+)
+def test_the_processor_is_named_with_its_widest_instructions(flags, expected):
+    text = f"processor : 0\nmodel name : Xeon\nflags : {flags}\n\nmodel name : other\n"
+    assert runs.processor(text) == expected
+    assert (
+        runs.processor(f"Features : {flags}") == ""
+    )  # as on ARM, where platform knows the machine
