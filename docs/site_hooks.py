@@ -17,7 +17,7 @@ ELSEWHERE = {
     "CONTRIBUTING.md": "extending.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
-    "benchmarks/README.md": "benchmarks.md",
+    "benchmarks/README.md": "measurements.md",
     **{
         f"pretrained/{place.parent.name}/README.md": f"presets/{place.parent.name}.md"
         for place in sorted((ROOT / "pretrained").glob("*/README.md"))
@@ -61,7 +61,7 @@ def on_config(config):
             section["Reference"] = pages
         if isinstance(section, dict) and "Results" in section:
             cards = [page for page in ELSEWHERE.values() if page.startswith("presets/")]
-            section["Results"] = [*section["Results"], "benchmarks.md", *cards]
+            section["Results"] = [*section["Results"], "measurements.md", *cards]
     return config
 
 

@@ -201,3 +201,9 @@ def test_links_out_of_the_pages_lead_to_pages(site):
     text += " [e](notebooks/search.ipynb)"
     made = "[a](../extending.md#layout) [b](../zoo.md) c `[d](x.md)` [e](../notebooks/search.md)"
     assert site.relinked(text, "docs/proof.md", "systems/proof.md") == made
+
+
+@pytest.mark.any_backend
+def test_pages_from_elsewhere_take_no_page_of_the_docs():
+    hooks = load_script(DOCS / "site_hooks.py")
+    assert not [page for page in hooks.ELSEWHERE.values() if (DOCS / page).exists()]
