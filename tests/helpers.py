@@ -7,8 +7,15 @@ import pytest
 
 from dynzoo import backend
 
-# What starts processes anew and asks little of the backend: quick tests do it on PyTorch alone.
-slow_elsewhere = pytest.mark.slow if backend.name() != "torch" else lambda test: test
+# Of what takes long and asks little of the backend: quick tests do it on PyTorch alone.
+SLOW_ELSEWHERE = [] if backend.name() == "torch" else [pytest.mark.slow]
+
+
+def slow_elsewhere(test):
+    """Marks a test as slow on TensorFlow and JAX."""
+    for mark in SLOW_ELSEWHERE:
+        test = mark(test)
+    return test
 
 
 def load_script(path):

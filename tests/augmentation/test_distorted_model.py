@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
+from helpers import slow_elsewhere
 from hypothesis import given
 from keras import ops
 from training_fixtures import RECIPE
@@ -176,6 +177,7 @@ def _weights(*models):
     return (m.get_weights() for m in models)
 
 
+@slow_elsewhere
 def test_a_stopped_training_goes_on_with_the_same_distortions(images, tmp_path, monkeypatch):
     def train(output, **arguments):
         config = _recipe(dtype="mixed_bfloat16")
@@ -203,6 +205,7 @@ def test_a_stopped_training_goes_on_with_the_same_distortions(images, tmp_path, 
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@slow_elsewhere
 def test_only_a_recipe_with_distortions_gets_a_distorted_model(images, tmp_path, monkeypatch):
     seen = []
 

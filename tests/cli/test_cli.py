@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import yaml
+from helpers import slow_elsewhere
 from PIL import Image
 
 import dynzoo
@@ -323,6 +324,7 @@ def _pixels(preset):
         return arrays["x_test"] / np.float32(255)
 
 
+@slow_elsewhere
 def test_evaluate_goes_on_audits_and_corrupts(tiny, capsys):
     arguments = (
         "evaluate tiny --limit 8 --attacks apgd-ce,pgd --eps 1/50,2.0 --attack-certified none "
@@ -349,6 +351,7 @@ def test_evaluate_linf_is_the_converted_certificate(tiny, capsys):
     assert list(linf.values()) == list(l2.values())
 
 
+@slow_elsewhere
 def test_update_card(tiny):
     before = json.loads((tiny / "metadata.json").read_text())
     command = "evaluate tiny --update-card --attacks fast --attack-limit 10 --limit 30"

@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+from helpers import slow_elsewhere
 from masking_fixtures import FIXTURES, wrapped
 from robustness_fixtures import centroids, held_out, ridge
 
@@ -54,6 +55,7 @@ def test_masking_is_flagged(name):
     assert names & expected
 
 
+@slow_elsewhere
 @pytest.mark.parametrize("name", ["zero gradient", "negated gradient", "noisy gradient"])
 def test_several_checks_expose_masked_gradients(name):
     """Transfer from the plain model, attacks without gradients, and a planted example."""

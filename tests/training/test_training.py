@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from helpers import norm
+from helpers import norm, slow_elsewhere
 from keras import ops
 from training_fixtures import RECIPE, killed_after
 
@@ -157,6 +157,7 @@ def test_a_killed_run_goes_on_where_its_last_epoch_ended(whole, data, tmp_path):
     assert_same_weights(weights, whole[1])
 
 
+@slow_elsewhere
 def test_held_out_images_may_be_looked_at_less_often(whole, data, tmp_path):
     config = recipe(validate_every=2, keep="best")
     output = tmp_path / "run"
@@ -209,6 +210,7 @@ def test_a_run_made_shorter_before_its_first_look_keeps_its_last_epoch(data, tmp
     assert metadata["training"]["chosen"] == "last epoch"
 
 
+@slow_elsewhere
 def test_no_epoch_without_a_look_leaves_a_checkpoint(data, tmp_path, monkeypatch):
     written = []
     write = training.checkpoints.write
@@ -390,6 +392,7 @@ def test_the_loss_may_change_from_epoch_to_epoch(data, tmp_path):
     assert 3.5 < second - first < 5.0
 
 
+@slow_elsewhere
 def test_distortions_may_change_from_epoch_to_epoch(data, tmp_path, monkeypatch):
     given = []
 
