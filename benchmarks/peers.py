@@ -283,8 +283,7 @@ def table(result):
     """The results as Markdown."""
     batch = result["batch_size"]
     lines = [
-        f"| {'; '.join(f'{n} {v}' for n, v in result['versions'].items())} "
-        "| dynzoo | deel-torchlip | orthogonium | plain layers |",
+        "| | dynzoo | deel-torchlip | orthogonium | plain layers |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
 
@@ -332,7 +331,8 @@ def table(result):
     sums = [sum(v["cpu_seconds"] for v in m.values()) for m in result["ensemble"].values()]
     lines.append(f"| all | {sums[0]:.1f} | | {sums[1]:.1f} | |")
     load = " to ".join(f"{v:.1f}" for v in result["load"])
-    lines += ["", f"{result['hardware']}, one thread, load average {load}."]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines += ["", f"{result['hardware']}, one thread, load average {load}; {versions}."]
     return "\n".join(lines) + "\n"
 
 
