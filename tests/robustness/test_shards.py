@@ -48,6 +48,7 @@ def same(one, other):
         np.testing.assert_array_equal(a.x_adv, b.x_adv)
 
 
+@pytest.mark.any_backend
 @given(images=st.integers(1, 500), data=st.data())
 def test_parts_hold_each_image_once(images, data):
     count = data.draw(st.integers(1, images))
@@ -56,6 +57,7 @@ def test_parts_hold_each_image_once(images, data):
     assert len(parts) == count and max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@pytest.mark.any_backend
 @given(images=st.integers(1, 20_000), batch_size=st.integers(1, 512))
 def test_default_parts_do_not_depend_on_the_workers(images, batch_size):
     count = default_shards(images, batch_size)
