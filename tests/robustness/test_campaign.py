@@ -178,18 +178,25 @@ def test_progress_speaks_at_each_attack_and_knows_the_time_left(capsys):
     assert [clock(s) for s in (5, 95, 3725)] == ["0:05", "1:35", "1:02:05"]
 
 
+def left_every_ten_seconds(monkeypatch, made, thought, seconds, passes=0):
+    """What is said to be left, where other batches tell of so many seconds for all of it."""
+    monkeypatch.setattr("dynzoo.robustness.progress.seconds_left", lambda _: thought)
+    now = [0.0]
+    lines = io.StringIO()
+    progress = Progress(file=lines, clock=lambda: now[0])
+    for now[0] in range(0, seconds, 10):
+        progress(made)
+        for _ in range(passes):
+            made.work.count(made.work.images, False)
+    return [line.split("left ")[1] for line in lines.getvalue().splitlines()]
+
+
 @any_backend
 def test_the_time_left_falls_within_a_batch(monkeypatch):
     made, _ = campaign(2, stop_after=4)
     with pytest.raises(KeyboardInterrupt):
         made.run()
-    monkeypatch.setattr("dynzoo.robustness.progress.seconds_left", lambda _: 100.0)
-    now = [0.0]
-    lines = io.StringIO()
-    progress = Progress(file=lines, clock=lambda: now[0])
-    for now[0] in range(0, 130, 10):
-        progress(made)
-    left = [line.split("left ")[1] for line in lines.getvalue().splitlines()]
+    left = left_every_ten_seconds(monkeypatch, made, 100.0, 130)
     assert left[:3] == ["1:40", "1:30", "1:20"] and left[-3:] == ["0:00"] * 3
 
 
@@ -198,16 +205,8 @@ def test_an_attack_slower_than_thought_is_not_nearly_done(monkeypatch):
     made, _ = campaign(2, stop_after=4)
     with pytest.raises(KeyboardInterrupt):
         made.run()
-    monkeypatch.setattr("dynzoo.robustness.progress.seconds_left", lambda _: 10.0)
     made.work = Work(images=8, cost=100.0)
-    now = [0.0]
-    lines = io.StringIO()
-    progress = Progress(file=lines, clock=lambda: now[0])
-    for now[0] in range(0, 500, 10):  # two passes in ten seconds
-        progress(made)
-        made.work.count(8, False)
-        made.work.count(8, False)
-    left = [line.split("left ")[1] for line in lines.getvalue().splitlines()]
+    left = left_every_ten_seconds(monkeypatch, made, 10.0, 500, passes=2)
     assert left[1] == "8:10" and left[25] == "4:10" and left[-1] == "0:10"
 
 
