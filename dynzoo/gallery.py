@@ -18,6 +18,7 @@ from dynzoo import layers as dl
 from dynzoo.fields.hamiltonian import canonical_matrix
 from dynzoo.guarantee import Guarantee
 from dynzoo.inference.model_layers import is_random
+from dynzoo.utils.tensorflow_import import config_of
 
 __all__ = ["Portrait", "TIMES", "portraits"]
 
@@ -175,7 +176,7 @@ def _norms(layer, path, guarantee):
 
 def _norms_of_sphere_part(layer, path, guarantee):
     """With the gradient part switched off, for it is the sphere part that keeps the norm."""
-    twin = type(layer).from_config(layer.get_config())
+    twin = type(layer).from_config(config_of(layer))
     twin.build(path.shape[1:])
     twin.set_weights(layer.get_weights())
     for weights in twin.gradient_weights:
@@ -227,7 +228,7 @@ def _volume(layer, path, guarantee):
 
 def _variance(layer, path, guarantee):
     """What the noiseless step leaves over, against the promised variance."""
-    twin = type(layer).from_config({**layer.get_config(), "inference": "deterministic"})
+    twin = type(layer).from_config({**config_of(layer), "inference": "deterministic"})
     twin.build(path.shape[1:])
     for mine, weight in zip(twin.trainable_weights, layer.trainable_weights, strict=True):
         mine.assign(weight)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from dynzoo.certificates.graph import Program, trace
+from dynzoo.utils.tensorflow_import import config_of
 
 __all__ = ["Builder", "full_precision"]
 
@@ -52,7 +53,7 @@ class Builder:
     def copy(self, layer: Any, inputs: list[Any]) -> Any:
         """The output of a copy of the layer; one that is called twice stays one."""
         if id(layer) not in self._copies:
-            config = {**layer.get_config(), "name": self.fresh()}
+            config = {**config_of(layer), "name": self.fresh()}
             self._copies[id(layer)] = type(layer).from_config(config)
         copy = self._copies[id(layer)]
         output = copy(inputs[0] if len(inputs) == 1 else inputs)

@@ -15,6 +15,7 @@ from dynzoo.certificates.operations import TensorCall
 from dynzoo.certificates.rules.table import is_identity
 from dynzoo.inference.model_layers import is_random
 from dynzoo.utils.strict_json import short
+from dynzoo.utils.tensorflow_import import config_of
 
 __all__ = ["inference_graph"]
 
@@ -98,7 +99,7 @@ def _copy(layer: Any, argument: Any, copies: dict[int, Any]) -> Any:
     """The output of a copy of the layer: a call of the layer itself would stay in its history."""
     if id(layer) not in copies:
         try:
-            copies[id(layer)] = type(layer).from_config(layer.get_config())
+            copies[id(layer)] = type(layer).from_config(config_of(layer))
         except TypeError as error:
             # Of an activation like `keras.ops.erf` Keras finds no name to read again.
             if type(layer) is keras.layers.Activation:

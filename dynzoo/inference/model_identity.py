@@ -6,10 +6,9 @@ import hashlib
 import json
 from typing import Any
 
-import keras
-
 from dynzoo import backend
 from dynzoo.inference.draws import seed_states
+from dynzoo.utils.tensorflow_import import serialized
 
 __all__ = ["architecture_of", "identity_of", "weights_hash"]
 
@@ -30,6 +29,8 @@ def identity_of(model: Any) -> dict[str, str]:
 
     Example:
 
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     >>> identity_of(model) == identity_of(keras.models.clone_model(model))  # fresh weights
     False
     """
@@ -49,7 +50,7 @@ def weights_hash(model: Any) -> str:
 def architecture_of(model: Any) -> str:
     """SHA-256 of the config, in which layers count by their place and not by their names."""
     try:
-        config = keras.saving.serialize_keras_object(model)
+        config = serialized(model)
     except Exception:  # a class of the user's that says nothing of itself: what there is to see
         config = [_class(layer) for layer in (model, *getattr(model, "layers", []))]
     names: dict[str, int] = {}

@@ -21,6 +21,7 @@ from dynzoo.training.allocator import keep_freed_memory
 from dynzoo.training.arguments import check_crop_padding, check_finetuning
 from dynzoo.training.distribution import refuse_separate_processes
 from dynzoo.utils.arguments import integer
+from dynzoo.utils.tensorflow_import import set_random_seed
 
 __all__ = ["finetune", "fit_arguments"]
 
@@ -96,7 +97,7 @@ def finetune(
     check_crop_padding(crop_padding, x.shape[1:])
     labels.declare_names(model, None)  # those of the data are not known here
     keep_freed_memory()
-    keras.utils.set_random_seed(seed)
+    set_random_seed(seed)
     images, steps = fit_arguments(x, y, batch_size, seed, crop_padding, flip)
     optimizer = {
         "name": "muon",

@@ -32,6 +32,7 @@ from dynzoo.training.resident_epochs import ResidentEpochs, resident_needs_jax
 from dynzoo.training.run import Run, session
 from dynzoo.training.validation import hold_out
 from dynzoo.utils import interruption
+from dynzoo.utils.tensorflow_import import set_random_seed
 
 __all__ = ["TrainingDivergedError", "build_model", "train"]
 
@@ -180,7 +181,7 @@ def train(
         run.trains_on(x, y)
         replicas.check_same("a recipe or images", f"{recipe} {run.state['images']}")
         keep_freed_memory()
-        keras.utils.set_random_seed(settings["seed"])
+        set_random_seed(settings["seed"])
         batches = _batches_an_epoch(settings, len(x))
         twin, loss = _compiled(recipe, num_classes, x.shape[1:], batches, replicas)
         size = " x ".join(map(str, x.shape[1:]))

@@ -34,6 +34,7 @@ from dynzoo.inference import class_names as labels
 from dynzoo.inference.image_checks import declare_range, input_range
 from dynzoo.utils import interruption
 from dynzoo.utils.strict_json import short
+from dynzoo.utils.tensorflow_import import serialized
 
 # imported so that their classes are registered before a config names them
 from dynzoo.utils.version import version
@@ -201,7 +202,7 @@ def save_to_preset(
     if not model.built:
         raise ValueError("`model` must be built before it is saved. Call it on an input first.")
     _check_ends(model)
-    config = without_compile_config(keras.saving.serialize_keras_object(model))
+    config = without_compile_config(serialized(model))
     config = json.loads(json.dumps(config))
     check_config(config, f"The model {model.name!r}")
     # Through a copy without optimizer, whose slots Keras would store as well: three times the size.
@@ -447,7 +448,7 @@ def _with_preprocessing(
         )
     size = (height, width) if image_size is None else _checked_size(image_size)
     graph = keras.Model(model.inputs, model.outputs, name=model.name)  # of a Sequential, too
-    config = without_compile_config(keras.saving.serialize_keras_object(graph))
+    config = without_compile_config(serialized(graph))
     network = config["config"]
     entrance = next(la.name for la in graph.layers if isinstance(la, keras.layers.InputLayer))
     place = next(i for i, e in enumerate(network["layers"]) if e["name"] == entrance)
@@ -456,7 +457,7 @@ def _with_preprocessing(
     x = keras.Input((*size, channels), name=pixels)
     y = dynzoo.layers.Resize(height, width, value_range=(0.0, 255.0), name=resize)(x)
     y = keras.layers.Rescaling(1 / 255, name=entrance)(y)
-    before = keras.saving.serialize_keras_object(keras.Model(x, y))["config"]["layers"]
+    before = serialized(keras.Model(x, y))["config"]["layers"]
     network["layers"][place : place + 1] = before
     network["input_layers"] = [pixels, 0, 0]
     longer = _deserialize(config, folder)

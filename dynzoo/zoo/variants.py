@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from dynzoo.utils.strict_json import short
+from dynzoo.utils.tensorflow_import import config_of
 
 __all__ = ["FreshWeightsWarning", "features", "note_policy", "rebuilt"]
 
@@ -62,7 +63,7 @@ def rebuilt(model: keras.Model, input_shape: Any, dtype: Any) -> keras.Model:
 
     def copied(operation: Any) -> Any:
         if id(operation) not in copies:  # one that is called twice is one
-            config = operation.get_config()
+            config = config_of(operation)
             if dtype is not None and isinstance(operation, keras.layers.Layer):
                 config["dtype"] = "float32" if operation is head else _policy_name(dtype)
             copies[id(operation)] = operation.__class__.from_config(config)
