@@ -84,6 +84,20 @@ def seconds_of_step(model, replicas, batch, rounds, clock):
     return float(np.median(timer.seconds[2:]))
 
 
+def seconds_of_update(model, rounds, clock):
+    """Median of the optimizer's step alone, which data-parallel PyTorch processes divide."""
+    import torch
+
+    gradients = [torch.randn(v.shape) * 1e-3 for v in model.trainable_variables]
+    seconds = []
+    with torch.no_grad():
+        for _ in range(rounds + 2):
+            start = clock()
+            model.optimizer.apply(gradients, model.trainable_variables)
+            seconds.append(clock() - start)
+    return float(np.median(seconds[2:]))
+
+
 def size_of(variables):
     return sum(int(np.prod(v.shape)) * np.dtype(v.dtype).itemsize for v in variables)
 
@@ -126,10 +140,14 @@ def main():
         "step_seconds": {b: round(s, 4) for b, s in measured.items()},
         "fixed_seconds": round(fixed, 4),
         "image_seconds": round(image, 6),
+        "update_seconds": None,
+        "shapes": [list(v.shape) for v in model.trainable_variables],
         "weights_bytes": size_of(model.weights),
         "gradients_bytes": gradients,
         "optimizer_bytes": size_of(model.optimizer.variables),
     }
+    if keras.backend.backend() == "torch":
+        result["update_seconds"] = round(seconds_of_update(model, args.rounds, clock), 4)
     if args.check:
         spread = compiled(recipe, replicas)
         seconds = seconds_of_step(spread, replicas, batch, args.rounds, clock)

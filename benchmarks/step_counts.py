@@ -6,9 +6,10 @@
 Builds the base network (`BASE`), runs one small step of its recipe's kind and counts, operation by
 operation, the arithmetic of matrix products and the bytes that they read and write: of an image,
 forward and back, and of the update (tangent step, polar factor, constraint), which does not depend
-on the batch. What a device makes of it is assumed (`DEVICE`, from the data sheet, and `SHARE` of
-it); links are those of `benchmarks/scaling.py`'s kind. Counts are exact, seconds are predictions.
-The last line is JSON.
+on the batch. The update is made by every device, or divided among them kernel by kernel
+(`dynzoo.training.update_shares`). What a device makes of it is assumed (`DEVICE`, from the data
+sheet, and `SHARE` of it); links are those of `benchmarks/scaling.py`'s kind. Counts are exact,
+seconds are predictions. The last line is JSON.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dynzoo import models
 from dynzoo.training import builders
+from dynzoo.training.update_shares import largest_share
 
 # What `docs/scaling.md` calls the base network: 25.5 M parameters.
 BASE = {"widths": (192, 512, 1024), "steps": (6, 6, 6), "neck_units": 1024, "dense_steps": 4}
@@ -69,7 +71,7 @@ def counted(function):
 
 
 def counts(network, images=4):
-    """What an image and an update cost; the trained bytes and parameters."""
+    """What an image and an update cost; shapes of variables; trained bytes and parameters."""
     model = models.isometric_classifier(**network)
     optimizer = builders.make_optimizer(OPTIMIZER, 1000, {"warmup": 0.0})
     optimizer.build(model.trainable_variables)
@@ -84,7 +86,8 @@ def counts(network, images=4):
     found = [g.detach() for g in gradients(images)]
     with torch.no_grad():
         update = counted(lambda: optimizer.apply(found, model.trainable_variables))
-    return image, update, size_of(model.trainable_variables), model.count_params()
+    shapes = [v.shape for v in model.trainable_variables]
+    return image, update, shapes, size_of(model.trainable_variables), model.count_params()
 
 
 def seconds_of_share(image, update):
@@ -102,7 +105,7 @@ def reduce_seconds(devices, size):
     return inner + (all_reduce(machines, size / EIGHT, *BETWEEN) if machines > 1 else 0.0)
 
 
-def table(image, fixed, size, batch_sizes):
+def table(image, fixed, shapes, size, batch_sizes):
     rows = []
     for batch in batch_sizes:
         one = fixed + image * batch
@@ -111,6 +114,10 @@ def table(image, fixed, size, batch_sizes):
                 continue
             share, reduce = image * batch / devices, reduce_seconds(devices, size)
             total = fixed + share + reduce
+            # values and momenta of each device's part go to all others: twice the gradients'
+            # bytes once around, as many as an all-reduce sends
+            part = fixed * largest_share(shapes, devices)
+            divided = part + share + 2 * reduce
             rows.append(
                 {
                     "batch": batch,
@@ -121,6 +128,9 @@ def table(image, fixed, size, batch_sizes):
                     "step_ms": round(1e3 * total, 2),
                     "images_per_second": round(batch / total),
                     "speed_up": round(one / total, 2),
+                    "divided_update_ms": round(1e3 * part, 2),
+                    "divided_step_ms": round(1e3 * divided, 2),
+                    "divided_speed_up": round(one / divided, 2),
                 }
             )
     return rows
@@ -135,9 +145,9 @@ def main():
     args = parser.parse_args()
     if keras.backend.backend() != "torch":
         parser.error("KERAS_BACKEND must be torch, whose operations are counted")
-    image, update, size, parameters = counts(BASE)
+    image, update, shapes, size, parameters = counts(BASE)
     seconds, fixed = seconds_of_share(image, update)
-    rows = table(seconds, fixed, size, args.batch_sizes)
+    rows = table(seconds, fixed, shapes, size, args.batch_sizes)
     for row in rows:
         print("batch {batch:>5}  {devices:>3} devices  {step_ms:>7} ms".format(**row))
     if args.write:

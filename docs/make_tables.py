@@ -144,14 +144,19 @@ def steps_table(rows: list[dict[str, str]]) -> str:
     batches = list(dict.fromkeys(row["batch"] for row in rows))
     header = ["devices"]
     for batch in batches:
-        header += [f"step of {int(batch):,} images, ms", "all-reduce, ms", "speed-up"]
+        header += [
+            f"step of {int(batch):,} images, ms",
+            "speed-up",
+            "update divided, ms",
+            "speed-up",
+        ]
     lines = [line(header), line(["---:"] * len(header))]
     for devices in dict.fromkeys(row["devices"] for row in rows):
         cells = [devices]
         for batch in batches:
             own = [row for row in rows if (row["batch"], row["devices"]) == (batch, devices)]
-            for key, places in (("step_ms", 1), ("all_reduce_ms", 2), ("speed_up", 1)):
-                cells.append(f"{float(own[0][key]):.{places}f}" if own else "–")
+            for key in ("step_ms", "speed_up", "divided_step_ms", "divided_speed_up"):
+                cells.append(f"{float(own[0][key]):.1f}" if own else "–")
         lines.append(line(cells))
     return "\n".join(lines)
 

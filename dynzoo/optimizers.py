@@ -12,6 +12,7 @@ from keras import ops
 
 from dynzoo import backend, constraints, spectral
 from dynzoo.utils.arguments import number
+from dynzoo.utils.tensorflow_import import serialized
 
 __all__ = ["RiemannianMuon", "tangent"]
 
@@ -140,20 +141,32 @@ class RiemannianMuon(keras.optimizers.Muon):
             [scope.get_current_value(v) for v in self.variables],
         )
 
+    @property
+    def separable(self) -> bool:
+        """Whether a variable's step depends on its own gradient alone, and is made at once."""
+        special = (self.clipnorm, self.clipvalue, self.global_clipnorm, self.loss_scale_factor)
+        return not (self.use_ema or self.gradient_accumulation_steps or any(special))
+
+    def orthogonalises(self, variable) -> bool:
+        """Whether the step of a variable, when built, is a polar factor, not Adam's."""
+        place = self._get_variable_index(variable)
+        return self.momentums[place] is not None and self.adam_velocities[place] is None
+
+    def slots_of(self, variable) -> list:
+        """The momentum that belongs to a variable, when built, and the velocity if it has one."""
+        place = self._get_variable_index(variable)
+        slots = (self.momentums[place], self.adam_velocities[place])
+        return [slot for slot in slots if slot is not None]
+
     def _stacks(self, grads, variables) -> list[list[int]]:
         """Places of the kernels that are updated together, a list for each kind of kernel."""
-        plain = (self.clipnorm, self.clipvalue, self.global_clipnorm, self.loss_scale_factor)
-        special = self.use_ema or self.gradient_accumulation_steps or any(plain)
-        if not self.stacked or backend.name() == "tensorflow" or special:
+        if not self.stacked or backend.name() == "tensorflow" or not self.separable:
             return []
         kinds: dict[Any, list[int]] = defaultdict(list)
         for k, (variable, gradient) in enumerate(zip(variables, grads, strict=True)):
-            place = self._get_variable_index(variable)
-            if gradient is None or self.momentums[place] is None:
+            if gradient is None or not self.orthogonalises(variable):
                 continue
-            if self.adam_velocities[place] is not None:
-                continue
-            constraint = keras.saving.serialize_keras_object(variable.constraint)
+            constraint = serialized(variable.constraint)
             kinds[tuple(variable.shape), str(variable.dtype), json.dumps(constraint)].append(k)
         return [stack for stack in kinds.values() if len(stack) > 1]
 
@@ -171,9 +184,9 @@ class RiemannianMuon(keras.optimizers.Muon):
             self.iterations.assign_add(1)
 
     def _update_stack(self, variables, gradients, rate) -> None:
-        places = [self._get_variable_index(v) for v in variables]
-        momenta = [self.momentums[place] for place in places]
-        constraint, on_manifold = variables[0].constraint, self._on_manifold[places[0]]
+        momenta = [self.slots_of(v)[0] for v in variables]
+        constraint = variables[0].constraint
+        on_manifold = self._on_manifold[self._get_variable_index(variables[0])]
 
         def step(kernel_momentum_gradient, constrain):
             x, m, g = kernel_momentum_gradient

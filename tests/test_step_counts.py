@@ -1,5 +1,6 @@
 """The model of a step on many accelerators: what it counts, and what it predicts."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ def test_a_product_is_counted_in_closed_form(step_counts):
 
 def test_a_network_is_counted(step_counts):
     network = {"widths": (8,), "steps": (1,), "neck_units": 8, "dense_steps": 1}
-    image, update, size, parameters = step_counts.counts(network)
+    image, update, shapes, size, parameters = step_counts.counts(network)
+    assert size == 4 * sum(math.prod(shape) for shape in shapes)
     assert size == 4 * parameters
     # products forward, and twice as many back, but for the first layer's images
     positions, wide = 16 * 16, 8
@@ -42,7 +44,7 @@ def test_a_network_is_counted(step_counts):
 
 
 def test_what_is_predicted(step_counts):
-    rows = step_counts.table(image=2e-5, fixed=0.01, size=1e8, batch_sizes=[512])
+    rows = step_counts.table(2e-5, 0.01, [(8, 8)] * 6, size=1e8, batch_sizes=[512])
     assert [row["devices"] for row in rows] == list(step_counts.DEVICES)
     assert rows[0]["step_ms"] == pytest.approx(1e3 * (0.01 + 2e-5 * 512))
     assert rows[0]["all_reduce_ms"] == 0 and rows[0]["speed_up"] == 1
@@ -50,3 +52,8 @@ def test_what_is_predicted(step_counts):
     assert reduce == sorted(reduce)
     # what every device repeats bounds them all
     assert all(row["speed_up"] < (0.01 + 2e-5 * 512) / 0.01 for row in rows)
+    # six equal kernels are two to each of three devices, and one each to six or more
+    shares = {row["devices"]: row["divided_update_ms"] for row in rows}
+    parts = [shares[n] for n in (1, 2, 4, 8, 256)]
+    assert parts == pytest.approx([10, 5, 10 / 3, 10 / 6, 10 / 6], abs=0.01)
+    assert rows[0]["divided_step_ms"] == rows[0]["step_ms"]

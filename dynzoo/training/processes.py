@@ -22,7 +22,9 @@ from dynzoo.augmentation.batches import Augmented
 from dynzoo.inference.model_layers import flat_layers
 from dynzoo.training.callbacks import Watch
 from dynzoo.training.distribution import DistributionError, ReplicasDivergedError
+from dynzoo.training.update_shares import UpdateShares
 from dynzoo.utils import interruption
+from dynzoo.utils.tensorflow_import import set_random_seed
 
 __all__ = ["ProcessLostError", "Processes", "leave"]
 
@@ -47,8 +49,9 @@ class Processes:
 
     as in ``dynzoo.training.distribution.Replicas``, with every share in a process of its own. On
     PyTorch, one device a process, the gradients are averaged by ``torch.distributed`` (gloo) before
-    the Keras optimizer's step, which keeps the constraints: every process then makes the same
-    update and the same projection. On JAX ``keras.distribution.DataParallel`` spans the devices of
+    the Keras optimizer's step, which keeps the constraints; a variable of a ``RiemannianMuon`` is
+    then updated and projected by one process for all (``UpdateShares``), of other optimizers by
+    each in the same way. On JAX ``keras.distribution.DataParallel`` spans the devices of
     all processes. Only process 0 writes. After every epoch the weights are compared, bit for bit.
 
     The processes are those that the environment names: ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``
@@ -117,17 +120,18 @@ class Processes:
 
     def average(self, model: keras.Model) -> None:
         """Lets the optimizer of a compiled model take the mean of all processes' gradients."""
-        if self.apart:
+        channel = self._channel
+        if isinstance(channel, _Jax):  # the gradients are those of the whole batch
             return
         if model.loss.reduction not in _MEANS:
             raise DistributionError(
                 f"`training.loss` must be a mean over the batch in several processes. Received: "
                 f"reduction={model.loss.reduction!r}"
             )
-        apply = model.optimizer.apply
+        shares = UpdateShares(model.optimizer, self.rank, self.processes, channel.share)
 
-        def averaged(grads: Sequence[Any], trainable_variables: Any = None) -> Any:
-            return apply(self._channel.mean_of(grads), trainable_variables)
+        def averaged(grads: Sequence[Any], trainable_variables: Any = None) -> None:
+            shares.apply(channel.mean_of(grads), trainable_variables)
 
         model.optimizer.apply = averaged
 
@@ -357,6 +361,24 @@ class _Gloo:
                 result[k] = piece.reshape(part.shape)
         return result
 
+    def share(self, tensors: Sequence[Any], source: int) -> None:
+        """Fills tensors with those of one process, in one message for each kind of number."""
+        kinds: dict[Any, list[Any]] = {}
+        for tensor in tensors:
+            kinds.setdefault(tensor.dtype, []).append(tensor)
+        for dtype, parts in kinds.items():
+            sizes = [part.numel() for part in parts]
+            if source == self.rank:
+                values = self._torch.cat([part.detach().reshape(-1) for part in parts]).cpu()
+            else:
+                values = self._torch.empty(sum(sizes), dtype=dtype)
+            self._call(self._dist.broadcast, values, src=source)
+            if source == self.rank:
+                continue
+            with self._torch.no_grad():
+                for part, piece in zip(parts, values.split(sizes), strict=True):
+                    part.copy_(piece.reshape(part.shape))
+
     def copies(self, variable: Any) -> list[np.ndarray]:
         return [backend.value_of(variable)]
 
@@ -373,7 +395,7 @@ class _Jax:
         self._jax = jax
         if not jax.distributed.is_initialized():
             _check_environment(_JAX, _JAX[1], _JAX[2])
-            keras.utils.set_random_seed(0)  # else Keras agrees on one; training sets its own
+            set_random_seed(0)  # else Keras agrees on one; training sets its own
             try:
                 keras.distribution.initialize()
             except (RuntimeError, ValueError) as error:
@@ -409,9 +431,6 @@ class _Jax:
 
         here = np.frombuffer(content if self.rank == 0 else bytes(length), np.uint8)
         return np.asarray(multihost_utils.broadcast_one_to_all(here)).astype(np.uint8).tobytes()
-
-    def mean_of(self, gradients: Sequence[Any]) -> Sequence[Any]:
-        return gradients  # they are of the whole batch
 
     def copies(self, variable: Any) -> list[np.ndarray]:
         if self._jax.local_device_count() == 1:

@@ -345,7 +345,7 @@ def test_fine_tuning_in_one_of_several_processes(alone, monkeypatch):
 def without_others():
     """What needs no other process, of PyTorch's kind."""
     alone = object.__new__(processes.Processes)
-    alone.apart, alone.count = False, 2
+    alone.apart, alone.count, alone._channel = False, 2, None
     return alone
 
 
