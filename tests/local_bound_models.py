@@ -162,10 +162,29 @@ def sequence(seed=0):
     return randomize(build_sequence(), seed)
 
 
+@functools.cache
+def build_isometric():
+    """The zoo's own blocks, those of its isometric networks among them."""
+    inputs = keras.Input((4, 4, 3))
+    x = dl.ChannelPadding(6)(inputs)
+    x = dl.SpatialShift(fraction=0.7)(dl.OrthonormalPointwise(6, use_bias=True)(x))
+    x = dl.MaxMinShift(reverse=True)(dl.GradientFlow(operators.ShiftedPointwise(4))(x))
+    x = dl.MaxMinShift(padding="zero", fraction=1.0)(dl.BetaAbs(0.6)(x))
+    x = dl.SpatialShift(reverse=True, padding="zero")(x)
+    x = kl.Flatten()(dl.ScaledAveragePooling2D(2)(x))
+    x = dl.BetaAbs(0.1)(dl.ChannelPadding(10)(dl.OrthonormalDense(8)(x)))
+    return keras.Model(inputs, dl.UnitRowDense(3)(x))
+
+
+def isometric(seed=0):
+    return randomize(build_isometric(), seed)
+
+
 MODELS = {
     "everything": everything,
     "pooled": pooled,
     "written": written,
+    "isometric": isometric,
     "perceptron": lambda seed=0: perceptron(),
 }
 

@@ -129,17 +129,19 @@ class BetaAbs(Isometry):
         super().__init__(**kwargs)
         self.beta = number("beta", beta, high=1.0)
 
-    def _count(self, x) -> int:
-        return max(1, int(self.beta * x.shape[-1]))
+    def count(self, channels: int) -> int:
+        """How many of the channels lose their sign."""
+        return max(1, int(self.beta * channels))
 
     def call(self, x):
-        k = self._count(x)
+        k = self.count(x.shape[-1])
         return ops.concatenate([ops.abs(x[..., :k]), x[..., k:]], axis=-1)
 
     def call_float64(self, x):
         """The inference pass in NumPy float64."""
         x = np.array(x, dtype=np.float64)
-        x[..., : self._count(x)] = np.abs(x[..., : self._count(x)])
+        k = self.count(x.shape[-1])
+        x[..., :k] = np.abs(x[..., :k])
         return x
 
     lipschitz_bound = Isometry.lipschitz_bound

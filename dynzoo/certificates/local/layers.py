@@ -36,11 +36,18 @@ from dynzoo.fields.gradient import contractive_factor
 from dynzoo.layers.gradient_flow import GradientFlow
 from dynzoo.layers.heads import UnitRowDense
 from dynzoo.layers.implicit_gradient_flow import ImplicitGradientFlow, implicit_step_bounds
-from dynzoo.layers.isometries import MaxMin, MeanShift, SpaceToDepth
+from dynzoo.layers.isometries import BetaAbs, ChannelPadding, MaxMin, MeanShift, SpaceToDepth
 from dynzoo.layers.learned_scale import LearnedScale
-from dynzoo.layers.linear import PositionOffset
+from dynzoo.layers.linear import (
+    OrthonormalDense,
+    OrthonormalPointwise,
+    PositionOffset,
+    ScaledAveragePooling2D,
+)
+from dynzoo.layers.shifts import MaxMinShift, SpatialShift
 from dynzoo.layers.switching_flow import SwitchingFlow
 from dynzoo.operators import Conv
+from dynzoo.operators.shift import shift_float64
 from dynzoo.spectral.convolutions import Axis, correlate, correlate_adjoint
 
 __all__ = ["unroll"]
@@ -413,6 +420,54 @@ def _space_to_depth(unrolled: Unrolled, slot: int, layer: SpaceToDepth) -> int:
     return unrolled.add(replace(op, window=Window(kernel, axes)), [slot])
 
 
+def _channel_padding(unrolled: Unrolled, slot: int, layer: ChannelPadding) -> int:
+    """Zero channels behind those that there are."""
+    channels = unrolled.shapes[slot][-1]
+    return _over_channels(unrolled, slot, np.eye(channels, layer.channels), 0.0, 1.0)
+
+
+def _orthonormal(unrolled: Unrolled, slot: int, layer: OrthonormalDense) -> int:
+    kernel, shape = float64(layer.kernel), (None, *unrolled.shapes[slot])
+    bias = float64(layer.bias) if layer.use_bias else 0.0
+    return _over_channels(unrolled, slot, kernel, bias, layer.lipschitz_bound(shape))
+
+
+def _shift(unrolled: Unrolled, slot: int, layer: SpatialShift | MaxMinShift) -> int:
+    """Channel groups that move; the way back is the adjoint."""
+    if isinstance(layer, MaxMinShift):
+        slot = _max_min(unrolled, slot, layer)
+    how = layer.padding, layer.fraction
+    op = gather(
+        lambda x: shift_float64(x, layer.reverse, *how),
+        lambda y: shift_float64(y, not layer.reverse, *how),
+    )
+    return unrolled.add(op, [slot])
+
+
+def _beta_abs(unrolled: Unrolled, slot: int, layer: BetaAbs) -> int:
+    """x + relu(-2x) where the sign goes, x elsewhere."""
+    shape = unrolled.shapes[slot]
+    scale = np.zeros(shape)
+    scale[..., : layer.count(shape[-1])] = -2.0
+    twice = unrolled.add(diagonal(scale, scale.__mul__, 2.0), [slot])
+    return unrolled.add(Sum((1.0, 1.0)), [slot, unrolled.rectify(twice, 0.0)], (slot, 1.0 + 1e-12))
+
+
+def _scaled_average(unrolled: Unrolled, slot: int, layer: ScaledAveragePooling2D) -> int:
+    p, shape = layer.pool_size, unrolled.shapes[slot]
+    blocks = [np.kron(np.eye(n // p), np.full((1, p), p**-0.5)) for n in shape[:2]]
+    kernel = np.full((p, p, 1, shape[2]), 1.0 / p)
+    axes = Axis(shape[0], shape[0] // p, p), Axis(shape[1], shape[1] // p, p)
+    op = mix(
+        layer.call_float64,
+        lambda y: along_axes(y, [block.T for block in blocks]),
+        1.0,
+        np.ones(shape[2]),
+        Window(kernel, axes, shape[2]),
+    )
+    return unrolled.add(op, [slot])
+
+
 # --- flows ---------------------------------------------------------------------------------
 
 
@@ -561,6 +616,13 @@ _LAYERS: dict[type, Callable[[Unrolled, int, Any], int]] = {
     MeanShift: _entrywise,
     PositionOffset: _entrywise,
     SpaceToDepth: _space_to_depth,
+    ChannelPadding: _channel_padding,
+    OrthonormalDense: _orthonormal,
+    OrthonormalPointwise: _orthonormal,
+    SpatialShift: _shift,
+    MaxMinShift: _shift,
+    BetaAbs: _beta_abs,
+    ScaledAveragePooling2D: _scaled_average,
     kl.Flatten: _reshape,
     kl.Reshape: _reshape,
     kl.Permute: _permute,
