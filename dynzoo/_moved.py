@@ -15,7 +15,7 @@ __all__ = ["MOVED", "install"]
 
 # Old path -> new path, both below `dynzoo`.
 MOVED = {
-    "allocator": "training.allocator",
+    "allocator": "utils.allocator",
     "answers": "inference.answers",
     "arguments": "utils.arguments",
     "attacks.active_test": "robustness.checks.planted",

@@ -14,6 +14,7 @@ from dynzoo.inference.answers import answers
 from dynzoo.inference.batching import batches, fastest
 from dynzoo.inference.image_checks import check_unit_range, unit_images, unit_images_or_stream
 from dynzoo.inference.passes import mean_logits, noise
+from dynzoo.utils.allocator import give_back_freed_memory
 from dynzoo.utils.arguments import integer, number, one_of
 
 __all__ = ["Attack"]
@@ -226,6 +227,7 @@ class Attack:
                 best[rows[better]] = points[better]
                 best_loss[rows[better]] = loss[:real][better]
                 still.append(rows[~success])
+                give_back_freed_memory()
             if not still:
                 break
             open_rows = np.concatenate(still)

@@ -17,9 +17,9 @@ from dynzoo.inference.image_checks import check_shape, check_unit_range, fitting
 from dynzoo.inference.label_checks import training_labels
 from dynzoo.inference.streamed_images import StreamedImages
 from dynzoo.training import builders as optimization
-from dynzoo.training.allocator import keep_freed_memory
 from dynzoo.training.arguments import check_crop_padding, check_finetuning
 from dynzoo.training.distribution import refuse_separate_processes
+from dynzoo.utils.allocator import keep_freed_memory
 from dynzoo.utils.arguments import integer
 from dynzoo.utils.tensorflow_import import set_random_seed
 

@@ -12,7 +12,6 @@ from dynzoo.augmentation import batches as augmentation
 from dynzoo.augmentation.on_device import distorted_model
 from dynzoo.training import builders as optimization
 from dynzoo.training import checkpoints, recipes
-from dynzoo.training.allocator import keep_freed_memory
 from dynzoo.training.arguments import check_training
 from dynzoo.training.averaging import take_mean
 from dynzoo.training.builders import GivenRate
@@ -32,6 +31,7 @@ from dynzoo.training.resident_epochs import ResidentEpochs, resident_needs_jax
 from dynzoo.training.run import Run, session
 from dynzoo.training.validation import hold_out
 from dynzoo.utils import interruption
+from dynzoo.utils.allocator import keep_freed_memory
 from dynzoo.utils.tensorflow_import import set_random_seed
 
 __all__ = ["TrainingDivergedError", "build_model", "train"]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dynzoo.training import allocator
+from dynzoo.utils import allocator
 
 pytestmark = pytest.mark.any_backend
 
@@ -34,10 +34,10 @@ print(json.dumps([kept, faults() - before]))
 """
 
 
-def run(mode, **variables):
+def run(mode, program=PROGRAM, **variables):
     environ = {k: v for k, v in os.environ.items() if k not in allocator._SETTINGS}
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, mode, allocator.__file__],
+        [sys.executable, "-c", program, mode, allocator.__file__],
         env={**environ, **variables},
         capture_output=True,
         text=True,
@@ -55,6 +55,32 @@ def test_freed_memory_is_used_again():
     assert faults < default / 10
 
 
+HELD = """
+import json, runpy, sys
+import numpy as np
+
+allocator = runpy.run_path(sys.argv[2])
+
+def held():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1])
+
+# small blocks of which every 16th stays, so that nothing is free at the end of the heap
+blocks = [np.ones(4096) for _ in range(8192)]
+blocks = blocks[::16]
+before = held()
+given = allocator["give_back_freed_memory"]()
+print(json.dumps([given, held() / before]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
+def test_freed_memory_is_given_back():
+    given, share = run("trim", program=HELD, MALLOC_MMAP_MAX_="0")
+    assert given is True
+    assert share < 0.5  # 256 MiB were asked for, 16 are in use
+
+
 def test_a_users_own_setting_stands():
     kept, _ = run("keep", MALLOC_TRIM_THRESHOLD_="131072")
     assert kept is False
@@ -69,3 +95,4 @@ def test_an_allocator_without_mallopt_is_left_alone(monkeypatch):
     for name in allocator._SETTINGS:
         monkeypatch.delenv(name, raising=False)
     assert allocator.keep_freed_memory() is False
+    assert allocator.give_back_freed_memory() is False
