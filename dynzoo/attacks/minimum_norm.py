@@ -15,6 +15,7 @@ from dynzoo.attacks.passes import judged
 from dynzoo.inference.batching import batches
 from dynzoo.inference.image_checks import check_unit_range
 from dynzoo.inference.passes import mean_logits, noise
+from dynzoo.utils.allocator import give_back_freed_memory
 
 # Steps of the last line search, and how far beyond the estimated boundary it tries.
 _LINE_STEPS = 6
@@ -110,6 +111,7 @@ class MinimumNorm(Attack):
                     better = fooled & (away < best_distance[rows])
                     best[rows[better]] = points[better]
                     best_distance[rows[better]] = away[better]
+                    give_back_freed_memory()
         return best, best_distance
 
 
