@@ -133,13 +133,14 @@ COST = {
 
 
 def test_steps_table(tables):
-    row = {"devices": "1", "step_ms": "21.55", "all_reduce_ms": "0.0", "speed_up": "1.0"}
+    row = {"devices": "1", "step_ms": "21.55", "speed_up": "1.0"}
+    row |= {"divided_step_ms": "11.73", "divided_speed_up": "1.84"}
     rows = [{"batch": "512", **row}, {"batch": "4096", **row, "step_ms": "98.27"}]
     rows.append({"batch": "4096", **row, "devices": "1024", "speed_up": "7.75"})
     lines = tables.steps_table(rows).splitlines()
-    assert lines[0].startswith("| devices | step of 512 images, ms | all-reduce, ms | speed-up |")
-    assert lines[2] == "| 1 | 21.6 | 0.00 | 1.0 | 98.3 | 0.00 | 1.0 |"
-    assert lines[3].startswith("| 1024 | – | – | – |")
+    assert lines[0].startswith("| devices | step of 512 images, ms | speed-up | update divided, ms |")
+    assert lines[2] == "| 1 | 21.6 | 1.0 | 11.7 | 1.8 | 98.3 | 1.0 | 11.7 | 1.8 |"
+    assert lines[3].startswith("| 1024 | – | – | – | – |")
 
 
 def test_latency_table(tables):
