@@ -138,7 +138,9 @@ def test_steps_table(tables):
     rows = [{"batch": "512", **row}, {"batch": "4096", **row, "step_ms": "98.27"}]
     rows.append({"batch": "4096", **row, "devices": "1024", "speed_up": "7.75"})
     lines = tables.steps_table(rows).splitlines()
-    assert lines[0].startswith("| devices | step of 512 images, ms | speed-up | update divided, ms |")
+    assert lines[0].startswith(
+        "| devices | step of 512 images, ms | speed-up | update divided, ms |"
+    )
     assert lines[2] == "| 1 | 21.6 | 1.0 | 11.7 | 1.8 | 98.3 | 1.0 | 11.7 | 1.8 |"
     assert lines[3].startswith("| 1024 | – | – | – | – |")
 

@@ -72,7 +72,8 @@ class UpdateShares:
     def apply(self, grads: Sequence[Any], trainable_variables: Any = None) -> None:
         """The optimizer's ``apply``, from the mean of all processes' gradients."""
         optimizer = self._optimizer
-        if not isinstance(optimizer, RiemannianMuon) or not optimizer.separable:
+        # a subclass may look at all gradients at once
+        if type(optimizer) is not RiemannianMuon or not optimizer.separable:
             self._whole(grads, trainable_variables)
             return
         variables = trainable_variables

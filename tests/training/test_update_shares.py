@@ -35,12 +35,16 @@ class Mailbox:
         return share
 
 
-def network(**arguments):
+class OwnMuon(RiemannianMuon):
+    """One of a user's, which might do anything."""
+
+
+def network(cls=RiemannianMuon, **arguments):
     keras.utils.set_random_seed(3)
     model = keras.Sequential([keras.Input((12,))])
     for width in (12, 12, 8, 12, 12):
         model.add(keras.layers.Dense(width, kernel_constraint=Orthonormal()))
-    optimizer = RiemannianMuon(0.05, rms_rate=None, weight_decay=None, **arguments)
+    optimizer = cls(0.05, rms_rate=None, weight_decay=None, **arguments)
     model.compile(optimizer, "mse")
     optimizer.build(model.trainable_variables)
     return model
@@ -120,7 +124,12 @@ def test_each_kernel_is_updated_by_one_process(monkeypatch):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"global_clipnorm": 0.1}, {"use_ema": True}, {"gradient_accumulation_steps": 2}],
+    [
+        {"global_clipnorm": 0.1},
+        {"use_ema": True},
+        {"gradient_accumulation_steps": 2},
+        {"cls": OwnMuon},
+    ],
 )
 def test_what_needs_all_gradients_is_not_divided(arguments):
     models, senders = updated_together(2, **arguments)
