@@ -14,6 +14,7 @@ import numpy as np
 
 from dynzoo import backend
 from dynzoo.utils.extras import extra
+from dynzoo.utils.tensorflow_import import without_tensorflow
 
 __all__ = ["Packed", "pack", "unpacked"]
 
@@ -50,8 +51,9 @@ def pack(content: Any, models: Sequence[Any], seed: int = 0) -> Packed:
         import cloudpickle
 
     try:
-        inner = cloudpickle.dumps(content)
-        whole = cloudpickle.dumps((_own_classes(models), inner))
+        with without_tensorflow():
+            inner = cloudpickle.dumps(content)
+            whole = cloudpickle.dumps((_own_classes(models), inner))
     except Exception as error:  # of any class of the user's in the model
         raise ValueError(
             "`jobs` needs a model and attacks that can be pickled, to send them to other "
@@ -102,7 +104,7 @@ def _unpack(content: np.ndarray) -> Any:
         try:
             # written by the process that started this one
             classes, inner = pickle.loads(content.tobytes())
-            with keras.saving.custom_object_scope(classes):
+            with keras.saving.custom_object_scope(classes), without_tensorflow():
                 return pickle.loads(inner)
         except Exception as error:
             raise ValueError(

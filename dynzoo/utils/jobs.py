@@ -14,6 +14,8 @@ __all__ = ["checked_jobs", "run_jobs"]
 
 # How often what a lost worker had is given out anew.
 _TRIES = 3
+# Errors by which an engine says that a worker died, by package and name: Ray is not imported here.
+_WORKER_DIED = ("joblib.TerminatedWorkerError", "ray.RayActorError")
 # One thread a worker, or they wait for one another: those of OpenMP are joblib's to set.
 _ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "NPROC": "1"}
 
@@ -67,7 +69,6 @@ def run_jobs(
     """
     with extra("parallel"):  # where there are jobs alone
         import joblib
-        from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     results: dict[int, Any] = {}
     for _ in range(_TRIES):
@@ -87,12 +88,20 @@ def run_jobs(
                     results[number] = result
                     finished(number, result)
             return [results[number] for number in range(len(tasks))]
-        except TerminatedWorkerError:
+        except Exception as error:
+            if not _says_worker_died(error):
+                raise
             lost(len(tasks) - len(results))
     raise RuntimeError(
         f"{_TRIES} times a process was killed at its work, for want of memory perhaps: fewer "
         "`jobs` need less of it"
     )
+
+
+def _says_worker_died(error: Exception) -> bool:
+    """Whether the engine says so; Dask gives out anew by itself what a worker had."""
+    kinds = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(error).__mro__}
+    return not kinds.isdisjoint(_WORKER_DIED)
 
 
 def _numbered(function: Callable[..., Any], number: int, task: tuple[Any, ...]) -> tuple[int, Any]:

@@ -35,3 +35,27 @@ def test_a_killed_process_loses_nothing(tmp_path, monkeypatch):
     assert [os.environ.get(name) for name in NAMES] == ["7", None, None]
     with pytest.raises(RuntimeError, match="a process was killed at its work"):
         run_jobs(_work, [lambda: (str(tmp_path), 9), lambda: (str(tmp_path), 1)], 2)
+
+
+def dies_once(calls, error, number):
+    calls.append(number)
+    if calls == [0, 1]:
+        raise error("it is gone")
+    return number
+
+
+def test_a_worker_that_died_is_told_by_the_engines_error():
+    joblib = pytest.importorskip("joblib")
+    rays = type("RayActorError", (Exception,), {"__module__": "ray.exceptions"})
+    died = type("ActorDiedError", (rays,), {})
+    for error, expected in ((died, [0, 1, 2]), (ValueError, None)):
+        calls, lost = [], []
+        tasks = [lambda k=k, c=calls, e=error: (c, e, k) for k in range(3)]
+        with joblib.parallel_config(backend="threading"):
+            if expected is None:  # an error of the work itself
+                with pytest.raises(ValueError, match="it is gone"):
+                    run_jobs(dies_once, tasks, 1, lost=lost.append)
+                assert lost == []
+            else:
+                assert run_jobs(dies_once, tasks, 1, lost=lost.append) == expected
+                assert len(lost) == 1
