@@ -106,7 +106,7 @@ def test_ties_have_radius_zero_and_constant_answers_a_vast_one():
         (kl.Dense(4, "tanh", name="bent"), "bent"),
         (kl.Activation("gelu", name="smooth"), "smooth"),
         (kl.ReLU(max_value=6.0, name="capped"), "capped"),
-        (dl.OrthonormalDense(4, name="turned"), "turned"),
+        (dl.SoftmaxGradientFlow(4, name="attending"), "attending"),
         (dl.GradientFlow(operators.Dense(4), "tanh", name="flow"), "flow"),
         (dl.GradientFlow(operators.Dense(4), integrator="rk4", name="rk"), "rk"),
     ],
