@@ -127,6 +127,7 @@ MOVED = {
     "streamed_images": "inference.streamed_images",
     "strict_json": "utils.strict_json",
     "train_command": "cli.train",
+    "training.allocator": "utils.allocator",
     "training_clock": "training.clock",
     "training_loop": "training.epochs",
     "warm_start": "training.warm_start",
