@@ -38,7 +38,7 @@ their sources state them: nothing of theirs was measured here, and their budgets
 A dash: not known.
 
 """
-STUDIES = ("recipe", "classes")
+STUDIES = ("recipe", "base", "classes")
 
 
 def results_table(presets: list[dict]) -> str:
