@@ -37,6 +37,7 @@ NOT_RUN = {
         0: "starts four processes",
         1: "starts four processes",
         2: "needs a cluster of Dask's",
+        3: "needs a cluster of Ray's",
     },
 }
 
