@@ -14,12 +14,11 @@ measures that one.
 
 import argparse
 import json
-import resource
-import sys
 import time
 
 import keras
 import numpy as np
+from latency import peak_mib
 
 import dynzoo
 from dynzoo import spectral
@@ -30,11 +29,6 @@ def seconds(function):
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
-
-
-def peak_mib():
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def measure_convolution(channels, pixels, taps):

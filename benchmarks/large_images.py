@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from latency import peak_mib
 
 RECIPE = "isometric_gratings224"
 CLASSES, SIDE = 10, 224
@@ -28,7 +29,7 @@ _A_BATCH = 64
 
 
 def peak():
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    return round(peak_mib() / 2**10, 2)
 
 
 def gratings(count, seed):

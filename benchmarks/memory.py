@@ -10,24 +10,14 @@ resident memory of the process in GiB, and that before the call.
 
 import argparse
 import json
-import resource
-from pathlib import Path
 
 import keras
 import numpy as np
+from latency import peak_mib
 
 import dynzoo
 
-_KIB_PER_GIB = 2**20
-
-
-def peak():
-    """Of this process alone: getrusage's maximum begins at that of the parent (Linux)."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (n for n in status.read_text().splitlines() if n.startswith("VmHWM:"))
-        return int(line.split()[1]) / _KIB_PER_GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _KIB_PER_GIB
+_MIB_PER_GIB = 2**10
 
 
 def attacks(args):
@@ -52,7 +42,7 @@ def main():
     rng = np.random.default_rng(0)
     x = rng.random((args.images, *model.input_shape[1:]), dtype="float32")
     y = model.predict(x, verbose=0).argmax(axis=1)
-    before = peak()
+    before = peak_mib() / _MIB_PER_GIB
     dynzoo.evaluate(model, x, y, attacks=attacks(args), attack_certified="all", verbose=False)
     print(
         json.dumps(
@@ -60,7 +50,7 @@ def main():
                 "backend": keras.backend.backend(),
                 "images": args.images,
                 "gib_before": round(before, 2),
-                "gib_peak": round(peak(), 2),
+                "gib_peak": round(peak_mib() / _MIB_PER_GIB, 2),
             }
         )
     )
