@@ -203,7 +203,8 @@ def predicted(processes: tuple[int, ...]) -> dict:
     said = outputs([pinned(0, script, "--recipe", RECIPE, *sizes)])[0]
     terms = json.loads(said.splitlines()[-1])
     fixed, image, batch = terms["fixed_seconds"], terms["image_seconds"], 256
-    update = terms["update_seconds"]
+    divided = terms["update_seconds"] is not None  # on PyTorch; on JAX each repeats the update
+    update, messages = terms["update_seconds"] or 0.0, 2 if divided else 1
     result = {"fixed_seconds": fixed, "update_seconds": update, "image_seconds": image}
     result |= {"largest_share_of_update": {}, "all_reduce_seconds": {}}
     rates = {}
@@ -211,10 +212,12 @@ def predicted(processes: tuple[int, ...]) -> dict:
         cores = min(count, os.cpu_count() or 1)
         link = reduced(terms["gradients_bytes"], count) if count > 1 else 0.0
         result["all_reduce_seconds"][count] = round(link, 4)
-        share = largest_share(terms["shapes"], count)
+        share = largest_share(terms["shapes"], count) if divided else 1.0
         result["largest_share_of_update"][count] = round(share, 3)
         each = fixed - update + share * update
-        rates[count] = round(batch / (count / cores * each + image * batch / cores + 2 * link), 1)
+        rates[count] = round(
+            batch / (count / cores * each + image * batch / cores + messages * link), 1
+        )
     result["images_per_second"] = rates
     return result
 

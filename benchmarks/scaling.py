@@ -140,7 +140,7 @@ def main():
         "step_seconds": {b: round(s, 4) for b, s in measured.items()},
         "fixed_seconds": round(fixed, 4),
         "image_seconds": round(image, 6),
-        "update_seconds": None,
+        "update_seconds": None,  # measured where processes divide it
         "shapes": [list(v.shape) for v in model.trainable_variables],
         "weights_bytes": size_of(model.weights),
         "gradients_bytes": gradients,

@@ -52,7 +52,7 @@ def test_what_is_predicted(step_counts):
     assert reduce == sorted(reduce)
     # what every device repeats bounds them all
     assert all(row["speed_up"] < (0.01 + 2e-5 * 512) / 0.01 for row in rows)
-    # six equal kernels are two to each of three devices, and one each to six or more
+    # of six equal kernels the fullest of two devices has three, of four two, of six or more one
     shares = {row["devices"]: row["divided_update_ms"] for row in rows}
     parts = [shares[n] for n in (1, 2, 4, 8, 256)]
     assert parts == pytest.approx([10, 5, 10 / 3, 10 / 6, 10 / 6], abs=0.01)
