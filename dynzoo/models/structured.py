@@ -6,7 +6,10 @@ import keras
 
 from dynzoo import constraints, operators
 from dynzoo.layers.gradient_flow import GradientFlow
+from dynzoo.layers.heads import UnitRowDense
+from dynzoo.layers.isometries import ChannelPadding, SpaceToDepth
 from dynzoo.layers.learned_scale import LearnedScale
+from dynzoo.layers.linear import OrthonormalDense, OrthonormalPointwise, PositionOffset
 from dynzoo.layers.switching_flow import SwitchingFlow
 from dynzoo.models.arguments import check_classes, check_image
 from dynzoo.regularizers import Orthogonality
@@ -40,6 +43,10 @@ def structured_classifier(
     deviation=_DEVIATION,
     seed=0,
     name=None,
+    lifts="convolution",
+    block_size=2,
+    neck_units=256,
+    step_range=None,
 ) -> keras.Model:
     r"""Builds one of the five networks that the founding paper compares on CIFAR.
 
@@ -64,6 +71,11 @@ def structured_classifier(
     network's constant is at most $1/\min_c \text{deviation}_c$ up to the constraints' rounding.
     Dynamics run on orthonormal matrices behind a circular shift unless ``operator="conv"``.
 
+    The paper's surroundings of the dynamics lose much of the signal's norm, and so of every
+    radius. ``lifts="isometric"`` keeps all of it, and works on fewer pixels: space-to-depth blocks
+    and orthonormal maps in place of lifts, ReLU and pooling, a learned offset at each pixel, an
+    orthonormal neck with dynamics of its own, and a head with unit rows.
+
     Args:
         kind: one of the five names above.
         form: ``"published"`` or ``"certified"`` (which the unconstrained network has not).
@@ -85,6 +97,12 @@ def structured_classifier(
         deviation: channel standard deviations, positive.
         seed: integer seed of all initialisers.
         name: name of the model.
+        lifts: what surrounds the dynamics: ``"convolution"``, as in the paper, or ``"isometric"``
+            (certified form of the three dynamical systems only).
+        block_size: side of the first space-to-depth block in pixels (isometric lifts only).
+        neck_units: features after the neck (isometric lifts only).
+        step_range: interval of the switching flows' contractive time steps, or ``None`` for that of
+            ``SwitchingFlow``, which is the paper's. Small steps lose little, and bend little.
 
     Returns:
         A functional ``keras.Model`` from images in [0, 1] to logits.
@@ -115,7 +133,16 @@ def structured_classifier(
             f"`convolutions` must be even for kind={kind!r}. Received: convolutions={convolutions}"
         )
     check_classes(num_classes)
-    check_image(input_shape, 2 ** len(widths))
+    isometric = one_of("lifts", lifts, ("convolution", "isometric")) == "isometric"
+    if isometric and (not certified or kind == "naive"):
+        raise ValueError(
+            "`lifts` must be 'convolution' for form='published' and for kind='naive'. "
+            f"Received: lifts='isometric', form={form!r}, kind={kind!r}"
+        )
+    integer("block_size", block_size)
+    integer("neck_units", neck_units)
+    stages = len(widths)
+    check_image(input_shape, block_size * 2 ** (stages - 1) if isometric else 2**stages)
     seeds = iter(range(1000 * seed, 1000 * seed + 1000, 20))
     residual = kind in ("unconstrained", "naive")
     if orthogonality is None:
@@ -140,8 +167,27 @@ def structured_classifier(
             kernel_regularizer=kernel_regularizer,
         )(x)
 
+    def flow(operator):
+        return _flow(
+            kind, operator, convolutions, bound, certified, regularizer, next(seeds), step_range
+        )
+
     inputs = keras.Input(tuple(input_shape), name="image")
     x = keras.layers.Normalization(mean=list(mean), variance=[d**2 for d in deviation])(inputs)
+    if isometric:
+        for stage, width in enumerate(widths):
+            x = SpaceToDepth(2 if stage else block_size)(x)
+            if stage == 0 and x.shape[-1] <= width:
+                x = ChannelPadding(width)(x)
+            else:
+                x = OrthonormalPointwise(width, seed=next(seeds))(x)
+            if stage == 0:
+                x = PositionOffset()(x)
+            x = flow(_OPERATORS[operator](width))(x)
+        x = OrthonormalDense(neck_units, seed=next(seeds), name="neck")(keras.layers.Flatten()(x))
+        x = flow(operators.Dense(neck_units))(x)
+        outputs = UnitRowDense(num_classes, seed=next(seeds), name="head")(x)
+        return keras.Model(inputs, outputs, name=name or f"structured_{kind}")
     for width in widths:
         x = convolution(x, width, use_bias=residual)
         if residual:
@@ -153,8 +199,7 @@ def structured_classifier(
                     x = keras.layers.Rescaling(0.5)(x)
         else:
             x = keras.layers.ReLU()(LearnedScale(1.0 if certified else None)(x))
-            a = _OPERATORS[operator](width)
-            x = _flow(kind, a, convolutions, bound, certified, regularizer, next(seeds))(x)
+            x = flow(_OPERATORS[operator](width))(x)
         x = keras.layers.MaxPooling2D(2)(x)
     outputs = keras.layers.Dense(
         num_classes,
@@ -173,11 +218,12 @@ def _small_uniform(seed):
     return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seed)
 
 
-def _flow(kind, operator, convolutions, bound, certified, regularizer, seed):
+def _flow(kind, operator, convolutions, bound, certified, regularizer, seed, step_range):
     """The dynamics of one stage."""
     common = {"kernel_regularizer": regularizer, "seed": seed}
     if kind == "nonexpansive":
         return GradientFlow(operator, step_size="learned", steps=convolutions, **common)
     if not certified:
         common.update(spectrum="assumed", constraint=None)
+    common["step_range"] = step_range
     return SwitchingFlow(operator, mode=kind, bound=bound, steps=convolutions // 2, **common)

@@ -205,6 +205,42 @@ def test_certified_form(kind, operator):
     assert labels.shape == radii.shape == (32,) and radii.max() > 0
 
 
+@pytest.mark.parametrize("kind", ["nonexpansive", "prescribed", "flexible"])
+def test_isometric_lifts(kind):
+    arguments = {"lifts": "isometric", "bound": "sharp", "neck_units": 12, "widths": (12, 24)}
+    model = small(kind, "certified", scale=0.5, **arguments)
+    dynzoo.project(model)
+    certificate = dynzoo.certify(model)
+    assert certificate.body_lipschitz <= (1 + 1e-3) / DEVIATION.min()
+    x, away = (normal((32, *SHAPE), seed, 0.3) for seed in (1, 2))
+    labels, radii = certificate.radii(x)
+    away *= 0.999 * (radii / np.linalg.norm(away.reshape(32, -1), axis=1))[:, None, None, None]
+    moved = backend.to_numpy(model(x + away)).argmax(axis=1)
+    assert (moved == labels).all() and radii.max() > 0
+
+
+def test_isometric_lifts_keep_all_of_the_norm():
+    model = structured_classifier(
+        "nonexpansive", **{**SMALL, "widths": (12, 16)}, lifts="isometric"
+    )
+    x, y = (normal((2, *SHAPE), seed, 0.3) for seed in (1, 2))
+    flow = next(layer for layer in model.layers if layer.name.startswith("gradient_flow"))
+    lifted = keras.Model(model.input, flow.input)
+    gap = backend.to_numpy(lifted(x) - lifted(y))
+    images = (x - y) / DEVIATION
+    np.testing.assert_allclose(np.linalg.norm(gap), np.linalg.norm(images), rtol=1e-5)
+
+
+def test_steps_stay_in_their_range():
+    arguments = {**SMALL, "step_range": (0.02, 0.3)}
+    model = structured_classifier("flexible", **arguments)
+    flow = next(layer for layer in model.layers if layer.name.startswith("switching_flow"))
+    for raw, end in ((-50.0, 0.02), (50.0, 0.3)):
+        flow.raw_contractions[0].assign(raw)
+        contraction, _ = flow.step_sizes()[0]
+        np.testing.assert_allclose(contraction, end, rtol=1e-4)
+
+
 def test_orthogonality_is_the_authors_and_can_be_set():
     def weights(kind, form="published", **arguments):
         model = structured_classifier(kind, form, **SMALL, **arguments)
@@ -278,6 +314,13 @@ def test_learned_scale_keeps_its_sign_and_limit():
         ({"convolutions": 0}, "`convolutions` must be a positive integer"),
         ({"orthogonality": -1.0}, "`orthogonality` must be in"),
         ({"num_classes": 1}, "`num_classes` must be at least 2"),
+        ({"lifts": "none"}, "`lifts` must be one of"),
+        ({"lifts": "isometric", "form": "published"}, "`lifts` must be 'convolution'"),
+        ({"lifts": "isometric", "kind": "naive"}, "`lifts` must be 'convolution'"),
+        ({"lifts": "isometric", "block_size": 0}, "`block_size` must be a positive integer"),
+        ({"lifts": "isometric", "neck_units": 0}, "`neck_units` must be a positive integer"),
+        ({"lifts": "isometric", "input_shape": (12, 12, 3)}, "divisible by 8"),
+        ({"step_range": (0.5, 0.1)}, "`step_range` must be"),
         ({"input_shape": (12, 12, 3), "widths": (4, 4, 4)}, "divisible by 8"),
     ],
 )
