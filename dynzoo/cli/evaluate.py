@@ -68,7 +68,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--jobs",
         type=positive,
         metavar="N",
-        help="attack, certify with --local, audit and corrupt in N processes of one thread each",
+        help="attack, certify with --local, audit, corrupt and smooth in N processes of one thread "
+        "each",
     )
     parser.add_argument(
         "--shards",
@@ -97,6 +98,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "half of the images of the report calibrate, the other half is measured",
     )
     _add_local(parser)
+    add_smoothing(parser)
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -131,6 +133,30 @@ def _add_local(parser: ArgumentParser) -> None:
     )
 
 
+def add_smoothing(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--smoothing",
+        type=float,
+        metavar="SIGMA",
+        help="certify the answer under Gaussian noise of this standard deviation (randomised "
+        "smoothing), on the first images, too",
+    )
+    parser.add_argument(
+        "--smoothing-samples",
+        type=positive,
+        default=10_000,
+        metavar="N",
+        help="noisy copies of an image, with --smoothing (default: 10000)",
+    )
+    parser.add_argument(
+        "--smoothing-limit",
+        type=positive,
+        default=500,
+        metavar="N",
+        help="smooth the first N images (default: 500)",
+    )
+
+
 def run(options: Namespace) -> None:
     folder, about = find_preset(options.preset)
     source = options.data or options.dataset or about.get("dataset")
@@ -157,6 +183,12 @@ def _check_options(options: Namespace, norm: str) -> None:
         number("time_limit", options.time_limit)
         if options.local in (None, "movement"):
             raise ValueError("--time-limit needs --local crown, alpha-crown or complete")
+    if options.smoothing is not None:
+        from dynzoo.utils.arguments import number  # as above
+
+        number("smoothing", options.smoothing)
+        if norm != "l2":
+            raise ValueError("--smoothing needs --norm l2, the norm of its radii")
     if options.local and options.prediction_sets is not None:
         raise ValueError("--prediction-sets needs the Lipschitz bound, not --local")
     if options.local and (options.audit or options.update_card):
@@ -167,9 +199,10 @@ def _check_options(options: Namespace, norm: str) -> None:
             raise ValueError("--checkpoint needs attacks: it is they that go on from it")
         if options.shards or options.shard:
             raise ValueError("--shards and --shard need attacks: it is they that are divided")
-        if options.jobs and not (options.local or options.audit or options.corruptions):
-            raise ValueError("--jobs has nothing to share: no attacks, --local, --audit or "
-                             "--corruptions")  # fmt: skip
+        parts = (options.local, options.audit, options.corruptions, options.smoothing)
+        if options.jobs and not any(parts):
+            raise ValueError("--jobs has nothing to share: no attacks, --local, --audit, "
+                             "--corruptions or --smoothing")  # fmt: skip
     if options.shard:
         _check_shard(options)
     divided = options.jobs or options.shards or options.shard
@@ -196,7 +229,7 @@ def _check_shard(options: Namespace) -> None:
     if not options.checkpoint:
         raise ValueError("--shard needs --checkpoint FOLDER, into which its part goes")
     of_the_report = ("jobs", "shards", "local", "output", "audit", "corruptions", "update_card")
-    for name in (*of_the_report, "prediction_sets"):
+    for name in (*of_the_report, "prediction_sets", "smoothing"):
         if getattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')} is of a whole report, not of one part")
 
@@ -255,6 +288,9 @@ def _evaluate(
             time_limit=options.time_limit,
             jobs=options.jobs,
             shards=options.shards,
+            smoothing=options.smoothing,
+            smoothing_samples=options.smoothing_samples,
+            smoothing_limit=options.smoothing_limit,
         )
     show(measured, name, options.local)
     if options.output and measured.report is not None:
@@ -339,6 +375,8 @@ def show(measured: Measurement, title: str, local: str | None = None) -> None:
     say()
     table(header, rows, title=f"{title}, {norm_text(measured.norm)}")
     say(f"Lipschitz bound, images to logits (L2): {measured.lipschitz:.6g}")
+    if measured.smoothed is not None:
+        _show_smoothed(measured.smoothed)
     if measured.report is not None and measured.report.prediction_sets is not None:
         _show_sets(measured.report.prediction_sets)
     if local and measured.report is not None:
@@ -359,6 +397,17 @@ def _show_local(report: RobustnessReport, method: str) -> None:
         for e in sorted(decisions)
     ]
     table(["radius", *words], rows, title=f"at the image ({method}), {report.images} images")
+
+
+def _show_smoothed(smoothed: dict[str, Any]) -> None:
+    from dynzoo.zoo.measurement import radius_text  # as above
+
+    rows = [["0 (clean)", percent(smoothed["clean"])]]
+    rows += [[radius_text(e), percent(share)] for e, share in smoothed["certified"].items()]
+    settings = smoothed["settings"]
+    title = f"under noise of {settings['sigma']:g}, {smoothed['images']} images"
+    table(["radius", "certified, smoothed"], rows, title=title)
+    say(f"each radius by {settings['samples']:,} draws, wrong with chance {settings['alpha']:g}")
 
 
 def _show_sets(sets: dict[str, Any]) -> None:
@@ -410,6 +459,12 @@ def _how(options: Namespace, name: str, source: str, about: dict[str, Any]) -> d
             command += f" --attack-certified {options.attack_certified}"
         if options.audit:
             command += " --audit"
+    if options.smoothing is not None:
+        command += f" --smoothing {options.smoothing:g}"
+        if options.smoothing_samples != 10_000:
+            command += f" --smoothing-samples {options.smoothing_samples}"
+        if options.smoothing_limit != 500:
+            command += f" --smoothing-limit {options.smoothing_limit}"
     how: dict[str, Any] = {"split": "test", "backend": backend_name()}
     if options.data:
         path = Path(source)

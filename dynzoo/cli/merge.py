@@ -17,6 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="write the report: .html, .json, .csv ...")
     parser.add_argument("--audit", action="store_true", help="as for `dynzoo evaluate`")
     parser.add_argument("--corruptions", action="store_true", help="as for `dynzoo evaluate`")
+    evaluate.add_smoothing(parser)
     parser.add_argument("--update-card", action="store_true", help="as for `dynzoo evaluate`")
 
 
@@ -35,7 +36,8 @@ def run(options: Namespace) -> None:
     if unknown:
         raise ValueError(f"{folder} is of another version of dynzoo: it has {', '.join(unknown)}")
     known.update(plan)
-    for name in ("output", "audit", "corruptions", "update_card"):
+    smoothing = ("smoothing", "smoothing_samples", "smoothing_limit")
+    for name in ("output", "audit", "corruptions", "update_card", *smoothing):
         known[name] = getattr(options, name)
     asked.checkpoint, asked.shards = str(folder), shards
     evaluate.run(asked)

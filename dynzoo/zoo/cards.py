@@ -21,7 +21,12 @@ _ATTACKED = (
     "Attacked accuracy is what is left after the listed attacks, hence an upper bound of the true "
     "robust accuracy: a stronger attack can only lower it."
 )
-
+_SMOOTHED = (
+    "The smoothed classifier answers what the network answers most often under Gaussian noise of "
+    "standard deviation {sigma:g} on the pixels (`dynzoo.certificates.smooth`). Its certified "
+    "radii are Clopper-Pearson bounds from {samples:,} draws, each wrong with a chance of at most "
+    "{alpha:g}. They hold for it, not for the network without noise."
+)
 
 _WARNINGS = {
     "crossentropy-only-gap": (
@@ -49,6 +54,8 @@ def model_card(metadata: Mapping[str, Any]) -> str:
             `accuracy`: share in [0, 1]; `certified_accuracy`, `attacked_accuracy`: share for each
             L2 radius, such as `{"36/255": 0.61, "0.5": 0.4}`; `top5_accuracy` and
             `certified_top5_accuracy`, the same for the label among the five largest logits;
+            `smoothed_accuracy` and `smoothed_certified_accuracy`, the same for the classifier of
+            `dynzoo.certificates.smooth`, with `smoothing`: `sigma`, `samples`, `alpha`, `images`;
             `evaluation`: what the numbers were measured on and how (`split`, `images`, `attacks`,
             `command`, ...); `training`: `hardware`, `seconds`, `epochs`, `seed`, `config`,
             `command`, `start` (the preset whose weights it began with), ...; `versions`, `saved`,
@@ -65,7 +72,7 @@ def model_card(metadata: Mapping[str, Any]) -> str:
     sections = [
         f"# {name}",
         str(metadata.get("description") or _what_it_is(metadata)),
-        _section("Numbers", _numbers(metadata), _pairs(metadata.get("evaluation"))),
+        _section("Numbers", _numbers(metadata), _pairs(_evaluation(metadata))),
         _section("Model", _pairs(_model(metadata))),
         _section("Use", _usage(name)),
         _section("Training", _pairs(metadata.get("training"))),
@@ -96,6 +103,7 @@ def _numbers(metadata: Mapping[str, Any]) -> str:
             ("certified accuracy", "accuracy", "certified_accuracy"),
             ("attacked accuracy", "accuracy", "attacked_accuracy"),
             ("certified top-5 accuracy", "top5_accuracy", "certified_top5_accuracy"),
+            ("smoothed, certified", "smoothed_accuracy", "smoothed_certified_accuracy"),
         )
         if metadata.get(key)
     ]
@@ -113,6 +121,13 @@ def _numbers(metadata: Mapping[str, Any]) -> str:
         cells = [percent(values[radius]) if radius in values else "" for _, _, values in columns]
         lines.append(f"| {radius} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _evaluation(metadata: Mapping[str, Any]) -> Any:
+    evaluation, smoothing = metadata.get("evaluation"), metadata.get("smoothing")
+    if not isinstance(evaluation, Mapping) or not isinstance(smoothing, Mapping):
+        return evaluation
+    return {**evaluation, "smoothing": smoothing}
 
 
 def _by_radius(values: Mapping[Any, float] | None) -> dict[str, float]:
@@ -200,10 +215,19 @@ def _limits(metadata: Mapping[str, Any]) -> str:
         _head(metadata) if certified else "",
         _TOP5 if metadata.get("certified_top5_accuracy") else "",
         _ATTACKED if metadata.get("attacked_accuracy") else "",
+        _smoothed(metadata),
         *(_WARNINGS[name] for name in warnings if name in _WARNINGS),
         _text(metadata.get("limits")),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _smoothed(metadata: Mapping[str, Any]) -> str:
+    settings = metadata.get("smoothing")
+    named = ("sigma", "samples", "alpha")
+    if not isinstance(settings, Mapping) or not all(name in settings for name in named):
+        return ""
+    return _SMOOTHED.format(**{name: settings[name] for name in named})
 
 
 def _head(metadata: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ COLUMNS = {
     "certified_108": "certified 108/255",
     "top5": "top-5",
     "certified_top5_36": "certified top-5 36/255",
+    "smoothed_36": "smoothed, certified 36/255",
     "attacked_36": "attacked 36/255",
     "attacked_0.5": "attacked 0.5",
     "attacks": "attacks",
@@ -165,6 +166,7 @@ def _preset_row(name: str, about: Mapping[str, Any]) -> dict[str, str]:
         **{f"certified_{n}": _percent(certified.get(f"{n}/255")) for n in (36, 72, 108)},
         "top5": _percent(about.get("top5_accuracy")),
         "certified_top5_36": _percent(_part(about, "certified_top5_accuracy").get("36/255")),
+        "smoothed_36": _percent(_part(about, "smoothed_certified_accuracy").get("36/255")),
         "attacked_36": _percent(attacked.get("36/255")),
         "attacked_0.5": _percent(attacked.get("0.5")),
         "attacks": attacks,
@@ -200,7 +202,7 @@ def _text(number: Any) -> str:
 
 
 def _is_number(key: str) -> bool:
-    return key in _NUMBERS or key.startswith(("certified", "attacked_"))
+    return key in _NUMBERS or key.startswith(("certified", "attacked_", "smoothed_"))
 
 
 def _plain(row: Mapping[str, str], key: str) -> str:

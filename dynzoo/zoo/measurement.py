@@ -40,6 +40,9 @@ _MEASURED = (
     "top5_accuracy",
     "certified_top5_accuracy",
     "attacked_accuracy",
+    "smoothed_accuracy",
+    "smoothed_certified_accuracy",
+    "smoothing",
     "lipschitz",
     "body_lipschitz",
     "audited_slope",
@@ -53,6 +56,7 @@ class Measurement:
 
     With more than ten classes, `top5` is the share of images whose label is among the five largest
     logits, and `certified_top5` the share for which that is proved to stay so within a radius.
+    `smoothed` is what `SmoothedClassifier.accuracy` gives, with the number of `"images"`.
     """
 
     norm: str
@@ -66,6 +70,7 @@ class Measurement:
     body_lipschitz: float | None = None
     top5: float | None = None
     certified_top5: dict[float, float] = field(default_factory=dict)
+    smoothed: dict[str, Any] | None = None
 
     def rows(self) -> list[list[float | None]]:
         """(radius, certified on all, certified on the attacked ones, attacked); radius 0 first."""
@@ -105,6 +110,9 @@ def measure(
     time_limit: float | None = None,
     jobs: int | None = None,
     shards: int | None = None,
+    smoothing: float | None = None,
+    smoothing_samples: int = 10_000,
+    smoothing_limit: int = 500,
 ) -> Measurement:
     """Clean and certified accuracy on all images, attacked accuracy on the first few.
 
@@ -135,8 +143,12 @@ def measure(
             report get in place of that of the Lipschitz bound; `None` for none.
         time_limit: its seconds for an image, or `None`.
         jobs: processes that work side by side, as in `dynzoo.evaluate`: on attacks, `local`
-            certificates, the audit and the corruptions.
+            certificates, the audit, the corruptions and smoothing.
         shards: parts of the images that are attacked by themselves, as in `dynzoo.evaluate`.
+        smoothing: standard deviation of the noise of `dynzoo.certificates.smooth`, whose accuracy
+            is measured too, in L2 only; a section of the report. `None`: not measured.
+        smoothing_samples: its draws for an image.
+        smoothing_limit: number of images that it is measured on, from the first one on.
 
     Returns:
         A `Measurement`; its `report` is `None` where none was asked for, its `audited_slope`
@@ -150,8 +162,12 @@ def measure(
     x, y = check_images_or_stream(x, y)
     check_unit_range(model)
     eps, jobs = positive_floats("eps", eps), checked_jobs(jobs)
-    if jobs is not None and attacks == "none" and not (local or audit or corruptions):
-        raise ValueError("`jobs` needs attacks, `local`, `audit` or `corruptions` to share")
+    if jobs is not None and attacks == "none" and not (local or audit or corruptions or smoothing):
+        raise ValueError(
+            "`jobs` needs attacks, `local`, `audit`, `corruptions` or `smoothing` to share"
+        )
+    if smoothing is not None and norm != "l2":
+        raise ValueError(f"`smoothing` has L2 radii: `norm` must be 'l2'. Received: norm={norm!r}")
     certificate = certify(model)
     top = (1, 5) if len(certificate.pair_distances) >= _TOP5_CLASSES else (1,)
     parts = []
@@ -163,7 +179,10 @@ def measure(
     radii = np.concatenate([part[1] for part in parts])
     correct, proved = places == 0, radii[:, 0]
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
-    made, slope = None, None
+    made, slope, smoothed = None, None, None
+    if smoothing is not None:
+        noisy = (x[:smoothing_limit], y[:smoothing_limit], eps)
+        smoothed = _smoothed(model, *noisy, smoothing, smoothing_samples, seed, verbose, jobs)
     first = slice(len(x) if attacks == "none" else attack_limit)
     if attacks != "none" or report or audit or corruptions or prediction_sets or local:
         claim: Any = certificate
@@ -197,6 +216,8 @@ def measure(
         slope = _add_sections(made, model, certificate, *few, audit, corruptions, jobs)
         if made.images < len(x):
             made.sections.append(_all_images(correct, proved, eps, factor))
+        if smoothed is not None:
+            made.sections.append(_smoothed_section(smoothed))
     return Measurement(
         norm=norm,
         images=len(x),
@@ -209,7 +230,43 @@ def measure(
         body_lipschitz=float(certificate.body_lipschitz),
         top5=float((places < 5).mean()) if 5 in top else None,
         certified_top5=_shares(radii[:, 1], eps, factor) if 5 in top else {},
+        smoothed=smoothed,
     )
+
+
+def _smoothed(
+    model: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    eps: Sequence[float],
+    sigma: float,
+    samples: int,
+    seed: int,
+    verbose: int,
+    jobs: int | None,
+) -> dict[str, Any]:
+    """Accuracy of the smoothed classifier, and on how many images."""
+    from dynzoo.certificates.smoothing import smooth
+
+    def said(done: int, total: int) -> None:
+        if verbose and (done == total or done * 10 // total > (done - 1) * 10 // total):
+            print(f"smoothing: {done} of {total} images", flush=True)
+
+    smoothed = smooth(model, sigma, samples=samples, seed=seed, progress=said)
+    return {**smoothed.accuracy(x, y, eps, jobs=jobs), "images": len(x)}
+
+
+def _smoothed_section(smoothed: Mapping[str, Any]) -> tuple[str, Any]:
+    settings = smoothed["settings"]
+    rows = [
+        ("noise, standard deviation", f"{settings['sigma']:g}"),
+        ("draws for an image", f"{settings['samples']:,}"),
+        ("chance that a radius is wrong", f"{settings['alpha']:g} an image"),
+        ("clean", percent(smoothed["clean"])),
+        *((f"certified at {radius_text(e)}", percent(v)) for e, v in smoothed["certified"].items()),
+        ("no answer", percent(smoothed["abstained"])),
+    ]
+    return f"The smoothed classifier, {smoothed['images']} images", rows
 
 
 def _paced(tick: Callable[[int], Any], rounds: int) -> Callable[[int], None]:
@@ -320,6 +377,8 @@ def update_card(
     if measured.audited_slope is not None:
         metadata["audited_slope"] = measured.audited_slope
     evaluation: dict[str, Any] = {"images": measured.images}
+    if measured.smoothed is not None:
+        metadata.update(_of_the_smoothed(measured.smoothed))
     if measured.report is not None and measured.attacked_images:
         metadata["attacked_accuracy"] = {
             radius_text(e): v for e, v in measured.report.robust.items()
@@ -328,7 +387,9 @@ def update_card(
         evaluation["warnings"] = [warning.name for warning in measured.report.warnings]
     metadata["evaluation"] = {**evaluation, **about}
     if keep_attacks and not measured.attacked_images:
-        names = ("attacked_accuracy", "audited_slope")
+        names = ["attacked_accuracy", "audited_slope"]
+        if measured.smoothed is None:
+            names += ["smoothed_accuracy", "smoothed_certified_accuracy", "smoothing"]
         kept: dict[str, Any] = {name: before[name] for name in names if name in before}
         metadata.update(kept)
         command = about.get("command")
@@ -341,3 +402,15 @@ def update_card(
     write_atomically(folder / "metadata.json", text.encode())
     write_atomically(folder / "README.md", card.encode())
     return metadata
+
+
+def _of_the_smoothed(smoothed: Mapping[str, Any]) -> dict[str, Any]:
+    """What the metadata say of the smoothed classifier."""
+    settings = {k: v for k, v in smoothed["settings"].items() if k != "type"}
+    return {
+        "smoothed_accuracy": smoothed["clean"],
+        "smoothed_certified_accuracy": {
+            radius_text(e): v for e, v in smoothed["certified"].items()
+        },
+        "smoothing": {**settings, "images": smoothed["images"]},
+    }

@@ -13,8 +13,13 @@ from dynzoo.utils.strict_json import short
 
 __all__ = ["check_metadata"]
 
-_SHARES = ("accuracy", "top5_accuracy")
-_SHARES_BY_RADIUS = ("certified_accuracy", "attacked_accuracy", "certified_top5_accuracy")
+_SHARES = ("accuracy", "top5_accuracy", "smoothed_accuracy")
+_SHARES_BY_RADIUS = (
+    "certified_accuracy",
+    "attacked_accuracy",
+    "certified_top5_accuracy",
+    "smoothed_certified_accuracy",
+)
 
 
 def _input_shape(model: keras.Model) -> list[int | None]:
@@ -50,6 +55,7 @@ def check_metadata(metadata: Mapping[str, Any], model: keras.Model, path: Path) 
                 f"config.json has {short(repr(true), 60)}."
             )
     _check_input(metadata, model, path)
+    _check_smoothing(metadata.get("smoothing"), path)
     for key in ("name", "dataset", "description", "resizing"):
         if not isinstance(metadata.get(key, ""), str | None):
             raise ValueError(
@@ -85,6 +91,17 @@ def _check_input(metadata: Mapping[str, Any], model: keras.Model, path: Path) ->
                 f"{path} is refused: input_range must be two finite numbers, the lower one first. "
                 f"It says {short(repr(extent), 60)}."
             )
+
+
+def _check_smoothing(settings: Any, path: Path) -> None:
+    good = settings is None or isinstance(settings, Mapping)
+    if good and settings:
+        good = all(type(v) in (int, float) and math.isfinite(v) for v in settings.values())
+    if not good:
+        raise ValueError(
+            f"{path} is refused: smoothing must be a finite number for each setting. "
+            f"It says {short(repr(settings), 60)}."
+        )
 
 
 def _check_share(value: Any, what: str, path: Path) -> None:
