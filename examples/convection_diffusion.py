@@ -35,7 +35,7 @@ from dynzoo.utils.formatting import eps_text
 
 NETWORKS = {
     "residual_cifar10": "no noise",
-    "convection_diffusion_cifar10": "diffusion",
+    "convection_diffusion_feature_noise_cifar10": "diffusion",
     "residual_input_noise_cifar10": "pixel noise",
     "convection_diffusion_input_noise_cifar10": "diffusion and pixel noise",
 }
