@@ -135,7 +135,7 @@ def largest_eigenvalue(grams: np.ndarray, known: float, ceiling: float = math.in
     $\lambda I - G$ has a Cholesky factor only if no eigenvalue of G exceeds $\lambda$. That costs
     a tenth of the eigenvalues, which are computed only where it fails: for matrices in random
     order about ln(n) times. Of a large one the largest is guessed by Lanczos' method, and a
-    little more than the guess proved in the same way: what is returned is up to 1e-8 of it too large.
+    little more than the guess proved in the same way: what is returned is too large by up to 1e-8.
 
     Args:
         grams: positive semi-definite matrices (n, q, q), real or complex.
