@@ -1,32 +1,42 @@
-"""The five CIFAR networks of the founding paper under its own attack and under a strong one.
+"""The CIFAR networks of the founding paper under its own attack and under a strong one.
 
-    python examples/paper_protocol.py [--data cifar10|FILE.npz] [--runs FOLDER]
-        [--scale small|published] [--epochs N] [--only NAME ...]
+    python examples/paper_protocol.py [--datasets cifar10 cifar100] [--margins 0.07 0.15 0.3]
+        [--data NAME|FILE.npz ...] [--runs FOLDER] [--scale small|published] [--epochs N]
+        [--only NAME ...]
 
-Trains, from the recipes `structured_*` in `zoo_configs/`, what the runs folder does not hold yet,
-and attacks each network in two ways:
+Five networks, each trained for three margins of the hinge loss on two data sets, at nine radii:
+the tables of robust accuracy of arXiv 2210.02373. Two of them in the form that can be certified
+stand beside, which have no margin. Without options: CIFAR-10, margin 0.07.
 
-* weak, the protocol of arXiv 2210.02373: the first 1,024 test images, ten steps of L2 PGD on the
+Trains, from the recipes `structured_*` in `zoo_configs/` and what `recipe_of` makes of them, what
+the runs folder does not hold yet, and attacks each network in two ways:
+
+* weak, the protocol of the paper: the first 1,024 test images, ten steps of L2 PGD on the
   cross-entropy from a random start, each a fortieth of the radius long, the last point judged;
 * strong, `dynzoo.evaluate`: margin, three runner-ups and cross-entropy, 100 steps each, on the
   first 256 of them.
 
 Beside them stands what `dynzoo.certify` proves of the same images, and what the authors measured
-(with their attack, on their networks).
+(with their attack, on their networks; `published_robustness.csv`).
 
-`--scale small` shrinks the networks and their training to what a CPU core does in an hour or two:
-half of the width, half of the convolutions, three epochs of smaller batches, a learning rate that
-ends at 0. Such networks do not reach the published accuracies, and are not meant to: what counts is
-the distance between the two attacks on one network.
+`--scale small` shrinks the networks and their training to what a CPU core does in an hour or two
+for the seven networks of one margin: half of the width, half of the convolutions, three epochs of
+smaller batches, a learning rate that ends at 0. Such networks do not reach the published
+accuracies, and are not meant to: what counts is the distance between the two attacks on one
+network.
 
-Writes `docs/results/paper_protocol.csv` (one row per network, protocol and radius; percentages) and
-`docs/results/paper_protocol.png`.
+Writes `docs/results/paper_protocol.csv` (one row per network, protocol and radius; percentages, and
+areas under the curves), `docs/results/paper_protocol.png` and `paper_protocol_cifar100.png`.
+`--redraw` makes them again from the measured columns of that file.
 """
 
 import argparse
 import csv
 import json
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import common
 import keras
@@ -47,27 +57,114 @@ NETWORKS = (
     "nonexpansive_certified",
     "flexible_certified",
 )
+DATASETS = ("cifar10", "cifar100")
+MARGINS = (0.07, 0.15, 0.3)
 WEAK_RADII = (8 / 255, 16 / 255, 36 / 255, 0.3, 0.5, 0.6, 0.8, 1.0)
 STRONG_RADII = (36 / 255, 0.3, 0.5, 1.0)
 WEAK_IMAGES, STRONG_IMAGES = 1024, 256
+RESTARTS = 3
 
-# CIFAR-10, hinge margin 0.07, in percent at radius 0 and at WEAK_RADII: the authors' result files
-# (github.com/davidemurari/StructuredNeuralNetworks), which the paper's figures show.
-AUTHORS = {
-    "unconstrained": (88.18, 86.82, 84.57, 78.12, 63.77, 42.87, 33.20, 17.29, 7.32),
-    "naive": (82.62, 81.15, 79.49, 76.66, 68.95, 59.18, 54.00, 41.89, 31.93),
-    "nonexpansive": (83.89, 82.62, 82.13, 79.39, 74.22, 66.11, 62.70, 54.59, 48.24),
-    "prescribed": (80.76, 79.79, 79.00, 77.54, 73.93, 67.77, 64.55, 58.11, 51.56),
-    "flexible": (82.23, 81.25, 80.76, 79.00, 74.61, 68.65, 65.53, 58.69, 51.27),
+# Percentages of the authors' result files (github.com/davidemurari/StructuredNeuralNetworks), which
+# the paper's figures show. Of CIFAR-10, prescribed, they divided the images by larger deviations
+# than in training, which alone makes a network less sensitive.
+PUBLISHED = Path(__file__).with_name("published_robustness.csv")
+
+# What the authors change for CIFAR-100: learning rate, its factor after 30, 60 and 90 epochs,
+# weight of the orthogonality loss.
+CIFAR100 = {
+    "unconstrained": (0.01, 0.1, None),
+    "naive": (0.001, 0.1, 0.01),
+    "nonexpansive": (0.0001, 0.5, 1.0),
+    "prescribed": (0.001, 0.1, 1.0),
+    "flexible": (0.0001, 0.5, 1.0),
 }
+CIFAR100_MEAN, CIFAR100_DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+COLUMNS = (
+    "dataset",
+    "margin",
+    "network",
+    "form",
+    "protocol",
+    "images",
+    "eps",
+    "accuracy",
+    "certified",
+    "published",
+    "auc",
+    "certified_auc",
+    "published_auc",
+    "lipschitz",
+    "parameters",
+    "epochs",
+    "changed",
+)
 
 
 # --- training ---
 
 
-def recipe_of(name, args):
-    """The recipe of a network, at the scale that was asked for."""
-    recipe = recipes.load(f"structured_{name}_cifar10")
+class Case(NamedTuple):
+    """A network to train: one of `NETWORKS`; the certified ones have no margin."""
+
+    dataset: str
+    margin: float | None
+    network: str
+
+    @property
+    def published(self):
+        return self.network.endswith("_published")
+
+
+def cases(args):
+    """The networks that were asked for, CIFAR-10 first: others start from these."""
+    return [
+        Case(dataset, margin, name)
+        for dataset in DATASETS
+        if dataset in args.datasets
+        for margin in (*MARGINS, None)
+        if margin in (*args.margins, None)
+        for name in NETWORKS
+        if name in args.only and (margin is None) != name.endswith("_published")
+    ]
+
+
+def recipe_of(case):
+    """The recipe of a network at full size: that of CIFAR-10 and margin 0.07, changed.
+
+    What the authors change for CIFAR-100 holds for their networks; the certified ones, whose
+    recipes are ours, get the data and their normalisation alone.
+    """
+    recipe = recipes.load(f"structured_{case.network}_cifar10")
+    if case.dataset == "cifar100":
+        recipe["name"] = f"structured_{case.network}_cifar100"
+        recipe["data"]["name"] = "cifar100"
+        recipe["architecture"].update(mean=CIFAR100_MEAN, deviation=CIFAR100_DEVIATION)
+        if case.published:
+            rate, factor, weight = CIFAR100[case.network.removesuffix("_published")]
+            # Their hinge loss sums over the wrong classes, ours takes the mean over all hundred.
+            recipe["training"]["optimizer"]["learning_rate"] = round(100 * rate, 6)
+            recipe["training"]["schedule"]["points"] = drops(factor)
+            if weight:
+                recipe["architecture"]["orthogonality"] = weight / 100
+    if case.margin is not None:
+        recipe["training"]["loss"]["margin"] = case.margin
+        if case.margin != MARGINS[0]:
+            recipe["name"] += f"_margin_{case.margin:g}"
+    return recipes.validate(recipe)
+
+
+def drops(factor, epochs=100):
+    """Shares of the learning rate, by epoch: times a factor after 30, 60 and 90 epochs."""
+    points = {0: 1.0}
+    for before, epoch in enumerate((30, 60, 90)):
+        points[epoch] = round(factor**before, 6)
+        points[epoch + 0.001] = round(factor ** (before + 1), 6)
+    return {**points, epochs: round(factor**3, 6)}
+
+
+def scaled(recipe, args):
+    """A recipe at the scale that was asked for."""
     settings = recipe["training"]
     if args.scale == "small":
         recipe["architecture"].update(widths=[16, 32, 64], convolutions=2)
@@ -78,27 +175,64 @@ def recipe_of(name, args):
     return recipe
 
 
-def changes(recipe):
-    """In words, where the recipe of a trained network is not the one that ships."""
-    shipped = recipes.load(recipe["name"])
+def starts_on_cifar10(case):
+    """Whether the authors start from the weights on CIFAR-10 (with a new head).
+
+    They draw the step sizes of the flexible network anew, which are taken over here.
+    """
+    return case.dataset == "cifar100" and case.published
+
+
+def changes(recipe, case):
+    """In words, where the recipe in the file of a trained network is not that of `recipe_of`."""
+    intended = json.loads(json.dumps(recipe_of(case)))  # with keys that are text, as in the file
     found = {
         key: value
         for section in ("architecture", "training")
         for key, value in recipe[section].items()
-        if shipped[section].get(key) != value and key != "epochs"
+        if intended[section].get(key) != value and key not in ("epochs", "start")
     }
     if "schedule" in found:
         found["schedule"] = "linear to 0"
+    if starts_on_cifar10(case) and not recipe["training"]["start"]:
+        found["start"] = "fresh weights"
     return "; ".join(f"{key}: {value}" for key, value in found.items())
 
 
-def trained(name, args):
-    """The run folder of a network, trained if its preset is not there yet."""
-    recipe = recipe_of(name, args)
-    folder = args.runs / f"{recipe['name']}_{args.scale}"
-    if not (folder / "preset" / "metadata.json").exists():
-        file = args.data if args.data.endswith(".npz") else None
-        training.train(recipe, file, folder, resume=True, verbose=args.verbose)
+def folder_of(case, args):
+    return args.runs / f"{recipe_of(case)['name']}_{args.scale}"
+
+
+def finished(folder):
+    return (folder / "preset" / "metadata.json").exists()
+
+
+def trained(case, args):
+    """The run folder of a network, trained if its preset is not there yet.
+
+    As the authors do, a training whose loss is no longer a number starts again at a tenth of the
+    learning rate (a fifth: flexible). Folders of such trainings are kept, and count.
+    """
+    folder = folder_of(case, args)
+    while not finished(folder):
+        diverged = len(list(args.runs.glob(f"{folder.name}_diverged_*")))
+        recipe = scaled(recipe_of(case), args)
+        factor = 5 if case.network.startswith("flexible") else 10
+        recipe["training"]["optimizer"]["learning_rate"] /= factor**diverged
+        if starts_on_cifar10(case):
+            start = folder_of(case._replace(dataset="cifar10"), args)
+            if finished(start):
+                recipe["training"]["start"] = str(start / "preset")
+        source = args.data[case.dataset]
+        file = source if source.endswith(".npz") else None
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            training.train(recipe, file, folder, resume=True, verbose=args.verbose)
+        except training.TrainingDivergedError as error:
+            folder.rename(folder.with_name(f"{folder.name}_diverged_{diverged + 1}"))
+            if diverged == RESTARTS:
+                raise
+            print(error, flush=True)
     return folder
 
 
@@ -143,32 +277,34 @@ def weak_attack(model, x, y, eps, seed=0, steps=10, step=0.025, batch_size=256):
     return np.concatenate(right)
 
 
-def measured(name, folder, args):
+def measured(case, folder, args):
     """Rows of one network, kept in its run folder."""
     file = folder / "protocol.json"
     if not file.exists():
-        rows = attacked(name, folder, args)
+        rows = attacked(case, folder, args)
         file.write_text(json.dumps(rows), encoding="utf-8")
     rows = json.loads(file.read_text(encoding="utf-8"))
     recipe = json.loads((folder / "preset" / "metadata.json").read_text(encoding="utf-8"))["recipe"]
-    epochs = recipe["training"]["epochs"]
-    return [{**row, "epochs": epochs, "changed": changes(recipe)} for row in rows]
+    common_to_all = {
+        "dataset": case.dataset,
+        "margin": case.margin,
+        "epochs": recipe["training"]["epochs"],
+        "changed": changes(recipe, case),
+    }
+    return [row | common_to_all for row in rows]
 
 
-def attacked(name, folder, args):
+def attacked(case, folder, args):
     """Rows of one network under both attacks."""
-    kind, form = name.split("_")
+    kind, form = case.network.split("_")
     model = dynzoo.from_preset(folder / "preset")
-    _, (x, y) = data.load(args.data)
+    _, (x, y) = data.load(args.data[case.dataset])
     x, y = x[:WEAK_IMAGES], y[:WEAK_IMAGES]
     certificate = dynzoo.certify(model)
     labels, radii = certificate.radii(x)
     radii = np.where(labels == y, radii, -1.0)
 
     def row(protocol, images, eps, accuracy):
-        authors = None
-        if protocol == "weak" and form == "published":
-            authors = AUTHORS[kind][(0, *WEAK_RADII).index(eps)]
         return {
             "network": kind,
             "form": form,
@@ -177,7 +313,6 @@ def attacked(name, folder, args):
             "eps": round(eps, 4),
             "accuracy": round(100 * float(accuracy), 2),
             "certified": round(100 * float((radii[:images] > eps).mean()), 2) if eps else None,
-            "published": authors,
             "lipschitz": float(f"{certificate.lipschitz:.4g}"),
             "parameters": model.count_params(),
         }
@@ -188,30 +323,106 @@ def attacked(name, folder, args):
         # a wrong answer stays wrong
         right = weak_attack(model, x[correct], y[correct], eps)
         rows.append(row("weak", len(x), eps, right.sum() / len(x)))
-        print(name, rows[-1]["eps"], rows[-1]["accuracy"], flush=True)
-    n = STRONG_IMAGES
+        print(folder.name, rows[-1]["eps"], rows[-1]["accuracy"], flush=True)
+    x, y = x[:STRONG_IMAGES], y[:STRONG_IMAGES]
     report = dynzoo.evaluate(
-        model, x[:n], y[:n], eps=STRONG_RADII, attacks="pgd_margin", checks="quick", verbose=1
+        model, x, y, eps=STRONG_RADII, attacks="pgd_margin", checks="quick", verbose=1
     )
     for warning in report.warnings:
-        print(f"{name}: {warning}")
-    rows.append(row("strong", n, 0, report.clean))
-    rows += [row("strong", n, eps, report.robust[eps]) for eps in STRONG_RADII]
+        print(f"{folder.name}: {warning}")
+    rows.append(row("strong", len(x), 0, report.clean))
+    rows += [row("strong", len(x), eps, report.robust[eps]) for eps in STRONG_RADII]
     return rows
+
+
+# --- table ---
+
+
+def published_curves():
+    """The authors' accuracies by rounded radius, of each data set, margin and network."""
+    with PUBLISHED.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        (row.pop("dataset"), float(row.pop("margin")), row.pop("network")): {
+            round(float(Fraction(eps)), 4): float(accuracy) for eps, accuracy in row.items()
+        }
+        for row in rows
+    }
+
+
+def area(curve, images=WEAK_IMAGES):
+    """Under the accuracies (in percent, by rounded radius) of so many images, as a share.
+
+    Trapezoids over the nine radii, which end at 1.
+    """
+    radii = (0, *WEAK_RADII)
+    # percentages are rounded, but the images are counted
+    shares = [round(curve[round(eps, 4)] * images / 100) / images for eps in radii]
+    parts = zip(pairwise(radii), pairwise(shares), strict=True)
+    return round(sum((b - a) * (low + high) / 2 for (a, b), (low, high) in parts), 4)
+
+
+def network_of(row):
+    return row["dataset"], row["margin"], row["network"], row["form"]
+
+
+def filled(rows):
+    """Rows with what follows from them: the authors' numbers, and the areas of the weak protocol.
+
+    A certified curve starts at radius 0 with its value at the first radius: the accuracy in its
+    place would give an area to a network of which nothing is certified.
+    """
+    authors = published_curves()
+    weak = {}
+    for row in rows:
+        if row["protocol"] == "weak":
+            weak.setdefault(network_of(row), []).append(row)
+    follows = {}
+    for network, chosen in weak.items():
+        images = chosen[0]["images"]
+        certified = {r["eps"]: r["certified"] for r in chosen}
+        certified[0] = certified[round(WEAK_RADII[0], 4)]
+        curve = authors.get(network[:3], {}) if network[3] == "published" else {}
+        areas = {
+            "auc": area({r["eps"]: r["accuracy"] for r in chosen}, images),
+            "certified_auc": area(certified, images),
+            "published_auc": area(curve) if curve else None,
+        }
+        for row in chosen:
+            follows[network, row["eps"]] = {"published": curve.get(row["eps"]), **areas}
+    result = []
+    for row in rows:
+        known = follows[network_of(row), row["eps"]] if row["protocol"] == "weak" else {}
+        row = row | dict.fromkeys(("published", "auc", "certified_auc", "published_auc")) | known
+        result.append({column: row[column] for column in COLUMNS})
+    return result
+
+
+def read_rows():
+    """The rows of the last run."""
+    rows = [
+        {column: None if value == "" else value for column, value in row.items()}
+        for row in common.read_csv("paper_protocol")
+    ]
+    # files from before other data sets and margins have no such columns
+    margins = {"published": MARGINS[0], "certified": None}
+    return [{"dataset": "cifar10", "margin": margins[row["form"]], **row} for row in rows]
 
 
 # --- picture ---
 
 
 def picture(rows):
-    """Accuracy by radius, a panel a network."""
-    names = list(dict.fromkeys((r["network"], r["form"]) for r in rows))
-    figure = plots.new_figure(11.5, 5.6)
-    panels = figure.subplots(2, 4, sharex=True, sharey=True).flatten()
+    """Accuracy by radius on one data set, a panel a network; with three margins a row a margin."""
+    names = list(dict.fromkeys(network_of(r) for r in rows))
+    columns = 4 if len(names) < 8 else 5
+    height = -(-(len(names) + 1) // columns)  # the legend takes the place of a panel
+    figure = plots.new_figure(2.875 * columns, 2.95 * height)
+    panels = figure.subplots(height, columns, sharex=True, sharey=True).flatten()
     lines = {}
     images = {r["protocol"]: r["images"] for r in rows}
-    for axes, (kind, form) in zip(panels, names, strict=False):
-        of = [r for r in rows if (r["network"], r["form"]) == (kind, form)]
+    for axes, name in zip(panels, names, strict=False):
+        of = [r for r in rows if network_of(r) == name]
 
         def curve(protocol, column, of=of):
             chosen = [r for r in of if r["protocol"] == protocol and r[column] is not None]
@@ -232,10 +443,7 @@ def picture(rows):
                 (lines[label],) = axes.plot(x, y, label=label, clip_on=False, **style)
             if column != "published":
                 draw_intervals(axes, x, y, images[protocol], style["color"])
-        bound, epochs = of[0]["lipschitz"], of[0]["epochs"]
-        bound = f"{bound:,.0f}" if bound >= 100 else f"{bound:.1f}"
-        trained = "1 epoch" if epochs == 1 else f"{epochs} epochs"
-        axes.set_title(f"{kind}, {form} form\n{trained}, Lipschitz bound {bound}", fontsize=9.5)
+        axes.set_title(title(of[0]), fontsize=9.5)
         axes.tick_params(labelbottom=True)
         axes.grid(color="#e4e7ee", linewidth=0.8)
         axes.set_axisbelow(True)
@@ -245,10 +453,26 @@ def picture(rows):
         axes.set_xlim(0, 1.02)
     for axes in panels[len(names) :]:
         axes.axis("off")
-    panels[-1].legend(lines.values(), lines.keys(), frameon=False, fontsize=9, loc="center")
-    figure.supxlabel("radius of the perturbation (L2, pixels in [0, 1])", fontsize=10)
-    figure.supylabel("accuracy, % (bars: 95 % Wilson intervals over n images)", fontsize=10)
+    legend = panels[len(names)].legend(
+        lines.values(), lines.keys(), frameon=False, fontsize=9, loc="center left"
+    )
+    legend.set_in_layout(len(names) % columns == columns - 1)
+    radius = "radius of the perturbation (L2, pixels in [0, 1])"
+    figure.supxlabel(f"{radius}; bars: 95 % Wilson intervals over n images", fontsize=10)
+    figure.supylabel("accuracy, %", fontsize=10)
     return figure
+
+
+def title(row):
+    """What a panel says of its network; of the certified form there is no published curve."""
+    bound, epochs = row["lipschitz"], row["epochs"]
+    bound = f"{bound:,.0f}" if bound >= 100 else f"{bound:.1f}"
+    trained = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+    margin = "certified form" if row["margin"] is None else f"margin {row['margin']:g}"
+    areas = f"area {row['auc']:.3f}"
+    if row["published_auc"] is not None:
+        areas += f" (the authors': {row['published_auc']:.3f})"
+    return f"{row['network']}, {margin}\n{trained}, Lipschitz bound {bound}\n{areas}"
 
 
 def draw_intervals(axes, x, y, images, color):
@@ -258,36 +482,51 @@ def draw_intervals(axes, x, y, images, color):
         axes.plot([radius, radius], ends, "-", color=color, linewidth=1, alpha=0.7)
 
 
-def read_rows():
-    """The rows of the last run, as `picture` wants them."""
-    with (common.RESULTS / "paper_protocol.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    words = ("network", "form", "protocol", "changed")
-    for row in rows:
-        row |= {k: float(v) if v else None for k, v in row.items() if k not in words}
-        row |= {k: int(row[k]) for k in ("images", "epochs")}
-    return rows
+def write(rows):
+    """The table, and a picture of each data set."""
+    common.write_csv("paper_protocol", rows)
+    for dataset in DATASETS:
+        of = [row for row in rows if row["dataset"] == dataset]
+        name = "paper_protocol" if dataset == "cifar10" else f"paper_protocol_{dataset}"
+        if of:
+            common.save_figure(name, picture(of))
 
 
-def main():
+def arguments(words=None):
+    """The command line; `data` by name of the data set."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="cifar10", help="cifar10, or an .npz file")
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=["cifar10"])
+    parser.add_argument("--margins", nargs="+", type=float, choices=MARGINS, default=[MARGINS[0]])
+    parser.add_argument(
+        "--data", nargs="+", help="for each of --datasets, in this order, its name or an .npz file"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/paper_protocol"))
     parser.add_argument("--scale", choices=("small", "published"), default="small")
     parser.add_argument("--epochs", type=int, help="epochs, in place of the scale's")
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME")
     parser.add_argument("--verbose", type=int, default=2, help="of the training, as in model.fit")
-    parser.add_argument("--redraw", action="store_true", help="the picture alone, from the CSV")
-    args = parser.parse_args()
+    parser.add_argument("--redraw", action="store_true", help="measure nothing, start from the CSV")
+    args = parser.parse_args(words)
+    sources = args.data or args.datasets
+    if len(sources) != len(args.datasets):
+        parser.error(f"--data must name {len(args.datasets)} sources, one for each of --datasets")
+    args.data = dict(zip(args.datasets, sources, strict=True))
+    for dataset, source in args.data.items():
+        if source != dataset and not source.endswith(".npz"):
+            parser.error(f"--data must be {dataset} or an .npz file. Received: {source}")
+    return args
+
+
+def main():
+    args = arguments()
     if args.redraw:
-        common.save_figure("paper_protocol", picture(read_rows()))
+        write(filled(read_rows()))
         return
-    folders = {name: trained(name, args) for name in args.only}
-    rows = [row for name, folder in folders.items() for row in measured(name, folder, args)]
-    common.write_csv("paper_protocol", rows)
-    common.save_figure("paper_protocol", picture(rows))
-    at_half = [r for r in rows if r["eps"] == 0.5]
-    common.finish({f"{r['network']} {r['form']} {r['protocol']}": r["accuracy"] for r in at_half})
+    folders = {case: trained(case, args) for case in cases(args)}
+    rows = filled([row for case, folder in folders.items() for row in measured(case, folder, args)])
+    write(rows)
+    at_half = {(*network_of(r), r["protocol"]): r["accuracy"] for r in rows if r["eps"] == 0.5}
+    common.finish({" ".join(str(w) for w in key if w): v for key, v in at_half.items()})
 
 
 if __name__ == "__main__":
