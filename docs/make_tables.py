@@ -33,24 +33,28 @@ Made by `python docs/make_tables.py` from the metadata of the presets; the same 
 
 Accuracies in percent. Certified: the share of the test images that are answered right and that no
 change of at most that L2 size (pixels in [0, 1]) turns wrong. Attacked: what is left after the
-attacks that are named, an upper bound of the truth. Models in *italics* are published ones, as
-their sources state them: nothing of theirs was measured here, and their budgets differ widely.
+attacks that are named, an upper bound of the truth. Smoothed: certified of the answer under noise,
+by another classifier than the network ([robustness](robustness.md#randomised-smoothing)). Models
+in *italics* are published ones, as their sources state them: nothing of theirs was measured here,
+and their budgets differ widely.
 A dash: not known.
 
 """
 STUDIES = ("recipe", "base", "classes")
+RADII = ("36/255", "72/255", "108/255")
 
 
 def results_table(presets: list[dict]) -> str:
     """The table in Markdown, one row per preset; below it how the numbers were made."""
     if not presets:
         return "No presets are committed."
-    radii = sorted(
-        {radius for about in presets for radius in about.get("certified_accuracy", {})},
-        key=Fraction,
-    )
+    # What is proved at other radii is on the card.
+    known = {radius for about in presets for radius in about.get("certified_accuracy", {})}
+    radii = sorted(known.intersection(RADII), key=Fraction)
+    smoothed = any("smoothing" in about for about in presets)
     header = ["preset", "data set", "parameters", "clean"]
     header += [f"certified {radius}" for radius in radii]
+    header += [f"smoothed {radius}" for radius in radii[: int(smoothed)]]
     header += [f"attacked {radius}" for radius in radii[:1]]
     header += ["training"]
     lines = [line(header), line(["---", "---", *["---:"] * (len(header) - 2)])]
@@ -65,6 +69,8 @@ def results_table(presets: list[dict]) -> str:
             percent(about.get("accuracy")),
         ]
         cells += [percent(certified.get(radius)) for radius in radii]
+        noisy = about.get("smoothed_certified_accuracy", {})
+        cells += [percent(noisy.get(radius)) for radius in radii[: int(smoothed)]]
         cells += [percent(attacked.get(radius)) for radius in radii[:1]]
         cells += [duration(training.get("seconds"))]
         lines.append(line(cells))
@@ -265,29 +271,22 @@ def main() -> int:
 
 
 def _notes(presets: list[dict]) -> str:
-    """How the numbers were made, one line for all presets of which the same is true."""
-    alike: dict[str, list[str]] = {}
-    for about in presets:
-        alike.setdefault(_note(about), []).append(about["name"])
-    if len(alike) == 1:
-        (text,) = alike
-        return text
-    return "\n".join(f"* {', '.join(names)}: {text}" for text, names in alike.items())
+    """How many images the numbers are of, and where the rest is said."""
+    counts = {
+        key: sorted({about["evaluation"][key] for about in presets if key in about["evaluation"]})
+        for key in ("images", "attacked_images")
+    }
+    if not counts["images"]:
+        return "Not evaluated yet."
+    text = f"{_span(counts['images'])} test images are certified"
+    if counts["attacked_images"]:
+        text += f", the first {_span(counts['attacked_images'])} attacked"
+    return f"{text}. Each card has the attacks, the hardware and the commands."
 
 
-def _note(about: dict) -> str:
-    how = about.get("evaluation", {})
-    parts = []
-    if "images" in how:
-        parts.append(f"{how['images']:,} test images certified")
-    if "attacked_images" in how:
-        parts.append(f"the first {how['attacked_images']:,} attacked ({how.get('attacks', '')})")
-    hardware = about.get("training", {}).get("hardware")
-    text = ", ".join(parts) or "Not evaluated yet"
-    text += f"; trained on {hardware}." if hardware else "."
-    if "command" in how:
-        text += f" Measured by `{how['command'].replace(about['name'], 'PRESET')}`."
-    return text
+def _span(counts: list[int]) -> str:
+    ends = dict.fromkeys((counts[0], counts[-1]))
+    return " to ".join(f"{count:,}" for count in ends)
 
 
 if __name__ == "__main__":

@@ -78,12 +78,12 @@ def test_picture_shows_the_numbers_of_a_card(tables):
 def test_table(tables):
     text = tables.results_table([ABOUT])
     header, _, row, _, note = text.splitlines()
-    command = {"command": "dynzoo evaluate other"}
-    other = {**ABOUT, "name": "other", "evaluation": {**ABOUT["evaluation"], **command}}
-    assert tables.results_table([ABOUT, other]).splitlines()[-1] == note
-    slower = {**other, "training": {"hardware": "a GPU", "seconds": 60}}
-    named = tables.results_table([ABOUT, slower]).splitlines()[-2:]
-    assert named[0] == f"* small: {note}" and "a GPU" in named[1]
+    fewer = {**ABOUT, "evaluation": {**ABOUT["evaluation"], "attacked_images": 500}}
+    noisy = {**fewer, "smoothing": {}, "smoothed_certified_accuracy": {"36/255": 0.5}}
+    other = tables.results_table([ABOUT, noisy]).splitlines()
+    assert "first 500 to 1,000 attacked" in other[-1]
+    assert "smoothed 36/255" in other[0] and "| 50.00 % | 68.75 % |" in other[3]
+    assert "smoothed" not in header and "68.75 %" in other[2]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     names = [cell.strip() for cell in header.strip("|").split("|")]
     values = dict(zip(names, cells, strict=True))
@@ -91,7 +91,7 @@ def test_table(tables):
     assert names.index("certified 72/255") < names.index("certified 108/255")
     assert values["certified 36/255"] == "62.50 %" and values["attacked 36/255"] == "68.75 %"
     assert values["training"] == "1 h 30 min"
-    assert "10,000 test images certified" in note and "`dynzoo evaluate PRESET`" in note
+    assert note.startswith("10,000 test images are certified, the first 1,000 attacked.")
 
 
 def test_only_the_table_is_rewritten(tables):
