@@ -272,8 +272,9 @@ def main() -> int:
 
 def _notes(presets: list[dict]) -> str:
     """How many images the numbers are of, and where the rest is said."""
+    measured = [about.get("evaluation", {}) for about in presets]
     counts = {
-        key: sorted({about["evaluation"][key] for about in presets if key in about["evaluation"]})
+        key: sorted({numbers[key] for numbers in measured if key in numbers})
         for key in ("images", "attacked_images")
     }
     if not counts["images"]:

@@ -121,6 +121,20 @@ def test_the_digits_network_is_the_papers():
     assert max(model.get_layer("flow_0").step_factors((None, 28, 28, 8))) < 1.0
 
 
+def test_trained_stages_can_be_undone():
+    if "hamiltonian_cifar10" not in dynzoo.presets():
+        pytest.skip("its weights are not here")
+    model = dynzoo.from_preset("hamiltonian_cifar10")
+    x = np.random.default_rng(0).uniform(size=(4, 32, 32, 3)).astype("float32")
+    flows = [layer for layer in model.layers if layer.name.startswith("flow_")]
+    assert len(flows) == 3
+    for flow in flows:
+        features = keras.Model(model.input, flow.input)(x)
+        back = backend.to_numpy(flow.inverse(flow(features)))
+        features = backend.to_numpy(features)
+        assert np.abs(back - features).max() < 2e-6 * np.abs(features).max()
+
+
 def test_a_run_leaves_a_preset_that_computes_the_same(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (96, 8, 8, 1), dtype=np.uint8)
