@@ -8,8 +8,13 @@ of `Certificate.radii` on the same images (medians), and their ratio.
     python benchmarks/certification.py --convolution CHANNELS PIXELS TAPS
 
 measures the float64 norm of one convolution instead: its bound, seconds of the processor, and by
-how many MiB the largest memory of the process grew. With PYTHONPATH at another checkout it
-measures that one.
+how many MiB the largest memory of the process grew;
+
+    python benchmarks/certification.py --large base|resnet50
+
+the first `certify` of a large network without trained weights, in the same terms: the base network
+of `step_counts.py`, 25.5 M parameters, or the ResNet-50 of keras.applications. With PYTHONPATH at
+another checkout it measures that one.
 """
 
 import argparse
@@ -45,13 +50,37 @@ def measure_convolution(channels, pixels, taps):
     }
 
 
+def measure_large(name):
+    if name == "base":
+        from step_counts import BASE  # which needs PyTorch
+
+        model = dynzoo.models.isometric_classifier(**BASE)
+    else:
+        model = keras.applications.ResNet50(weights=None, classifier_activation=None)
+    before, start = peak_mib(), time.process_time()
+    certificate = dynzoo.certify(model)
+    return {
+        "network": name,
+        "backend": keras.backend.backend(),
+        "hardware": runs.hardware(),
+        "parameters": model.count_params(),
+        "lipschitz": certificate.lipschitz,
+        "cpu_seconds": round(time.process_time() - start, 2),
+        "peak_mib": round(peak_mib() - before),
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("preset", nargs="?", default="isometric_tiny_cifar10")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--convolution", type=int, nargs=3, metavar=("CHANNELS", "PIXELS", "TAPS"))
+    parser.add_argument("--large", choices=("base", "resnet50"))
     args = parser.parse_args()
+    if args.large:
+        print(json.dumps(measure_large(args.large)))
+        return
     if args.convolution:
         print(json.dumps(measure_convolution(*args.convolution)))
         return

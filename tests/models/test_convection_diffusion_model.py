@@ -240,7 +240,7 @@ def test_epochs_are_compared_by_what_is_known_of_them():
 
 
 def test_the_shipped_recipes_differ_in_their_noise_alone():
-    names = ("convection_diffusion", "residual", "residual_input_noise")
+    names = ("convection_diffusion_feature_noise", "residual", "residual_input_noise")
     shipped = [recipes.load(f"{name}_cifar10") for name in names]
     shipped.append(recipes.load("convection_diffusion_input_noise_cifar10"))
     noise = [
