@@ -352,10 +352,11 @@ def show(measured: Measurement, title: str, local: str | None = None) -> None:
     from dynzoo.plots import norm_text
     from dynzoo.zoo.measurement import radius_text
 
-    header = ["radius", f"certified, {measured.images} images"]
+    proved = measured.lipschitz is not None
+    header = ["radius", f"{'certified' if proved else 'right'}, {measured.images} images"]
     attacked = measured.attacked_images
     partly = 0 < attacked < measured.images
-    if partly:
+    if partly and proved:
         header.append(f"certified, first {attacked}")
     if attacked:
         header.append(f"under attack, first {attacked}" if partly else "under attack")
@@ -365,16 +366,19 @@ def show(measured: Measurement, title: str, local: str | None = None) -> None:
     for eps, certified, certified_first, robust in measured.rows():
         name = radius_text(eps) if eps else "0 (clean)"
         cells = [percent(certified)]
-        if partly:
+        if partly and proved:
             cells.append(percent(certified_first))
         if attacked:
             cells.append(percent(robust))
         if measured.top5 is not None:
-            cells.append(percent(measured.certified_top5[eps] if eps else measured.top5))
+            cells.append(percent(measured.certified_top5.get(eps) if eps else measured.top5))
         rows.append([name, *cells])
     say()
     table(header, rows, title=f"{title}, {norm_text(measured.norm)}")
-    say(f"Lipschitz bound, images to logits (L2): {measured.lipschitz:.6g}")
+    if measured.lipschitz is None:
+        say(f"no certificate: {measured.uncertified}")
+    else:
+        say(f"Lipschitz bound, images to logits (L2): {measured.lipschitz:.6g}")
     if measured.smoothed is not None:
         _show_smoothed(measured.smoothed)
     if measured.report is not None and measured.report.prediction_sets is not None:

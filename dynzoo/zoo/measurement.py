@@ -13,9 +13,10 @@ import keras
 import numpy as np
 
 from dynzoo.attacks.base import check_images_or_stream, check_labels
-from dynzoo.certificates import certify, certify_local
+from dynzoo.certificates import UncertifiableLayerError, certify, certify_local
 from dynzoo.inference.answers import answers
 from dynzoo.inference.image_checks import check_unit_range
+from dynzoo.inference.passes import predict_logits
 from dynzoo.inference.streamed_images import StreamedImages, chunks
 from dynzoo.robustness.evaluation import evaluate
 from dynzoo.robustness.report import RobustnessReport
@@ -56,14 +57,16 @@ class Measurement:
 
     With more than ten classes, `top5` is the share of images whose label is among the five largest
     logits, and `certified_top5` the share for which that is proved to stay so within a radius.
-    `smoothed` is what `SmoothedClassifier.accuracy` gives, with the number of `"images"`.
+    `smoothed` is what `SmoothedClassifier.accuracy` gives, with the number of `"images"`. Of a
+    network with a layer that `certify` does not know, `certified` is empty and `lipschitz` `None`;
+    `uncertified` says why.
     """
 
     norm: str
     images: int
     clean: float
     certified: dict[float, float]
-    lipschitz: float
+    lipschitz: float | None
     attacked_images: int
     report: RobustnessReport | None
     audited_slope: float | None = None
@@ -71,6 +74,7 @@ class Measurement:
     top5: float | None = None
     certified_top5: dict[float, float] = field(default_factory=dict)
     smoothed: dict[str, Any] | None = None
+    uncertified: str | None = None
 
     def rows(self) -> list[list[float | None]]:
         """(radius, certified on all, certified on the attacked ones, attacked); radius 0 first."""
@@ -82,7 +86,7 @@ class Measurement:
             ]
         return [
             [0.0, self.clean, first.clean, first.clean],
-            *([e, v, first.certified[e], first.robust[e]] for e, v in self.certified.items()),
+            *([e, self.certified.get(e), first.certified[e], v] for e, v in first.robust.items()),
         ]
 
 
@@ -117,7 +121,7 @@ def measure(
     """Clean and certified accuracy on all images, attacked accuracy on the first few.
 
     Args:
-        model: a model that `certify` knows.
+        model: a model that `certify` knows; of another one all but the certificate is measured.
         x: images (n, height, width, channels) in [0, 1].
         y: integer labels (n,).
         norm: `"l2"` or `"linf"`.
@@ -155,7 +159,9 @@ def measure(
         where nothing is audited.
 
     Raises:
-        UncertifiableLayerError: if the model has a layer without a known constant.
+        UncertifiableLayerError: if the model has a layer without a known constant, and what needs
+            its certificate is asked for: `local`, an audit, prediction sets; or neither attacks nor
+            smoothing are.
         CertificateViolation: if an attack refutes the certificate.
         AuditViolation: if the audit refutes the Lipschitz bound.
     """
@@ -168,16 +174,25 @@ def measure(
         )
     if smoothing is not None and norm != "l2":
         raise ValueError(f"`smoothing` has L2 radii: `norm` must be 'l2'. Received: norm={norm!r}")
-    certificate = certify(model)
-    top = (1, 5) if len(certificate.pair_distances) >= _TOP5_CLASSES else (1,)
+    certificate, uncertified = None, None
+    try:
+        certificate = certify(model)
+    except UncertifiableLayerError as error:
+        if local or audit or prediction_sets or (attacks == "none" and smoothing is None):
+            raise
+        uncertified = str(error)
+    top = (1, 5) if model.output_shape[-1] >= _TOP5_CLASSES else (1,)
     parts = []
     for chunk in chunks(len(x), _CHUNK):
-        parts.append(certificate.topk_radii(x[chunk], y[chunk], top, batch_size=batch_size))
+        if certificate is None:
+            parts.append(_places(model, x[chunk], y[chunk], batch_size))
+        else:
+            parts.append(certificate.topk_radii(x[chunk], y[chunk], top, batch_size=batch_size))
         if tick is not None and local is None:
             tick(len(parts[-1][0]))
     places = np.concatenate([part[0] for part in parts])
     radii = np.concatenate([part[1] for part in parts])
-    correct, proved = places == 0, radii[:, 0]
+    correct, proved = places == 0, None if certificate is None else radii[:, 0]
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
     made, slope, smoothed = None, None, None
     if smoothing is not None:
@@ -223,15 +238,28 @@ def measure(
         images=len(x),
         clean=float(correct.mean()),
         certified=_shares(proved, eps, factor),
-        lipschitz=float(certificate.lipschitz),
+        lipschitz=None if certificate is None else float(certificate.lipschitz),
         attacked_images=made.images if made is not None and made.attacked else 0,
         report=made,
         audited_slope=slope,
-        body_lipschitz=float(certificate.body_lipschitz),
+        body_lipschitz=None if certificate is None else float(certificate.body_lipschitz),
         top5=float((places < 5).mean()) if 5 in top else None,
-        certified_top5=_shares(radii[:, 1], eps, factor) if 5 in top else {},
+        certified_top5=_shares(radii[:, 1], eps, factor) if 5 in top and certificate else {},
         smoothed=smoothed,
+        uncertified=uncertified,
     )
+
+
+def _places(
+    model: keras.Model, x: np.ndarray, y: np.ndarray, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The place of the label among the logits, the last one of all for NaN; and no radii."""
+    logits = predict_logits(model, x, batch_size)
+    check_labels(y, logits.shape[1])
+    order = np.argsort(-logits, axis=1, kind="stable")  # of equal ones the first is the answer
+    places = (order == np.asarray(y).reshape(-1, 1)).argmax(axis=1)
+    places[np.isnan(logits).any(axis=1)] = logits.shape[1]
+    return places, np.zeros((len(x), 0))
 
 
 def _smoothed(
@@ -309,8 +337,10 @@ def _add_sections(
     return slope
 
 
-def _shares(radii: np.ndarray, eps: Sequence[float], factor: float) -> dict[float, float]:
+def _shares(radii: np.ndarray | None, eps: Sequence[float], factor: float) -> dict[float, float]:
     """Share of the images that are proved at each radius; `factor` L2 lengths in one of eps."""
+    if radii is None:
+        return {}
     return {e: float((radii > e * factor).mean()) for e in sorted(eps)}
 
 
@@ -326,7 +356,7 @@ def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, batch_size: int =
 
 
 def _all_images(
-    correct: np.ndarray, proved: np.ndarray, eps: Sequence[float], factor: float
+    correct: np.ndarray, proved: np.ndarray | None, eps: Sequence[float], factor: float
 ) -> tuple[str, Any]:
     rows = [("clean", percent(correct.mean()))]
     for e, share in _shares(proved, eps, factor).items():
@@ -365,13 +395,16 @@ def update_card(
     for key in _MEASURED:
         metadata.pop(key, None)
     metadata["accuracy"] = measured.clean
-    metadata["certified_accuracy"] = {radius_text(e): v for e, v in measured.certified.items()}
+    if measured.certified:
+        metadata["certified_accuracy"] = {radius_text(e): v for e, v in measured.certified.items()}
     if measured.top5 is not None:
         metadata["top5_accuracy"] = measured.top5
+    if measured.certified_top5:
         metadata["certified_top5_accuracy"] = {
             radius_text(e): v for e, v in measured.certified_top5.items()
         }
-    metadata["lipschitz"] = measured.lipschitz
+    if measured.lipschitz is not None:
+        metadata["lipschitz"] = measured.lipschitz
     if measured.body_lipschitz is not None:
         metadata["body_lipschitz"] = measured.body_lipschitz
     if measured.audited_slope is not None:

@@ -9,7 +9,7 @@ from helpers import normal
 
 import dynzoo
 from dynzoo import cli
-from dynzoo.certificates import smooth
+from dynzoo.certificates import UncertifiableLayerError, smooth
 from dynzoo.cli.evaluate import show
 from dynzoo.zoo import leaderboard
 from dynzoo.zoo import measurement as measuring
@@ -101,6 +101,49 @@ def test_radii_are_of_the_l2_norm(network):
         measured(*network, norm="linf")
     with pytest.raises(ValueError, match="`sigma` must be"):
         measured(*network, smoothing=-1.0)
+
+
+@pytest.fixture
+def uncertifiable(network):
+    inputs = keras.Input((4, 4, 1))
+    features = keras.layers.LayerNormalization()(keras.layers.Flatten()(inputs))
+    head = keras.layers.Dense(12, kernel_initializer=keras.initializers.Orthogonal(seed=1))
+    model = keras.Model(inputs, head(features))
+    y = model.predict(network[1], verbose=0).argmax(axis=1)
+    y[:3] = (y[:3] + 1) % 12
+    return model, network[1], y
+
+
+def test_a_network_without_a_certificate_is_measured_too(uncertifiable, tmp_path, capsys):
+    model, x, y = uncertifiable
+    found = measured(model, x, y)
+    assert found.clean == 0.75 and found.clean <= found.top5 and found.smoothed["images"] == 10
+    assert found.certified == {} and found.lipschitz is None and found.body_lipschitz is None
+    assert "layer_normalization" in found.uncertified
+    dynzoo.save_to_preset(model, tmp_path / "free", {"name": "free"})
+    about = measuring.update_card(tmp_path / "free", found, {"split": "test"})
+    assert not {"lipschitz", "certified_accuracy", "certified_top5_accuracy"} & set(about)
+    card = (tmp_path / "free" / "README.md").read_text()
+    assert "| L2 radius | smoothed, certified |" in card and "a proof about one input" not in card
+    show(found, "free")
+    assert "no certificate: Layer 'layer_normalization" in capsys.readouterr().out
+    attacked = measuring.measure(model, x, y, eps=[0.05], attacks="fast", attack_limit=8)
+    (_, clean, *_), (eps, certified, *_, robust) = attacked.rows()
+    assert clean == 0.75 and eps == 0.05 and certified is None and 0 <= robust <= 1
+    show(attacked, "free")
+    assert "right, 12 images" in capsys.readouterr().out
+
+
+def test_what_needs_the_certificate_says_so(uncertifiable):
+    refused = pytest.raises(UncertifiableLayerError, match="layer_normalization")
+    for asked in (
+        {"attacks": "none"},
+        {"attacks": "fast", "audit": True},
+        {"attacks": "fast", "local": "crown"},
+        {"attacks": "none", "smoothing": 0.1, "prediction_sets": 0.1},
+    ):
+        with refused:
+            measuring.measure(*uncertifiable, eps=[0.05], **asked)
 
 
 @pytest.mark.parametrize("bad", [[1], {"sigma": "0.1"}, {"sigma": float("inf")}])
