@@ -52,6 +52,11 @@ _SYSTEMS = {
     "convection_diffusion": "convection-diffusion",
     "resnet": "free field, unconstrained",
 }
+_KINDS = {
+    "unconstrained": "free field, unconstrained",
+    "naive": "free field, halved steps",
+    "nonexpansive": "gradient flow",
+}
 
 
 def leaderboard(
@@ -154,11 +159,12 @@ def _preset_row(name: str, about: Mapping[str, Any]) -> dict[str, str]:
     attacks = str(evaluation.get("attacks", "")) if attacked else ""
     if attacks and "attacked_images" in evaluation:
         attacks = f"{evaluation['attacked_images']:,} images: {attacks}"
-    architecture = _part(_part(about, "recipe"), "architecture").get("name", "")
     return {
         "name": name,
         "kind": "dynzoo",
-        "system": str(about.get("system") or _SYSTEMS.get(architecture, "")),
+        "system": str(
+            about.get("system") or _system(_part(_part(about, "recipe"), "architecture"))
+        ),
         "dataset": str(about.get("dataset", "")),
         "parameters": _text(about.get("parameters")),
         "extra_data": "",
@@ -178,6 +184,13 @@ def _preset_row(name: str, about: Mapping[str, Any]) -> dict[str, str]:
         "command": str(training.get("command", "")),
         "source": "",
     }
+
+
+def _system(architecture: Mapping[str, Any]) -> str:
+    """What an architecture discretises, for the five networks of one builder by their kind."""
+    return _KINDS.get(str(architecture.get("kind"))) or _SYSTEMS.get(
+        str(architecture.get("name")), ""
+    )
 
 
 def _part(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -31,6 +31,16 @@ ABOUT = {
 BARE = {"name": "bare", "dataset": "cifar10", "parameters": 10}
 
 
+def test_networks_of_one_builder_are_told_apart():
+    def system(**architecture):
+        about = {"dataset": "cifar10", "recipe": {"architecture": architecture}}
+        return board.leaderboard({"one": about}, literature=False)[0]["system"]
+
+    assert system(name="structured", kind="nonexpansive") == system(name="isometric")
+    assert system(name="structured", kind="flexible") == "switching flows"
+    assert system(name="structured", kind="unconstrained") == system(name="resnet")
+
+
 def test_a_row_says_what_the_metadata_say():
     (row,) = board.leaderboard({"small": ABOUT}, literature=False)
     assert list(row) == list(board.COLUMNS)
