@@ -131,7 +131,7 @@ def latency_table(rows: list[dict[str, str]]) -> str:
     keys = ["one_image_ms", "radius_ms", "images_per_second", "one_image_mib", "batches_mib"]
     lines = [line(header), line(["---", "---", *["---:"] * len(keys)])]
     for row in rows:
-        cells = [f"{float(row[key]):.1f}" for key in keys[:2]]
+        cells = [f"{float(row[key]):.1f}" if row[key] else "–" for key in keys[:2]]
         cells += [f"{int(row[key]):,}" for key in keys[2:]]
         lines.append(line([row["preset"], names[row["backend"]], *cells]))
     loads = [float(row["load"]) for row in rows]

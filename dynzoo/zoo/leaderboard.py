@@ -186,11 +186,11 @@ def _preset_row(name: str, about: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _system(architecture: Mapping[str, Any]) -> str:
-    """What an architecture discretises, for the five networks of one builder by their kind."""
-    return _KINDS.get(str(architecture.get("kind"))) or _SYSTEMS.get(
-        str(architecture.get("name")), ""
-    )
+def _system(recipe: Mapping[str, Any]) -> str:
+    """What a recipe's architecture discretises; of the five of one builder by their kind."""
+    architecture = _part(recipe, "architecture")
+    name, kind = (str(architecture.get(key)) for key in ("name", "kind"))
+    return _KINDS.get(kind) or _SYSTEMS.get(name, "")
 
 
 def _part(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
