@@ -162,9 +162,7 @@ def _preset_row(name: str, about: Mapping[str, Any]) -> dict[str, str]:
     return {
         "name": name,
         "kind": "dynzoo",
-        "system": str(
-            about.get("system") or _system(_part(_part(about, "recipe"), "architecture"))
-        ),
+        "system": str(about.get("system") or _system(_part(about, "recipe"))),
         "dataset": str(about.get("dataset", "")),
         "parameters": _text(about.get("parameters")),
         "extra_data": "",

@@ -399,10 +399,10 @@ def update_card(
         metadata["certified_accuracy"] = {radius_text(e): v for e, v in measured.certified.items()}
     if measured.top5 is not None:
         metadata["top5_accuracy"] = measured.top5
-    if measured.certified_top5:
-        metadata["certified_top5_accuracy"] = {
-            radius_text(e): v for e, v in measured.certified_top5.items()
-        }
+        if measured.certified_top5:
+            metadata["certified_top5_accuracy"] = {
+                radius_text(e): v for e, v in measured.certified_top5.items()
+            }
     if measured.lipschitz is not None:
         metadata["lipschitz"] = measured.lipschitz
     if measured.body_lipschitz is not None:

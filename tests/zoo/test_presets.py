@@ -690,4 +690,4 @@ def test_a_policy_that_is_not_followed_is_said(tmp_path):
 
 def test_presets_by_pattern():
     assert set(preset_folder.presets("*cifar100")) < set(preset_folder.presets("*cifar10*"))
-    assert preset_folder.presets("none*") == {}
+    assert preset_folder.presets("nothing*") == {}
