@@ -37,6 +37,43 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="RADII",
         help="radii for pixels in [0, 1], such as 36/255,72/255; default: the preset's",
     )
+    _add_attacks(parser)
+    parser.add_argument(
+        "--audit", action="store_true", help="try to refute the Lipschitz bound by a steep slope"
+    )
+    parser.add_argument(
+        "--corruptions", action="store_true", help="measure fifteen corruptions as well"
+    )
+    parser.add_argument(
+        "--prediction-sets",
+        type=float,
+        metavar="ALPHA",
+        help="sets of labels that hold the right one, under attack, with probability 1 - ALPHA: "
+        "half of the images of the report calibrate, the other half is measured",
+    )
+    _add_local(parser)
+    add_smoothing(parser)
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write the report: .html, .json, or each attack's outcomes as .csv or .npz",
+    )
+    parser.add_argument("--batch-size", type=positive, default=256, metavar="N")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the attacks")
+    parser.add_argument(
+        "--update-card",
+        action="store_true",
+        help="put the numbers into the preset's metadata.json and README.md",
+    )
+    parser.add_argument(
+        "--keep-attacks",
+        action="store_true",
+        help="with --update-card and --attacks none: leave the attacks' numbers on the card",
+    )
+
+
+def _add_attacks(parser: ArgumentParser) -> None:
+    """Which attacks, on which images, and how the work is kept and divided."""
     parser.add_argument(
         "--attacks",
         type=names,
@@ -83,38 +120,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="K/N",
         help="attack part K of N alone, into the folder --checkpoint, and stop; when all N are "
         "there, `dynzoo merge FOLDER` makes the report",
-    )
-    parser.add_argument(
-        "--audit", action="store_true", help="try to refute the Lipschitz bound by a steep slope"
-    )
-    parser.add_argument(
-        "--corruptions", action="store_true", help="measure fifteen corruptions as well"
-    )
-    parser.add_argument(
-        "--prediction-sets",
-        type=float,
-        metavar="ALPHA",
-        help="sets of labels that hold the right one, under attack, with probability 1 - ALPHA: "
-        "half of the images of the report calibrate, the other half is measured",
-    )
-    _add_local(parser)
-    add_smoothing(parser)
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help="write the report: .html, .json, or each attack's outcomes as .csv or .npz",
-    )
-    parser.add_argument("--batch-size", type=positive, default=256, metavar="N")
-    parser.add_argument("--seed", type=seed, default=0, help="seed of the attacks")
-    parser.add_argument(
-        "--update-card",
-        action="store_true",
-        help="put the numbers into the preset's metadata.json and README.md",
-    )
-    parser.add_argument(
-        "--keep-attacks",
-        action="store_true",
-        help="with --update-card and --attacks none: leave the attacks' numbers on the card",
     )
 
 

@@ -121,36 +121,81 @@ def structured_classifier(
     Reference: E. Celledoni et al., "Dynamical systems' based neural networks", SISC 2023
     (arXiv 2210.02373), section of numerical experiments.
     """
-    one_of("kind", kind, _ORTHOGONALITY)
-    one_of("form", form, ("published", "certified"))
-    certified = form == "certified"
-    if certified and kind == "unconstrained":
-        raise ValueError("`form` must be 'published' for kind='unconstrained', which has no bound.")
+    _check_kind(kind, form, lifts, convolutions)
+    certified, isometric = form == "certified", lifts == "isometric"
     operator = one_of("operator", operator or ("shifted" if certified else "conv"), _OPERATORS)
-    integer("convolutions", convolutions)
-    if kind in ("prescribed", "flexible") and convolutions % 2:
-        raise ValueError(
-            f"`convolutions` must be even for kind={kind!r}. Received: convolutions={convolutions}"
-        )
     check_classes(num_classes)
-    isometric = one_of("lifts", lifts, ("convolution", "isometric")) == "isometric"
-    if isometric and (not certified or kind == "naive"):
-        raise ValueError(
-            "`lifts` must be 'convolution' for form='published' and for kind='naive'. "
-            f"Received: lifts='isometric', form={form!r}, kind={kind!r}"
-        )
     integer("block_size", block_size)
     integer("neck_units", neck_units)
     stages = len(widths)
     check_image(input_shape, block_size * 2 ** (stages - 1) if isometric else 2**stages)
     seeds = iter(range(1000 * seed, 1000 * seed + 1000, 20))
-    residual = kind in ("unconstrained", "naive")
     if orthogonality is None:
         orthogonality = 0.0 if certified else _ORTHOGONALITY[kind]
     orthogonality = number("orthogonality", orthogonality, closed="both")
     # A weight of zero would cost the regulariser's convolutions for nothing.
     regularizer = Orthogonality(orthogonality) if orthogonality else None
 
+    def flow(operator):
+        return _flow(
+            kind, operator, convolutions, bound, certified, regularizer, next(seeds), step_range
+        )
+
+    inputs = keras.Input(tuple(input_shape), name="image")
+    x = keras.layers.Normalization(mean=list(mean), variance=[d**2 for d in deviation])(inputs)
+    if isometric:
+        x = _isometric_body(x, widths, _OPERATORS[operator], flow, seeds, block_size, neck_units)
+        outputs = UnitRowDense(num_classes, seed=next(seeds), name="head")(x)
+    else:
+        x = _convolution_body(
+            x, widths, _OPERATORS[operator], flow, seeds, kind, certified, convolutions, regularizer
+        )
+        outputs = keras.layers.Dense(
+            num_classes,
+            kernel_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
+            kernel_constraint=constraints.SpectralNorm() if certified else None,
+            name="head",
+        )(x)
+    return keras.Model(inputs, outputs, name=name or f"structured_{kind}")
+
+
+def _check_kind(kind, form, lifts, convolutions):
+    """Which network, and what not every one of them has."""
+    one_of("kind", kind, _ORTHOGONALITY)
+    one_of("form", form, ("published", "certified"))
+    if form == "certified" and kind == "unconstrained":
+        raise ValueError("`form` must be 'published' for kind='unconstrained', which has no bound.")
+    integer("convolutions", convolutions)
+    if kind in ("prescribed", "flexible") and convolutions % 2:
+        raise ValueError(
+            f"`convolutions` must be even for kind={kind!r}. Received: convolutions={convolutions}"
+        )
+    one_of("lifts", lifts, ("convolution", "isometric"))
+    if lifts == "isometric" and (form == "published" or kind == "naive"):
+        raise ValueError(
+            "`lifts` must be 'convolution' for form='published' and for kind='naive'. "
+            f"Received: lifts='isometric', form={form!r}, kind={kind!r}"
+        )
+
+
+def _isometric_body(x, widths, operator, flow, seeds, block_size, neck_units):
+    """The dynamics between maps that keep the norm, down to the features of the neck."""
+    for stage, width in enumerate(widths):
+        x = SpaceToDepth(2 if stage else block_size)(x)
+        if stage == 0 and x.shape[-1] <= width:
+            x = ChannelPadding(width)(x)
+        else:
+            x = OrthonormalPointwise(width, seed=next(seeds))(x)
+        if stage == 0:
+            x = PositionOffset()(x)
+        x = flow(operator(width))(x)
+    x = OrthonormalDense(neck_units, seed=next(seeds), name="neck")(keras.layers.Flatten()(x))
+    return flow(operators.Dense(neck_units))(x)
+
+
+def _convolution_body(x, widths, operator, flow, seeds, kind, certified, convolutions, regularizer):
+    """The paper's stages: a 3x3 lift, the dynamics, 2x2 max pooling; flattened at the end."""
+    residual = kind in ("unconstrained", "naive")
     # An isometry added to the identity doubles the signal in each of the unconstrained steps.
     initial = _small_uniform if kind == "unconstrained" else operators.DeltaOrthonormal
 
@@ -167,27 +212,6 @@ def structured_classifier(
             kernel_regularizer=kernel_regularizer,
         )(x)
 
-    def flow(operator):
-        return _flow(
-            kind, operator, convolutions, bound, certified, regularizer, next(seeds), step_range
-        )
-
-    inputs = keras.Input(tuple(input_shape), name="image")
-    x = keras.layers.Normalization(mean=list(mean), variance=[d**2 for d in deviation])(inputs)
-    if isometric:
-        for stage, width in enumerate(widths):
-            x = SpaceToDepth(2 if stage else block_size)(x)
-            if stage == 0 and x.shape[-1] <= width:
-                x = ChannelPadding(width)(x)
-            else:
-                x = OrthonormalPointwise(width, seed=next(seeds))(x)
-            if stage == 0:
-                x = PositionOffset()(x)
-            x = flow(_OPERATORS[operator](width))(x)
-        x = OrthonormalDense(neck_units, seed=next(seeds), name="neck")(keras.layers.Flatten()(x))
-        x = flow(operators.Dense(neck_units))(x)
-        outputs = UnitRowDense(num_classes, seed=next(seeds), name="head")(x)
-        return keras.Model(inputs, outputs, name=name or f"structured_{kind}")
     for width in widths:
         x = convolution(x, width, use_bias=residual)
         if residual:
@@ -199,15 +223,9 @@ def structured_classifier(
                     x = keras.layers.Rescaling(0.5)(x)
         else:
             x = keras.layers.ReLU()(LearnedScale(1.0 if certified else None)(x))
-            x = flow(_OPERATORS[operator](width))(x)
+            x = flow(operator(width))(x)
         x = keras.layers.MaxPooling2D(2)(x)
-    outputs = keras.layers.Dense(
-        num_classes,
-        kernel_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
-        kernel_constraint=constraints.SpectralNorm() if certified else None,
-        name="head",
-    )(keras.layers.Flatten()(x))
-    return keras.Model(inputs, outputs, name=name or f"structured_{kind}")
+    return keras.layers.Flatten()(x)
 
 
 _OPERATORS = {"conv": operators.Conv, "shifted": operators.ShiftedPointwise}

@@ -99,6 +99,7 @@ def smoothed_numbers(
     _check_smooths(certificate, model)
     result = certificate.accuracy(read_whole(x), y, radii, batch_size, jobs)
     result["certified"] = dict(zip(names, result["certified"].values(), strict=True))
+    result["images"] = len(x)
     return result
 
 

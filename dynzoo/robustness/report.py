@@ -95,7 +95,8 @@ class RobustnessReport:
         sections: further parts of the page, pairs of a heading and a text, a list of (name, value),
             a PNG or SVG file as bytes, or a tuple of these.
         smoothed: numbers of a smoothed classifier, which is another classifier than the model:
-            ``"clean"``, ``"abstained"``, ``"certified"`` at each radius and its ``"settings"``.
+            ``"clean"``, ``"abstained"``, ``"certified"`` at each radius, its ``"settings"`` and
+            the number of ``"images"``.
         prediction_sets: sets of labels that hold the right one under attack with a probability of
             1 - ``"alpha"``: ``"coverage"`` and mean ``"size"`` on clean images at radius 0 and each
             radius, ``"certified_coverage"`` under any attack, how many ``"calibration_images"`` and
@@ -390,7 +391,7 @@ def _smoothing(report: RobustnessReport) -> str:
         "model above: these radii are certified for its answers, image by image with probability "
         f"1 &minus; alpha ({text(settings)}). The attacks were on the model without noise.</p>"
     )
-    return table(["smoothed classifier", ""], rows) + note
+    return table([f"smoothed classifier, {numbers['images']} images", ""], rows) + note
 
 
 def decision_shares(

@@ -174,24 +174,11 @@ def measure(
         )
     if smoothing is not None and norm != "l2":
         raise ValueError(f"`smoothing` has L2 radii: `norm` must be 'l2'. Received: norm={norm!r}")
-    certificate, uncertified = None, None
-    try:
-        certificate = certify(model)
-    except UncertifiableLayerError as error:
-        if local or audit or prediction_sets or (attacks == "none" and smoothing is None):
-            raise
-        uncertified = str(error)
+    needed = local or audit or prediction_sets or (attacks == "none" and smoothing is None)
+    certificate, uncertified = _certificate(model, bool(needed))
     top = (1, 5) if model.output_shape[-1] >= _TOP5_CLASSES else (1,)
-    parts = []
-    for chunk in chunks(len(x), _CHUNK):
-        if certificate is None:
-            parts.append(_places(model, x[chunk], y[chunk], batch_size))
-        else:
-            parts.append(certificate.topk_radii(x[chunk], y[chunk], top, batch_size=batch_size))
-        if tick is not None and local is None:
-            tick(len(parts[-1][0]))
-    places = np.concatenate([part[0] for part in parts])
-    radii = np.concatenate([part[1] for part in parts])
+    counted = tick if local is None else None
+    places, radii = _places_and_radii(model, certificate, x, y, top, batch_size, counted)
     correct, proved = places == 0, None if certificate is None else radii[:, 0]
     factor = float(np.sqrt(x[0].size)) if norm == "linf" else 1.0
     made, slope, smoothed = None, None, None
@@ -202,9 +189,13 @@ def measure(
     if attacks != "none" or report or audit or corruptions or prediction_sets or local:
         claim: Any = certificate
         if local is not None:
-            # Radii are L2 ones in a report; what is decided at the radius itself is in its norm.
-            of = norm if local == "complete" else "l2"
-            claim = certify_local(model, method=local, norm=of, time_limit=time_limit)
+            claim = certify_local(
+                model,
+                method=local,
+                # a report has L2 radii; what is decided at the radius itself is in its norm
+                norm=norm if local == "complete" else "l2",
+                time_limit=time_limit,
+            )
             if tick is not None:
                 tick(len(x) - len(y[first]))
                 claim.tick = _paced(tick, len(eps) if local == "complete" else 1)
@@ -231,8 +222,7 @@ def measure(
         slope = _add_sections(made, model, certificate, *few, audit, corruptions, jobs)
         if made.images < len(x):
             made.sections.append(_all_images(correct, proved, eps, factor))
-        if smoothed is not None:
-            made.sections.append(_smoothed_section(smoothed))
+        made.smoothed = smoothed
     return Measurement(
         norm=norm,
         images=len(x),
@@ -248,6 +238,38 @@ def measure(
         smoothed=smoothed,
         uncertified=uncertified,
     )
+
+
+def _certificate(model: keras.Model, needed: bool) -> tuple[Any, str | None]:
+    """The certificate of a model, or `None` and why there is none where it is not needed."""
+    try:
+        return certify(model), None
+    except UncertifiableLayerError as error:
+        if needed:
+            raise
+        return None, str(error)
+
+
+def _places_and_radii(
+    model: keras.Model,
+    certificate: Any,
+    x: np.ndarray | StreamedImages,
+    y: np.ndarray,
+    top: tuple[int, ...],
+    batch_size: int,
+    tick: Callable[[int], None] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The place of each label among the logits, and its radii, of which there may be none."""
+    parts = []
+    for chunk in chunks(len(x), _CHUNK):
+        if certificate is None:
+            parts.append(_places(model, x[chunk], y[chunk], batch_size))
+        else:
+            parts.append(certificate.topk_radii(x[chunk], y[chunk], top, batch_size=batch_size))
+        if tick is not None:
+            tick(len(parts[-1][0]))
+    places, radii = zip(*parts, strict=True)
+    return np.concatenate(places), np.concatenate(radii)
 
 
 def _places(
@@ -282,19 +304,6 @@ def _smoothed(
 
     smoothed = smooth(model, sigma, samples=samples, seed=seed, progress=said)
     return {**smoothed.accuracy(x, y, eps, jobs=jobs), "images": len(x)}
-
-
-def _smoothed_section(smoothed: Mapping[str, Any]) -> tuple[str, Any]:
-    settings = smoothed["settings"]
-    rows = [
-        ("noise, standard deviation", f"{settings['sigma']:g}"),
-        ("draws for an image", f"{settings['samples']:,}"),
-        ("chance that a radius is wrong", f"{settings['alpha']:g} an image"),
-        ("clean", percent(smoothed["clean"])),
-        *((f"certified at {radius_text(e)}", percent(v)) for e, v in smoothed["certified"].items()),
-        ("no answer", percent(smoothed["abstained"])),
-    ]
-    return f"The smoothed classifier, {smoothed['images']} images", rows
 
 
 def _paced(tick: Callable[[int], Any], rounds: int) -> Callable[[int], None]:

@@ -11,6 +11,7 @@ import dynzoo
 from dynzoo import cli
 from dynzoo.certificates import UncertifiableLayerError, smooth
 from dynzoo.cli.evaluate import show
+from dynzoo.robustness.report import percent, render
 from dynzoo.zoo import leaderboard
 from dynzoo.zoo import measurement as measuring
 
@@ -39,9 +40,10 @@ def test_numbers_are_those_of_the_smoothed_classifier(network, capsys):
     assert found.smoothed == {**expected, "images": 10}
     assert 0 < expected["certified"][0.1] < expected["clean"]
     assert "smoothing: 10 of 10 images" in capsys.readouterr().out
-    title, rows = found.report.sections[-1]
-    assert title == "The smoothed classifier, 10 images"
-    assert dict(rows)["clean"] == f"{100 * expected['clean']:.2f} %"
+    assert found.report.smoothed == found.smoothed
+    page = render(found.report)
+    assert "smoothed classifier, 10 images" in page
+    assert f"<td>certified at 0.1</td><td>{percent(expected['certified'][0.1])}</td>" in page
     show(found, "small")
     out = capsys.readouterr().out
     assert "under noise of 0.1, 10 images" in out and "200 draws" in out
