@@ -36,14 +36,16 @@ def isometric_classifier(
     name=None,
     pooling="none",
     positions="first",
+    flow="gradient",
+    beta=4.0,
 ) -> keras.Model:
     r"""Builds a 1-Lipschitz image classifier out of norm-preserving gradient flows.
 
     Mean shift; space-to-depth; then per stage k an orthonormal map to ``widths[k]`` channels and
     ``steps[k]`` gradient steps $x \leftarrow x - 2A^T\sigma(Ax + b)$ with orthonormal rows, MaxMin
     after each; space-to-depth between stages; an orthonormal neck, ``dense_steps`` dense gradient
-    steps, and a head with unit rows. The four arguments before the seed and the last two change
-    what the shipped networks have settled on.
+    steps, and a head with unit rows. The four arguments before the seed and those after the name
+    change what the shipped networks have settled on.
 
     Guarantee: the body is 1-Lipschitz up to the rounding of its constraints, so the L2 radius
     $\min_j (z_y - z_j)/\|w_y - w_j\|$ is certified; ``dynzoo.certify`` gives the exact number.
@@ -75,6 +77,12 @@ def isometric_classifier(
             ``"l2"`` (the norm of each channel over all pixels).
         positions: which stages begin with a learned offset for each pixel and channel:
             ``"first"`` or ``"every"``.
+        flow: what each step solves: ``"gradient"`` (explicit Euler), ``"implicit"`` (the resolvent
+            of the same gradient, for which any positive ``step_size`` is allowed) or ``"softmax"``
+            (the gradient of a log-sum-exp over ``inner_ratio`` times as many keys as channels;
+            ``operator="shifted"`` only, ``step_size`` up to 4 / ``beta``). The last two keep no
+            norms: 1-Lipschitz steps, but not orthogonal Jacobians.
+        beta: inverse temperature of the softmax flow, positive.
 
     Returns:
         A functional ``keras.Model`` from images in [0, 1] to logits.
@@ -93,15 +101,18 @@ def isometric_classifier(
     check_stages(widths, steps)
     check_classes(num_classes)
     _check_choices(operator, inner_ratio, constraint, between, head, pooling, positions)
+    _check_flow(flow, operator, step_size, constraint)
     seeds = iter(range(1000 * seed, 1000 * seed + 1000))
 
     def inner(width):
         return max(1, int(width * inner_ratio))
 
-    def flow(op):
-        return dl.GradientFlow(
-            op, activation=activation, step_size=step_size, constraint=constraint, seed=next(seeds)
-        )
+    def step(op):
+        own = {"step_size": step_size, "seed": next(seeds)}
+        if flow == "softmax":
+            return dl.SoftmaxGradientFlow(op.units, beta=beta, **own)
+        kind = dl.GradientFlow if flow == "gradient" else dl.ImplicitGradientFlow
+        return kind(op, activation=activation, constraint=constraint, **own)
 
     def activated(x):
         if between == "none":
@@ -124,7 +135,7 @@ def isometric_classifier(
             if operator == "shifted":
                 if i == 0:
                     x = dl.SpatialShift(fraction=shift_fraction)(x)
-                x = flow(operators.Pointwise(inner(width)))(x)
+                x = step(operators.Pointwise(inner(width)))(x)
                 if i + 1 < count:
                     shift = {"reverse": i % 2 == 0, "fraction": shift_fraction}
                     if between == "maxmin":
@@ -133,16 +144,16 @@ def isometric_classifier(
                         x = dl.SpatialShift(**shift)(activated(x))
                     continue
             elif operator == "shifted_pointwise":
-                x = flow(operators.ShiftedPointwise(inner(width), fraction=shift_fraction))(x)
+                x = step(operators.ShiftedPointwise(inner(width), fraction=shift_fraction))(x)
             else:
-                x = flow(operators.Conv(inner(width)))(x)
+                x = step(operators.Conv(inner(width)))(x)
             x = activated(x)
     if pooling == "l2":
         x = dl.L2Pooling2D()(x)
     x = keras.layers.Flatten()(x)
     x = dl.OrthonormalDense(neck_units, seed=next(seeds), name="neck")(x)
     for _ in range(dense_steps):
-        x = activated(flow(operators.Dense(inner(neck_units)))(x))
+        x = activated(step(operators.Dense(inner(neck_units)))(x))
     if head == "unit_rows":
         outputs = dl.UnitRowDense(num_classes, seed=next(seeds), name="head")(x)
     else:
@@ -164,3 +175,22 @@ def _check_choices(operator, inner_ratio, constraint, between, head, pooling, po
     one_of("head", head, ("unit_rows", "orthonormal"))
     one_of("pooling", pooling, ("none", "l2"))
     one_of("positions", positions, ("first", "every"))
+
+
+def _check_flow(flow, operator, step_size, constraint):
+    """Which steps, and what they have no use for."""
+    one_of("flow", flow, ("gradient", "implicit", "softmax"))
+    if flow == "implicit" and step_size == "maximal":
+        raise ValueError(
+            "`step_size` must be a positive number for flow='implicit', which has no largest one. "
+            "Received: step_size='maximal'"
+        )
+    if flow == "softmax" and operator != "shifted":
+        raise ValueError(
+            f"`operator` must be 'shifted' for flow='softmax'. Received: operator={operator!r}"
+        )
+    if flow == "softmax" and constraint == "orthonormal":
+        raise ValueError(
+            "`constraint` must be 'default' or 'spectral_norm' for flow='softmax', whose keys have "
+            "a norm of at most 1. Received: constraint='orthonormal'"
+        )

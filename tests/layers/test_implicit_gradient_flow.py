@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 
 from dynzoo import backend, certify, constraints, operators
 from dynzoo.integrators import ImplicitEuler
-from dynzoo.layers import ImplicitGradientFlow
+from dynzoo.layers import GradientFlow, ImplicitGradientFlow
 
 IMAGE = (3, 3, 4)
 
@@ -44,6 +44,17 @@ def test_it_is_the_proximal_map_of_the_potential(step_size):
     best = minimize(goal, x, options={"gtol": 1e-8})
     np.testing.assert_allclose(z, best.x, atol=1e-4)
     assert goal(z) <= best.fun + 1e-8
+
+
+@pytest.mark.parametrize("step_size", [0.5, 4.0])
+def test_orthonormal_rows_make_it_an_explicit_step(step_size):
+    implicit = built(operator=operators.Dense(3), step_size=step_size, iterations=200)
+    explicit = GradientFlow(operators.Dense(3), step_size=step_size / (1 + step_size))
+    explicit.build((None, 4))
+    explicit.set_weights(implicit.get_weights())
+    x = normal((40, 4), 3, 3.0)
+    # as far as the projection leaves rows that are not quite orthonormal
+    np.testing.assert_allclose(implicit.call_float64(x), explicit.call_float64(x), atol=2e-3)
 
 
 @settings(max_examples=15)

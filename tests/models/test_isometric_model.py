@@ -97,6 +97,7 @@ def test_arguments_reach_the_layers():
         {"constraint": "spectral_norm"},
         {"constraint": "spectral_norm", "operator": "conv", "between": "beta_abs"},
         {"pooling": "l2", "positions": "every"},
+        {"flow": "implicit", "step_size": 5.0},
     ],
 )
 def test_variants_are_one_lipschitz_and_what_they_say(arguments):
@@ -123,6 +124,21 @@ def test_variants_are_one_lipschitz_and_what_they_say(arguments):
     if "constraint" in arguments:
         kernel = backend.to_numpy(flows[-1].kernels[0].value)  # projected from a random start
         assert np.linalg.svd(kernel, compute_uv=False).min() < 0.9
+
+
+@pytest.mark.parametrize(("step_size", "beta"), [("maximal", 2.0), (0.1, 30.0)])
+def test_softmax_flows_step_over_keys_and_stay_one_lipschitz(step_size, beta):
+    model = isometric_classifier(**TINY, flow="softmax", step_size=step_size, beta=beta)
+    model = perturbed(model)
+    flows = [a for a in model.layers if isinstance(a, layers.SoftmaxGradientFlow)]
+    assert [f.keys for f in flows] == [4, 4, 6, 4]
+    assert {f.step_sizes()[0] for f in flows} == {2.0 if step_size == "maximal" else 0.1}
+    assert not any(isinstance(a, layers.GradientFlow) for a in model.layers)
+    x, y = (normal((30, 4, 4, 2), seed) for seed in (1, 2))
+    gap = backend.to_numpy(model(x)).astype(np.float64) - backend.to_numpy(model(y))
+    before = np.linalg.norm((x - y).reshape(30, -1), axis=1)
+    assert (np.abs(gap).max(axis=1) <= before * (1 + 1e-4)).all()
+    assert dynzoo.certify(model).body_lipschitz < 1.0 + 1e-4
 
 
 def test_shifts_are_undone_in_turn_whatever_is_between():
@@ -176,6 +192,12 @@ def test_save_and_load(tmp_path):
         ({"constraint": None}, "`constraint` must be one of"),
         ({"constraint": "orthonormal", "operator": "conv"}, "`constraint` must be"),
         ({"step_size": 2.5}, "`step_size` must be in"),
+        ({"flow": "heat"}, "`flow` must be one of"),
+        ({"flow": "implicit"}, "`step_size` must be a positive number for flow='implicit'"),
+        ({"flow": "softmax", "operator": "conv"}, "`operator` must be 'shifted' for flow="),
+        ({"flow": "softmax", "constraint": "orthonormal"}, "`constraint` must be 'default' or"),
+        ({"flow": "softmax", "step_size": 1.1}, "`step_size` must be in"),
+        ({"flow": "softmax", "beta": 0.0}, "`beta` must be"),
         ({"block_size": 3}, "block_size=3"),
         ({"mean": (0.5,)}, "`mean` must have 2 entries"),
         ({"widths": (7, 8)}, "even number of channels"),
