@@ -5,8 +5,9 @@
         [--only NAME ...]
 
 Five networks, each trained for three margins of the hinge loss on two data sets, at nine radii:
-the tables of robust accuracy of arXiv 2210.02373. Two of them in the form that can be certified
-stand beside, which have no margin. Without options: CIFAR-10, margin 0.07.
+the tables of robust accuracy of arXiv 2210.02373. Beside them stand those of the three dynamical
+systems that ship with dynzoo in the form that can be certified, which have no margin. Without
+options: CIFAR-10, margin 0.07.
 
 Trains, from the recipes `structured_*` in `zoo_configs/` and what `recipe_of` makes of them, what
 the runs folder does not hold yet, and attacks each network in two ways:
@@ -20,14 +21,15 @@ Beside them stands what `dynzoo.certify` proves of the same images, and what the
 (with their attack, on their networks; `published_robustness.csv`).
 
 `--scale small` shrinks the networks and their training to what a CPU core does in an hour or two
-for the seven networks of one margin: half of the width, half of the convolutions, three epochs of
+for the five networks of one margin: half of the width, half of the convolutions, three epochs of
 smaller batches, a learning rate that ends at 0. Such networks do not reach the published
 accuracies, and are not meant to: what counts is the distance between the two attacks on one
 network.
 
 Writes `docs/results/paper_protocol.csv` (one row per network, protocol and radius; percentages, and
-areas under the curves), `docs/results/paper_protocol.png` and `paper_protocol_cifar100.png`.
-`--redraw` makes them again from the measured columns of that file.
+areas under the curves), `docs/results/paper_protocol.png` and `paper_protocol_cifar100.png`. Rows
+of networks that were not asked for stay. `--redraw` makes them again from the measured columns of
+that file.
 """
 
 import argparse
@@ -47,6 +49,7 @@ import dynzoo
 from dynzoo import backend, data, plots, training
 from dynzoo.inference.passes import compiled, predict_logits
 from dynzoo.training import recipes
+from dynzoo.zoo import shipped
 
 NETWORKS = (
     "unconstrained_published",
@@ -55,6 +58,7 @@ NETWORKS = (
     "prescribed_published",
     "flexible_published",
     "nonexpansive_certified",
+    "prescribed_certified",
     "flexible_certified",
 )
 DATASETS = ("cifar10", "cifar100")
@@ -105,7 +109,7 @@ COLUMNS = (
 
 
 class Case(NamedTuple):
-    """A network to train: one of `NETWORKS`; the certified ones have no margin."""
+    """One of `NETWORKS`; the certified ones have no margin, and are presets."""
 
     dataset: str
     margin: float | None
@@ -114,6 +118,10 @@ class Case(NamedTuple):
     @property
     def published(self):
         return self.network.endswith("_published")
+
+    @property
+    def preset(self):
+        return f"{self.network.removesuffix('_certified')}_{self.dataset}"
 
 
 def cases(args):
@@ -126,31 +134,26 @@ def cases(args):
         if margin in (*args.margins, None)
         for name in NETWORKS
         if name in args.only and (margin is None) != name.endswith("_published")
+        if margin is not None or Case(dataset, margin, name).preset in dynzoo.presets()
     ]
 
 
 def recipe_of(case):
-    """The recipe of a network at full size: that of CIFAR-10 and margin 0.07, changed.
-
-    What the authors change for CIFAR-100 holds for their networks; the certified ones, whose
-    recipes are ours, get the data and their normalisation alone.
-    """
+    """The recipe of a published network at full size: of CIFAR-10 and margin 0.07, changed."""
     recipe = recipes.load(f"structured_{case.network}_cifar10")
     if case.dataset == "cifar100":
         recipe["name"] = f"structured_{case.network}_cifar100"
         recipe["data"]["name"] = "cifar100"
         recipe["architecture"].update(mean=CIFAR100_MEAN, deviation=CIFAR100_DEVIATION)
-        if case.published:
-            rate, factor, weight = CIFAR100[case.network.removesuffix("_published")]
-            # Their hinge loss sums over the wrong classes, ours takes the mean over all hundred.
-            recipe["training"]["optimizer"]["learning_rate"] = round(100 * rate, 6)
-            recipe["training"]["schedule"]["points"] = drops(factor)
-            if weight:
-                recipe["architecture"]["orthogonality"] = weight / 100
-    if case.margin is not None:
-        recipe["training"]["loss"]["margin"] = case.margin
-        if case.margin != MARGINS[0]:
-            recipe["name"] += f"_margin_{case.margin:g}"
+        rate, factor, weight = CIFAR100[case.network.removesuffix("_published")]
+        # Their hinge loss sums over the wrong classes, ours takes the mean over all hundred.
+        recipe["training"]["optimizer"]["learning_rate"] = round(100 * rate, 6)
+        recipe["training"]["schedule"]["points"] = drops(factor)
+        if weight:
+            recipe["architecture"]["orthogonality"] = weight / 100
+    recipe["training"]["loss"]["margin"] = case.margin
+    if case.margin != MARGINS[0]:
+        recipe["name"] += f"_margin_{case.margin:g}"
     return recipes.validate(recipe)
 
 
@@ -185,6 +188,8 @@ def starts_on_cifar10(case):
 
 def changes(recipe, case):
     """In words, where the recipe in the file of a trained network is not that of `recipe_of`."""
+    if not case.published:
+        return f"preset {case.preset}"
     intended = json.loads(json.dumps(recipe_of(case)))  # with keys that are text, as in the file
     found = {
         key: value
@@ -200,7 +205,14 @@ def changes(recipe, case):
 
 
 def folder_of(case, args):
-    return args.runs / f"{recipe_of(case)['name']}_{args.scale}"
+    """Where a network is trained, if it is, and what was measured of it is kept."""
+    name = f"{recipe_of(case)['name']}_{args.scale}" if case.published else case.preset
+    return args.runs / name
+
+
+def preset_of(case, folder):
+    """The folder of a trained network."""
+    return folder / "preset" if case.published else shipped.find(case.preset)
 
 
 def finished(folder):
@@ -214,7 +226,9 @@ def trained(case, args):
     learning rate (a fifth: flexible). Folders of such trainings are kept, and count.
     """
     folder = folder_of(case, args)
-    while not finished(folder):
+    if not case.published:
+        folder.mkdir(parents=True, exist_ok=True)
+    while case.published and not finished(folder):
         diverged = len(list(args.runs.glob(f"{folder.name}_diverged_*")))
         recipe = scaled(recipe_of(case), args)
         factor = 5 if case.network.startswith("flexible") else 10
@@ -284,7 +298,8 @@ def measured(case, folder, args):
         rows = attacked(case, folder, args)
         file.write_text(json.dumps(rows), encoding="utf-8")
     rows = json.loads(file.read_text(encoding="utf-8"))
-    recipe = json.loads((folder / "preset" / "metadata.json").read_text(encoding="utf-8"))["recipe"]
+    about = (preset_of(case, folder) / "metadata.json").read_text(encoding="utf-8")
+    recipe = json.loads(about)["recipe"]
     common_to_all = {
         "dataset": case.dataset,
         "margin": case.margin,
@@ -297,7 +312,7 @@ def measured(case, folder, args):
 def attacked(case, folder, args):
     """Rows of one network under both attacks."""
     kind, form = case.network.split("_")
-    model = dynzoo.from_preset(folder / "preset")
+    model = dynzoo.from_preset(preset_of(case, folder))
     _, (x, y) = data.load(args.data[case.dataset])
     x, y = x[:WEAK_IMAGES], y[:WEAK_IMAGES]
     certificate = dynzoo.certify(model)
@@ -399,7 +414,9 @@ def filled(rows):
 
 
 def read_rows():
-    """The rows of the last run."""
+    """The rows of the last run, if there was one."""
+    if not (common.RESULTS / "paper_protocol.csv").exists():
+        return []
     rows = [
         {column: None if value == "" else value for column, value in row.items()}
         for row in common.read_csv("paper_protocol")
@@ -482,8 +499,15 @@ def draw_intervals(axes, x, y, images, color):
         axes.plot([radius, radius], ends, "-", color=color, linewidth=1, alpha=0.7)
 
 
+def order(row):
+    margins = (*MARGINS, None)
+    network = NETWORKS.index(f"{row['network']}_{row['form']}")
+    return DATASETS.index(row["dataset"]), margins.index(row["margin"]), network
+
+
 def write(rows):
-    """The table, and a picture of each data set."""
+    """The table, in one order, and a picture of each data set."""
+    rows = sorted(rows, key=order)
     common.write_csv("paper_protocol", rows)
     for dataset in DATASETS:
         of = [row for row in rows if row["dataset"] == dataset]
@@ -524,7 +548,8 @@ def main():
         return
     folders = {case: trained(case, args) for case in cases(args)}
     rows = filled([row for case, folder in folders.items() for row in measured(case, folder, args)])
-    write(rows)
+    found = {network_of(row) for row in rows}
+    write([*rows, *(row for row in read_rows() if network_of(row) not in found)])
     at_half = {(*network_of(r), r["protocol"]): r["accuracy"] for r in rows if r["eps"] == 0.5}
     common.finish({" ".join(str(w) for w in key if w): v for key, v in at_half.items()})
 
