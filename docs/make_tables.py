@@ -45,9 +45,10 @@ RADII = ("36/255", "72/255", "108/255")
 
 
 def results_table(presets: list[dict]) -> str:
-    """The table in Markdown, one row per preset; below it how the numbers were made."""
+    """The table in Markdown, of the best of each system; below it how the numbers were made."""
     if not presets:
         return "No presets are committed."
+    every, presets = len(presets), _best(presets)
     # What is proved at other radii is on the card.
     known = {radius for about in presets for radius in about.get("certified_accuracy", {})}
     radii = sorted(known.intersection(RADII), key=Fraction)
@@ -74,7 +75,26 @@ def results_table(presets: list[dict]) -> str:
         cells += [percent(attacked.get(radius)) for radius in radii[:1]]
         cells += [duration(training.get("seconds"))]
         lines.append(line(cells))
-    return "\n".join([*lines, "", _notes(presets)])
+    left_out = every - len(presets)
+    more = f" {left_out} more: [leaderboard](docs/leaderboard.md)." if left_out else ""
+    return "\n".join([*lines, "", _notes(presets) + more])
+
+
+def _best(presets: list[dict]) -> list[dict]:
+    """Of each system and data set the preset of which most is certified, in their order."""
+    best: dict[tuple, int] = {}
+    ranks = [
+        (about.get("certified_accuracy", {}).get(RADII[0], 0.0), about.get("accuracy", 0.0))
+        for about in presets
+    ]
+    for i, about in enumerate(presets):
+        network = (about.get("recipe") or {}).get("architecture")
+        if network is None:
+            key: tuple = (i,)
+        else:
+            key = (about.get("dataset"), network["name"], network.get("kind"))
+        best[key] = max(best.get(key, i), i, key=lambda j: ranks[j])
+    return [presets[i] for i in sorted(best.values())]
 
 
 def study_table(rows: list[dict[str, str]]) -> str:

@@ -94,6 +94,24 @@ def test_table(tables):
     assert note.startswith("10,000 test images are certified, the first 1,000 attacked.")
 
 
+def test_the_table_has_the_best_of_each_system(tables):
+    def preset(name, certified, kind="flexible", dataset="cifar10"):
+        recipe = {"architecture": {"name": "structured", "kind": kind}}
+        certified = {"certified_accuracy": {"36/255": certified}}
+        return {**ABOUT, **certified, "name": name, "dataset": dataset, "recipe": recipe}
+
+    presets = [
+        preset("small", 0.2),
+        preset("large", 0.5),
+        preset("other", 0.1, kind="naive"),
+        preset("hundred", 0.1, dataset="cifar100"),
+        preset("middle", 0.3),
+    ]
+    text = tables.results_table(presets)
+    assert re.findall(r"^\| \[(\w+)\]", text, flags=re.MULTILINE) == ["large", "other", "hundred"]
+    assert text.endswith("2 more: [leaderboard](docs/leaderboard.md).")
+
+
 def test_only_the_table_is_rewritten(tables):
     begin, end = tables.markers("results")
     page = f"a\n{begin}\nold\n{end}\nb\n"
