@@ -9,7 +9,7 @@ from helpers import conv_matrix, normal
 from keras import ops
 
 import dynzoo
-from dynzoo import backend, operators
+from dynzoo import backend, constraints, layers, operators
 from dynzoo.layers.learned_scale import LearnedScale
 from dynzoo.models.structured import structured_classifier
 from dynzoo.training import builders as optimization
@@ -241,6 +241,21 @@ def test_steps_stay_in_their_range():
         np.testing.assert_allclose(contraction, end, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["prescribed", "flexible"])
+def test_expansions_that_follow_a_gradient(kind):
+    chosen = {"expansion": "gradient", "expansion_activation": "softplus"}
+    usual = structured_classifier(kind, bound="sharp", lifts="isometric", **SMALL)
+    model = structured_classifier(kind, bound="sharp", lifts="isometric", **SMALL, **chosen)
+    for own, flow in zip(usual.layers, model.layers, strict=True):
+        if isinstance(flow, layers.SwitchingFlow):
+            assert (flow.expansion, flow.expansion_activation) == ("gradient", "softplus")
+            assert own.expansion == {"prescribed": "generic", "flexible": "tied"}[kind]
+    for i, variable in enumerate(model.trainable_variables):
+        variable.assign(variable + normal(variable.shape, i, 0.3))
+    constraints.project(model)
+    assert dynzoo.certify(model).body_lipschitz <= 1 / DEVIATION.min() * (1 + 1e-4)
+
+
 def test_orthogonality_is_the_authors_and_can_be_set():
     def weights(kind, form="published", **arguments):
         model = structured_classifier(kind, form, **SMALL, **arguments)
@@ -321,6 +336,10 @@ def test_learned_scale_keeps_its_sign_and_limit():
         ({"lifts": "isometric", "neck_units": 0}, "`neck_units` must be a positive integer"),
         ({"lifts": "isometric", "input_shape": (12, 12, 3)}, "divisible by 8"),
         ({"step_range": (0.5, 0.1)}, "`step_range` must be"),
+        ({"kind": "nonexpansive", "step_range": (0.1, 0.5)}, "`step_range` is for kind="),
+        ({"kind": "naive", "expansion": "tied"}, "`expansion` is for kind="),
+        ({"expansion": "free"}, "`expansion` must be one of"),
+        ({"expansion_activation": "gelu"}, "`expansion_activation` must have slopes"),
         ({"input_shape": (12, 12, 3), "widths": (4, 4, 4)}, "divisible by 8"),
     ],
 )
