@@ -78,7 +78,8 @@ def isometric_classifier(
         positions: which stages begin with a learned offset for each pixel and channel:
             ``"first"`` or ``"every"``.
         flow: what each step solves: ``"gradient"`` (explicit Euler), ``"implicit"`` (the resolvent
-            of the same gradient, for which any positive ``step_size`` is allowed) or ``"softmax"``
+            of the same gradient, for which any positive ``step_size`` is allowed; with orthonormal
+            rows it is an explicit step, so choose another ``constraint``) or ``"softmax"``
             (the gradient of a log-sum-exp over ``inner_ratio`` times as many keys as channels;
             ``operator="shifted"`` only, ``step_size`` up to 4 / ``beta``). The last two keep no
             norms: 1-Lipschitz steps, but not orthogonal Jacobians.
