@@ -10,7 +10,7 @@ from keras import ops
 
 from dynzoo import backend, constraints, operators
 from dynzoo.fields import switching
-from dynzoo.layers.switching_flow import SwitchingFlow
+from dynzoo.layers.switching_flow import SwitchingFlow, substep_sizes
 
 IMAGE = (3, 3, 4)
 OPERATORS = {
@@ -49,6 +49,22 @@ def built(operator, shape, seed=0, scale=None, raw=(0.3, 1.0), **arguments):
             contraction.assign(raw[0])
         expansion.assign(raw[1])
     return layer
+
+
+@pytest.mark.parametrize("operator", ["dense", "pointwise", "shifted"])
+@pytest.mark.parametrize("mode", ["prescribed", "flexible", "sharp"])
+def test_step_sizes_of_orthonormal_kernels_do_not_depend_on_the_precision(operator, mode):
+    _, shape = OPERATORS[operator]
+    shape = (*shape[:-1], 128)  # wide enough for a Gram matrix in float32 to be off by 1e-6
+    make = {"dense": operators.Dense, "pointwise": operators.Pointwise}
+    units = make.get(operator, operators.ShiftedPointwise)(128)
+    layer = built(units, shape, scale=0.05, mode=mode, bound="sharp", raw=(1.5, 1.0))
+    constraints.project(layer)
+    kernels, wide = layer._kernels(0, ops.convert_to_tensor)
+    raw = layer._raws(0, ops.convert_to_tensor)
+    computed = substep_sizes(layer, kernels, wide, raw, ops)
+    for size, exact in zip(computed, next(layer._substeps_float64()), strict=True):
+        assert abs(float(backend.to_numpy(size)) - exact) <= 6e-7 * abs(exact)
 
 
 # --- the bound -----------------------------------------------------------------------------
