@@ -168,12 +168,7 @@ def measure(
     x, y = check_images_or_stream(x, y)
     check_unit_range(model)
     eps, jobs = positive_floats("eps", eps), checked_jobs(jobs)
-    if jobs is not None and attacks == "none" and not (local or audit or corruptions or smoothing):
-        raise ValueError(
-            "`jobs` needs attacks, `local`, `audit`, `corruptions` or `smoothing` to share"
-        )
-    if smoothing is not None and norm != "l2":
-        raise ValueError(f"`smoothing` has L2 radii: `norm` must be 'l2'. Received: norm={norm!r}")
+    _check_asked(norm, smoothing, jobs, attacks != "none" or local or audit or corruptions)
     needed = local or audit or prediction_sets or (attacks == "none" and smoothing is None)
     certificate, uncertified = _certificate(model, bool(needed))
     top = (1, 5) if model.output_shape[-1] >= _TOP5_CLASSES else (1,)
@@ -189,16 +184,9 @@ def measure(
     if attacks != "none" or report or audit or corruptions or prediction_sets or local:
         claim: Any = certificate
         if local is not None:
-            claim = certify_local(
-                model,
-                method=local,
-                # a report has L2 radii; what is decided at the radius itself is in its norm
-                norm=norm if local == "complete" else "l2",
-                time_limit=time_limit,
-            )
+            claim = _local_claim(model, local, norm, time_limit, tick, len(eps))
             if tick is not None:
                 tick(len(x) - len(y[first]))
-                claim.tick = _paced(tick, len(eps) if local == "complete" else 1)
         made = evaluate(
             model,
             x if attacks == "none" else x[first],
@@ -240,6 +228,16 @@ def measure(
     )
 
 
+def _check_asked(norm: str, smoothing: float | None, jobs: int | None, shares: Any) -> None:
+    """That `jobs` have something to share, and that the radii of smoothing are of its norm."""
+    if jobs is not None and not (shares or smoothing):
+        raise ValueError(
+            "`jobs` needs attacks, `local`, `audit`, `corruptions` or `smoothing` to share"
+        )
+    if smoothing is not None and norm != "l2":
+        raise ValueError(f"`smoothing` has L2 radii: `norm` must be 'l2'. Received: norm={norm!r}")
+
+
 def _certificate(model: keras.Model, needed: bool) -> tuple[Any, str | None]:
     """The certificate of a model, or `None` and why there is none where it is not needed."""
     try:
@@ -248,6 +246,24 @@ def _certificate(model: keras.Model, needed: bool) -> tuple[Any, str | None]:
         if needed:
             raise
         return None, str(error)
+
+
+def _local_claim(
+    model: keras.Model,
+    method: str,
+    norm: str,
+    time_limit: float | None,
+    tick: Callable[[int], None] | None,
+    radii: int,
+) -> Any:
+    """The certificate at each image, which tells `tick` of every image that is done."""
+    decides = method == "complete"
+    # a report has L2 radii; what is decided at the radius itself is in its norm
+    of = norm if decides else "l2"
+    claim = certify_local(model, method=method, norm=of, time_limit=time_limit)
+    if tick is not None:
+        claim.tick = _paced(tick, radii if decides else 1)
+    return claim
 
 
 def _places_and_radii(
