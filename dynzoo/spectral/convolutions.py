@@ -34,7 +34,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,8 @@ from dynzoo.spectral.singular_values import (
     ROUNDOFF,
     gram_slack,
     largest_eigenvalue,
+    proved_above,
+    ritz_value,
     scaled_back,
     unit_entries_float64,
 )
@@ -67,6 +69,9 @@ _LONGEST_RING = 64
 _SMALL = 6
 # Side of the largest unrolled Gram matrix (128 MiB), and of one that is always worth its cost.
 _LARGEST_UNROLLED, _SMALL_UNROLLED = 4096, 512
+# Lanczos steps of its largest eigenvalue, and what is added to it until a proof is found.
+_UNROLLED_STEPS = 300
+_UNROLLED_EXCESSES = (1e-9, 1e-6, 1e-4, 1e-2)
 # From this side on, a Gram matrix is put together from products of taps.
 _LARGE_SIDE = 16
 # Nearer to a lower bound than this, a ring is tight enough on a small image.
@@ -484,31 +489,13 @@ def _small_image_bound(kernel: np.ndarray, axes: Sequence[Axis], bound: float) -
 
 def _lower_bound(kernel: np.ndarray, axes: Sequence[Axis]) -> float:
     """A Ritz value of the map; it decides how much work is done, and no bound relies on it."""
-    from scipy.sparse.linalg import LinearOperator  # costs as much as all of `import dynzoo`
-
     shape = (1, *(axis.size for axis in axes), kernel.shape[-2])
 
     def gram(vector: np.ndarray) -> np.ndarray:
         y = correlate(vector.reshape(shape), kernel, axes)
         return correlate_adjoint(y, kernel, axes).ravel()
 
-    side = math.prod(shape)
-    operator = LinearOperator((side, side), matvec=gram, dtype=np.float64)
-    return math.sqrt(max(_ritz_value(operator, 1e-2), 0.0))
-
-
-def _ritz_value(operator: Any, tolerance: float) -> float:
-    """About the largest eigenvalue (the square of the tolerance is what it is off), not above."""
-    from scipy.sparse.linalg import ArpackError, eigsh  # as above
-
-    start = np.random.default_rng(0).standard_normal(operator.shape[0])
-    try:
-        values = eigsh(
-            operator, 1, which="LA", v0=start, tol=tolerance, maxiter=50, return_eigenvectors=False
-        )
-    except ArpackError:
-        return float(start @ (operator @ start)) / float(start @ start)
-    return float(values[0])
+    return math.sqrt(max(ritz_value(gram, math.prod(shape), most=30), 0.0))
 
 
 def _twisted_bound(kernel: np.ndarray, axes: Sequence[Axis], bound: float, needed: float) -> float:
@@ -532,21 +519,14 @@ def _unrolled_norm(kernel: np.ndarray, axes: Sequence[Axis], of_inputs: bool) ->
     slack = gram_slack(side, math.prod(kernel.shape[:-2]) * max(kernel.shape[-2:]))
     if side <= _SMALL_UNROLLED:
         return math.sqrt(max(float(np.linalg.eigvalsh(gram)[-1]), 0.0) * slack)
-    from scipy.linalg import lapack  # as above
+    squared = ritz_value(gram.__matmul__, side, most=_UNROLLED_STEPS)
+    del gram  # it costs little to form and much to keep
 
-    squared = _ritz_value(gram, 1e-5)
-    del gram
-    diagonal = np.arange(side)
-    for excess in (1e-9, 1e-6, 1e-4, 1e-2):
-        # A Cholesky factor of t I - G is the proof that no eigenvalue is above t. It takes the
-        # place of the Gram, which costs little to form and much to keep.
-        shifted = _unrolled_gram(kernel, axes, of_inputs).T
-        np.negative(shifted, out=shifted)
-        shifted[diagonal, diagonal] += squared * (1.0 + excess)
-        if lapack.dpotrf(shifted, lower=1, clean=0, overwrite_a=1)[1] == 0:
-            return math.sqrt(squared * (1.0 + excess) * slack)
-        del shifted
-    return math.inf
+    def fresh() -> np.ndarray:
+        return _unrolled_gram(kernel, axes, of_inputs)
+
+    proved = proved_above(squared, fresh, _UNROLLED_EXCESSES)
+    return math.inf if proved is None else math.sqrt(proved * slack)
 
 
 def _unrolled_gram(kernel: np.ndarray, axes: Sequence[Axis], of_inputs: bool) -> np.ndarray:

@@ -7,6 +7,8 @@ bound is 0 for an exactly zero matrix and for no other. All rounding is counted 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,8 @@ __all__ = [
     "gram_slack",
     "largest_eigenvalue",
     "nearest_orthonormal_float64",
+    "proved_above",
+    "ritz_value",
     "scaled_back",
     "unit_entries_float64",
 ]
@@ -142,59 +146,84 @@ def largest_eigenvalue(grams: np.ndarray, known: float, ceiling: float = math.in
         known: largest eigenvalue so far, 0 at the start.
         ceiling: gives up (returns infinity) as soon as an eigenvalue is not below it.
     """
-    from scipy.linalg import lapack  # costs as much as all of `import dynzoo`
-
     side = grams.shape[-1]
     if side == 1:
         largest = max(known, float(grams.real.max(initial=0.0)))
         return largest if largest < ceiling else math.inf
-    factorise = lapack.zpotrf if np.iscomplexobj(grams) else lapack.dpotrf
-    diagonal = np.arange(side)
     for gram in grams:
-        if known > 0.0:
-            shifted = -gram.T  # in Fortran order: LAPACK works in place
-            shifted[diagonal, diagonal] += known * _TIE
-            if factorise(shifted, lower=1, clean=0, overwrite_a=1)[1] == 0:
-                continue
-        found = _guessed(gram, factorise) if side >= _GUESSED_SIDE else None
+        if known > 0.0 and _is_above(known * _TIE, gram.copy()):
+            continue
+        found = None
+        if side >= _GUESSED_SIDE:
+            guess = ritz_value(gram.__matmul__, side, gram.dtype)
+            found = proved_above(guess, gram.copy, _EXCESSES)
         known = max(known, float(np.linalg.eigvalsh(gram)[-1]) if found is None else found)
         if known >= ceiling:
             return math.inf
     return known
 
 
-def _guessed(gram: np.ndarray, factorise) -> float | None:
+def proved_above(
+    guess: float, gram: Callable[[], np.ndarray], excesses: Sequence[float]
+) -> float | None:
     """A little more than the largest eigenvalue, proved as in ``largest_eigenvalue``, or nothing.
 
     Nothing rests on the guess: where it is too low, no factor exists.
+
+    Args:
+        guess: about the largest eigenvalue.
+        gram: gives the positive semi-definite matrix, anew each time: it is overwritten.
+        excesses: shares of the guess to add to it, tried in turn.
     """
-    guess = _ritz_value(gram)
-    diagonal = np.arange(len(gram))
-    for excess in _EXCESSES:
+    for excess in excesses:
         value = guess * (1.0 + excess)
-        shifted = -gram.T
-        shifted[diagonal, diagonal] += value
-        if value > 0.0 and factorise(shifted, lower=1, clean=0, overwrite_a=1)[1] == 0:
+        if value > 0.0 and _is_above(value, gram()):
             return value
     return None
 
 
-def _ritz_value(gram: np.ndarray) -> float:
-    """The largest eigenvalue from below, by Lanczos' method from a fixed start."""
-    vector = np.random.default_rng(0).standard_normal(len(gram)).astype(gram.dtype)
-    basis = np.zeros((_LANCZOS_STEPS, len(gram)), gram.dtype)
-    steps, diagonal, beside = 0, [], []
-    for k in range(_LANCZOS_STEPS):
+def _is_above(value: float, gram: np.ndarray) -> bool:
+    """Whether a Cholesky factor of value * I - G exists; overwrites the matrix."""
+    from scipy.linalg import lapack  # costs as much as all of `import dynzoo`
+
+    factorise = lapack.zpotrf if np.iscomplexobj(gram) else lapack.dpotrf
+    shifted, diagonal = gram.T, np.arange(len(gram))  # in Fortran order: LAPACK works in place
+    np.negative(shifted, out=shifted)
+    shifted[diagonal, diagonal] += value
+    return factorise(shifted, lower=1, clean=0, overwrite_a=1)[1] == 0
+
+
+def ritz_value(
+    product: Callable[[np.ndarray], np.ndarray],
+    side: int,
+    dtype: Any = np.float64,
+    most: int = _LANCZOS_STEPS,
+) -> float:
+    """The largest eigenvalue from below, by Lanczos' method from a fixed start.
+
+    Args:
+        product: the Hermitian map of a vector.
+        side: length of a vector.
+        dtype: its numbers.
+        most: steps at most; fewer where ten of them added less than 1e-13 of the value.
+    """
+    vector = np.random.default_rng(0).standard_normal(side).astype(dtype)
+    basis = np.zeros((min(most, side), side), dtype)
+    diagonal: list[float] = []
+    beside: list[float] = []
+    value = -math.inf
+    for k in range(len(basis)):
         basis[k] = vector / np.linalg.norm(vector)
-        vector = gram @ basis[k]
+        vector = product(basis[k])
         diagonal.append(float(np.vdot(basis[k], vector).real))
-        steps = k + 1
         for _ in range(2):  # against all before, twice: the basis stays orthogonal
-            vector = vector - basis[:steps].T @ (basis[:steps].conj() @ vector)
+            vector = vector - basis[: k + 1].T @ (basis[: k + 1].conj() @ vector)
         length = float(np.linalg.norm(vector))
-        if not length > 1e-14 * abs(diagonal[0]):  # they span all that the start can reach
-            break
+        spanned = not length > 1e-14 * abs(diagonal[0])  # all that the start can reach
+        if spanned or k % 10 == 9 or k + 1 == len(basis):
+            small = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
+            before, value = value, float(np.linalg.eigvalsh(small)[-1])
+            if spanned or value - before <= 1e-13 * abs(value):
+                break
         beside.append(length)
-    beside = beside[: steps - 1]
-    small = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
-    return float(np.linalg.eigvalsh(small)[-1])
+    return value
