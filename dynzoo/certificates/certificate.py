@@ -159,12 +159,21 @@ class Certificate:
 
     @property
     def rounding_bound(self) -> RoundingBound:
-        """The bounds of rounding behind the radii; made on the first use."""
-        if self._rounding is None:
-            self._check_current()
-            self._predict(np.zeros((0, *self._program.input_shape), input_dtype(self._model)), 256)
-        assert self._rounding is not None
-        return self._rounding
+        """The bounds of rounding behind the radii, for the arithmetic as it is now.
+
+        Measured on the first use, and again where products have become coarser since: TF32 or an
+        autocast switched on.
+
+        Raises:
+            StaleCertificateError, ReferenceMismatchError: as ``radii``.
+        """
+        self._check_current()
+        return self._bound()
+
+    @property
+    def model(self) -> keras.Model:
+        """The model that is certified."""
+        return self._model
 
     @property
     def image_entries(self) -> int:
@@ -369,7 +378,7 @@ class Certificate:
         raw, images, moved = self._logits(x, batch_size)
         low, high = np.zeros((2, len(raw), len(self.pair_distances)))
         for block in _blocks(len(raw)):
-            bound = self.rounding_bound
+            bound = self._bound()
             low[block], high[block] = margins.distances_behind(
                 raw[block],
                 self.body_lipschitz,
@@ -419,6 +428,7 @@ class Certificate:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in the certificate as plain numbers and strings, for JSON."""
+        bound = self.rounding_bound
         off_diagonal = self.pair_distances[~np.eye(len(self.pair_distances), dtype=bool)]
         return {
             "lipschitz": self.lipschitz,
@@ -432,9 +442,9 @@ class Certificate:
             "rounding": {
                 "assumed": self.assumed,
                 "logit_error": self.rounding,
-                "unit_roundoff": self.rounding_bound.arithmetic.unit,
-                "factor_unit": self.rounding_bound.arithmetic.factor_unit,
-                "measured_layers": list(self.rounding_bound.measured),
+                "unit_roundoff": bound.arithmetic.unit,
+                "factor_unit": bound.arithmetic.factor_unit,
+                "measured_layers": list(bound.measured),
             },
             "weights_sha256": self.weights_sha256,
             "backend": backend_name(),
@@ -470,6 +480,13 @@ class Certificate:
             f"last layer, {len(self.pair_distances)} classes</p>"
             f"{table(['layer', 'class', 'gain', 'bound so far'], rows)}</div>"
         )
+
+    def _bound(self) -> RoundingBound:
+        """The bounds of rounding, of a model that was compared with what was certified."""
+        if self._rounding is None:
+            self._predict(np.zeros((0, *self._program.input_shape), input_dtype(self._model)), 256)
+        assert self._rounding is not None
+        return self._rounding
 
     def _predict(self, images: np.ndarray, batch_size: int) -> np.ndarray:
         """Logits of the model; the first call sends probe images along and checks them."""
@@ -540,7 +557,7 @@ class Certificate:
     def _limits(
         self, raw: np.ndarray, images: np.ndarray, labels: np.ndarray, kinds: tuple[str, ...]
     ) -> np.ndarray:
-        bound = self.rounding_bound
+        bound = self._bound()
         return margins.rounded_limits(
             raw,
             labels,
@@ -583,6 +600,12 @@ class Certificate:
             raise StaleCertificateError(
                 f"The weights of the model changed after it was certified, {again}"
             )
+        if self._rounding is not None:
+            # Not a setting of the model: TF32 or an autocast may be switched on around a call.
+            known = self._rounding.arithmetic
+            dtype = "float32" if known.unit == arithmetic_of("float32").unit else "float64"
+            if factor_unit(dtype) > known.factor_unit:
+                self._rounding = None
 
 
 def _blocks(n: int) -> Iterator[slice]:

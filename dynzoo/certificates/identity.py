@@ -1,15 +1,16 @@
-"""What a certificate holds for: these weights, and images of this floating-point type."""
+"""What a certificate holds for: this model and its weights, and images of this type of number."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import keras
 import numpy as np
 
 from dynzoo.backend import has_float64, to_numpy
 
-__all__ = ["check_float64", "input_dtype", "weights_hash"]
+__all__ = ["check_float64", "check_is_of", "input_dtype", "weights_hash"]
 
 
 def input_dtype(model: keras.Model) -> str:
@@ -45,3 +46,18 @@ def weights_hash(model: keras.Model) -> str:
         digest.update(f"{array.shape}{array.dtype}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def check_is_of(certificate: Any, model: keras.Model) -> None:
+    """A ValueError where a certificate says of itself that it is another model's.
+
+    Args:
+        certificate: one of ``certify``, ``certify_local`` or ``smooth``, or a caller's own kind.
+        model: what it is used for.
+    """
+    of = getattr(certificate, "model", None)
+    if isinstance(of, keras.Model) and of is not model:
+        raise ValueError(
+            f"`certificate` must be of the model that it is given with, {model.name!r}. Received: "
+            f"that of another model, {of.name!r}"
+        )

@@ -14,6 +14,7 @@ from dynzoo import operators
 from dynzoo.activations import MonotoneActivation
 from dynzoo.backend import to_numpy
 from dynzoo.certificates import certify, forward_float64
+from dynzoo.certificates.errors import ReferenceMismatchError, StaleCertificateError
 from dynzoo.certificates.rounding.floating_point import Budget, arithmetic_of
 from dynzoo.certificates.rounding.program import factor_unit
 from dynzoo.certificates.rounding.rules import matrix_product
@@ -324,6 +325,58 @@ def test_products_of_matrices_in_bfloat16_are_noticed(monkeypatch):
 
     monkeypatch.setattr(ops, "matmul", reduced)
     assert factor_unit("float32") == 2.0**-8
+
+
+def test_products_that_become_coarser_are_measured_again(monkeypatch):
+    """As TF32 or an autocast does that is switched on after the certificate was used."""
+    model = classifier(kl.Flatten(), kl.Dense(16, "relu"), kl.Dense(CLASSES))
+    x = hard_images((4, 4, 2), 0)
+    certificate = certify(model)
+    radii = certificate.radii(x)[1]
+    assert certificate.rounding_bound.arithmetic.factor_unit == 0.0
+    monkeypatch.setattr("dynzoo.certificates.certificate.factor_unit", lambda dtype: 2.0**-11)
+    coarse = certificate.radii(x)[1]
+    assert certificate.rounding_bound.arithmetic.factor_unit == 2.0**-11
+    assert np.all(coarse <= radii) and np.any(coarse < radii)
+    np.testing.assert_array_equal(coarse, certify(model).radii(x)[1])
+    monkeypatch.undo()  # what was measured is more cautious than need be, and stays
+    np.testing.assert_array_equal(certificate.radii(x)[1], coarse)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="an autocast is PyTorch's")
+def test_radii_under_an_autocast_are_not_those_of_float32():
+    import torch
+
+    model = classifier(kl.Flatten(), kl.Dense(64, "relu"), kl.Dense(CLASSES))
+    x = np.random.default_rng(0).random((64, 4, 4, 2)).astype("float32")
+    certificate = certify(model)
+    radii = certificate.radii(x)[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        try:
+            labels, coarse = certificate.radii(x)
+        except ReferenceMismatchError:
+            return
+    assert certificate.rounding_bound.arithmetic.factor_unit == 2.0**-8
+    assert np.all(coarse[radii < np.inf] < np.maximum(radii, 1e-12))
+    right = forward_float64(model, x).argmax(axis=1)
+    assert not np.any((labels != right) & (coarse > 0))
+
+
+def test_bounds_of_rounding_are_refused_after_training():
+    model = classifier(kl.Flatten(), kl.Dense(8), kl.Dense(CLASSES))
+    certificate = certify(model)
+    x = hard_images((4, 4, 2), 0)
+    certificate.radii(x)
+    model.layers[-1].kernel.assign(2 * model.layers[-1].kernel)
+    for ask in (
+        lambda: certificate.rounding_bound,
+        lambda: certificate.rounding,
+        lambda: certificate.logit_error(x),
+        lambda: certificate.needed_margins(0.1),
+        certificate.to_dict,
+    ):
+        with pytest.raises(StaleCertificateError, match="weights of the model changed"):
+            ask()
 
 
 def test_rounded_factors_are_counted():

@@ -113,6 +113,11 @@ class LocalCertificate:
         # How long a movement of a ball's radius may be in L2.
         self._stretch = 1.0 if norm == "l2" else math.sqrt(entries) * (1 + 1e-12)
 
+    @property
+    def model(self) -> keras.Model:
+        """The model that is certified."""
+        return self._model
+
     def radii(
         self,
         x: Any,
@@ -208,7 +213,7 @@ class LocalCertificate:
         self, images: np.ndarray, labels: np.ndarray, kinds: tuple[str, ...]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pair errors, their growth (both (n, K)) and the reach, of each image's best anchor."""
-        bound = self.certificate.rounding_bound
+        bound = self.certificate._bound()
         distances, best = bound.distances(images), None
         for kind in kinds:
             for k in range(len(bound.anchors)):
