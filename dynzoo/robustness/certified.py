@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dynzoo.certificates.identity import check_is_of
 from dynzoo.certificates.local.certificate import LocalCertificate
 from dynzoo.certificates.smoothing import SmoothedClassifier
 from dynzoo.inference.streamed_images import StreamedImages, chunks, read_whole
@@ -30,11 +31,20 @@ def shared(certificate: Any, jobs: int | None) -> dict[str, int]:
 
 
 def claims_of(
-    model: Any, certificate: Any, x: np.ndarray, batch_size: int, jobs: int | None = None
+    model: Any,
+    certificate: Any,
+    x: np.ndarray,
+    norm: str,
+    batch_size: int,
+    jobs: int | None = None,
 ) -> tuple:
-    """(certificate, radii, labels, warnings); radii are ``None`` where there is no certificate."""
+    """(certificate, radii by their norm, labels, warnings); no radii where nothing is certified.
+
+    L2 radii serve in either norm, those of cubes (``"linf"``) in their own.
+    """
     if certificate is False:
-        return None, None, None, []
+        return None, {}, None, []
+    check_is_of(certificate, model)
     if certificate is None:
         from dynzoo.certificates import certify
 
@@ -42,16 +52,19 @@ def claims_of(
             certificate = certify(model)
         except (ValueError, TypeError, NotImplementedError) as error:
             note = f"The model has no certificate: {error}"
-            return None, None, None, [EvaluationWarning("not-certified", note)]
+            return None, {}, None, [EvaluationWarning("not-certified", note)]
     # One that decides radius by radius: its own radii would be found by a search for each image.
     bound = certificate.certificate if hasattr(certificate, "decide") else certificate
+    of = getattr(bound, "norm", "l2")
+    if of not in ("l2", norm):
+        raise _of_another_norm(norm, of)
     asked: dict[str, Any] = {"batch_size": batch_size, **shared(bound, jobs)}
     if isinstance(x, StreamedImages):
         found = [bound.radii(x[part], **asked) for part in chunks(len(x))]
         labels, radii = (np.concatenate(column) for column in zip(*found, strict=True))
     else:
         labels, radii = bound.radii(x, **asked)
-    return certificate, np.asarray(radii, dtype=np.float64), np.asarray(labels), []
+    return certificate, {of: np.asarray(radii, dtype=np.float64)}, np.asarray(labels), []
 
 
 def decisions_of(
@@ -71,10 +84,7 @@ def decisions_of(
     if not hasattr(certificate, "decide"):
         return None
     if certificate.norm != norm:
-        raise ValueError(
-            f"`certificate` must be one in the norm of the evaluation, {norm!r}. Received: "
-            f"certificate.norm={certificate.norm!r}"
-        )
+        raise _of_another_norm(norm, certificate.norm)
     images = read_whole(x) if isinstance(x, StreamedImages) else x
     found = np.full((len(eps), len(images)), "falsified", dtype="<U9")
     left = np.flatnonzero(right)
@@ -83,6 +93,13 @@ def decisions_of(
         row[left] = decided.outcomes
         left = left[row[left] != "falsified"]
     return found
+
+
+def _of_another_norm(norm: str, received: str) -> ValueError:
+    return ValueError(
+        f"`certificate` must be one in the norm of the evaluation, {norm!r}. Received: "
+        f"certificate.norm={received!r}"
+    )
 
 
 def smoothed_numbers(
@@ -96,7 +113,7 @@ def smoothed_numbers(
     jobs: int | None = None,
 ) -> dict[str, Any]:
     """Numbers of a smoothed classifier of the model at L2 radii, under other names for these."""
-    _check_smooths(certificate, model)
+    check_is_of(certificate, model)
     result = certificate.accuracy(read_whole(x), y, radii, batch_size, jobs)
     result["certified"] = dict(zip(names, result["certified"].values(), strict=True))
     result["images"] = len(x)
@@ -157,11 +174,3 @@ def certificate_dict(certificate: Any) -> dict[str, Any] | None:
         return None
     to_dict = getattr(certificate, "to_dict", None)
     return to_dict() if callable(to_dict) else {"type": type(certificate).__name__}
-
-
-def _check_smooths(certificate: SmoothedClassifier, model: Any) -> None:
-    if certificate.model is not model:
-        raise ValueError(
-            "`certificate` must smooth the model that is evaluated: `smooth(model, sigma)`. "
-            f"Received: a smoothed {getattr(certificate.model, 'name', 'model')!r}"
-        )

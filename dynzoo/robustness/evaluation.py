@@ -117,8 +117,8 @@ def evaluate(
         batch_size: images processed at once.
         certificate: ``None`` to certify the model, ``False`` for no certificate, or an object whose
             ``radii(x, batch_size)`` gives (labels, L2 radii), or ``smooth(model, sigma)``. One of
-            ``certify_local(method="complete")`` decides each image at each radius
-            (``report.decisions``).
+            ``certify_local`` in the same norm counts its own radii; with ``method="complete"`` it
+            decides each image at each radius (``report.decisions``).
         seed: seed of the random starts, and of a model that is random at inference.
         verbose: 1 says which check runs, or where the attacks stand, the share that is done and the
             time that is left: one line that is updated on a terminal, elsewhere a line every few
@@ -150,8 +150,8 @@ def evaluate(
         A ``RobustnessReport``.
 
     Raises:
-        ValueError: if an argument is out of its range, the model gives NaN for every image, or the
-            checkpoint is of something else.
+        ValueError: if an argument is out of its range, the model gives NaN for every image, the
+            checkpoint is of something else, or the certificate of another model.
         CertificateViolation: if an attack refutes the certificate; the counterexample is saved
             beside the checkpoint, or in the folder for temporary files.
 
@@ -270,8 +270,8 @@ class _Run:
     warnings: list[EvaluationWarning] = field(default_factory=list)
     labels: Any = None  # the model's answers to the clean images
     certificate: Any = None
-    radii: np.ndarray | None = None  # certified, of the answers in cert_labels
-    cert_labels: Any = None
+    radii: dict[str, np.ndarray] = field(default_factory=dict)  # certified, by their norm
+    cert_labels: Any = None  # what they are certified for, or None
     smoothed: dict[str, Any] | None = None
     sets: dict[str, Any] | None = None
     decisions: np.ndarray | None = None  # (radii, n), words
@@ -296,18 +296,21 @@ class _Run:
         return float(np.sqrt(self.x[0].size)) if self.norm == "linf" else 1.0
 
     @property
-    def counted(self) -> np.ndarray | None:
-        """Certified radii, 0 where the answer is wrong."""
-        return None if self.radii is None else np.where(self.cert_labels == self.y, self.radii, 0.0)
+    def counted(self) -> dict[str, np.ndarray]:
+        """Certified radii by their norm, 0 where the answer is wrong."""
+        right = self.cert_labels == self.y
+        return {norm: np.where(right, radii, 0.0) for norm, radii in self.radii.items()}
 
     @property
     def proved(self) -> np.ndarray | None:
         """Bool (radii, n): right, and proved to stay so."""
-        counted = self.counted
-        if counted is None:
+        if not self.radii:
             return None
-        proved = np.stack([counted > e * self.factor for e in self.eps])
-        return proved if self.decisions is None else proved | (self.decisions == "certified")
+        proved = np.zeros((len(self.eps), len(self.y)), bool)
+        for norm, radii in self.counted.items():
+            factor = self.factor if norm == "l2" else 1.0
+            proved |= np.stack([radii > e * factor for e in self.eps])
+        return proved
 
     @property
     def random(self) -> bool:
@@ -378,9 +381,9 @@ def _prepare(run: _Run, certificate: Any, draws: Draws, alpha: float | None) -> 
     """All that comes before the attacks, and their list."""
     _answer(run)
     _certify(run, certificate, alpha)
-    if run.radii is not None:
+    if run.radii:
         other = np.flatnonzero(run.labels != run.cert_labels)
-        _refute(run, run.x[other], other, run.labels[other])
+        refute(run.x, run.x[other], other, run.labels[other], run.cert_labels, run.radii)
     _check_model(run, draws)
     run.planned = [[with_draws(make(e), run.random) for make in run.makers] for e in run.eps]
 
@@ -401,7 +404,7 @@ def _certify(run: _Run, certificate: Any, alpha: float | None) -> None:
             of = (certificate, run.model, run.given, run.y)
             how = (run.batch_size, run.jobs)
             run.smoothed, certificate = smoothed_numbers(*of, at, run.eps, *how), False
-        found = claims_of(run.model, certificate, run.x, run.batch_size, run.jobs)
+        found = claims_of(run.model, certificate, run.x, run.norm, run.batch_size, run.jobs)
     run.certificate, run.radii, run.cert_labels, notes = found
     run.warnings += notes
     if run.certificate is not None:
@@ -410,20 +413,17 @@ def _certify(run: _Run, certificate: Any, alpha: float | None) -> None:
             run.decisions = decisions_of(
                 run.certificate, run.x, right, run.norm, run.eps, run.batch_size, run.jobs
             )
-        if run.decisions is not None and run.norm == "l2":
+        if run.decisions is not None:
             # What is decided is a claim that every attack tests.
+            claimed = run.radii.get(run.norm, np.zeros(len(run.y)))
             for e, words in zip(run.eps, run.decisions, strict=True):
                 least = np.where(words == "certified", np.nextafter(e, np.inf), 0.0)
-                run.radii = np.maximum(run.radii, least)
+                claimed = np.maximum(claimed, least)
+            run.radii[run.norm] = claimed
     if alpha is not None and run.certificate is not None:
         with run.progress.watching("prediction sets"):
             asked = (alpha, run.eps, run.seed, run.batch_size)
             run.sets = set_numbers(run.certificate, run.x, run.y, *asked)
-
-
-def _refute(run: _Run, points: Any, rows: np.ndarray, labels: np.ndarray) -> None:
-    if run.radii is not None:
-        refute(run.x, points, rows, labels, run.cert_labels, run.radii)
 
 
 def _check_model(run: _Run, draws: Draws) -> None:
@@ -495,8 +495,8 @@ def _shard(run: _Run, number: int, rows: range, about: dict[str, Any]) -> Shard:
         correct=run.correct[part],
         skip=None if proved is None else proved[:, part],
         skip_from=0 if run.attack_certified == "none" else 1,
-        cert_labels=None if run.radii is None else run.cert_labels[part],
-        radii=None if run.radii is None else run.radii[part],
+        cert_labels=run.cert_labels[part] if run.radii else None,
+        radii={norm: radii[part] for norm, radii in run.radii.items()},
         eps=run.eps,
         batch_size=run.batch_size,
         seed=run.seed,
@@ -527,7 +527,7 @@ def _check_attacks(run: _Run, found: Found) -> None:
 def _report(
     run: _Run, found: Found, title: str | None, class_names: list[str] | None
 ) -> RobustnessReport:
-    outcomes, proved = found.outcomes, run.proved
+    outcomes, proved, counted = found.outcomes, run.proved, run.counted
     robust = outcomes.robust()
     certified: dict[float, float | None] = dict.fromkeys(run.eps)
     if proved is not None:
@@ -556,7 +556,9 @@ def _report(
         per_image={
             "correct": run.correct,
             "robust": robust if run.attacked else None,
-            "radii": run.counted,
+            # a ball of another norm holds the L2 ball of its radius
+            "radii": counted.get("l2", counted.get("linf")),
+            "linf_radii": counted.get("linf"),
             "labels": run.y,
         },
         outcomes=outcomes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 
 from dynzoo.attacks.geometry import distances
 from dynzoo.utils.files import write_atomically
+from dynzoo.utils.formatting import norm_text
 
 __all__ = ["CertificateViolation", "refute"]
 
-_NAMES = ("index", "x", "x_adv", "radius", "distance", "label", "fooled_label")
+_NAMES = ("index", "x", "x_adv", "radius", "distance", "label", "fooled_label", "norm")
 
 
 class CertificateViolation(Exception):
@@ -24,10 +26,11 @@ class CertificateViolation(Exception):
         index: position of the image in ``x``.
         x: the clean image, float32.
         x_adv: the point that the model classifies differently, float32.
-        radius: the certified L2 radius of the image.
-        distance: L2 distance of ``x_adv`` from ``x``, in float64; below ``radius``.
+        radius: the certified radius of the image.
+        distance: distance of ``x_adv`` from ``x``, in float64; below ``radius``.
         label: label that the certificate vouches for.
         fooled_label: label of ``x_adv``.
+        norm: of radius and distance, "l2" or "linf".
     """
 
     def __init__(
@@ -39,14 +42,16 @@ class CertificateViolation(Exception):
         distance: float,
         label: int,
         fooled_label: int,
+        norm: str = "l2",
     ) -> None:
         super().__init__(
-            f"Image {index} is certified up to L2 radius {radius:.8g}, but a point at distance "
-            f"{distance:.8g} is classified differently. The certificate is not valid."
+            f"Image {index} is certified up to {norm_text(norm)} radius {radius:.8g}, but a point "
+            f"at distance {distance:.8g} is classified differently. The certificate is not valid."
         )
         self.index, self.x, self.x_adv = index, x, x_adv
         self.radius, self.distance = radius, distance
         self.label, self.fooled_label = label, fooled_label
+        self.norm = norm
 
     def __reduce__(self) -> tuple[Any, ...]:
         # it comes out of other processes too
@@ -74,23 +79,27 @@ def refute(
     rows: np.ndarray,
     labels: np.ndarray,
     cert_labels: np.ndarray,
-    radii: np.ndarray,
+    radii: Mapping[str, np.ndarray],
     first: int = 0,
 ) -> None:
     """Raise a CertificateViolation if a point has another label inside its certified radius.
 
-    ``first`` is the number of the first image of ``x`` in the data set.
+    ``radii`` are by their norm; ``first`` is the number of the first image of ``x`` in the data
+    set.
     """
-    gone = distances(points, x[rows], "l2")
-    wrong = np.flatnonzero((labels != cert_labels[rows]) & (gone < radii[rows]))
-    if wrong.size:
+    for norm, claimed in radii.items():
+        gone = distances(points, x[rows], norm)
+        wrong = np.flatnonzero((labels != cert_labels[rows]) & (gone < claimed[rows]))
+        if not wrong.size:
+            continue
         k, index = int(wrong[0]), int(rows[wrong[0]])
         raise CertificateViolation(
             index + first,
             x[index].copy(),
             points[k].copy(),
-            float(radii[index]),
+            float(claimed[index]),
             float(gone[k]),
             int(cert_labels[index]),
             int(labels[k]),
+            norm,
         )

@@ -86,7 +86,8 @@ class RobustnessReport:
         certified: certified accuracy at each radius; ``None`` values if there is no certificate.
         warnings: named reasons to doubt the numbers.
         per_image: ``"correct"`` (n,), ``"robust"`` (radii, n) or ``None``, both bool, ``"labels"``
-            (n,), and ``"radii"``: certified L2 radii (n,), 0 for wrong images, or ``None``.
+            (n,), and ``"radii"``: certified L2 radii (n,), 0 for wrong images, or ``None``;
+            ``"linf_radii"`` likewise, where a certificate has radii in that norm.
         outcomes: what each attack did to each image at each radius.
         examples: A few attacked images.
         details: attacks with every parameter, certificate, seed, versions, time.
@@ -151,7 +152,9 @@ class RobustnessReport:
         radii = self.per_image.get("radii")
         if radii is None or self.norm == "l2":
             return radii
-        return radii / np.sqrt(np.prod(self.details["image_shape"]))
+        radii = radii / np.sqrt(np.prod(self.details["image_shape"]))
+        own = self.per_image.get("linf_radii")
+        return radii if own is None else np.maximum(radii, own)
 
     def after_each_attack(self) -> dict[str, dict[float, float]]:
         """Accuracy at each radius after the attacks of the list up to each one."""
@@ -208,6 +211,9 @@ class RobustnessReport:
                 "labels": self.per_image["labels"].tolist(),
                 "radii": None if radii is None else radii.tolist(),
             }
+            own = self.per_image.get("linf_radii")
+            if own is not None:
+                result["per_image"]["linf_radii"] = own.tolist()
         return result
 
     def _repr_html_(self) -> str:
@@ -456,6 +462,8 @@ def _warnings(warnings: Sequence[EvaluationWarning]) -> str:
 def _conversion(report: RobustnessReport) -> str:
     if report.norm == "l2" or report.radii() is None:
         return ""
+    if report.per_image.get("linf_radii") is not None:
+        return " Some of it is proved on Linf balls themselves."
     return (
         " The certificate is an L2 one: a Linf ball lies in the L2 ball whose radius is larger by "
         "the square root of the number of pixel values."

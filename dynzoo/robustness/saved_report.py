@@ -28,7 +28,7 @@ class SavedReport:
         certified: certified accuracy at each radius; ``None`` values if there is no certificate.
         warnings: named reasons to doubt the numbers.
         per_image: ``"correct"`` (n,), ``"robust"`` (radii, n) or ``None``, both bool, ``"labels"``
-            (n,), and ``"radii"`` (n,) or ``None``.
+            (n,), ``"radii"`` and ``"linf_radii"``, (n,) or ``None``.
         details: all that the file holds, but for ``per_image``.
 
     Example:
@@ -119,12 +119,13 @@ def read_report(path: str | os.PathLike[str]) -> SavedReport:
 
 
 def _arrays(lists: dict[str, Any]) -> dict[str, Any]:
-    radii, robust = lists["radii"], lists["robust"]
+    radii, own, robust = lists["radii"], lists.get("linf_radii"), lists["robust"]
     return {
         "correct": np.array(lists["correct"], dtype=bool),
         "robust": None if robust is None else np.array(robust, dtype=bool),
         "labels": np.array(lists["labels"], dtype=np.int64),
         "radii": None if radii is None else np.array(radii, dtype=np.float64),
+        "linf_radii": None if own is None else np.array(own, dtype=np.float64),
     }
 
 
@@ -154,9 +155,9 @@ def _check(report: SavedReport) -> None:
         raise ValueError("its certified and attacked radii differ")
     if not all(eps > 0 for eps in report.robust):
         raise ValueError("a radius is not above 0")
-    radii = report.per_image["radii"]
-    if radii is not None and (radii.shape != correct.shape or not (radii >= 0).all()):
-        raise ValueError("its certified radii are not one number >= 0 an image")
+    for radii in (report.per_image["radii"], report.per_image["linf_radii"]):
+        if radii is not None and (radii.shape != correct.shape or not (radii >= 0).all()):
+            raise ValueError("its certified radii are not one number >= 0 an image")
     certified = [share for share in report.certified.values() if share is not None]
     if not all(0 <= share <= 1 for share in certified):
         raise ValueError("a certified accuracy is no share in [0, 1]")

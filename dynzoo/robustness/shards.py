@@ -8,7 +8,7 @@ cluster.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ class Shard:
         skip: bool array (radii, images): needs no attack, or ``None``.
         skip_from: number of the first attack that leaves those out.
         cert_labels: labels that the certificate vouches for, or ``None``.
-        radii: certified L2 radii, or ``None``.
+        radii: certified radii by their norm; empty where there is no certificate.
         eps: radii of the attacks.
         batch_size: images at once.
         seed: of the evaluation.
@@ -91,7 +91,7 @@ class Shard:
     skip: np.ndarray | None
     skip_from: int
     cert_labels: np.ndarray | None
-    radii: np.ndarray | None
+    radii: Mapping[str, np.ndarray]
     eps: list[float]
     batch_size: int
     seed: int
@@ -118,9 +118,8 @@ def attack_shard(
         y = shard.y[rows]
         points = attack(model, shard.x[rows], y, indices=rows + shard.first)
         labels = labels_of(model, points, y, shard.batch_size, shard.seed)
-        if shard.radii is not None and shard.cert_labels is not None:
-            claims = (shard.cert_labels, shard.radii)
-            refute(seen, points, rows, labels, *claims, first=shard.first)
+        if shard.cert_labels is not None:
+            refute(seen, points, rows, labels, shard.cert_labels, shard.radii, shard.first)
         return points, labels
 
     campaign = Campaign(

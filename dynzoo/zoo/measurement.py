@@ -257,12 +257,10 @@ def _local_claim(
     radii: int,
 ) -> Any:
     """The certificate at each image, which tells `tick` of every image that is done."""
-    decides = method == "complete"
-    # a report has L2 radii; what is decided at the radius itself is in its norm
-    of = norm if decides else "l2"
+    of = "l2" if method == "movement" else norm  # "movement" knows no other
     claim = certify_local(model, method=method, norm=of, time_limit=time_limit)
     if tick is not None:
-        claim.tick = _paced(tick, radii if decides else 1)
+        claim.tick = _paced(tick, radii if method == "complete" else 1)
     return claim
 
 

@@ -13,14 +13,17 @@ import keras
 import numpy as np
 
 from dynzoo import backend
-from dynzoo.certificates import UncertifiableLayerError, certify
+from dynzoo.certificates import LocalCertificate, UncertifiableLayerError, certify
 from dynzoo.certificates.certificate import Certificate
+from dynzoo.certificates.identity import check_is_of
+from dynzoo.certificates.smoothing import SmoothedClassifier
 from dynzoo.inference import class_names as labels
 from dynzoo.inference.image_checks import fitting_images, input_range
 from dynzoo.inference.image_files import MODES, read_image, told_apart
 from dynzoo.inference.image_paths import image_paths
 from dynzoo.utils.csv_text import csv_text
 from dynzoo.utils.files import check_output, write_atomically
+from dynzoo.utils.formatting import norm_text
 from dynzoo.utils.html import table, text
 
 __all__ = ["COLUMNS", "Predictions", "predict"]
@@ -37,12 +40,13 @@ class Predictions:
         labels: int64 array (n,), the classes with the largest logits.
         runners_up: int64 array (n,), those with the second largest.
         margins: float64 array (n,), by how much the first logit exceeds the second; no probability.
-        radii: float64 array (n,), L2 radius within which no change of the picture changes the
-            answer; ``None`` for a network without a certificate.
+        radii: float64 array (n,), radius within which no change of the picture changes the answer;
+            ``None`` for a network without a certificate.
         classes: names of all classes.
         size: (height, width) of the pictures that the network was given.
         pixels: the range of their pixels, which is the unit of the radii; ``None`` if not known.
         reason: why there are no radii, or "".
+        norm: of the radii, "l2", or "linf" where a local certificate has those.
     """
 
     images: list[str]
@@ -54,6 +58,7 @@ class Predictions:
     size: tuple[int, ...]
     pixels: tuple[float, float] | None
     reason: str = ""
+    norm: str = "l2"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -61,9 +66,10 @@ class Predictions:
     @property
     def unit(self) -> str:
         """What the radii are counted in."""
+        norm = norm_text(self.norm)
         if self.pixels is None:
-            return "L2, in the units of the pixels"
-        return f"L2, pixels in [{self.pixels[0]:g}, {self.pixels[1]:g}]"
+            return f"{norm}, in the units of the pixels"
+        return f"{norm}, pixels in [{self.pixels[0]:g}, {self.pixels[1]:g}]"
 
     def to_dict(self) -> list[dict[str, Any]]:
         """An entry a picture, of values that JSON has."""
@@ -135,7 +141,7 @@ def predict(
     model: keras.Model,
     images: Any,
     class_names: Sequence[str] | None = None,
-    certificate: Certificate | None = None,
+    certificate: Certificate | LocalCertificate | None = None,
     batch_size: int = 256,
 ) -> Predictions:
     r"""Asks a network what is on some pictures, and how far its answers are proved to hold.
@@ -153,14 +159,16 @@ def predict(
             (n, height, width, channels), or one image (height, width, channels), in the range that
             the model takes (uint8 counts as bytes).
         class_names: K texts; ``None`` for the preset's own, or numbers where it has none.
-        certificate: that of the model, if there is one already.
+        certificate: that of the model, if there is one already, of ``certify`` or
+            ``certify_local``.
         batch_size: images at once.
 
     Returns:
         ``Predictions``.
 
     Raises:
-        ValueError: if an image cannot be read or does not fit, naming it.
+        ValueError: if an image cannot be read or does not fit, naming it, or the certificate is of
+            another model or of a smoothed classifier.
 
     Example:
 
@@ -174,6 +182,7 @@ def predict(
     >>> len(found.to_dict())
     1
     """
+    _check_certificate(certificate, model)
     shape = tuple(model.input_shape[1:])
     names, x = _pictures(images, shape)
     x = fitting_images(x, model)
@@ -206,7 +215,18 @@ def predict(
         size=x.shape[1:3],
         pixels=input_range(model),
         reason=reason,
+        norm=getattr(certificate, "norm", "l2"),
     )
+
+
+def _check_certificate(certificate: Any, model: keras.Model) -> None:
+    """A ValueError for one whose answers are not those of the model."""
+    if isinstance(certificate, SmoothedClassifier):
+        raise ValueError(
+            "`certificate` must be one of `dynzoo.certify` or `certify_local`. Received: a "
+            "smoothed classifier, whose answers are not the model's: call its own `radii`"
+        )
+    check_is_of(certificate, model)
 
 
 def _pictures(images: Any, shape: tuple[int, ...]) -> tuple[list[str], np.ndarray]:

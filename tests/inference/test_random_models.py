@@ -206,7 +206,7 @@ def test_smoothed_radii_in_linf_are_those_of_the_l2_ball_around():
 
 
 def test_smoothing_of_another_model_is_refused():
-    with pytest.raises(ValueError, match="`certificate` must smooth the model that is evaluated"):
+    with pytest.raises(ValueError, match="`certificate` must be of the model that it is"):
         evaluate(ridge(), *held_out(20), **FAST, certificate=smooth(ridge(), 0.2))
 
 

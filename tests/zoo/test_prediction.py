@@ -10,6 +10,7 @@ from PIL import Image
 
 import dynzoo
 from dynzoo import layers
+from dynzoo.certificates import certify_local, smooth
 from dynzoo.inference.image_files import read_image
 from dynzoo.inference.image_paths import image_paths
 from dynzoo.zoo.prediction import predict
@@ -167,3 +168,27 @@ def test_other_refusals(model, photos, tmp_path):
     with pytest.raises(ValueError, match="for a model of images"):
         predict(dense, photos / "a.png")
     assert predict(dense, np.zeros((2, 4), "float32")).radii is not None
+
+
+def test_a_certificate_that_is_not_of_the_model_is_refused(model):
+    other = keras.models.clone_model(model)
+    for certificate in (dynzoo.certify(other), certify_local(other)):
+        with pytest.raises(ValueError, match="`certificate` must be of the model that it is given"):
+            predict(model, np.zeros((2, 8, 8, 3), "float32"), certificate=certificate)
+    with pytest.raises(ValueError, match="a smoothed classifier, whose answers are not the model"):
+        predict(model, np.zeros((2, 8, 8, 3), "float32"), certificate=smooth(model, 0.1))
+
+
+def test_radii_of_a_local_certificate_say_their_norm(tmp_path):
+    entrance = keras.Input((4, 4, 1))
+    x = keras.layers.Dense(6, "relu")(keras.layers.Flatten()(entrance))
+    network = keras.Model(entrance, keras.layers.Dense(3)(x))
+    images = np.random.default_rng(1).random((3, 4, 4, 1), "float32")
+    for norm, text in (("l2", "L2"), ("linf", "Linf")):
+        local = certify_local(network, method="crown", norm=norm)
+        found = predict(network, images, certificate=local)
+        np.testing.assert_array_equal(found.radii, local.radii(images)[1])
+        assert found.unit.startswith(f"{text}, ") and found.unit in str(found)
+        found.save(tmp_path / "rows.csv")
+        with open(tmp_path / "rows.csv", encoding="utf-8", newline="") as file:
+            assert {row["unit"] for row in csv.DictReader(file)} == {found.unit}
