@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynzoo._startup import backend_name, load_keras
 from dynzoo.cli.console import percent, progress, say, table
-from dynzoo.cli.inputs import check_fit, find_preset, first, load_data
+from dynzoo.cli.inputs import check_fit, find_preset, first, load_data, matched_labels
 from dynzoo.cli.options import DATASET, FILE, add_preset, names, positive, radii, seed, shard
 from dynzoo.data.sources import check_source
 from dynzoo.utils import extras, interruption
@@ -250,7 +250,7 @@ def _evaluate(
     # Keras and what stands on it: wrong arguments do not pay for them
     from dynzoo import backend
     from dynzoo.attacks.ensembles import makers
-    from dynzoo.data.datasets import class_names
+    from dynzoo.inference.class_names import names_of
     from dynzoo.zoo.measurement import measure, update_card
     from dynzoo.zoo.preset_folder import from_preset
 
@@ -261,6 +261,7 @@ def _evaluate(
     say(f"{name}: reading {source}")
     model = from_preset(folder)
     x, y = first(load_data(source, about)[1], options.limit)
+    y, classes = matched_labels(y, source, name, names_of(model))
     check_fit(model, x, y, source)
     parameters = f"{model.count_params():,} parameters"
     say(f"{len(x):,} test images; {parameters}; compiling for {backend.name()}")
@@ -280,7 +281,7 @@ def _evaluate(
             batch_size=options.batch_size,
             seed=options.seed,
             verbose=1,
-            class_names=class_names(source),
+            class_names=classes,
             title=f"Robustness of {name}",
             tick=tick,
             checkpoint=options.checkpoint,

@@ -15,6 +15,7 @@ from dynzoo.cli.inputs import (
     find_preset,
     first,
     load_data,
+    matched_labels,
     names_of_data,
     wanted_classes,
 )
@@ -99,12 +100,18 @@ def _finetune(
     from dynzoo.training.finetuning import finetune
     from dynzoo.training.run import hardware
     from dynzoo.zoo.measurement import accuracy, measure, radius_text
-    from dynzoo.zoo.preset_folder import from_preset, save_to_preset
+    from dynzoo.zoo.preset_folder import class_names_of, from_preset, save_to_preset
 
     say(f"{parent}: reading {source}")
     splits = load_data(source, about)
     (x, y), (x_test, y_test) = (first(split, options.limit) for split in splits)
-    model = from_preset(folder, num_classes=classes(options.num_classes, y, y_test))
+    count = classes(options.num_classes, y, y_test)
+    model, names = from_preset(folder, num_classes=count), names_of_data(source, count)
+    own = class_names_of(about, count) if count == about["num_classes"] else None
+    if own is not None:  # its head is kept, whose logits have names
+        y, known = matched_labels(y, source, parent, own, strict=False)
+        y_test, _ = matched_labels(y_test, source, parent, own, strict=False)
+        names = {"class_names": own} if known is own else names
     check_fit(model, x, y, source)
     say(
         f"{len(x):,} images to train on, {len(x_test):,} to test with; {model.count_params():,} "
@@ -122,7 +129,7 @@ def _finetune(
         {
             "description": f"{parent}, fine-tuned on {label}.",
             "dataset": label,
-            **names_of_data(source, model.output_shape[-1]),
+            **names,
             "accuracy": measured.clean,
             "certified_accuracy": {
                 radius_text(eps): share for eps, share in measured.certified.items()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dynzoo.cli.console import say
 from dynzoo.zoo import files as preset_files
 from dynzoo.zoo import shipped
 
@@ -51,6 +52,52 @@ def check_fit(model: Any, x: np.ndarray, y: np.ndarray, source: str) -> None:
         raise ValueError(
             f"the model has {model.output_shape[-1]} classes, {source} has the label {y.max()}"
         )
+
+
+def matched_labels(
+    y: np.ndarray, source: str, preset: str, names: list[str] | None, strict: bool = True
+) -> tuple[np.ndarray, list[str]]:
+    """The labels of data as numbers of a preset's classes, and the names of these.
+
+    Args:
+        y: labels of the data.
+        source: the data.
+        preset: name of the preset.
+        names: of its classes, or `None` where they are not known.
+        strict: refuse data of which some classes are the preset's at other numbers, and some none
+            of it; otherwise such labels stay as they are.
+    """
+    import numpy as np
+
+    from dynzoo.data import datasets as data
+
+    given = data.class_names(source)
+    own, theirs = _plain(names or []), _plain(given)
+    if y.size and y.max() >= len(theirs):
+        raise ValueError(f"{source} names {len(theirs)} classes, and has the label {y.max()}")
+    twice = len(set(own)) < len(own) or len(set(theirs)) < len(theirs)
+    if not own or twice or theirs == [str(i) for i in range(len(theirs))]:
+        return y, given
+    shared = [(i, name) for i, name in enumerate(theirs) if name in own]
+    if names and len(shared) == len(theirs):
+        places = np.array([own.index(name) for name in theirs])
+        if strict and places.tolist() != list(range(len(theirs))):
+            say(f"labels of {source} are matched with the classes of {preset} by their names")
+        return places[y], names
+    if strict and not shared:
+        say(f"{source} names its classes otherwise than {preset}: labels count as numbers")
+    if strict and any(own.index(name) != i for i, name in shared):
+        lacking = [name for name in theirs if name not in own]
+        raise ValueError(
+            f"{source} has classes that {preset} lacks ({', '.join(lacking[:5])}) beside some that "
+            f"it has: leave those out, or name them as the preset does ({', '.join(own[:10])})"
+        )
+    return y, given
+
+
+def _plain(names: list[str]) -> list[str]:
+    """Names as they are compared: spelled with small letters and spaces."""
+    return [" ".join(name.casefold().replace("_", " ").replace("-", " ").split()) for name in names]
 
 
 def wanted_classes(text: str) -> int | None:

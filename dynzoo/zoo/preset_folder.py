@@ -128,7 +128,7 @@ def from_preset(
             # of the model alone it would not do: on TensorFlow what is so already is not set
             layer.trainable = True
     # who names a number has classes of his own, even where it is that of the preset
-    names = _class_names(metadata, model.output_shape[-1]) if num_classes is None else None
+    names = class_names_of(metadata, model.output_shape[-1]) if num_classes is None else None
     if preprocess:
         model = _with_preprocessing(model, metadata, image_size, folder)
         metadata = {**metadata, "input_range": [0, 255]}
@@ -202,13 +202,14 @@ def save_to_preset(
     if not model.built:
         raise ValueError("`model` must be built before it is saved. Call it on an input first.")
     _check_ends(model)
+    _check_storable(model)
     config = without_compile_config(serialized(model))
     config = json.loads(json.dumps(config))
     check_config(config, f"The model {model.name!r}")
     # Through a copy without optimizer, whose slots Keras would store as well: three times the size.
     # Making it also proves that the config is enough to rebuild the model.
     bare = _deserialize(config, target)
-    bare.set_weights(model.get_weights())
+    _fill(bare, model)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
     with interruption.scratch(work):
@@ -231,6 +232,36 @@ def save_to_preset(
         (work / "README.md").write_text(model_card(json.loads(text)), encoding="utf-8")
         _check_readable(bare, work, target)
         files.move_into_place(work, target)
+
+
+def _fill(bare: keras.Model, model: keras.Model) -> None:
+    """Gives the copy that Keras makes of a model its weights; a ValueError where they differ."""
+    rebuilt, weights = ([w.shape for w in m.weights] for m in (bare, model))
+    if rebuilt == weights:
+        bare.set_weights(model.get_weights())
+        return
+    raise ValueError(
+        f"The model {model.name!r} cannot be saved as a preset: its configuration makes "
+        f"{len(rebuilt)} weights, where it has {len(weights)}. Keras keeps no layer shared that is "
+        "called inside a nested model and outside of it: build it anew without the nesting."
+    )
+
+
+def _check_storable(model: keras.Model) -> None:
+    """Refuse layers of which Keras writes other arrays than their weights, and say what to do."""
+    for layer in model._flatten_layers():
+        start = f"The model cannot be saved as a preset: layer {layer.name!r} "
+        if isinstance(layer, keras.layers.SpectralNormalization):
+            raise ValueError(
+                f"{start}is a SpectralNormalization, of which Keras stores the kernel twice. Use "
+                "the layer inside it with kernel_constraint=dynzoo.constraints.SpectralNorm()."
+            )
+        if getattr(layer, "lora_enabled", False):
+            raise ValueError(
+                f"{start}has LoRA weights, which Keras adds to the kernel when it stores them. "
+                "Write them with `model.save_weights`, load the file into the model as it was "
+                "before `enable_lora`, and save that."
+            )
 
 
 def push_to_hub(
@@ -272,7 +303,7 @@ def push_to_hub(
         return hub.to_hub(place, name, private)
 
 
-def _class_names(metadata: Mapping[str, Any], classes: int) -> list[str] | None:
+def class_names_of(metadata: Mapping[str, Any], classes: int) -> list[str] | None:
     """Names of the classes: those in the metadata, else those of its known data set.
 
     Names of another number than the classes are not theirs.
@@ -285,7 +316,7 @@ def _class_names(metadata: Mapping[str, Any], classes: int) -> list[str] | None:
 def _known(model: keras.Model, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Class names and range of pixels, from the metadata or as they are known of the model."""
     classes = model.output_shape[-1]
-    names = metadata.get("class_names") or _class_names(metadata, classes)
+    names = metadata.get("class_names") or class_names_of(metadata, classes)
     if names is None and "dataset" not in metadata:
         names = labels.names_of(model)
     extent = metadata.get("input_range") or input_range(model)
