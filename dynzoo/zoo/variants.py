@@ -65,7 +65,7 @@ def rebuilt(model: keras.Model, input_shape: Any, dtype: Any) -> keras.Model:
         if id(operation) not in copies:  # one that is called twice is one
             config = config_of(operation)
             if dtype is not None and isinstance(operation, keras.layers.Layer):
-                config["dtype"] = "float32" if operation is head else _policy_name(dtype)
+                _set_policy(config, "float32" if operation is head else _policy_name(dtype))
             copies[id(operation)] = operation.__class__.from_config(config)
         return copies[id(operation)]
 
@@ -141,6 +141,25 @@ def _copy_weights(source: keras.Model, target: keras.Model) -> None:
             FreshWeightsWarning,
             stacklevel=4,
         )
+
+
+def _set_policy(config: dict[str, Any], policy: str) -> None:
+    """Gives a layer a policy, and those inside it: of a nested model, a wrapper, a recurrent one.
+
+    What images are when they come in is no layer's choice.
+    """
+    config["dtype"] = policy
+    parts = [part for key, part in config.items() if key != "dtype"]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, (list, tuple)):
+            parts += part
+        elif isinstance(part, dict):
+            inner, kind = part.get("config"), part.get("class_name", "InputLayer")
+            if isinstance(inner, dict) and "dtype" in inner and kind != "InputLayer":
+                _set_policy(inner, policy)
+            else:
+                parts += part.values()
 
 
 def _policy_name(dtype: Any) -> str:

@@ -691,3 +691,63 @@ def test_a_policy_that_is_not_followed_is_said(tmp_path):
 def test_presets_by_pattern():
     assert set(preset_folder.presets("*cifar100")) < set(preset_folder.presets("*cifar10*"))
     assert preset_folder.presets("nothing*") == {}
+
+
+NESTED = {
+    "nested model": lambda: keras.Sequential(
+        [keras.Input((4, 4)), keras.layers.Flatten(), keras.layers.Dense(5)], name="inner"
+    ),
+    "wrapper": lambda: keras.layers.TimeDistributed(keras.layers.Dense(5)),
+    "recurrent": lambda: keras.layers.RNN(keras.layers.GRUCell(5)),
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_precision_reaches_layers_inside_of_others(kind, tmp_path):
+    entrance = keras.Input((4, 4))
+    x = keras.layers.Flatten()(NESTED[kind]()(entrance))
+    model = keras.Model(entrance, keras.layers.Dense(3, name="head")(x))
+    preset_folder.save_to_preset(model, tmp_path / "own")
+    half = preset_folder.from_preset(tmp_path / "own", dtype="mixed_bfloat16")
+    policies = {
+        layer.dtype_policy.name
+        for layer in half._flatten_layers()
+        if not isinstance(layer, (keras.Model, keras.layers.InputLayer)) and layer.name != "head"
+    }
+    assert policies == {"mixed_bfloat16"}
+    assert half.get_layer("head").dtype_policy.name == "float32"
+    x = np.random.default_rng(0).random((2, 4, 4)).astype("float32")
+    np.testing.assert_allclose(
+        half.predict(x, verbose=0), model.predict(x, verbose=0), atol=0.05, rtol=0.05
+    )
+
+
+def _with_lora():
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(6), keras.layers.Dense(3)])
+    model.layers[0].enable_lora(2)
+    return model
+
+
+def _shared_with_nested():
+    entrance, shared = keras.Input((4,)), keras.layers.Dense(4)
+    inner = keras.Sequential([keras.Input((4,)), shared])
+    return keras.Model(entrance, keras.layers.Dense(3)(shared(inner(entrance))))
+
+
+def _spectral():
+    wrapped = keras.layers.SpectralNormalization(keras.layers.Dense(6))
+    return keras.Sequential([keras.Input((5,)), wrapped, keras.layers.Dense(3)])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_with_lora, "LoRA weights, which Keras adds to the kernel.*before `enable_lora`"),
+        (_shared_with_nested, "its configuration makes 6 weights, where it has 4.*nested model"),
+        (_spectral, "stores the kernel twice.*kernel_constraint=dynzoo.constraints.SpectralNorm"),
+    ],
+)
+def test_what_keras_does_not_store_as_it_is_is_refused_with_a_remedy(make, message, tmp_path):
+    with pytest.raises(ValueError, match=f"cannot be saved as a preset: .*{message}"):
+        preset_folder.save_to_preset(make(), tmp_path / "own")
+    assert not (tmp_path / "own").exists()
