@@ -304,7 +304,8 @@ class SmoothedClassifier:
 
         Returns:
             ``"clean"`` (abstentions count as wrong), ``"abstained"``, ``"certified"`` with the
-            share of right answers whose radius is above each of ``eps``, and ``"settings"``.
+            share of right answers whose radius is above each of ``eps``, ``"settings"``, and how
+            many ``"images"`` these are of.
         """
         y = check_labels(y, len(x), getattr(self.model, "output_shape", (None,))[-1])
         labels, radii = self.radii(x, batch_size=batch_size, jobs=jobs)
@@ -314,6 +315,7 @@ class SmoothedClassifier:
             "abstained": float((labels == ABSTAIN).mean()),
             "certified": {float(e): float((right & (radii > e)).mean()) for e in listed(eps)},
             "settings": self.to_dict(),
+            "images": len(x),
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dynzoo import backend
 
 __all__ = ["has_units", "product", "suits"]
 
-_CPU_INFO = Path("/proc/cpuinfo")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def suits(x: Any, matrix: Any) -> bool:
@@ -48,7 +48,7 @@ def has_units() -> bool:
     if backend.name() != "jax" or backend.accelerator() is not None:
         return False
     try:
-        known = "amx_bf16" in _CPU_INFO.read_text()
+        known = "amx_bf16" in CPU_INFO.read_text()
     except OSError:  # not Linux
         known = False
     return known and _works()

@@ -116,7 +116,6 @@ def smoothed_numbers(
     check_is_of(certificate, model)
     result = certificate.accuracy(read_whole(x), y, radii, batch_size, jobs)
     result["certified"] = dict(zip(names, result["certified"].values(), strict=True))
-    result["images"] = len(x)
     return result
 
 

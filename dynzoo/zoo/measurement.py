@@ -317,7 +317,7 @@ def _smoothed(
             print(f"smoothing: {done} of {total} images", flush=True)
 
     smoothed = smooth(model, sigma, samples=samples, seed=seed, progress=said)
-    return {**smoothed.accuracy(x, y, eps, jobs=jobs), "images": len(x)}
+    return smoothed.accuracy(x, y, eps, jobs=jobs)
 
 
 def _paced(tick: Callable[[int], Any], rounds: int) -> Callable[[int], None]:

@@ -9,7 +9,7 @@ from dynzoo.operators.dense import matmul_channels
 ROUNDING = 2.0**-8  # of bfloat16, relative
 # Without these instructions TensorFlow sums in bfloat16, which is its own affair.
 SUMS_COARSELY = backend.name() == "tensorflow" and not (
-    bfloat16_products._CPU_INFO.exists() and "avx512" in bfloat16_products._CPU_INFO.read_text()
+    bfloat16_products.CPU_INFO.exists() and "avx512" in bfloat16_products.CPU_INFO.read_text()
 )
 
 
@@ -64,7 +64,7 @@ def test_other_processors_keep_the_plain_product(tmp_path, monkeypatch, informat
     file = tmp_path / "cpuinfo"
     if information:
         file.write_text(information)
-    monkeypatch.setattr(bfloat16_products, "_CPU_INFO", file)
+    monkeypatch.setattr(bfloat16_products, "CPU_INFO", file)
     bfloat16_products.has_units.cache_clear()
     try:
         assert not bfloat16_products.has_units()
@@ -78,7 +78,7 @@ def test_other_processors_keep_the_plain_product(tmp_path, monkeypatch, informat
 def test_a_unit_that_computes_something_else_is_not_used(tmp_path, monkeypatch):
     file = tmp_path / "cpuinfo"
     file.write_text("flags : amx_bf16")
-    monkeypatch.setattr(bfloat16_products, "_CPU_INFO", file)
+    monkeypatch.setattr(bfloat16_products, "CPU_INFO", file)
     monkeypatch.setattr(
         bfloat16_products, "_differentiable", lambda: lambda x, matrix: 1.25 * (x @ matrix)
     )
