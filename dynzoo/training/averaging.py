@@ -1,8 +1,9 @@
-"""Weight averaging: the mean of what a network's weights were after several epochs."""
+"""Weight averaging: the mean of weights after several epochs, and the averages of an optimizer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from dynzoo import backend
 from dynzoo.training import checkpoints
 
-__all__ = ["take_mean"]
+__all__ = ["averages_kept", "take_averages", "take_mean"]
 
 
 def take_mean(
@@ -56,3 +57,38 @@ def take_mean(
         total = [t + w.astype(np.float64) for t, w in zip(total, weights, strict=True)]
     for variable, t in zip(model.trainable_variables, total, strict=True):
         variable.assign((t / len(paths)).astype(np.float32))
+
+
+def _averaging(model: keras.Model) -> Any:
+    """The optimizer that averages the weights (``use_ema``), or ``None``."""
+    optimizer = model.optimizer
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of the wrapper for float16
+    return optimizer if getattr(optimizer, "use_ema", False) else None
+
+
+def take_averages(model: keras.Model) -> bool:
+    """Gives a model the averages of its optimizer; whether it has any.
+
+    They leave the constraints: project the model afterwards.
+    """
+    optimizer = _averaging(model)
+    if optimizer is not None:
+        optimizer.finalize_variable_values(model.trainable_variables)
+    return optimizer is not None
+
+
+@contextlib.contextmanager
+def averages_kept(model: keras.Model) -> Iterator[None]:
+    """Keeps ``fit`` from putting the averages in the place of the weights when it ends.
+
+    A training is many calls of it, and goes on from the weights, on their constraints.
+    """
+    optimizer = _averaging(model)
+    if optimizer is None:
+        yield
+        return
+    optimizer.finalize_variable_values = lambda trainable_variables: None
+    try:
+        yield
+    finally:
+        del optimizer.finalize_variable_values  # the class has its own

@@ -208,6 +208,7 @@ class TrainingLoop:
         with self.twin.replicas.scope():
             if self.loss.start(epoch):
                 self.loss.compile(self.twin.model, self.twin.model.optimizer)
+                self.engine.recompiled()
         if then < self.settings["epochs"]:
             self.engine.prepare(number + 1, self._section(then))
         done = self.engine.run(number, self._section(epoch), first, rates, self.deadline)
@@ -257,7 +258,8 @@ class TrainingLoop:
             if quick:
                 row |= self._quick_look()
             else:
-                row |= held_out_row(self.run, self.twin.updated(), self.validation)
+                with self.twin.looked_at() as model:
+                    row |= held_out_row(self.run, model, self.validation)
         state["history"].append(row)
         return row
 

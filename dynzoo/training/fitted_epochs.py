@@ -9,6 +9,7 @@ import numpy as np
 
 from dynzoo import backend
 from dynzoo.augmentation.batches import DISTORTIONS, Augmented
+from dynzoo.training.averaging import averages_kept
 from dynzoo.training.distribution import OneDevice, OneProcess
 from dynzoo.training.processes import Processes
 
@@ -103,6 +104,9 @@ class FittedEpochs(Epochs):
     def prepare(self, epoch: int, section: dict[str, Any]) -> None:
         """Nothing: ``model.fit`` reads ahead by itself."""
 
+    def recompiled(self) -> None:
+        """Nothing: ``model.fit`` sees that the model was compiled anew."""
+
     def run(
         self,
         epoch: int,
@@ -122,7 +126,7 @@ class FittedEpochs(Epochs):
         """
         watch = self.replicas.watch(deadline)
         bar = [_BarOfRun(self.total)] if self.verbose else []
-        with self.replicas.scope(), backend.fit_at_full_precision():
+        with self.replicas.scope(), backend.fit_at_full_precision(), averages_kept(self.model):
             history = self.model.fit(
                 self.batches(epoch, section, first),
                 initial_epoch=epoch,

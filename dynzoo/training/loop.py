@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -13,7 +15,7 @@ from dynzoo.augmentation.on_device import distorted_model
 from dynzoo.training import builders as optimization
 from dynzoo.training import checkpoints, recipes
 from dynzoo.training.arguments import check_training
-from dynzoo.training.averaging import take_mean
+from dynzoo.training.averaging import take_averages, take_mean
 from dynzoo.training.builders import GivenRate
 from dynzoo.training.distribution import (
     DistributionError,
@@ -280,7 +282,9 @@ def _compiled(recipe, num_classes, shape, batches, replicas) -> tuple[_Twin, Los
         loss = LossOfEpoch(settings["loss"])
         loss.compile(model, optimizer)
         replicas.average(model)
-        optimizer.build(model.trainable_variables)
+        # where Keras has wrapped it for float16, the wrapper: its state is in checkpoints as well
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
     return _Twin(recipe, model, network, replicas), loss
 
 
@@ -305,7 +309,10 @@ def _restore(run: Run, twin: _Twin, log) -> None:
 
 
 def _choose_weights(run: Run, twin: _Twin) -> None:
-    """Gives the model those of its weights that the recipe keeps, where they are not the last."""
+    """Gives the model those of its weights that the recipe keeps, where they are not the last.
+
+    With ``use_ema`` they are the optimizer's averages, at the last or the best epoch.
+    """
     settings, load = run.recipe["training"], twin.replicas.read
     with twin.replicas.scope():
         if settings["average"]:
@@ -313,6 +320,7 @@ def _choose_weights(run: Run, twin: _Twin) -> None:
             take_mean(twin.model, kept, run.check, load)
         elif settings["keep"] == "best" and twin.replicas.exists(run.best):
             checkpoints.read(run.best, twin.model, run.check, load)
+        take_averages(twin.model)
 
 
 def _check_engine(settings: dict, max_seconds, distribute: bool, pilot) -> None:
@@ -359,6 +367,21 @@ class _Twin:
         if self.plain is not self.network:
             self.plain.set_weights([backend.value_of(v) for v in self.model.weights])
         return self.plain
+
+    @contextlib.contextmanager
+    def looked_at(self) -> Iterator[keras.Model]:
+        """The network in float32 as it would be kept now: with ``use_ema`` the averages."""
+        variables = self.model.trainable_variables
+        raw = [backend.value_of(v) for v in variables]
+        averaged = take_averages(self.model)
+        plain = self.updated()
+        if averaged:
+            constraints.project(plain)
+        try:
+            yield plain
+        finally:
+            for variable, value in zip(variables, raw, strict=True) if averaged else ():
+                variable.assign(value)
 
     def adopt(self) -> None:
         """The model takes the weights of its twin."""

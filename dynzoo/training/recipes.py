@@ -181,6 +181,10 @@ def _check_average(training: dict) -> None:
             "`training.average` must be empty or list two or more increasing epochs in "
             f"[1, {epochs}], as log.csv counts them. Received: {given}"
         )
+    if given and training["optimizer"].get("use_ema"):
+        raise RecipeError(
+            "`training.average` and `training.optimizer.use_ema` are two averages: give one"
+        )
     if given and training["keep"] != "last":
         raise RecipeError(
             "`training.average` and `training.keep: best` are two choices of weights: give one"
@@ -192,6 +196,10 @@ def _check_resident(training: dict) -> None:
         raise RecipeError(
             "`training.dtype` must be float32 or mixed_bfloat16 with `training.resident`. "
             "Received: mixed_float16"
+        )
+    if training["resident"] and training["optimizer"].get("use_ema"):
+        raise RecipeError(
+            "`training.optimizer.use_ema` must be left out with `training.resident`. Received: True"
         )
     if training["clock"] and not training["resident"]:
         raise RecipeError("`training.clock` needs `training.resident: true`. Received: false")

@@ -84,6 +84,11 @@ class ResidentEpochs(Epochs):
             self._ahead = {k: f for k, f in self._ahead.items() if k[0] >= epoch - 1}
             self._ahead[key] = self._pool.submit(self._draw, epoch, section)
 
+    def recompiled(self) -> None:
+        """The model was compiled for another loss: the steps that were compiled are of the old."""
+        build_variables(self.model)
+        self._compiled = None
+
     def run(
         self,
         epoch: int,

@@ -187,6 +187,8 @@ class Run:
             kind = "accuracy" if best["val_certified"] is None else "certified accuracy"
             chosen = f"epoch {best['epoch']}, best held-out {kind}"
             held_out = measured or best
+        if recipe["training"]["optimizer"].get("use_ema"):
+            chosen += ", the optimizer's averages of the weights, projected"
         if state.get("share", 1.0) < 1.0:
             chosen = f"epoch {state['epoch']}, at {100 * state['share']:.0f} % of the run"
         metadata = {

@@ -18,7 +18,9 @@ from dynzoo.training import loop as training
 from dynzoo.training import validation as held_out
 from dynzoo.training.averaging import take_mean
 from dynzoo.training.builders import make_optimizer
+from dynzoo.training.callbacks import Watch
 from dynzoo.training.checkpoints import CheckpointError
+from dynzoo.training.distribution import OneDevice
 from dynzoo.training.recipes import RecipeError
 from dynzoo.tuning import SearchConfig
 from dynzoo.zoo import preset_folder
@@ -163,3 +165,77 @@ def test_an_average_and_a_schedule_over_accumulated_gradients(batches):
         optimizer.apply([ops.zeros((1,))], [weight])
     np.testing.assert_allclose(backend.value_of(average), [0.9**4], rtol=1e-5)
     assert rate == pytest.approx(0.1 / (0.5 * calls))  # of the last batch; 0 comes after it
+
+
+# --- averages of the optimizer ---
+
+
+AVERAGES = {"name": "adam", "learning_rate": 0.02, "use_ema": True, "ema_momentum": 0.8}
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory, images):
+    output = tmp_path_factory.mktemp("averaged") / "run"
+    return output, run(output, images, recipe(average=[], optimizer=AVERAGES))
+
+
+def test_a_recipe_with_use_ema_keeps_the_projected_averages(averaged, images):
+    output, model = averaged
+    raw = stored(output / "checkpoint.npz")
+    settings = recipes.validate(recipe(average=[], optimizer=AVERAGES))
+    shape, classes = model.input_shape[1:], model.output_shape[-1]
+    twin, _ = training._compiled(settings, classes, shape, 4, OneDevice())
+    checkpoints.read(output / "checkpoint.npz", twin.model)
+    averages = twin.model.optimizer._model_variables_moving_average
+    for variable, average in zip(twin.model.trainable_variables, averages, strict=True):
+        variable.assign(average)
+    constraints.project(twin.model)
+    twin = twin.model
+    for kept, expected in zip(model.get_weights(), twin.get_weights(), strict=True):
+        np.testing.assert_allclose(kept, expected, atol=1e-5)
+    # the run goes on from the weights, which are others and on their constraints
+    assert max(np.abs(a - b).max() for a, b in zip(raw, model.get_weights(), strict=True)) > 1e-3
+    for value, variable in zip(raw, twin.variables, strict=True):
+        if variable.constraint is not None:
+            assert norm(value) <= 1 + 1e-5
+    metadata = json.loads((output / "preset" / "metadata.json").read_text())["training"]
+    assert metadata["chosen"] == "last epoch, the optimizer's averages of the weights, projected"
+
+
+def test_what_the_log_says_of_averages_is_measured_on_them(averaged, images):
+    output, model = averaged
+    last = json.loads((output / "preset" / "metadata.json").read_text())["training"]["held_out"]
+    (_, held), _ = held_out.hold_out(
+        recipes.validate(recipe(average=[])), images, lambda message: None
+    )
+    accuracy, certified = held_out.held_out_accuracy(model, held, 36 / 255)
+    assert last["val_accuracy"] == pytest.approx(100 * accuracy, abs=0.01)
+    assert last["val_certified"] == pytest.approx(100 * certified, abs=0.01)
+
+
+def test_a_stopped_training_with_use_ema_ends_as_one_that_was_not(
+    averaged, images, tmp_path, monkeypatch
+):
+    stops = iter([2, 3])
+    at = next(stops)
+    monkeypatch.setattr(Watch, "_is_late", lambda self: at is not None and self.batches >= at)
+    config = recipe(average=[], optimizer=AVERAGES)
+    run(tmp_path / "run", images, config)
+    at = next(stops)
+    run(tmp_path / "run", images, config, resume=True)
+    at = None
+    model = run(tmp_path / "run", images, config, resume=True)
+    for a, b in zip(model.get_weights(), averaged[1].get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"average": [1, 3]}, "`training.average` and `training.optimizer.use_ema` are two"),
+        ({"average": [], "resident": True}, "use_ema` must be left out with `training.resident`"),
+    ],
+)
+def test_averages_beside_what_has_none(settings, message):
+    with pytest.raises(RecipeError, match=message):
+        recipes.validate(recipe(optimizer=AVERAGES, **settings))

@@ -199,6 +199,23 @@ def test_a_resident_run_leaves_what_others_leave_and_they_go_on(data_file, tmp_p
 
 
 @on_jax
+def test_a_loss_of_another_formula_is_compiled_anew(data_file, tmp_path):
+    """Annealing is no number in the step, as an offset is."""
+    loss = {"name": "offset_crossentropy", "annealing": {0: 0.0, 1: 5.0}}
+    found = []
+    for resident in (True, False):
+        config = recipe(epochs=2, resident=resident, loss=loss)
+        output = tmp_path / str(resident)
+        model = training.train(config, data_file, output, verbose=0, log=lambda line: None)
+        found.append((model, rows_of(output)))
+    (one, rows), (other, expected) = found
+    for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    for row, same in zip(rows, expected, strict=True):
+        assert float(row["loss"]) == pytest.approx(float(same["loss"]), rel=1e-4)
+
+
+@on_jax
 def test_rates_go_on_where_gradients_are_accumulated(data_file, tmp_path, monkeypatch):
     run, first = ResidentEpochs.run, []
 

@@ -346,9 +346,15 @@ def test_mixed_precision_returns_a_float32_model_of_the_best_epoch(data, tmp_pat
     assert metadata["training"]["chosen"].startswith("epoch 1, best held-out")
 
 
-def test_half_precision_trains_with_a_scaled_loss(data, tmp_path):
+def test_half_precision_trains_with_a_scaled_loss_and_goes_on(data, tmp_path):
     _, messages = run(tmp_path / "run", data, recipe(dtype="mixed_float16", epochs=1))
     assert messages[-1].startswith("preset written")
+    config = recipe(dtype="mixed_float16", epochs=2)
+    _, messages = run(tmp_path / "run", data, config, resume=True)
+    assert any("resumed at epoch 1" in message for message in messages)
+    with np.load(tmp_path / "run" / "checkpoint.npz") as file:
+        sizes = [file[k].ndim for k in file.files if k.startswith("optimizer_")]
+    assert sizes.count(0) >= 4  # updates and rate; steps since a loss was scaled, and its scale
 
 
 @pytest.mark.parametrize(
