@@ -46,8 +46,9 @@ def survey(path: str | Path) -> FolderContents:
     """Look through a folder of images.
 
     Raises:
-        ValueError: if it is none, has fewer than two classes, two folders for one split, test
-            classes that are not trained on, or a class none of whose files is an image.
+        ValueError: if it is none, has fewer than two classes, two folders for one split, a split
+            beside classes that it holds as well, test classes that are not trained on, or a class
+            none of whose files is an image.
     """
     root, left = Path(path), Counter[str]()
     parts = _splits(root, left)
@@ -100,13 +101,27 @@ def _splits(root: Path, left: Counter[str]) -> dict[str, Path]:
     nested = {s for s, p in parts.items() if _subfolders(p, Counter()) and not _has_images(p)}
     if "train" in parts and "train" not in nested:
         return {}
-    if "train" not in parts and (rest or not nested):
-        return {}
+    if "train" not in parts:
+        _check_beside({s: parts[s] for s in nested}, rest)
+        if rest or not nested:
+            return {}
     if len(parts) == 1 and any(_has_images(folder) for folder in rest):
         return {}
     _subfolders(root, left)
     left.update({f"folder {folder.name}" for folder in rest})
     return parts
+
+
+def _check_beside(nested: dict[str, Path], rest: list[Path]) -> None:
+    """Refuses a split of classes that stand beside it: it would count as one class more."""
+    names = {folder.name for folder in rest}
+    for folder in nested.values():
+        both = sorted(names & {inner.name for inner in _subfolders(folder, Counter())})
+        if both:
+            raise ValueError(
+                f"{folder} holds classes that stand beside it as well ({', '.join(both[:5])}): "
+                f"move those beside it into a folder `train`"
+            )
 
 
 def _has_images(folder: Path) -> bool:

@@ -68,6 +68,17 @@ def test_train_alone_is_divided_and_a_class_may_be_called_train(tmp_path):
         survey(tmp_path / "none")
 
 
+@pytest.mark.parametrize("held", ["test", "Validation"])
+def test_a_split_beside_its_classes_is_no_class(tmp_path, held):
+    write(tmp_path, {"cat": 5, "dog": 5})
+    write(tmp_path / held, {"cat": 2, "dog": 2})
+    with pytest.raises(ValueError, match=f"{held} holds classes .* beside it as well .cat, dog."):
+        survey(tmp_path)
+    # folders of other names in a class are no split
+    write(tmp_path / "other", {"cat": 5, "test/near": 2, "test/far": 2})
+    assert data.class_names(tmp_path / "other") == ["cat", "test"]
+
+
 def test_what_is_left_out_shifts_no_label_and_is_counted(tmp_path):
     write(tmp_path, {"b": 5, "c": 5})
     write(tmp_path, {"__MACOSX": 2, "@eaDir": 2, ".cache": 1})
