@@ -161,7 +161,9 @@ class GradientFlow(KernelObjects, keras.layers.Layer):
         for i in range(1 if self.shared else self.steps):
             seed = None if self.seed is None else self.seed + i
             own = self.operator.initializer(seed)
-            start = self._start(own, constraint, i, min(1.0, self.max_norm))
+            # `max_norm` is that of the spectral norm constraint alone
+            norm = 1.0 if self.constraint == "orthonormal" else min(1.0, self.max_norm)
+            start = self._start(own, constraint, i, norm)
             self.kernels.append(
                 self.add_weight(
                     shape=shape,

@@ -215,6 +215,11 @@ def test_starts_inside_its_constraint():
         layer.build((None, 6))
         size = norm(backend.to_numpy(layer.kernels[0].value))
         assert size == pytest.approx(layer.max_norm, rel=1e-5)
+    # orthonormal rows have norm 1, whatever the other constraint would allow
+    layer = GradientFlow(operators.Dense(4), max_norm=0.5)
+    layer.build((None, 6))
+    kernel = backend.to_numpy(layer.kernels[0].value)
+    np.testing.assert_allclose(np.linalg.svd(kernel, compute_uv=False), 1.0, atol=1e-5)
     one, other = (GradientFlow(operators.Dense(3), steps=2, seed=s) for s in (4, 4))
     one.build((None, 5)), other.build((None, 5))
     for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
