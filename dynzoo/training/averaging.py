@@ -13,7 +13,7 @@ import numpy as np
 from dynzoo import backend
 from dynzoo.training import checkpoints
 
-__all__ = ["averages_kept", "take_averages", "take_mean"]
+__all__ = ["averages_kept", "has_averages", "take_averages", "take_mean"]
 
 
 def take_mean(
@@ -66,15 +66,19 @@ def _averaging(model: keras.Model) -> Any:
     return optimizer if getattr(optimizer, "use_ema", False) else None
 
 
-def take_averages(model: keras.Model) -> bool:
-    """Gives a model the averages of its optimizer; whether it has any.
+def has_averages(model: keras.Model) -> bool:
+    """Whether the optimizer of a model averages its weights."""
+    return _averaging(model) is not None
+
+
+def take_averages(model: keras.Model) -> None:
+    """Gives a model the averages of its optimizer, if it has any.
 
     They leave the constraints: project the model afterwards.
     """
     optimizer = _averaging(model)
     if optimizer is not None:
         optimizer.finalize_variable_values(model.trainable_variables)
-    return optimizer is not None
 
 
 @contextlib.contextmanager

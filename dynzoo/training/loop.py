@@ -15,7 +15,7 @@ from dynzoo.augmentation.on_device import distorted_model
 from dynzoo.training import builders as optimization
 from dynzoo.training import checkpoints, recipes
 from dynzoo.training.arguments import check_training
-from dynzoo.training.averaging import take_averages, take_mean
+from dynzoo.training.averaging import has_averages, take_averages, take_mean
 from dynzoo.training.builders import GivenRate
 from dynzoo.training.distribution import (
     DistributionError,
@@ -371,16 +371,18 @@ class _Twin:
     @contextlib.contextmanager
     def looked_at(self) -> Iterator[keras.Model]:
         """The network in float32 as it would be kept now: with ``use_ema`` the averages."""
+        if not has_averages(self.model):
+            yield self.updated()
+            return
         variables = self.model.trainable_variables
         raw = [backend.value_of(v) for v in variables]
-        averaged = take_averages(self.model)
+        take_averages(self.model)
         plain = self.updated()
-        if averaged:
-            constraints.project(plain)
+        constraints.project(plain)
         try:
             yield plain
         finally:
-            for variable, value in zip(variables, raw, strict=True) if averaged else ():
+            for variable, value in zip(variables, raw, strict=True):
                 variable.assign(value)
 
     def adopt(self) -> None:
