@@ -107,7 +107,7 @@ def _finetune(
     (x, y), (x_test, y_test) = (first(split, options.limit) for split in splits)
     count = classes(options.num_classes, y, y_test)
     model, names = from_preset(folder, num_classes=count), names_of_data(source, count)
-    own = class_names_of(about, count) if count == about["num_classes"] else None
+    own = class_names_of(about, count) if count == about.get("num_classes") else None
     if own is not None:  # its head is kept, whose logits have names
         y, known = matched_labels(y, source, parent, own, strict=False)
         y_test, _ = matched_labels(y_test, source, parent, own, strict=False)

@@ -73,11 +73,11 @@ def matched_labels(
 
     given = data.class_names(source)
     own, theirs = _plain(names or []), _plain(given)
-    if y.size and y.max() >= len(theirs):
-        raise ValueError(f"{source} names {len(theirs)} classes, and has the label {y.max()}")
     twice = len(set(own)) < len(own) or len(set(theirs)) < len(theirs)
     if not own or twice or theirs == [str(i) for i in range(len(theirs))]:
         return y, given
+    if y.size and y.max() >= len(theirs):
+        raise ValueError(f"{source} names {len(theirs)} classes, and has the label {y.max()}")
     shared = [(i, name) for i, name in enumerate(theirs) if name in own]
     if names and len(shared) == len(theirs):
         places = np.array([own.index(name) for name in theirs])

@@ -65,6 +65,13 @@ def test_labels_that_cannot_be_meant(names, message, tmp_path):
         assert matched_labels(np.array([0, 1]), source, "mine", OWN, strict=False)[1] == names
 
 
+def test_a_test_label_that_no_training_image_has_needs_no_name(tmp_path):
+    x, y = np.zeros((2, 5, 5, 3), np.uint8), np.array([0, 1])
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y + 2)
+    found, _ = matched_labels(np.array([2, 3]), str(tmp_path / "data.npz"), "mine", OWN)
+    assert found.tolist() == [2, 3]
+
+
 @pytest.fixture
 def preset(tmp_path):
     """One that tells dark, red, green and blue pictures apart."""
