@@ -390,6 +390,19 @@ def projected_at_end(model) -> bool:
     return model in _PROJECTED_AT_END
 
 
+def _project_at_end(model: keras.Model) -> None:
+    """Projects what ``fit`` leaves, and makes it fit to go on.
+
+    On JAX Keras has made each weight one array with its average. The next ``fit`` would give the
+    memory of both away, and lose the weights (findings/keras_averages_on_jax_allow_one_fit.sh).
+    """
+    project(model)
+    if backend.name() == "jax":
+        for variable in model.trainable_variables:
+            variable.assign(np.array(backend.value_of(variable)))
+    _PROJECTED_AT_END.discard(model)
+
+
 class ProjectWeights(keras.callbacks.Callback):
     """Calls ``project`` when training ends and, with ``every_epoch``, after each epoch.
 
@@ -429,8 +442,7 @@ class ProjectWeights(keras.callbacks.Callback):
             project(self.model)
 
     def on_train_end(self, logs=None):
-        project(self.model)
-        _PROJECTED_AT_END.discard(self.model)
+        _project_at_end(self.model)
 
 
 class SwapProjectedEMAWeights(keras.callbacks.SwapEMAWeights):
@@ -524,8 +536,7 @@ class SwapProjectedEMAWeights(keras.callbacks.SwapEMAWeights):
     def on_train_end(self, logs=None):
         # the optimizer has just written its averages into the model
         self._training, self._raw, self._ema_weights_in_model = False, [], False
-        project(self.model)
-        _PROJECTED_AT_END.discard(self.model)
+        _project_at_end(self.model)
 
     def on_test_begin(self, logs=None):
         self._swap_in()

@@ -234,6 +234,17 @@ def test_an_early_end_leaves_the_projected_averages():
         np.testing.assert_allclose(mine, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("callback", [SwapProjectedEMAWeights, ProjectWeights])
+def test_a_second_fit_goes_on_from_the_projected_averages(callback):
+    """Keras alone loses the weights on JAX."""
+    model, _ = fit_averaged([callback()], validate=False)
+    other = model.evaluate(X, -Y, verbose=0)
+    model.optimizer.learning_rate = 0.01
+    model.fit(X, -Y, batch_size=8, epochs=3, verbose=0, shuffle=False, callbacks=[callback()])
+    assert within(norms(model)) and model.evaluate(X, -Y, verbose=0) < other
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
 def test_evaluate_and_predict_put_the_weights_back():
     model, _ = fit_averaged([])
     before = model.get_weights()
