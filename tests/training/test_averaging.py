@@ -239,3 +239,12 @@ def test_a_stopped_training_with_use_ema_ends_as_one_that_was_not(
 def test_averages_beside_what_has_none(settings, message):
     with pytest.raises(RecipeError, match=message):
         recipes.validate(recipe(optimizer=AVERAGES, **settings))
+
+
+def test_a_network_of_averages_can_be_fitted_on(images, tmp_path):
+    model = run(tmp_path / "run", images, recipe(average=[], epochs=1, optimizer=AVERAGES))
+    before = model.get_weights()
+    x = np.random.default_rng(0).random((24, *model.input_shape[1:]), "float32")
+    model.fit(x, np.arange(24) % model.output_shape[-1], batch_size=24, verbose=0)
+    moved = [np.abs(a - b).max() for a, b in zip(before, model.get_weights(), strict=True)]
+    assert np.isfinite(moved).all() and max(moved) > 0
