@@ -12,7 +12,7 @@ import contextlib
 import contextvars
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -79,6 +79,17 @@ def to_numpy(x: Any) -> np.ndarray:
 def value_of(variable: Any) -> np.ndarray:
     """NumPy copy of a Keras variable; of one of its copies where several devices have one."""
     return to_numpy(keras.ops.convert_to_tensor(variable))
+
+
+def own_arrays(variables: Iterable[Any]) -> None:
+    """Gives variables arrays of their own on JAX, after Keras put averages in the weights' place.
+
+    Each weight is one array with its average then. The next ``fit`` would give the memory of both
+    away, and lose the weights (findings/keras_averages_on_jax_allow_one_fit.sh).
+    """
+    if name() == "jax":
+        for variable in variables:
+            variable.assign(np.array(value_of(variable)))
 
 
 def value_and_grad(fn: Callable[..., Any]) -> Callable[..., tuple[tuple[Any, Any], Any]]:

@@ -391,15 +391,9 @@ def projected_at_end(model) -> bool:
 
 
 def _project_at_end(model: keras.Model) -> None:
-    """Projects what ``fit`` leaves, and makes it fit to go on.
-
-    On JAX Keras has made each weight one array with its average. The next ``fit`` would give the
-    memory of both away, and lose the weights (findings/keras_averages_on_jax_allow_one_fit.sh).
-    """
+    """Projects what ``fit`` leaves, and makes it fit to go on."""
     project(model)
-    if backend.name() == "jax":
-        for variable in model.trainable_variables:
-            variable.assign(np.array(backend.value_of(variable)))
+    backend.own_arrays(model.trainable_variables)
     _PROJECTED_AT_END.discard(model)
 
 

@@ -79,9 +79,7 @@ def take_averages(model: keras.Model) -> None:
     optimizer = _averaging(model)
     if optimizer is not None:
         optimizer.finalize_variable_values(model.trainable_variables)
-        for variable in model.trainable_variables:
-            # on JAX it is one array with its average now, and the next `fit` would lose both
-            variable.assign(np.array(backend.value_of(variable)))
+        backend.own_arrays(model.trainable_variables)
 
 
 @contextlib.contextmanager
