@@ -82,6 +82,9 @@ class SwitchingFlow(KernelObjects, keras.layers.Layer):
         seed: integer seed of the kernel initialiser, or ``None``.
         kernel_initializer: Keras initializer of each kernel, brought within the constraint;
             ``None`` for the operator's own.
+        expansion_start: what a fresh layer expands by, as a share of the largest admissible
+            expansion, in (0, 1); ``None``: 0.5 in ``"prescribed"``, else tanh(0.5). Many steps in
+            a row want it close to 1, or little of the signal is left at the start.
 
     Input and output shape: equal; (batch, features) or (batch, height, width, channels), as the
     operator needs.
@@ -123,6 +126,7 @@ class SwitchingFlow(KernelObjects, keras.layers.Layer):
         kernel_regularizer=None,
         seed=None,
         kernel_initializer=None,
+        expansion_start=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -156,6 +160,9 @@ class SwitchingFlow(KernelObjects, keras.layers.Layer):
         self.steps = integer("steps", steps)
         self.substeps = integer("substeps", substeps)
         self.max_expansion = number("max_expansion", max_expansion)
+        if expansion_start is not None:
+            expansion_start = number("expansion_start", expansion_start, 0.0, 1.0, closed="none")
+        self.expansion_start = expansion_start
         self.projection_steps = integer("projection_steps", projection_steps)
         self.shared = bool(shared)
         self.use_bias = bool(use_bias)
@@ -198,7 +205,7 @@ class SwitchingFlow(KernelObjects, keras.layers.Layer):
                     bias = self.add_weight(shape=shape[-1:], initializer="zeros", name=name)
                     getattr(self, f"{prefix}biases").append(bias)
         self.raw_contractions, self.raw_expansions = [], []
-        start = 0.0 if self.mode == "prescribed" else 0.5
+        start = self._raw_start()
         for i in range(self.steps):
             scalar: dict[str, Any] = {"shape": (), "autocast": False}
             if self.step_size == "learned":
@@ -207,6 +214,15 @@ class SwitchingFlow(KernelObjects, keras.layers.Layer):
             initializer = keras.initializers.Constant(start)
             raw = self.add_weight(initializer=initializer, name=f"raw_expansion_{i}", **scalar)
             self.raw_expansions.append(raw)
+
+    def _raw_start(self) -> float:
+        """The raw weight of the expansion in a fresh layer."""
+        prescribed = self.mode == "prescribed"
+        if self.expansion_start is None:
+            return 0.0 if prescribed else 0.5
+        if prescribed:
+            return 2.0 * _inverse_tanh(2.0 * self.expansion_start - 1.0)
+        return _inverse_tanh(self.expansion_start)
 
     # --- step sizes ---
 
@@ -309,6 +325,7 @@ class SwitchingFlow(KernelObjects, keras.layers.Layer):
             "step_size": self.step_size,
             "step_range": list(self.step_range),
             "max_expansion": self.max_expansion,
+            "expansion_start": self.expansion_start,
             "constraint": self._constraint_config(),
             "spectrum": self.spectrum,
             "projection_steps": self.projection_steps,

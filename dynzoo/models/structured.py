@@ -49,6 +49,8 @@ def structured_classifier(
     step_range=None,
     expansion=None,
     expansion_activation=None,
+    substeps=None,
+    expansion_start=None,
 ) -> keras.Model:
     r"""Builds one of the five networks that the founding paper compares on CIFAR.
 
@@ -108,7 +110,12 @@ def structured_classifier(
         expansion: field of the switching flows' expansive steps, as in ``SwitchingFlow``;
             ``None`` for the paper's. ``"gradient"`` stretches all directions alike, and loses
             less of the signal than the ``"generic"`` one of ``"prescribed"``.
-        expansion_activation: its activation, or ``None`` for the paper's.
+        expansion_activation: its activation, or ``None`` for the paper's. ``"linear"`` stretches
+            all directions alike and loses nothing of what the next contraction leaves room for.
+        substeps: substeps of each of the switching flows' time steps, or ``None`` for the paper's
+            two.
+        expansion_start: what their expansive steps start from, as a share of the largest
+            admissible one in (0, 1), or ``None`` for that of ``SwitchingFlow``.
 
     Returns:
         A functional ``keras.Model`` from images in [0, 1] to logits.
@@ -146,6 +153,8 @@ def structured_classifier(
         "step_range": step_range,
         "expansion": expansion,
         "expansion_activation": expansion_activation,
+        "substeps": substeps,
+        "expansion_start": expansion_start,
     }
     for argument, value in switching.items():
         if value is not None and kind not in ("prescribed", "flexible"):
@@ -153,6 +162,7 @@ def structured_classifier(
                 f"`{argument}` is for kind='prescribed' and kind='flexible'. "
                 f"Received: {argument}={value!r}, kind={kind!r}"
             )
+    switching = {name: value for name, value in switching.items() if value is not None}
     switching["bound"] = bound
 
     def flow(operator):

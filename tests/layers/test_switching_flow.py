@@ -277,6 +277,39 @@ def test_flexible_is_the_published_map_with_the_sign_kept():
     assert worst_gain(layer.call_float64, (3,), points=2) <= 1.0
 
 
+@pytest.mark.parametrize("mode", ["prescribed", "flexible", "sharp"])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.98])
+def test_share_of_the_room_that_a_fresh_layer_expands_by(mode, share):
+    def expansion(**arguments):
+        layer = SwitchingFlow(operators.Dense(6), mode=mode, bound="sharp", seed=0, **arguments)
+        layer.build((None, 6))
+        return layer, layer.step_sizes()[0][1]
+
+    layer, start = expansion(expansion_start=share)
+    layer.raw_expansions[0].assign(50.0)
+    np.testing.assert_allclose(start, share * layer.step_sizes()[0][1], rtol=1e-5)
+    assert SwitchingFlow.from_config(layer.get_config()).expansion_start == share
+    usual = 0.5 if mode == "prescribed" else np.tanh(0.5)
+    np.testing.assert_allclose(expansion(expansion_start=usual)[1], expansion()[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("h", [0.5, 1.0, 1.7])
+def test_full_linear_expansion_and_contraction_are_a_gradient_step(h):
+    """(1 + e)(x - t A^T max(y, y/2)) is x - h A^T relu(y): non-expansive networks are in reach."""
+    tau = 2 * h / (1 + h)
+    flow = SwitchingFlow(
+        operators.Dense(6), bound="sharp", expansion="gradient", expansion_activation="linear",
+        substeps=1, step_size=tau, seed=0,
+    )  # fmt: skip
+    flow.build((None, 6))
+    flow.raw_expansions[0].assign(50.0)
+    kernel, x = backend.to_numpy(flow.kernels[0]).astype("float64"), normal((20, 6), seed=1)
+    expected = x - h * np.maximum(x @ kernel, 0) @ kernel.T
+    # the room is taken 3e-5 too small, for kernels that are orthonormal only to float32
+    np.testing.assert_allclose(flow.call_float64(x), expected, atol=2e-3)
+    np.testing.assert_allclose(backend.to_numpy(flow(x.astype("float32"))), expected, atol=2e-3)
+
+
 def test_published_values_and_corners():
     layer = SwitchingFlow(operators.Dense(3), mode="prescribed", spectrum="assumed")
     layer.build((None, 3))
@@ -382,6 +415,7 @@ def test_guarantees_say_what_they_rest_on():
         ({"step_range": (0.0, 1.0)}, r"`step_range` must be \(low, high\)"),
         ({"step_range": (1.0, 4.5)}, "high <= 4"),
         ({"max_expansion": 0.0}, "`max_expansion` must be in"),
+        ({"expansion_start": 1.0}, r"`expansion_start` must be in \(0, 1\)"),
         ({"operator": keras.layers.Dense(3)}, "`operator` must be a dynzoo operator"),
     ],
 )

@@ -242,6 +242,26 @@ def test_steps_stay_in_their_range():
 
 
 @pytest.mark.parametrize("kind", ["prescribed", "flexible"])
+def test_deep_networks_keep_the_signal_with_full_linear_expansions(kind):
+    """16 steps in a row: started at half of the room they leave little, near all of it most."""
+    chosen = {
+        "expansion": "gradient", "expansion_activation": "linear",
+        "substeps": 1, "step_range": (0.1, 4 / 3),
+    }  # fmt: skip
+    x, y = normal((2, *SHAPE), 0, 0.3), normal((2, *SHAPE), 1, 0.3)
+
+    def kept(share):
+        model = structured_classifier(
+            kind, bound="sharp", lifts="isometric", expansion_start=share,
+            **{**SMALL, **chosen, "convolutions": 8, "widths": (12, 16, 24)},
+        )  # fmt: skip
+        body = keras.Model(model.input, model.layers[-1].input)
+        return np.linalg.norm(backend.to_numpy(body(x) - body(y)))
+
+    assert kept(0.98) > 3 * kept(0.5)
+
+
+@pytest.mark.parametrize("kind", ["prescribed", "flexible"])
 def test_expansions_that_follow_a_gradient(kind):
     chosen = {"expansion": "gradient", "expansion_activation": "softplus"}
     usual = structured_classifier(kind, bound="sharp", lifts="isometric", **SMALL)
@@ -338,6 +358,9 @@ def test_learned_scale_keeps_its_sign_and_limit():
         ({"step_range": (0.5, 0.1)}, "`step_range` must be"),
         ({"kind": "nonexpansive", "step_range": (0.1, 0.5)}, "`step_range` is for kind="),
         ({"kind": "naive", "expansion": "tied"}, "`expansion` is for kind="),
+        ({"kind": "naive", "substeps": 1}, "`substeps` is for kind="),
+        ({"substeps": 0}, "`substeps` must be a positive integer"),
+        ({"expansion_start": 1}, r"`expansion_start` must be in \(0, 1\)"),
         ({"expansion": "free"}, "`expansion` must be one of"),
         ({"expansion_activation": "gelu"}, "`expansion_activation` must have slopes"),
         ({"input_shape": (12, 12, 3), "widths": (4, 4, 4)}, "divisible by 8"),
