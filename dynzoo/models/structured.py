@@ -51,6 +51,7 @@ def structured_classifier(
     expansion_activation=None,
     substeps=None,
     expansion_start=None,
+    inner_ratio=1.0,
 ) -> keras.Model:
     r"""Builds one of the five networks that the founding paper compares on CIFAR.
 
@@ -116,6 +117,9 @@ def structured_classifier(
             two.
         expansion_start: what their expansive steps start from, as a share of the largest
             admissible one in (0, 1), or ``None`` for that of ``SwitchingFlow``.
+        inner_ratio: rows of A, as a share of the channels, in (0, 1]; below 1 for the three
+            dynamical systems only, and for switching flows with ``expansion="tied"``. What the
+            rows do not reach passes a step as it is.
 
     Returns:
         A functional ``keras.Model`` from images in [0, 1] to logits.
@@ -164,9 +168,18 @@ def structured_classifier(
             )
     switching = {name: value for name, value in switching.items() if value is not None}
     switching["bound"] = bound
+    inner_ratio = number("inner_ratio", inner_ratio, 0.0, 1.0)
+    if inner_ratio < 1 and kind in ("unconstrained", "naive"):
+        raise ValueError(
+            "`inner_ratio` is for kind='nonexpansive', 'prescribed' and 'flexible'. "
+            f"Received: inner_ratio={inner_ratio!r}, kind={kind!r}"
+        )
 
-    def flow(operator):
-        return _flow(kind, operator, convolutions, certified, regularizer, next(seeds), switching)
+    def flow(operator, width):
+        units = max(1, int(inner_ratio * width))
+        return _flow(
+            kind, operator(units), convolutions, certified, regularizer, next(seeds), switching
+        )
 
     inputs = keras.Input(tuple(input_shape), name="image")
     x = keras.layers.Normalization(mean=list(mean), variance=[d**2 for d in deviation])(inputs)
@@ -215,9 +228,9 @@ def _isometric_body(x, widths, operator, flow, seeds, block_size, neck_units):
             x = OrthonormalPointwise(width, seed=next(seeds))(x)
         if stage == 0:
             x = PositionOffset()(x)
-        x = flow(operator(width))(x)
+        x = flow(operator, width)(x)
     x = OrthonormalDense(neck_units, seed=next(seeds), name="neck")(keras.layers.Flatten()(x))
-    return flow(operators.Dense(neck_units))(x)
+    return flow(operators.Dense, neck_units)(x)
 
 
 def _convolution_body(x, widths, operator, flow, seeds, kind, certified, convolutions, regularizer):
@@ -250,7 +263,7 @@ def _convolution_body(x, widths, operator, flow, seeds, kind, certified, convolu
                     x = keras.layers.Rescaling(0.5)(x)
         else:
             x = keras.layers.ReLU()(LearnedScale(1.0 if certified else None)(x))
-            x = flow(operator(width))(x)
+            x = flow(operator, width)(x)
         x = keras.layers.MaxPooling2D(2)(x)
     return keras.layers.Flatten()(x)
 

@@ -276,6 +276,26 @@ def test_expansions_that_follow_a_gradient(kind):
     assert dynzoo.certify(model).body_lipschitz <= 1 / DEVIATION.min() * (1 + 1e-4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "chosen"),
+    [
+        ("nonexpansive", {}),
+        ("prescribed", {"expansion": "tied", "bound": "sharp", "expansion_activation": "linear"}),
+        ("flexible", {"expansion": "tied", "bound": "sharp"}),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_half_as_many_rows_as_channels(kind, chosen, seed):
+    model = structured_classifier(kind, lifts="isometric", inner_ratio=0.5, **SMALL, **chosen)
+    flows = [layer for layer in model.layers if layer.name.startswith(("grad", "switching"))]
+    assert [flow.kernels[0].shape[-1] for flow in flows] == [2, 3, 128]
+    for i, variable in enumerate(model.trainable_variables):
+        variable.assign(variable + normal(variable.shape, 100 * seed + i, 2.0))
+    constraints.project(model)
+    assert dynzoo.certify(model).body_lipschitz <= 1 / DEVIATION.min() * (1 + 1e-4)
+    assert dynzoo.certificates.audit(model, pairs=8, steps=20).slope > 0
+
+
 def test_orthogonality_is_the_authors_and_can_be_set():
     def weights(kind, form="published", **arguments):
         model = structured_classifier(kind, form, **SMALL, **arguments)
@@ -360,6 +380,9 @@ def test_learned_scale_keeps_its_sign_and_limit():
         ({"kind": "naive", "expansion": "tied"}, "`expansion` is for kind="),
         ({"kind": "naive", "substeps": 1}, "`substeps` is for kind="),
         ({"substeps": 0}, "`substeps` must be a positive integer"),
+        ({"inner_ratio": 1.5}, r"`inner_ratio` must be in \(0, 1\]"),
+        ({"kind": "naive", "inner_ratio": 0.5}, "`inner_ratio` is for kind="),
+        ({"kind": "prescribed", "inner_ratio": 0.5}, "must have 32 units.*Received: 16"),
         ({"expansion_start": 1}, r"`expansion_start` must be in \(0, 1\)"),
         ({"expansion": "free"}, "`expansion` must be one of"),
         ({"expansion_activation": "gelu"}, "`expansion_activation` must have slopes"),
