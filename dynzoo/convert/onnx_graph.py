@@ -14,6 +14,7 @@ from dynzoo.convert import activations, functions, windows
 from dynzoo.convert.comparison import check
 from dynzoo.convert.errors import ConversionError
 from dynzoo.convert.network import Network, Tensor
+from dynzoo.utils.arguments import integer
 
 __all__ = ["OPERATORS", "from_onnx"]
 
@@ -130,7 +131,7 @@ def _their_shape(start: Any, input_shape: Any, last: bool) -> tuple[int, ...]:
     if start.type.tensor_type.elem_type != 1:
         raise ValueError(f"`from_onnx` needs an input of type float32; '{start.name}' is another.")
     if input_shape is not None:
-        given = [int(n) for n in input_shape]
+        given = [integer("input_shape", n) for n in input_shape]
         ours = given if last or len(given) == 1 else [given[-1], *given[:-1]]
         if len(ours) != len(sizes) or any(
             n not in (0, m) for n, m in zip(sizes, ours, strict=True)
@@ -387,6 +388,8 @@ def _slice(
     axes = range(len(starts)) if axes is None else axes
     steps = np.broadcast_to(steps, np.shape(starts))
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        if step < 1:
+            raise net.refuse(f"only positive steps are known, not {int(step)}.")
         place = net.axis(x, axis)
         size = x.shape[place - 1]
         x = net.part(x, place, *slice(int(start), int(end), int(step)).indices(size))

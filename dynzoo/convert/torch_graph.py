@@ -14,8 +14,10 @@ from dynzoo.convert import architectures
 from dynzoo.convert.comparison import check, random_images
 from dynzoo.convert.errors import ConversionError
 from dynzoo.convert.functions import BATCH, FUNCTIONS
+from dynzoo.convert.in_place import Memory
 from dynzoo.convert.modules import FOREIGN, MODULES
 from dynzoo.convert.network import Network, Tensor
+from dynzoo.utils.arguments import integer
 
 __all__ = ["from_torch"]
 
@@ -113,7 +115,7 @@ def _torch() -> Any:
 
 def _checked_shape(input_shape: Any) -> tuple[int, ...]:
     try:
-        shape = tuple(int(n) for n in input_shape)
+        shape = tuple(integer("input_shape", n) for n in input_shape)
     except (TypeError, ValueError):
         shape = ()
     if not 1 <= len(shape) <= 3 or any(n < 1 for n in shape):
@@ -171,7 +173,8 @@ def _runner(module: Any, axes: int) -> Any:
     order = (0, axes, *range(1, axes))
 
     def run(x: np.ndarray) -> np.ndarray:
-        images = torch.from_numpy(np.ascontiguousarray(x.transpose(order)))
+        # a copy: a network may change its input in place
+        images = torch.from_numpy(np.array(x.transpose(order), order="C"))
         y = module(images.to(first.device, floating))
         if not isinstance(y, torch.Tensor):
             raise ConversionError(
@@ -241,7 +244,9 @@ def _interpret(module: Any, traced: Any, net: Network) -> Tensor:
     """Runs the graph node by node on tensors of the network."""
     root, graph = traced
     values: dict[Any, Any] = {}
+    memory = Memory(root)
     for node in graph.nodes:
+        changed, seen_otherwise = memory.add(node)
         if node.op == "placeholder":
             values[node] = _placeholder(node, values, net, root)
             continue
@@ -260,6 +265,9 @@ def _interpret(module: Any, traced: Any, net: Network) -> Tensor:
             return output
         else:
             values[node] = _call(node, args, kwargs, net, root)
+            if seen_otherwise and isinstance(values[node], Tensor):
+                raise net.refuse("it changes in place a tensor of which a view is used later.")
+            values |= dict.fromkeys(changed, values[node])
     raise AssertionError("a graph without an output")
 
 

@@ -194,6 +194,15 @@ REFUSED = {
         "not known. Known are Abs, Add, .*, Unsqueeze",
     ),
     "product": (one(IMAGE, "Mul", "x x"), "it is a product of two tensors"),
+    "backwards": (
+        one(
+            IMAGE,
+            "Slice",
+            "x a b c d",
+            {"a": integers(-1), "b": integers(-9), "c": integers(2), "d": integers(-1)},
+        ),
+        "'the Slice' of type `Slice`.*only positive steps are known, not -1",
+    ),
     "batch": (one(IMAGE, "Reshape", "x s", {"s": integers(2, -1)}), "its first size must be that"),
     "fill": (
         one(IMAGE, "Pad", "x p v", {"p": integers(*[0] * 7, 1), "v": np.float32(1)}),

@@ -460,3 +460,62 @@ def test_functions_have_names_of_torch():
     for name in FUNCTIONS:
         assert any(hasattr(space, name) for space in namespaces), name
     assert keras.backend.backend()
+
+
+class InPlace(nn.Module):
+    """A function that changes tensors in place, before a dense layer."""
+
+    def __init__(self, change, features):
+        super().__init__()
+        self.change, self.relu, self.dense = change, nn.ReLU(inplace=True), nn.Linear(features, 3)
+
+    def forward(self, x):
+        return self.dense(self.change(self, x).flatten(1))
+
+
+def _statement(module, x):
+    x.sub_(0.5).div_(0.25)
+    return x
+
+
+def _clamped(module, x):
+    x.clamp_(0.0, 1.0)
+    return x
+
+
+def _operator(module, x):
+    x *= 2
+    return x
+
+
+def _function(module, x):
+    y = F.relu(x, inplace=True)
+    return x + 2 * y
+
+
+def _shortcut(module, x):
+    x = 3 * x
+    y = module.relu(x)
+    return x + y
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 4, 1), (4, 4, 3)])
+@pytest.mark.parametrize("change", [_statement, _clamped, _operator, _function, _shortcut])
+def test_changes_in_place_are_seen_by_all_that_comes_later(change, shape):
+    compared(randomised(InPlace(change, int(np.prod(shape)))), shape)
+
+
+def test_changes_in_place_of_what_has_a_view_are_refused():
+    def change(module, x):
+        x = 3 * x
+        view = x.flatten(1)
+        x.relu_()
+        return view
+
+    with pytest.raises(ConversionError, match=r"relu_.*in place a tensor of which a view is used"):
+        from_torch(InPlace(change, 48), (4, 4, 3))
+
+
+def test_input_shape_has_whole_numbers():
+    with pytest.raises(ValueError, match="`input_shape` must be"):
+        from_torch(nn.ReLU(), (2.7, 2, 3))
