@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 from helpers import load_script
 
-from dynzoo import layers
+from dynzoo import layers, operators
 from dynzoo.guarantee import Guarantee
 
 PUBLIC = {
@@ -50,3 +51,29 @@ def test_gradient_flow_promises_what_its_configuration_allows(arguments, propert
 def test_table_of_guarantees_is_up_to_date():
     module = load_script(Path(__file__).resolve().parents[1] / "docs" / "make_guarantees.py")
     assert module.PATH.read_text(encoding="utf-8") == module.table()
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "promised"),
+    [
+        (operators.Dense(6), (6,), True),
+        (operators.Dense(7), (6,), False),
+        (operators.Pointwise(6), (4, 4, 6), True),
+        (operators.Pointwise(9), (4, 4, 6), False),
+        (operators.ShiftedPointwise(6), (4, 4, 6), True),
+        (operators.ShiftedPointwise(9), (4, 4, 6), False),
+        (operators.ShiftedPointwise(3, padding="zero"), (4, 4, 6), False),
+    ],
+)
+def test_orthogonal_jacobians_only_where_rows_can_be_orthonormal(operator, shape, promised):
+    """With more rows than channels, or pixels dropped, A A^T is not I: |Jv| < |v| somewhere."""
+    flow = layers.GradientFlow(operator, seed=0)
+    flow.build((None, *shape))
+    # biases far from 0 switch every row on: the Jacobian is I - 2 A^T A
+    flow.biases[0].assign(np.full(flow.biases[0].shape, 9.0, "float32"))
+    assert ("orthogonal Jacobian" in {g.property for g in flow.guarantees()}) == promised
+    x = np.random.default_rng(0).normal(size=(1, *shape))
+    v = np.random.default_rng(1).normal(size=(1, *shape))
+    image = (flow.call_float64(x + 1e-4 * v) - flow.call_float64(x - 1e-4 * v)) / 2e-4
+    kept = np.linalg.norm(image) / np.linalg.norm(v)
+    assert kept == pytest.approx(1.0, abs=1e-5) if promised else kept < 1 + 1e-5

@@ -126,7 +126,8 @@ class SkewNetwork:
         if self.directions is not None:
             return PlanesSkew(entries, self.directions, xp)
         n = x.shape[-1]
-        matrix = xp.reshape(entries, (-1, *x.shape[1:-1], n, n))  # the batch size may be open
+        # the batch size may be open, and sizes that TensorFlow does not know are tensors
+        matrix = xp.reshape(entries, (-1, *xp.shape(x)[1:-1], n, n))
         return FullSkew(matrix - xp.swapaxes(matrix, -1, -2), xp)
 
 

@@ -16,6 +16,7 @@ from dynzoo.layers.kernel_objects import KernelObjects
 from dynzoo.operators import base as operators
 from dynzoo.operators import torch_passes
 from dynzoo.operators.dense import Dense, Pointwise
+from dynzoo.operators.shift import ShiftedPointwise
 from dynzoo.utils.arguments import float64, integer, number, number_or_word, one_of, seed_or_none
 
 __all__ = ["GradientFlow"]
@@ -204,7 +205,7 @@ class GradientFlow(KernelObjects, keras.layers.Layer):
 
     def call(self, x):
         sign = -1.0 if self.direction == "contractive" else 1.0
-        shape = x.shape
+        shape = ops.shape(x)  # sizes that TensorFlow does not know yet are tensors
         x = self.operator.flatten(x)
         for i in range(self.steps):
             j = 0 if self.shared else i
@@ -332,15 +333,24 @@ def gradient_guarantees(layer) -> list[Guarantee]:
             source,
         ),
     ]
-    reflection = layer.constraint == "orthonormal" and layer.step_size == "maximal"
-    if reflection and layer.activation == "relu" and layer.integrator == "euler":
+    rows = layer.constraint == "orthonormal" and _rows_can_be_orthonormal(layer)
+    reflection = layer.activation == "relu" and layer.integrator == "euler"
+    if rows and reflection and layer.step_size == "maximal":
         found.append(
             Guarantee(
                 "orthogonal Jacobian",
                 "I - 2 A^T D A keeps the norm of signals and gradients",
                 1.0,
-                f"orthonormal rows ({ORTHONORMAL_KEPT}), ReLU, Euler, step 2",
+                f"orthonormal rows ({ORTHONORMAL_KEPT}; no more of them than channels), "
+                "ReLU, Euler, step 2",
                 source,
             )
         )
     return found
+
+
+def _rows_can_be_orthonormal(layer) -> bool:
+    """Whether A A^T = I can hold: not behind shifts that drop pixels, nor for too many rows."""
+    if isinstance(layer.operator, ShiftedPointwise) and layer.operator.padding != "circular":
+        return False
+    return not layer.built or layer.kernels[0].shape[-1] <= layer.kernels[0].shape[-2]

@@ -132,7 +132,7 @@ class ImplicitGradientFlow(GradientFlow):
         return self._activation.slope_max * norm**2
 
     def call(self, x):
-        shape = x.shape
+        shape = ops.shape(x)  # sizes that TensorFlow does not know yet are tensors
         x = self.operator.flatten(x)
         for i in range(self.steps):
             j = 0 if self.shared else i

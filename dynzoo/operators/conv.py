@@ -122,8 +122,14 @@ def _pad(x, widths, mode):
         for axis, (before, after) in enumerate(widths):
             if before or after:
                 length = x.shape[axis]
-                index = np.arange(-before, length + after) % length
-                x = ops.take(x, index, axis=axis)
+                if length is None:  # not known to TensorFlow yet
+                    outer = (slice(None),) * axis
+                    parts = [x[(*outer, slice(-before, None))]] if before else []
+                    parts += [x, x[(*outer, slice(None, after))]] if after else [x]
+                    x = ops.concatenate(parts, axis=axis)
+                else:
+                    index = np.arange(-before, length + after) % length
+                    x = ops.take(x, index, axis=axis)
         return x
     return ops.pad(x, widths, mode="constant")
 

@@ -17,7 +17,8 @@ def matmul_channels(x, matrix):
     if len(x.shape) == 2:
         return _matmul(x, matrix)
     flat = _matmul(ops.reshape(x, (-1, x.shape[-1])), matrix)
-    return ops.reshape(flat, (-1, *x.shape[1:-1], matrix.shape[-1]))
+    # sizes that TensorFlow does not know yet are tensors here
+    return ops.reshape(flat, (-1, *ops.shape(x)[1:-1], matrix.shape[-1]))
 
 
 def _matmul(x, matrix):

@@ -44,13 +44,22 @@ def moved_groups(channels: int, reverse: bool, fraction: float):
     return _sizes(channels, fraction)[1], moves
 
 
+def _cut(x, at: int, axis: int, split):
+    """Both parts of an array: before and from a place, which may count from the end."""
+    length = x.shape[axis]
+    if length is not None:
+        return split(x, [at if at > 0 else length + at], axis)
+    # A size that TensorFlow does not know yet cannot be split by numbers.
+    before = (slice(None),) * axis
+    return x[(*before, slice(None, at))], x[(*before, slice(at, None))]
+
+
 def _move(x, axis: int, sign: int, padding: str, split, concatenate, zeros_like):
     """One pixel along one axis, as a cut and a join: their gradients are cheap on every backend."""
-    length = x.shape[axis]
     if sign > 0:
-        body, edge = split(x, [length - 1], axis)
+        body, edge = _cut(x, -1, axis, split)
         return concatenate([edge if padding == "circular" else zeros_like(edge), body], axis)
-    edge, body = split(x, [1], axis)
+    edge, body = _cut(x, 1, axis, split)
     return concatenate([body, edge if padding == "circular" else zeros_like(edge)], axis)
 
 
