@@ -32,6 +32,9 @@ __all__ = [
 _TINY = 1e-12
 # A squared distance that no float32 feature reaches, for neighbours that do not exist.
 _FAR = 1e30
+# Squared distances that are equal in float32: points closer than this share of their squared
+# lengths are one point, and a neighbour this share closer than the k-th is closer than it.
+_SAME, _TIE = 1e-6, 1e-4
 # Weights of a graph beyond this are scaled back: a sum of them, times another, is a float32 number.
 _LARGE = 1e15
 
@@ -159,8 +162,9 @@ def knn_gaussian(features, neighbours: int, scale_neighbour: int):
     r"""Normalised symmetric weights of a graph between points, from their distances.
 
     $w_{ij} = \exp(-(d_{ij} / d_i^{(s)})^2)$ if $d_{ij} < d_i^{(k)}$, else 0, where $d_i^{(k)}$ is
-    the k-th smallest distance from point i, itself counted first; then $D^{-1/2} W D^{-1/2}$ and
-    the mean with the transpose. Squared distances throughout: a root has no slope at 0.
+    the k-th smallest distance from point i, itself counted first (distances that differ by less
+    than 5e-5 are equal); then $D^{-1/2} W D^{-1/2}$ and the mean with the transpose. Squared
+    distances throughout: a root has no slope at 0.
     """
     # Weights are those of distances over distances: features of any size may be made smaller.
     features, _ = _limited(features, 1e12)
@@ -169,12 +173,14 @@ def knn_gaussian(features, neighbours: int, scale_neighbour: int):
     square = ops.sum(features * features, axis=-1, keepdims=True)
     gram = ops.matmul(features, ops.swapaxes(features, -1, -2))
     identity = ops.eye(features.shape[-2] or ops.shape(features)[-2], dtype=features.dtype)
-    distance = ops.relu(square + ops.swapaxes(square, -1, -2) - 2.0 * gram) * (1.0 - identity)
+    sums = square + ops.swapaxes(square, -1, -2)
+    distance = (sums - 2.0 * gram) * (1.0 - identity)
+    distance = ops.where(distance > _SAME * sums, distance, ops.zeros_like(distance))
     # Points at infinity stand in where there are fewer than k points.
     far = ops.ones_like(square) * ops.full((neighbours,), _FAR, dtype=features.dtype)
     nearest = -ops.top_k(-ops.concatenate([distance, far], axis=-1), neighbours)[0]
     scale = ops.maximum(nearest[..., scale_neighbour - 1 : scale_neighbour], _TINY)
-    near = ops.cast(distance < nearest[..., -1:], features.dtype)
+    near = ops.cast(distance < (1.0 - _TIE) * nearest[..., -1:], features.dtype)
     weights = normalized(near * ops.exp(-distance / scale))
     return 0.5 * (weights + ops.swapaxes(weights, -1, -2))
 
@@ -184,9 +190,12 @@ def knn_gaussian_float64(features, neighbours: int, scale_neighbour: int) -> np.
     features = np.asarray(features, dtype=np.float64)
     difference = features[..., :, None, :] - features[..., None, :, :]
     distance = (difference**2).sum(axis=-1)
+    square = ((features - features.mean(axis=-2, keepdims=True)) ** 2).sum(axis=-1)
+    sums = square[..., :, None] + square[..., None, :]
+    distance = np.where(distance > _SAME * sums, distance, 0.0)
     far = np.full((*distance.shape[:-1], neighbours), _FAR)
     nearest = np.sort(np.concatenate([distance, far], axis=-1), axis=-1)
     scale = np.maximum(nearest[..., scale_neighbour - 1 : scale_neighbour], _TINY)
-    near = distance < nearest[..., neighbours - 1 : neighbours]
+    near = distance < (1.0 - _TIE) * nearest[..., neighbours - 1 : neighbours]
     weights = normalized_float64(near * np.exp(-distance / scale))
     return 0.5 * (weights + np.swapaxes(weights, -1, -2))

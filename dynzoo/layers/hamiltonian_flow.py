@@ -212,7 +212,10 @@ class HamiltonianFlow(Invertible, PhaseSpaceFlow):
         """Iterations that a step of implicit midpoint takes."""
         if self.iterations is not None:
             return self.iterations
-        needed = math.log(_RESIDUAL) / math.log(self.solver_factor)
+        factor = self.solver_factor
+        if not 0 < factor < 1:  # rounded to an end, or not a number: the most that is ever taken
+            return 2 if factor <= 0 else _MOST_ITERATIONS
+        needed = math.log(_RESIDUAL) / math.log(factor)
         return min(max(2, math.ceil(needed)), _MOST_ITERATIONS)
 
     def lipschitz_bound(self, input_shape) -> float:

@@ -295,3 +295,18 @@ def test_bad_shapes(arguments, shapes, message):
     inputs = [np.zeros(s, "float32") for s in shapes]
     with pytest.raises(ValueError, match=message):
         GraphDiffusion(0.1, **arguments)(inputs if len(inputs) > 1 else inputs[0])
+
+
+@pytest.mark.parametrize("neighbours", [4, 5, 8])
+@pytest.mark.parametrize("points", ["grid", "pairs", "binary"])
+def test_knn_graph_of_points_at_equal_distances(points, neighbours):
+    """Ties are ties in float32 as well: a neighbour that is as far as the k-th is none."""
+    x = {
+        "grid": np.stack(np.meshgrid(np.linspace(0, 1, 6), np.linspace(0, 1, 6)), -1),
+        "pairs": 30 + np.repeat(normal((9, 3), 1), 2, axis=0),
+        "binary": (normal((24, 5), 2) > 0).astype("float32"),
+    }[points]
+    x = x.reshape(-1, x.shape[-1]).astype("float32")
+    layer = GraphDiffusion(0.5, graph="knn", neighbours=neighbours, scale_neighbour=2)
+    u = normal((len(x), 2), 3)
+    np.testing.assert_allclose(run(layer, [u, x]), layer.call_float64([u, x]), atol=1e-5)

@@ -389,3 +389,10 @@ def test_lookup():
     assert splitting.get(splitting.LEAPFROG) is splitting.LEAPFROG
     with pytest.raises(ValueError, match="`integrator` must be one of 'symplectic_euler"):
         splitting.get("rk4")
+
+
+@pytest.mark.parametrize("hamiltonian", ["separable", "joint"])
+@pytest.mark.parametrize("arguments", [{"max_norm": 1e5}, {"max_norm": 1e-200}, {"step_size": 1e9}])
+def test_extreme_bounds_of_the_operator(hamiltonian, arguments):
+    layer = HamiltonianFlow(operators.Dense(4), hamiltonian=hamiltonian, **arguments)
+    assert 2 <= layer.solver_iterations <= 50
