@@ -38,7 +38,7 @@ def main() -> int:
     from dynzoo import data
     from dynzoo.data import parts as image_parts
     from dynzoo.training import recipes
-    from dynzoo.training.validation import held_out_accuracy
+    from dynzoo.training.validation import held_out_accuracy, l2_radius
     from dynzoo.zoo import files as preset_files
     from dynzoo.zoo import preset_folder
     from dynzoo.zoo.cards import model_card
@@ -56,7 +56,9 @@ def main() -> int:
     metadata = preset_files.read_metadata(source)
     recipe = recipes.validate(metadata["recipe"])
     _, held_out = data.split_validation(x, y, recipe["data"]["validation"], seed=0)
-    clean, certified = held_out_accuracy(model, held_out, recipe["evaluation"]["eps"][0])
+    clean, certified = held_out_accuracy(
+        model, held_out, l2_radius(recipe["evaluation"], held_out[0].shape[1:])
+    )
     trained = metadata["training"]
     trained["command"] = run["command"]
     trained["held_out"] |= {"val_accuracy": round(100 * clean, 3)}

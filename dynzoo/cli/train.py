@@ -74,8 +74,8 @@ def run(options: Namespace) -> None:
         for name in ("max_seconds", "distribute", "devices", "pilot", "weights_dtype", "layout")
     }
     check_training(**engine)
-    if options.seed is not None and options.seed < 0:
-        raise RecipeError(f"`training.seed` must be at least 0. Received: {options.seed}")
+    if options.seed is not None and not 0 <= options.seed < 2**32:
+        raise RecipeError(f"`training.seed` must be in [0, {2**32 - 1}]. Received: {options.seed}")
     load_keras()
     # Keras and what stands on it: wrong arguments do not pay for them
     from dynzoo.training import loop, recipes

@@ -19,7 +19,7 @@ from dynzoo.training.loss_of_epoch import LossOfEpoch
 from dynzoo.training.quick_look import QuickLook
 from dynzoo.training.resident_epochs import ResidentEpochs
 from dynzoo.training.run import Run, message
-from dynzoo.training.validation import held_out_accuracy
+from dynzoo.training.validation import held_out_accuracy, l2_radius
 from dynzoo.utils import interruption
 
 __all__ = ["TrainingDivergedError", "TrainingLoop", "held_out_row"]
@@ -265,7 +265,7 @@ class TrainingLoop:
 
     def _quick_look(self) -> dict:
         if self._quick is None:
-            eps = self.run.recipe["evaluation"]["eps"][0]
+            eps = l2_radius(self.run.recipe["evaluation"], self.validation[0].shape[1:])
             plain = self.twin.updated()
             self._quick = QuickLook(self.twin.network, plain, self.validation, eps)
         return _percent(*self._quick())
@@ -279,7 +279,7 @@ class TrainingLoop:
 
 def held_out_row(run: Run, model: keras.Model, validation: tuple[np.ndarray, np.ndarray]) -> dict:
     """Held-out accuracies of a model in float32, in percent, with exact certificates."""
-    eps = run.recipe["evaluation"]["eps"][0]
+    eps = l2_radius(run.recipe["evaluation"], validation[0].shape[1:])
     # In full precision: TF32 would cost the certificate more than the last epochs gain.
     with backend.full_precision():
         return _percent(*held_out_accuracy(model, validation, eps))

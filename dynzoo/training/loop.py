@@ -55,7 +55,8 @@ def build_model(recipe: dict, num_classes: int, input_shape, dtype=None) -> kera
         A ``keras.Model`` from images in [0, 1] to logits.
 
     Raises:
-        RecipeError: if the architecture has an argument that its function does not take.
+        RecipeError: if the architecture has an argument that its function does not take, or fewer
+            classes than the data.
 
     Example:
 
@@ -70,7 +71,12 @@ def build_model(recipe: dict, num_classes: int, input_shape, dtype=None) -> kera
     arguments = dict(recipe["architecture"])
     builder = ARCHITECTURES[arguments.pop("name")]
     arguments.setdefault("input_shape", tuple(input_shape))
-    arguments.setdefault("num_classes", num_classes)
+    chosen = arguments.setdefault("num_classes", num_classes)
+    if isinstance(chosen, int) and 2 <= chosen < num_classes:
+        raise recipes.RecipeError(
+            f"`architecture.num_classes` must be at least {num_classes}, the classes of the data. "
+            f"Received: {chosen}"
+        )
     arguments.setdefault("seed", recipe["training"]["seed"])
     before = keras.config.dtype_policy()
     try:

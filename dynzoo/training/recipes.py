@@ -76,7 +76,7 @@ _SCHEMA = Schema(
         "data.rotation": (0, 180),
         "data.zoom": (0, 0.9),
         "data.color_jitter": (0, 1),
-        "training.seed": (0, None),
+        "training.seed": (0, 2**32 - 1),  # what NumPy and the backends take
         "training.epochs": (1, None),
         "training.batch_size": (1, None),
         "training.validate_every": (1, None),
@@ -161,6 +161,7 @@ def validate(recipe: dict) -> dict:
             "`training.optimizer.learning_rate` must be a positive number such as 0.001. "
             f"Received: {rate!r}"
         )
+    _check_optimizer(training["optimizer"])
     _check_average(training)
     _check_resident(training)
     schedule = training["schedule"]
@@ -170,6 +171,42 @@ def validate(recipe: dict) -> dict:
             f"Received: {schedule}"
         )
     return result
+
+
+def _check_optimizer(settings: dict) -> None:
+    """Types and ranges of what optimizers take; names that they do not know they refuse."""
+    for key, value in settings.items():
+        allowed = _OPTIMIZER_NUMBERS.get(key)
+        if allowed is not None and value is not None and not _inside(value, *allowed):
+            low, high, closed, kind = allowed
+            what = "an integer" if kind is int else "a number such as 0.001"
+            end = f"{'[' if closed else '('}{low:g}, {high:g})"
+            # YAML reads 1e-3 as text; it wants 1.0e-3 or 0.001.
+            raise RecipeError(
+                f"`training.optimizer.{key}` must be {what} in {end}. Received: {value!r}"
+            )
+        if key in _OPTIMIZER_SWITCHES and not isinstance(value, bool):
+            raise RecipeError(
+                f"`training.optimizer.{key}` must be true or false. Received: {value!r}"
+            )
+
+
+# Lower end, upper end (open), whether the lower end is allowed, type.
+_OPTIMIZER_NUMBERS: dict[str, tuple[float, float, bool, type]] = {
+    **{key: (0.0, 1.0, True, float) for key in ("momentum", "beta_1", "beta_2", "ema_momentum")},
+    **{key: (0.0, 1.0, True, float) for key in ("adam_beta_1", "adam_beta_2")},
+    **{key: (0.0, math.inf, False, float) for key in ("clipnorm", "clipvalue", "global_clipnorm")},
+    **{key: (0.0, math.inf, False, float) for key in ("epsilon", "loss_scale_factor")},
+    **{key: (0.0, math.inf, False, float) for key in ("adam_learning_rate", "bias_lr_ratio")},
+    "weight_decay": (0.0, math.inf, True, float),
+    "gradient_accumulation_steps": (2, math.inf, True, int),
+}
+_OPTIMIZER_SWITCHES = ("use_ema", "nesterov", "amsgrad")
+
+
+def _inside(value: Any, low: float, high: float, closed: bool, kind: type) -> bool:
+    numeric = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return numeric and value < high and (value > low or (closed and value == low))
 
 
 def _check_average(training: dict) -> None:

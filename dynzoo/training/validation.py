@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import keras
 import numpy as np
 
@@ -12,7 +14,7 @@ from dynzoo.inference.model_layers import mixing_layers, random_layers
 from dynzoo.inference.streamed_images import StreamedImages, chunks
 from dynzoo.training import recipes
 
-__all__ = ["held_out_accuracy", "hold_out", "labels_and_radii"]
+__all__ = ["held_out_accuracy", "hold_out", "l2_radius", "labels_and_radii"]
 
 
 def hold_out(recipe: dict, source=None, log=print) -> tuple[tuple, int]:
@@ -48,6 +50,16 @@ def hold_out(recipe: dict, source=None, log=print) -> tuple[tuple, int]:
     return data.split_validation(x, y, section["validation"], seed=0), count_classes(
         y, "the training labels"
     )
+
+
+def l2_radius(evaluation: dict, shape: tuple[int, ...]) -> float:
+    """L2 radius that a certificate needs for the first radius of a recipe's ``evaluation``.
+
+    The ball of the maximum norm lies in the L2 ball that is larger by the root of the number of
+    entries of an image, whose shape is ``shape``.
+    """
+    eps = float(evaluation["eps"][0])
+    return eps * math.sqrt(math.prod(shape)) if evaluation["norm"] == "linf" else eps
 
 
 def held_out_accuracy(model: keras.Model, held_out, eps: float) -> tuple[float, float | None]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from dynzoo.data import datasets as data
 from dynzoo.robustness import evaluation as robustness
@@ -19,7 +18,7 @@ from dynzoo.training import loop as training
 from dynzoo.training.builders import make_loss
 from dynzoo.training.checkpoints import CheckpointError, NotFiniteError
 from dynzoo.training.epoch_values import at_epoch
-from dynzoo.training.validation import hold_out, labels_and_radii
+from dynzoo.training.validation import hold_out, l2_radius, labels_and_radii
 from dynzoo.tuning.config import OBJECTIVES, SearchConfig
 from dynzoo.utils.extras import extra
 from dynzoo.utils.strict_json import short
@@ -247,8 +246,7 @@ def measure(model: keras.Model, held_out: Any, recipe: dict, settings: dict) -> 
     correct = labels == y
     result: dict[str, Any] = {"clean": float(correct.mean()), "certified": None, "attacked": None}
     if radii is not None:
-        # The Linf ball lies in the L2 ball that is larger by this factor.
-        radius = eps * float(np.sqrt(x[0].size)) if norm == "linf" else eps
+        radius = l2_radius(recipe["evaluation"], x.shape[1:])
         result["certified"] = float((correct & (radii > radius)).mean())
     if settings["attacks"] != "none":
         count = settings["attack_images"]

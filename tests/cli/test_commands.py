@@ -85,7 +85,7 @@ REFUSED = {
     f"train {PRESET} --max-seconds 0": "`max_seconds` must be positive",
     f"train {PRESET} --pilot nan": "`pilot` must be a positive number",
     f"train {PRESET} --devices 2": "`devices` needs `distribute=True`",
-    f"train {PRESET} --seed -1": "`training.seed` must be at least 0",
+    f"train {PRESET} --seed -1": "`training.seed` must be in [0, 4294967295]",
     "search gone": "there is no search file 'gone'",
     "search digits --data gone.npz": "There is no data file gone.npz",
     "search digits --max-trials 0": "--max-trials: must be at least 1",

@@ -117,6 +117,18 @@ def test_radii_may_be_fractions(value, eps):
         ("training.optimizer.learning_rate", -0.1),
         ("training.optimizer.learning_rate", math.inf),
         ("training.optimizer.learning_rate", None),
+        ("training.seed", 2**32),
+        ("training.optimizer.weight_decay", "1e-4"),
+        ("training.optimizer.momentum", "9e-1"),
+        ("training.optimizer.momentum", 1.5),
+        ("training.optimizer.beta_1", 5),
+        ("training.optimizer.epsilon", "1e-7"),
+        ("training.optimizer.clipnorm", -1.0),
+        ("training.optimizer.loss_scale_factor", "2"),
+        ("training.optimizer.adam_learning_rate", -1.0),
+        ("training.optimizer.gradient_accumulation_steps", 2.5),
+        ("training.optimizer.use_ema", "yes"),
+        ("training.optimizer.nesterov", 1),
         ("training.schedule.warmup", -0.1),
         ("training.schedule.warmup", "short"),
         ("training.schedule.warmup", 0.7),
@@ -210,3 +222,19 @@ def test_yaml_cannot_run_code(tmp_path):
     path.write_text("name: !!python/object/apply:os.getcwd []")
     with pytest.raises(RecipeError, match="evil.yaml: not readable as YAML"):
         recipes.load(path)
+
+
+def test_fewer_classes_than_the_data_have_are_refused():
+    from dynzoo.training import build_model
+
+    recipe = recipes.validate(changed("architecture.num_classes", 2))
+    with pytest.raises(RecipeError, match=r"`architecture.num_classes` must be at least 3.*: 2"):
+        build_model(recipe, 3, (8, 8, 1))
+
+
+def test_a_certificate_in_the_maximum_norm_needs_a_larger_ball():
+    from dynzoo.training.validation import l2_radius
+
+    evaluation = {"norm": "linf", "eps": [0.1, 0.2]}
+    assert l2_radius(evaluation, (4, 4, 4)) == pytest.approx(0.8)
+    assert l2_radius({**evaluation, "norm": "l2"}, (4, 4, 4)) == 0.1
