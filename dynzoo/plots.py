@@ -120,7 +120,7 @@ def robustness_figure(
         line = [clean, *(shares[e] for e in sorted(shares))]
         axes.plot(
             points, line, linestyle=_DASHES[number % len(_DASHES)], color=ATTACKED, linewidth=0.9,
-            alpha=0.7, label=("after " if not number else "and after ") + name,
+            alpha=0.7, label=("after " if not number else "and after ") + literal(name),
         )  # fmt: skip
     if attacked:
         axes.plot(
@@ -157,6 +157,7 @@ def comparison_figure(
         zip(_colors(len(models)), models.items(), strict=True)
     ):
         marker = _MARKERS[number % len(_MARKERS)]  # tells them apart without colours, too
+        name = literal(name)
         radii = [0.0, *sorted(robust)]
         ticks |= set(radii)
         known = [v for e in radii[1:] if (v := robust[e]) is not None]
@@ -176,6 +177,12 @@ def comparison_figure(
     finish(axes)
     axes.legend(frameon=False, fontsize=9, loc="best")
     return figure
+
+
+def literal(text: str) -> str:
+    """Text as it is, where matplotlib reads mathematics and hides what an underscore begins."""
+    shown = text.replace("$", r"\$")
+    return f"\N{HAIR SPACE}{shown}" if shown.startswith("_") else shown
 
 
 def accuracy_axis(axes: Any) -> None:

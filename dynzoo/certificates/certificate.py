@@ -290,7 +290,7 @@ class Certificate:
         self,
         x: Any,
         y: Any,
-        k: int | Sequence[int] = (1, 5),
+        k: int | Sequence[int] | None = None,
         batch_size: int = 256,
         rounding: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -303,7 +303,8 @@ class Certificate:
         Args:
             x: float images (n, ...), as in ``radii``.
             y: integer labels (n,) in [0, K).
-            k: how many largest logits count, one number or several, each in [1, K - 1].
+            k: how many largest logits count, one number or several, each in [1, K - 1]; 1 and 5,
+                or what of them K allows, if ``None``.
             batch_size: images per forward pass, at most.
             rounding: as in ``radii``.
 
@@ -325,6 +326,8 @@ class Certificate:
         >>> top2, certified_top2 = np.mean(places < 2), np.mean(radii[:, 1] >= 36 / 255)
         """
         classes = len(self.pair_distances)
+        if k is None:
+            k = tuple(i for i in (1, 5) if i < classes)
         ks: list[int] = np.atleast_1d(k).tolist()
         if not ks or not all(isinstance(i, int) and 1 <= i < classes for i in ks):
             raise ValueError(f"`k` must be integers in [1, {classes - 1}]. Received: k={k}")

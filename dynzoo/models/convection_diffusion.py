@@ -9,7 +9,13 @@ from dynzoo import operators
 from dynzoo.inference.model_layers import random_layers
 from dynzoo.layers.convection_diffusion_flow import ConvectionDiffusionFlow
 from dynzoo.layers.isometries import SpaceToDepth
-from dynzoo.models.arguments import check_classes, check_image, check_stages
+from dynzoo.models.arguments import (
+    check_classes,
+    check_image,
+    check_normalization,
+    check_stages,
+    layer_seeds,
+)
 from dynzoo.utils.arguments import integer, number
 
 __all__ = ["convection_diffusion_classifier", "feynman_kac_model"]
@@ -63,7 +69,7 @@ def convection_diffusion_classifier(
         steps: time steps of each stage.
         diffusion: noise level $\sigma$ of the flows, at least 0; one step adds noise of standard
             deviation $\sigma\sqrt{2h}$ to features of unit variance.
-        input_noise: standard deviation of noise on the pixels in training, at least 0, in units of
+        input_noise: standard deviation of noise on the pixels in training, in [0, 1], in units of
             the pixel range [0, 1].
         step_size: time step h of the flows.
         velocity: ``"free"`` or ``"gradient"``, as in ``ConvectionDiffusionFlow``.
@@ -95,19 +101,20 @@ def convection_diffusion_classifier(
     2307.12333); B. Wang et al., "ResNets ensemble via the Feynman-Kac formalism" (NeurIPS 2019).
     The architecture is ours.
     """
-    widths, steps = tuple(widths), tuple(steps)
     check_stages(widths, steps)
+    widths, steps = tuple(widths), tuple(steps)
     number("diffusion", diffusion, closed="low")
-    number("input_noise", input_noise, closed="low")
+    number("input_noise", input_noise, 0.0, 1.0, closed="both")
     integer("block_size", block_size)
     check_classes(num_classes)
     check_image(input_shape, block_size * 2 ** (len(widths) - 1))
-    seeds = iter(range(1000 * seed, 1000 * seed + 1000, 50))
+    means, variances = check_normalization(mean, deviation, input_shape[-1])
+    seeds = layer_seeds(seed, 50)
 
     inputs = x = keras.Input(tuple(input_shape), name="image")
     if input_noise > 0:
         x = keras.layers.GaussianNoise(input_noise, seed=seed)(x)
-    x = keras.layers.Normalization(mean=list(mean), variance=[d**2 for d in deviation])(x)
+    x = keras.layers.Normalization(mean=means, variance=variances)(x)
     x = SpaceToDepth(block_size)(x)
     for stage, (width, count) in enumerate(zip(widths, steps, strict=True)):
         size, stride = (3, 1) if stage == 0 else (2, 2)

@@ -8,7 +8,13 @@ from dynzoo import operators
 from dynzoo.layers.contractive_hamiltonian_flow import ContractiveHamiltonianFlow
 from dynzoo.layers.hamiltonian_flow import HamiltonianFlow
 from dynzoo.layers.isometries import SpaceToDepth
-from dynzoo.models.arguments import check_classes, check_image, check_stages
+from dynzoo.models.arguments import (
+    check_classes,
+    check_image,
+    check_normalization,
+    check_stages,
+    layer_seeds,
+)
 from dynzoo.utils.arguments import integer, one_of
 
 __all__ = ["hamiltonian_classifier"]
@@ -93,8 +99,8 @@ def hamiltonian_classifier(
     "Robust classification using contractive Hamiltonian neural ODEs", IEEE L-CSS 7 (2023), arXiv
     2203.11805. The architecture is ours.
     """
-    widths, steps = tuple(widths), tuple(steps)
     check_stages(widths, steps)
+    widths, steps = tuple(widths), tuple(steps)
     if any(width % 2 for width in widths):
         raise ValueError(f"`widths` must be even: halves are q and p. Received: widths={widths}")
     one_of("flow", flow, ("hamiltonian", "contractive"))
@@ -104,11 +110,12 @@ def hamiltonian_classifier(
     integer("block_size", block_size)
     check_classes(num_classes)
     check_image(input_shape, block_size * 2 ** (len(widths) - 1))
-    seeds = iter(range(1000 * seed, 1000 * seed + 1000, 50))
+    means, variances = check_normalization(mean, deviation, input_shape[-1])
+    seeds = layer_seeds(seed, 50)
     contraction = {"kappa": kappa, "margin": margin} if flow == "contractive" else None
 
     inputs = keras.Input(tuple(input_shape), name="image")
-    x = keras.layers.Normalization(mean=list(mean), variance=[d**2 for d in deviation])(inputs)
+    x = keras.layers.Normalization(mean=means, variance=variances)(inputs)
     if block_size > 1:
         x = SpaceToDepth(block_size)(x)
     for stage, (width, count) in enumerate(zip(widths, steps, strict=True)):

@@ -6,8 +6,13 @@ import keras
 
 from dynzoo import layers as dl
 from dynzoo import operators
-from dynzoo.models.arguments import check_classes, check_stages
-from dynzoo.utils.arguments import one_of
+from dynzoo.models.arguments import (
+    check_classes,
+    check_image,
+    check_stages,
+    layer_seeds,
+)
+from dynzoo.utils.arguments import integer, number, one_of
 
 __all__ = ["isometric_classifier"]
 
@@ -101,9 +106,14 @@ def isometric_classifier(
     """
     check_stages(widths, steps)
     check_classes(num_classes)
+    integer("block_size", block_size)
+    integer("neck_units", neck_units)
+    integer("dense_steps", dense_steps, least=0)
+    number("shift_fraction", shift_fraction, 0.0, 1.0)
+    check_image(input_shape, block_size * 2 ** (len(widths) - 1))
     _check_choices(operator, inner_ratio, constraint, between, head, pooling, positions)
     _check_flow(flow, operator, step_size, constraint)
-    seeds = iter(range(1000 * seed, 1000 * seed + 1000))
+    seeds = layer_seeds(seed)
 
     def inner(width):
         return max(1, int(width * inner_ratio))
@@ -169,8 +179,7 @@ def _check_choices(operator, inner_ratio, constraint, between, head, pooling, po
             "`operator` must be 'shifted', 'shifted_pointwise' or 'conv'. "
             f"Received: operator={operator!r}"
         )
-    if not 0 < inner_ratio <= 1:
-        raise ValueError(f"`inner_ratio` must be in (0, 1]. Received: inner_ratio={inner_ratio}")
+    number("inner_ratio", inner_ratio, 0.0, 1.0)
     one_of("constraint", constraint, ("default", "orthonormal", "spectral_norm"))
     one_of("between", between, ("maxmin", "beta_abs", "none"))
     one_of("head", head, ("unit_rows", "orthonormal"))

@@ -5,7 +5,13 @@ from __future__ import annotations
 import keras
 
 from dynzoo.layers.isometries import SpaceToDepth
-from dynzoo.models.arguments import check_classes, check_image, check_stages
+from dynzoo.models.arguments import (
+    check_classes,
+    check_image,
+    check_normalization,
+    check_stages,
+    layer_seeds,
+)
 from dynzoo.utils.arguments import integer
 
 __all__ = ["resnet_classifier"]
@@ -67,12 +73,13 @@ def resnet_classifier(
 
     Reference: K. He et al., "Identity mappings in deep residual networks" (ECCV 2016).
     """
-    widths, steps = tuple(widths), tuple(steps)
     check_stages(widths, steps)
+    widths, steps = tuple(widths), tuple(steps)
     integer("block_size", block_size)
     check_classes(num_classes)
     check_image(input_shape, block_size * 2 ** (len(widths) - 1))
-    seeds = iter(range(1000 * seed, 1000 * seed + 1000))
+    means, variances = check_normalization(mean, deviation, input_shape[-1])
+    seeds = layer_seeds(seed)
 
     def convolution(x, width, size=3, strides=1):
         return keras.layers.Conv2D(
@@ -85,7 +92,7 @@ def resnet_classifier(
         )(x)
 
     inputs = keras.Input(tuple(input_shape), name="image")
-    x = keras.layers.Normalization(mean=list(mean), variance=[d**2 for d in deviation])(inputs)
+    x = keras.layers.Normalization(mean=means, variance=variances)(inputs)
     x = convolution(SpaceToDepth(block_size)(x), widths[0])
     for stage, (width, count) in enumerate(zip(widths, steps, strict=True)):
         if stage:

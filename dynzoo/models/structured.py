@@ -11,7 +11,13 @@ from dynzoo.layers.isometries import ChannelPadding, SpaceToDepth
 from dynzoo.layers.learned_scale import LearnedScale
 from dynzoo.layers.linear import OrthonormalDense, OrthonormalPointwise, PositionOffset
 from dynzoo.layers.switching_flow import SwitchingFlow
-from dynzoo.models.arguments import check_classes, check_image
+from dynzoo.models.arguments import (
+    check_classes,
+    check_image,
+    check_normalization,
+    check_widths,
+    layer_seeds,
+)
 from dynzoo.regularizers import Orthogonality
 from dynzoo.utils.arguments import integer, number, one_of
 
@@ -144,9 +150,10 @@ def structured_classifier(
     check_classes(num_classes)
     integer("block_size", block_size)
     integer("neck_units", neck_units)
-    stages = len(widths)
+    stages = len(check_widths("widths", widths))
     check_image(input_shape, block_size * 2 ** (stages - 1) if isometric else 2**stages)
-    seeds = iter(range(1000 * seed, 1000 * seed + 1000, 20))
+    means, variances = check_normalization(mean, deviation, input_shape[-1])
+    seeds = layer_seeds(seed, 20)
     if orthogonality is None:
         orthogonality = 0.0 if certified else _ORTHOGONALITY[kind]
     orthogonality = number("orthogonality", orthogonality, closed="both")
@@ -182,7 +189,7 @@ def structured_classifier(
         )
 
     inputs = keras.Input(tuple(input_shape), name="image")
-    x = keras.layers.Normalization(mean=list(mean), variance=[d**2 for d in deviation])(inputs)
+    x = keras.layers.Normalization(mean=means, variance=variances)(inputs)
     if isometric:
         x = _isometric_body(x, widths, _OPERATORS[operator], flow, seeds, block_size, neck_units)
         outputs = UnitRowDense(num_classes, seed=next(seeds), name="head")(x)

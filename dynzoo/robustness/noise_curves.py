@@ -18,7 +18,7 @@ from dynzoo.inference.draws import Draws
 from dynzoo.inference.image_checks import check_unit_range
 from dynzoo.robustness.checks.model import check_examples
 from dynzoo.robustness.corruptions import hits, hits_of
-from dynzoo.utils.arguments import integer, listed
+from dynzoo.utils.arguments import array, integer, listed
 from dynzoo.utils.formatting import percent
 
 __all__ = ["LEVELS", "NoiseCurve", "noise_curve"]
@@ -179,7 +179,7 @@ def noise_curve(
     """
     x, y = check_images(x, y)
     check_unit_range(model)
-    chosen = _levels((kinds,) if isinstance(kinds, str) else tuple(kinds), levels)
+    chosen = _levels(tuple(listed(kinds)) if not isinstance(kinds, str) else (kinds,), levels)
     draws, seed = integer("draws", draws), integer("seed", seed, least=0)
     batch_size = integer("batch_size", batch_size)
     total = draws * sum(len(v) for v in chosen.values())
@@ -228,7 +228,8 @@ def _levels(
             raise ValueError(f"`levels` must have levels of each kind. Received: none of {missing}")
     else:
         levels = dict.fromkeys(kinds, tuple(listed(levels)))
-    result = {kind: tuple(sorted({float(v) for v in listed(levels[kind])})) for kind in kinds}
+    given = {kind: array("levels", listed(levels[kind])).ravel() for kind in kinds}
+    result = {kind: tuple(sorted({*values.tolist()})) for kind, values in given.items()}
     for kind, values in result.items():
         high = 1.0 if kind == "salt_and_pepper" else np.inf
         if not values or not all(0.0 < v <= high and np.isfinite(v) for v in values):

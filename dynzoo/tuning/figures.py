@@ -67,12 +67,14 @@ def parallel_figure(config: SearchConfig, result: SearchResult) -> Any:
         axes.axvline(x, color=_GRID, linewidth=1.0, zorder=1)
         for height, text in axis.ticks:
             axes.text(
-                x + 0.04, height, text, fontsize=7.5, color=INK, va="center", zorder=4,
+                x + 0.04, height, plots.literal(text), fontsize=7.5, color=INK, va="center",
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
+                zorder=4,
             )  # fmt: skip
     axes.set_xlim(-0.1, len(axes_of) - 0.4)
     axes.set_ylim(-0.06, 1.06)
-    axes.set_xticks(range(len(axes_of)), [axis.title for axis in axes_of], fontsize=8.5)
+    titles = [plots.literal(axis.title) for axis in axes_of]
+    axes.set_xticks(range(len(axes_of)), titles, fontsize=8.5)
     axes.set_yticks([])
     axes.tick_params(colors=INK, length=0)
     for side in axes.spines.values():

@@ -247,3 +247,10 @@ def test_top_k_refuses_what_is_no_label_or_number_of_places(y, k, name):
     certificate = certify(linear(np.eye(3), np.zeros(3)))
     with pytest.raises(ValueError, match=name):
         certificate.topk_radii(np.zeros((2, 3), "float32"), np.array(y), k=k)
+
+
+@pytest.mark.parametrize(("classes", "columns"), [(3, 1), (5, 1), (6, 2)])
+def test_top_k_of_few_classes_counts_what_they_allow(classes, columns):
+    certificate = certify(linear(np.eye(classes), np.zeros(classes)))
+    _, radii = certificate.topk_radii(np.zeros((2, classes), "float32"), np.array([0, 1]))
+    assert radii.shape == (2, columns)

@@ -56,6 +56,9 @@ def test_noise_of_any_kind_has_its_level(kind, level):
         ({"levels": []}, "`levels` of 'gaussian'"),
         ({"levels": {"uniform": [0.1]}}, r"none of \['gaussian', 'salt_and_pepper'\]"),
         ({"levels": [0.5, 1.5]}, r"`levels` of 'salt_and_pepper' must be in \(0, 1\]"),
+        ({"levels": "a"}, "`levels` must be numbers"),
+        ({"levels": None}, "`levels` of 'gaussian'"),
+        ({"kinds": None}, "`kinds` must be some of"),
         ({"draws": 0}, "`draws` must be"),
     ],
 )
