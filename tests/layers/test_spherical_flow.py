@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from dynzoo import backend, operators
+from dynzoo import backend, layers, operators
 from dynzoo.fields.skew import FullSkew, PlanesSkew, implicit_update
 from dynzoo.integrators.projected import PROJECTED
 from dynzoo.layers.spherical_flow import SPHERE_INTEGRATORS, SphericalFlow
@@ -219,3 +219,19 @@ def test_bad_arguments(arguments, message):
 def test_one_feature_is_refused():
     with pytest.raises(ValueError, match="needs at least 2 features"):
         SphericalFlow(operators.Dense(3)).build((None, 1))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **a: layers.SphericalFlow(operators.Dense(4), integrator="cayley", **a),
+        lambda **a: layers.SphericalFlow(operators.Dense(4), integrator="cayley_midpoint", **a),
+        lambda **a: layers.FirstIntegralFlow(operators.Dense(4), **a),
+        lambda **a: layers.PresnovFlow(operators.Dense(4), integrator="cayley", **a),
+    ],
+)
+def test_solves_in_float64(make):
+    """Keras on PyTorch gives products of float64 back in float32, which no solver takes."""
+    flow, x = make(dtype="float64", seed=0), normal((3, 8), 1).astype("float64")
+    y = backend.to_numpy(flow(ops.convert_to_tensor(x, dtype="float64")))
+    np.testing.assert_allclose(y, flow.call_float64(x), atol=1e-5)
