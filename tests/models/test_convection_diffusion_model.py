@@ -133,7 +133,7 @@ def test_the_gradient_velocity_keeps_its_norm_bound():
     ("arguments", "message"),
     [
         ({"steps": (2, 1)}, "`steps` must have one entry for each"),
-        ({"widths": (), "steps": ()}, "`steps` must have one entry for each"),
+        ({"widths": (), "steps": ()}, "`widths` must list positive integers"),
         ({"diffusion": -0.1}, r"`diffusion` must be in \[0"),
         ({"input_noise": -0.1}, r"`input_noise` must be in \[0"),
         ({"num_classes": 1}, "`num_classes` must be at least 2"),
