@@ -232,6 +232,8 @@ def test_one_feature_is_refused():
 )
 def test_solves_in_float64(make):
     """Keras on PyTorch gives products of float64 back in float32, which no solver takes."""
+    if keras.backend.backend() == "jax":
+        pytest.skip("JAX has float64 only where a flag asks for it")
     flow, x = make(dtype="float64", seed=0), normal((3, 8), 1).astype("float64")
     y = backend.to_numpy(flow(ops.convert_to_tensor(x, dtype="float64")))
     np.testing.assert_allclose(y, flow.call_float64(x), atol=1e-5)
