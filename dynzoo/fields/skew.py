@@ -178,6 +178,7 @@ def implicit_update(skew, step_size, slope, gram):
     system = xp.eye(core.shape[-1], dtype=core.dtype) - core
     right = xp.expand_dims(skew.project(slope), -1)
     right = xp.where(xp.abs(right) < _OVERFLOW, right, xp.zeros_like(right))
-    if system.dtype != right.dtype:  # Keras on PyTorch multiplies float64 in float32
+    # Keras on PyTorch multiplies float64 in float32; NumPy, which has no `cast`, takes any mixture.
+    if system.dtype != right.dtype and hasattr(xp, "cast"):
         system = xp.cast(system, right.dtype)
     return step_size * share[..., 0] * skew.lift(xp.linalg.solve(system, right)[..., 0])
