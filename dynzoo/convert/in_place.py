@@ -26,9 +26,8 @@ class Memory:
     """What the nodes of a graph share, learnt as they are gone through in their order."""
 
     def __init__(self, root: Any):
-        self._root, self._place = root, 0
-        # of each node its place, the storage it lies in, and the tensor that it is
-        self._places: dict[Any, int] = {}
+        self._root = root
+        # of each node the storage it lies in, and the tensor that it is
         self._storages: dict[Any, Any] = {}
         self._tensors: dict[Any, Any] = {}
 
@@ -39,8 +38,6 @@ class Memory:
             (earlier nodes that are the tensor which this one changes; whether it changes one of
             which another view is used later).
         """
-        self._place += 1
-        self._places[node] = self._place
         base = node.args[0] if node.args and node.args[0] in self._storages else None
         changes = base is not None and self._in_place(node)
         shares = base is not None and (changes or self._is_view(node))
@@ -51,7 +48,7 @@ class Memory:
         others = [n for n, s in self._storages.items() if s is self._storages[node] and n != node]
         same = [n for n in others if self._tensors[n] is self._tensors[node]]
         views = [n for n in others if n not in same]
-        return same, any(user not in self._places for view in views for user in view.users)
+        return same, any(user not in self._storages for view in views for user in view.users)
 
     def _name(self, node: Any) -> str:
         return str(getattr(node.target, "__name__", node.target))

@@ -213,8 +213,10 @@ class HamiltonianFlow(Invertible, PhaseSpaceFlow):
         if self.iterations is not None:
             return self.iterations
         factor = self.solver_factor
-        if not 0 < factor < 1:  # rounded to an end, or not a number: the most that is ever taken
-            return 2 if factor <= 0 else _MOST_ITERATIONS
+        if factor <= 0:  # rounded to 0
+            return 2
+        if not factor < 1:  # rounded to 1, or not a number
+            return _MOST_ITERATIONS
         needed = math.log(_RESIDUAL) / math.log(factor)
         return min(max(2, math.ceil(needed)), _MOST_ITERATIONS)
 

@@ -25,7 +25,7 @@ def check_classes(num_classes) -> None:
         raise ValueError(f"`num_classes` must be at least 2. Received: num_classes={num_classes}")
 
 
-def check_image(input_shape, factor: int = 1) -> None:
+def check_image(input_shape, factor: int) -> None:
     """Three positive integers, of which height and width survive being divided by ``factor``."""
     sizes = listed(input_shape)
     whole = [isinstance(s, int | np.integer) and not isinstance(s, bool) for s in sizes]
