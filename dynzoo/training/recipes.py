@@ -16,6 +16,7 @@ from dynzoo.augmentation.batches import DISTORTIONS, FLIPS
 from dynzoo.training import epoch_values as by_epoch
 from dynzoo.training.recipe_files import RecipeError as RecipeError
 from dynzoo.training.recipe_files import find as find
+from dynzoo.utils.arguments import integer, number
 
 __all__ = ["DEFAULTS", "RecipeError", "Schema", "complete", "find", "load", "read", "validate"]
 
@@ -176,37 +177,33 @@ def validate(recipe: dict) -> dict:
 def _check_optimizer(settings: dict) -> None:
     """Types and ranges of what optimizers take; names that they do not know they refuse."""
     for key, value in settings.items():
-        allowed = _OPTIMIZER_NUMBERS.get(key)
-        if allowed is not None and value is not None and not _inside(value, *allowed):
-            low, high, closed, kind = allowed
-            what = "an integer" if kind is int else "a number such as 0.001"
-            end = f"{'[' if closed else '('}{low:g}, {high:g})"
-            # YAML reads 1e-3 as text; it wants 1.0e-3 or 0.001.
-            raise RecipeError(
-                f"`training.optimizer.{key}` must be {what} in {end}. Received: {value!r}"
-            )
+        path = f"training.optimizer.{key}"
+        if key in _OPTIMIZER_NUMBERS and value is not None:
+            high, closed = _OPTIMIZER_NUMBERS[key]
+            try:
+                number(path, value, 0.0, high, closed)
+            except ValueError as error:
+                # YAML reads 1e-3 as text; it wants 1.0e-3 or 0.001.
+                raise RecipeError(f"{error}; write numbers such as 0.001") from None
+        if key == "gradient_accumulation_steps" and value is not None:
+            try:
+                integer(path, value, least=2)
+            except ValueError as error:
+                raise RecipeError(str(error)) from None
         if key in _OPTIMIZER_SWITCHES and not isinstance(value, bool):
-            raise RecipeError(
-                f"`training.optimizer.{key}` must be true or false. Received: {value!r}"
-            )
+            raise RecipeError(f"`{path}` must be true or false. Received: {value!r}")
 
 
-# Lower end, upper end (open), whether the lower end is allowed, type.
-_OPTIMIZER_NUMBERS: dict[str, tuple[float, float, bool, type]] = {
-    **{key: (0.0, 1.0, True, float) for key in ("momentum", "beta_1", "beta_2", "ema_momentum")},
-    **{key: (0.0, 1.0, True, float) for key in ("adam_beta_1", "adam_beta_2")},
-    **{key: (0.0, math.inf, False, float) for key in ("clipnorm", "clipvalue", "global_clipnorm")},
-    **{key: (0.0, math.inf, False, float) for key in ("epsilon", "loss_scale_factor")},
-    **{key: (0.0, math.inf, False, float) for key in ("adam_learning_rate", "bias_lr_ratio")},
-    "weight_decay": (0.0, math.inf, True, float),
-    "gradient_accumulation_steps": (2, math.inf, True, int),
+# Upper end (open), and whether 0 is allowed.
+_OPTIMIZER_NUMBERS = {
+    **dict.fromkeys(("momentum", "beta_1", "beta_2", "ema_momentum"), (1.0, "low")),
+    **dict.fromkeys(("adam_beta_1", "adam_beta_2"), (1.0, "low")),
+    **dict.fromkeys(("clipnorm", "clipvalue", "global_clipnorm", "epsilon"), (math.inf, "none")),
+    **dict.fromkeys(("loss_scale_factor", "adam_learning_rate"), (math.inf, "none")),
+    "bias_lr_ratio": (math.inf, "none"),
+    "weight_decay": (math.inf, "low"),
 }
 _OPTIMIZER_SWITCHES = ("use_ema", "nesterov", "amsgrad")
-
-
-def _inside(value: Any, low: float, high: float, closed: bool, kind: type) -> bool:
-    numeric = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    return numeric and value < high and (value > low or (closed and value == low))
 
 
 def _check_average(training: dict) -> None:
