@@ -21,7 +21,7 @@ from dynzoo.inference.batching import batches, fastest
 from dynzoo.inference.draws import Draws, seed_states
 from dynzoo.inference.model_layers import flat_layers, random_layers
 from dynzoo.inference.recorded import Recorded, can_record, has_hooks, held_tensors
-from dynzoo.inference.small_images import with_dense_convolutions
+from dynzoo.inference.small_images import with_windows_cut_out
 
 __all__ = [
     "JUDGE_DRAWS",
@@ -73,7 +73,7 @@ def compiled(model: Any, key: Any, make: Callable[[Callable[..., Any]], Any]) ->
         cache.clear()
     cache["settings"] = settings
     if key not in cache:
-        infer = with_dense_convolutions(backend.inference(model))
+        infer = with_windows_cut_out(backend.inference(model))
         cache[key] = compiled_function(model, make(infer))
     function, fresh = cache[key], _NOISE.get(model)
     backward = key[0][0] in _BACKWARD if isinstance(key[0], tuple) else False

@@ -1,9 +1,9 @@
 """Convolutions on JAX whose kernel is larger than their image, as products of matrices.
 
 XLA computes a 3x3 convolution of 2x2 images on a CPU at a twentieth to a hundredth of the speed at
-which it multiplies matrices. Such an image has few pixels, each of which reaches all others: the
-convolution is a dense product for each pixel of its result. What attacks and predictions ask of a
-model is rewritten so, where it is traced; the user's model stays as it is.
+which it multiplies matrices, and so the gradient of one that writes 2x2 images. Of so few pixels
+the windows may as well be cut out one by one. What attacks and predictions ask of a model is
+rewritten so, where it is traced; the user's model stays as it is.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ import numpy as np
 
 from dynzoo import backend
 
-__all__ = ["with_dense_convolutions"]
+__all__ = ["with_windows_cut_out"]
 
-# Pairs of a pixel read and a pixel written up to which the dense product is made: the pixels of
-# 4x4 images, more than which no kernel of use is larger than.
-_MOST_PAIRS = 256
+# Windows that are cut out at most, one for each pixel that is written: those of 4x4 images.
+_MOST_WINDOWS = 16
 
 
-def with_dense_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, computed without convolutions whose kernel is larger than their image.
+def with_windows_cut_out(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, computed without convolutions whose kernel is larger than an image of theirs.
 
     The sums are the same, in another order. It is ``function`` itself on other backends and on
     accelerators.
@@ -59,7 +58,7 @@ def _inlined(equation: Any) -> Any:
 
 
 def _is_small(equation: Any) -> bool:
-    """Whether it is a convolution with a kernel larger than its image, in some direction."""
+    """Whether it is a convolution with a kernel larger than what it reads or writes."""
     if equation.primitive.name != "conv_general_dilated":
         return False
     parameters = equation.params
@@ -72,12 +71,13 @@ def _is_small(equation: Any) -> bool:
     read = [image[axis] for axis in numbers.lhs_spec[2:]]
     written = [equation.outvars[0].aval.shape[axis] for axis in numbers.out_spec[2:]]
     window = [kernel[axis] for axis in numbers.rhs_spec[2:]]
-    larger = any(size < width for size, width in zip(read, window, strict=True))
-    return larger and 0 < math.prod(read) * math.prod(written) <= _MOST_PAIRS
+    smaller = map(min, read, written)
+    larger = any(size < width for size, width in zip(smaller, window, strict=True))
+    return larger and math.prod(written) <= _MOST_WINDOWS
 
 
 def _computed(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-    """What a program returns, with dense products in the place of such convolutions."""
+    """What a program returns, with products in the place of such convolutions."""
     from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
     values = dict(zip(jaxpr.constvars, consts, strict=True))
@@ -90,7 +90,7 @@ def _computed(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[
         operands = [value_of(atom) for atom in equation.invars]
         inner = _inlined(equation)
         if _is_small(equation):
-            results = [_dense(*operands, equation)]
+            results = [_product(*operands, equation)]
         elif inner and _has_small_images(inner.jaxpr):
             results = _computed(inner.jaxpr, inner.consts, operands)
         else:
@@ -104,56 +104,36 @@ def _computed(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[
     return [value_of(atom) for atom in jaxpr.outvars]
 
 
-def _dense(image: Any, kernel: Any, equation: Any) -> Any:
-    """The convolution of ``equation`` as one product for each pixel that is written."""
+def _product(image: Any, kernel: Any, equation: Any) -> Any:
+    """The convolution of ``equation``: windows of the image, cut out, times the kernel."""
     import jax
     import jax.numpy as jnp
 
     parameters = equation.params
     numbers = parameters["dimension_numbers"]
-    # (images, pixels, channels) and (offsets, channels, results), with zeros as one more offset
-    image = jnp.transpose(image, (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1]))
-    read = image.shape[1:-1]
-    image = image.reshape(image.shape[0], -1)
-    kernel = jnp.transpose(
-        kernel, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
-    )
-    window, (channels, outputs) = kernel.shape[:-2], kernel.shape[-2:]
-    kernel = kernel.reshape(-1, channels, outputs)
-    kernel = jnp.concatenate([kernel, jnp.zeros_like(kernel[:1])])
-    shape = equation.outvars[0].aval.shape
-    written = [shape[axis] for axis in numbers.out_spec[2:]]
-    offsets = _offsets(read, written, window, parameters)
-    pixels = [
-        jax.lax.dot(
-            image,
-            kernel[row].reshape(-1, outputs),
-            precision=parameters["precision"],
-            preferred_element_type=parameters["preferred_element_type"],
+    order = (numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
+    image = jnp.transpose(image, order)  # channels last, as the kernel and what is written
+    order = (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])
+    kernel = jnp.transpose(kernel, order)
+    order = (numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1])
+    count, *written, outputs = (equation.outvars[0].aval.shape[axis] for axis in order)
+    padding = [(0, 0, 0), *((*sides, 0) for sides in parameters["padding"]), (0, 0, 0)]
+    image = jax.lax.pad(image, jnp.zeros((), image.dtype), padding)
+    dilation = parameters["rhs_dilation"]
+    reach = [d * (size - 1) + 1 for d, size in zip(dilation, kernel.shape, strict=False)]
+    windows = []
+    for pixel in np.ndindex(*written):
+        start = [n * stride for n, stride in zip(pixel, parameters["window_strides"], strict=True)]
+        end = [n + size for n, size in zip(start, reach, strict=True)]
+        window = jax.lax.slice(
+            image, (0, *start, 0), (count, *end, image.shape[-1]), (1, *dilation, 1)
         )
-        for row in offsets
-    ]
-    result = jnp.stack(pixels, axis=1).reshape(-1, *written, outputs)
-    order = np.argsort((numbers.out_spec[0], *numbers.out_spec[2:], numbers.out_spec[1]))
-    return jnp.transpose(result, order)
-
-
-def _offsets(read: Any, written: Any, window: Any, parameters: Any) -> np.ndarray:
-    """Which entry of the kernel, flattened, meets each pair (pixel written, pixel read).
-
-    It is one more than the last where none does. In each direction the result at $o$ is
-    $\\sum_k w_k x_{so + dk - p}$ with stride $s$, dilation $d$ and padding $p$ before the image.
-    """
-    found, missing = np.zeros((1, 1), int), np.zeros((1, 1), bool)
-    steps = zip(
-        *(parameters[name] for name in ("window_strides", "rhs_dilation", "padding")), strict=True
+        windows.append(window.reshape(count, -1))
+    result = jax.lax.dot_general(
+        jnp.stack(windows, axis=1),
+        kernel.reshape(-1, outputs),
+        (((2,), (0,)), ((), ())),
+        precision=parameters["precision"],
+        preferred_element_type=parameters["preferred_element_type"],
     )
-    for axis, (stride, dilation, (before, _)) in enumerate(steps):
-        first = stride * np.arange(written[axis])[:, None] - before
-        entry, rest = np.divmod(np.arange(read[axis]) - first, dilation)
-        outside = (rest != 0) | (entry < 0) | (entry >= window[axis])
-        # one more direction; pixels are numbered as they lie in memory, the last direction fastest
-        shape = (found.shape[0] * len(entry), -1)
-        found = (found[:, None, :, None] * window[axis] + entry[:, None]).reshape(shape)
-        missing = (missing[:, None, :, None] | outside[:, None]).reshape(shape)
-    return np.where(missing, math.prod(window), found)
+    return jnp.transpose(result.reshape(count, *written, outputs), np.argsort(order))
