@@ -90,7 +90,7 @@ def _computed(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[
         operands = [value_of(atom) for atom in equation.invars]
         inner = _inlined(equation)
         if _is_small(equation):
-            results = [_product(*operands, equation)]
+            results = [_product(equation, *operands)]
         elif inner and _has_small_images(inner.jaxpr):
             results = _computed(inner.jaxpr, inner.consts, operands)
         else:
@@ -104,7 +104,7 @@ def _computed(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[
     return [value_of(atom) for atom in jaxpr.outvars]
 
 
-def _product(image: Any, kernel: Any, equation: Any) -> Any:
+def _product(equation: Any, image: Any, kernel: Any) -> Any:
     """The convolution of ``equation``: windows of the image, cut out, times the kernel."""
     import jax
     import jax.numpy as jnp
@@ -136,4 +136,4 @@ def _product(image: Any, kernel: Any, equation: Any) -> Any:
         precision=parameters["precision"],
         preferred_element_type=parameters["preferred_element_type"],
     )
-    return jnp.transpose(result.reshape(count, *written, outputs), np.argsort(order))
+    return jnp.transpose(result.reshape(count, *written, outputs), np.argsort(order).tolist())
