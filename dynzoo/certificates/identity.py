@@ -49,12 +49,18 @@ def weights_hash(model: keras.Model) -> str:
 
 
 def check_is_of(certificate: Any, model: keras.Model) -> None:
-    """A ValueError where a certificate says of itself that it is another model's.
+    """A ValueError where a certificate is none, or says of itself that it is another model's.
 
     Args:
-        certificate: one of ``certify``, ``certify_local`` or ``smooth``, or a caller's own kind.
+        certificate: one of ``certify``, ``certify_local`` or ``smooth``, or a caller's own kind;
+            ``None`` passes.
         model: what it is used for.
     """
+    if certificate is not None and not any(hasattr(certificate, n) for n in ("radii", "decide")):
+        raise ValueError(
+            "`certificate` must be what `dynzoo.certify`, `certify_local` or `smooth` gave, or an "
+            f"object with their method `radii`. Received: certificate={certificate!r}"
+        )
     of = getattr(certificate, "model", None)
     if isinstance(of, keras.Model) and of is not model:
         raise ValueError(

@@ -298,7 +298,7 @@ class SmoothedClassifier:
         Args:
             x: array (n, ...) of inputs, in the scale the model takes.
             y: integer labels (n,) or (n, 1), or one-hot rows.
-            eps: L2 radii in the units of x.
+            eps: L2 radius or radii, at least 0, in the units of x.
             batch_size: noisy images per forward pass; the object's own by default.
             jobs: as in ``radii``.
 
@@ -306,14 +306,18 @@ class SmoothedClassifier:
             ``"clean"`` (abstentions count as wrong), ``"abstained"``, ``"certified"`` with the
             share of right answers whose radius is above each of ``eps``, ``"settings"``, and how
             many ``"images"`` these are of.
+
+        Raises:
+            ValueError: if a radius or a label is out of its range; what ``radii`` raises.
         """
+        asked = [number("eps", e, closed="low") for e in listed(eps)]
         y = check_labels(y, len(x), getattr(self.model, "output_shape", (None,))[-1])
         labels, radii = self.radii(x, batch_size=batch_size, jobs=jobs)
         right = labels == y
         return {
             "clean": float(right.mean()),
             "abstained": float((labels == ABSTAIN).mean()),
-            "certified": {float(e): float((right & (radii > e)).mean()) for e in listed(eps)},
+            "certified": {e: float((right & (radii > e)).mean()) for e in asked},
             "settings": self.to_dict(),
             "images": len(x),
         }

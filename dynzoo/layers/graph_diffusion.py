@@ -261,6 +261,12 @@ class GraphDiffusion(keras.layers.Layer):
             )
         return found
 
+    def compute_output_spec(self, inputs):
+        # As `call`: the type of u, whatever the policy.
+        u = inputs[0] if isinstance(inputs, (list, tuple)) else inputs
+        kind = keras.backend.standardize_dtype(u.dtype)
+        return keras.KerasTensor(u.shape, kind if keras.backend.is_float_dtype(kind) else "float32")
+
     def compute_output_shape(self, input_shape):
         return tuple(_shapes(input_shape)[0])
 

@@ -8,6 +8,7 @@ from keras import ops
 
 from dynzoo import spectral
 from dynzoo.guarantee import Guarantee
+from dynzoo.layers.kernel_objects import check_weights_dtype
 from dynzoo.operators.dense import matmul_channels
 from dynzoo.utils.arguments import float64, integer, seed_or_none
 
@@ -64,6 +65,7 @@ class UnitRowDense(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        check_weights_dtype(self)
         self.units = integer("units", units)
         self.use_bias = bool(use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

@@ -13,9 +13,23 @@ import keras
 
 from dynzoo import constraints
 
-__all__ = ["KernelObjects", "Scaled"]
+__all__ = ["KernelObjects", "Scaled", "check_weights_dtype"]
 
 _WORDS = {constraints.Orthonormal: "orthonormal", constraints.SpectralNorm: "spectral_norm"}
+
+
+def check_weights_dtype(layer: keras.layers.Layer) -> None:
+    """A ValueError for weights in half precision.
+
+    A norm that is bounded, or rows that are orthonormal, would be off by 1e-3 after each rounding,
+    where 1e-5 is stated; and numbers that the step sizes come from would overflow.
+    """
+    if layer.variable_dtype in ("float16", "bfloat16"):
+        raise ValueError(
+            f"`dtype` of `{type(layer).__name__}` must keep weights in float32 or float64, for "
+            f"which its guarantees hold: 'mixed_{layer.variable_dtype}' does, and computes in half "
+            f"precision. Received: dtype={layer.variable_dtype!r}"
+        )
 
 
 class KernelObjects:
@@ -26,7 +40,8 @@ class KernelObjects:
     kernel_regularizer: Any = None
     constraint: str | None
 
-    def _take_objects(self, initializer: Any, regularizer: Any) -> None:
+    def _take_objects(self: Any, initializer: Any, regularizer: Any) -> None:
+        check_weights_dtype(self)
         self.kernel_initializer = keras.initializers.get(initializer)
         self.kernel_regularizer = keras.regularizers.get(regularizer)
 

@@ -9,6 +9,7 @@ from keras import ops
 from dynzoo import constraints, spectral
 from dynzoo.constraints import ORTHONORMAL_KEPT
 from dynzoo.guarantee import Guarantee
+from dynzoo.layers.kernel_objects import check_weights_dtype
 from dynzoo.operators.dense import matmul_channels
 from dynzoo.utils.arguments import float64, integer, seed_or_none
 
@@ -66,6 +67,7 @@ class OrthonormalDense(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        check_weights_dtype(self)
         self.units = integer("units", units)
         self.use_bias = bool(use_bias)
         self.projection_steps = integer("projection_steps", projection_steps)

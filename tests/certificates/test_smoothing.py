@@ -213,6 +213,13 @@ def test_accuracy_counts_abstentions_as_wrong():
     assert found["settings"] == smoothed.to_dict()
 
 
+@pytest.mark.parametrize("eps", ["0.1", -0.1, float("nan"), [0.1, None]])
+def test_accuracy_refuses_what_is_no_radius(eps):
+    smoothed = smooth(linear(W, B), 0.5, samples=2, selection=1)
+    with pytest.raises(ValueError, match=r"`eps` must be in \[0, inf\). Received: eps="):
+        smoothed.accuracy(at_distance(np.ones(1)), np.array([1]), eps)
+
+
 def test_progress_is_told():
     told = []
     x = at_distance([0.5, 0.5])

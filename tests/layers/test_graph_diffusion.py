@@ -258,6 +258,15 @@ def test_mixed_precision_averages_in_float32():
     )
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float64"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int32"])
+def test_a_graph_of_layers_knows_the_type_that_comes_out(policy, kind):
+    layer = GraphDiffusion(0.4, adjacency=PATH, dtype=policy)
+    symbolic = layer(keras.Input((3, 2), dtype=kind))
+    y = layer(ops.ones((1, 3, 2), dtype=kind))
+    assert symbolic.dtype == keras.backend.standardize_dtype(y.dtype)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

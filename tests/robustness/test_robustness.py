@@ -214,6 +214,12 @@ def test_model_with_nan_weights_is_refused():
             evaluate(model, *held_out(20), eps=0.1, attacks="fast", certificate=certificate)
 
 
+@pytest.mark.parametrize("certificate", [True, "crown", 0.5, {"lipschitz": 1.0}])
+def test_what_is_no_certificate_is_refused(nearest, certificate):
+    with pytest.raises(ValueError, match=r"`certificate` must be what .* Received: certificate="):
+        evaluate(nearest, *held_out(20), eps=0.1, attacks="none", certificate=certificate)
+
+
 @pytest.mark.parametrize("shape", [(20, 32), (20, 8, 8, 1)])
 def test_images_of_another_shape_are_refused(nearest, shape):
     with pytest.raises(ValueError, match=r"`x` must have the shape of the model's input"):

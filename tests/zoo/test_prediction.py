@@ -179,6 +179,12 @@ def test_a_certificate_that_is_not_of_the_model_is_refused(model):
         predict(model, np.zeros((2, 8, 8, 3), "float32"), certificate=smooth(model, 0.1))
 
 
+@pytest.mark.parametrize("certificate", [True, False, "crown"])
+def test_what_is_no_certificate_is_refused(model, certificate):
+    with pytest.raises(ValueError, match=r"`certificate` must be what .* Received: certificate="):
+        predict(model, np.zeros((2, 8, 8, 3), "float32"), certificate=certificate)
+
+
 def test_radii_of_a_local_certificate_say_their_norm(tmp_path):
     entrance = keras.Input((4, 4, 1))
     x = keras.layers.Dense(6, "relu")(keras.layers.Flatten()(entrance))
