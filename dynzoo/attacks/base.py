@@ -191,14 +191,14 @@ class Attack:
             Float32 array of the shape of ``x``.
 
         Raises:
-            ValueError: if ``x`` is not finite or not in [0, 1], or ``y`` does not fit ``x`` or the
-                model.
+            ValueError: if ``x`` is not finite or not in [0, 1], ``y`` does not fit ``x`` or the
+                model, or ``indices`` do not fit ``x``.
         """
         given, y = check_images(x, y)
         check_unit_range(model)
         # The ball is around what the caller gave, float64 included; the model sees float32.
         x = given.astype(np.float32, copy=False)
-        indices = np.arange(len(x)) if indices is None else np.asarray(indices)
+        indices = keys_of(indices, len(x))
         with noise(model, x, self.batch_size, self.seed):
             return self._attack(model, given, x, y, indices)
 
@@ -232,3 +232,14 @@ class Attack:
                 break
             open_rows = np.concatenate(still)
         return best
+
+
+def keys_of(indices: Any, count: int) -> np.ndarray:
+    """What keys the random numbers of ``count`` images, 0 to count-1 by default."""
+    keys = np.arange(count) if indices is None else np.asarray(indices)
+    if keys.shape != (count,) or keys.dtype.kind not in "iu" or (keys < 0).any():
+        raise ValueError(
+            f"`indices` must be a non-negative integer for each of the {count} images. "
+            f"Received: {keys.dtype} of shape {keys.shape}"
+        )
+    return keys

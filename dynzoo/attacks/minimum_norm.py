@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from dynzoo import backend
-from dynzoo.attacks.base import Attack, check_images, check_labels
+from dynzoo.attacks.base import Attack, check_images, check_labels, keys_of
 from dynzoo.attacks.geometry import INSIDE, distances, per_image
 from dynzoo.attacks.losses import margin, margins
 from dynzoo.attacks.passes import judged
@@ -90,7 +90,7 @@ class MinimumNorm(Attack):
         given, y = check_images(x, y)
         check_unit_range(model)
         x = given.astype(np.float32, copy=False)
-        indices = np.arange(len(x)) if indices is None else np.asarray(indices)
+        indices = keys_of(indices, len(x))
         best, best_distance = x.copy(), np.full(len(x), np.inf)
         with noise(model, x, self.batch_size, self.seed):
             clean = mean_logits(model, x, self.batch_size)

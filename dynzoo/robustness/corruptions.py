@@ -20,7 +20,7 @@ from dynzoo.inference.image_checks import check_unit_range
 from dynzoo.inference.packed import Packed, pack, unpacked
 from dynzoo.inference.passes import predict_logits
 from dynzoo.robustness.checks.model import check_examples
-from dynzoo.utils.arguments import integer
+from dynzoo.utils.arguments import integer, listed
 from dynzoo.utils.formatting import percent
 from dynzoo.utils.jobs import run_jobs
 
@@ -156,7 +156,7 @@ def evaluate_corruptions(
     x: Any,
     y: Any,
     names: str | Iterable[str] = "all",
-    severities: Iterable[int] = SEVERITIES,
+    severities: int | Iterable[int] = SEVERITIES,
     batch_size: int = 256,
     seed: int = 0,
     official: str | os.PathLike[str] | None = None,
@@ -178,7 +178,7 @@ def evaluate_corruptions(
             ``dynzoo.corruptions.corrupt`` for the sizes.
         y: integer labels of shape (n,).
         names: ``"all"``, or some of the names of ``dynzoo.corruptions.CORRUPTIONS``.
-        severities: some of 1 to 5.
+        severities: one or some of 1 to 5.
         batch_size: images processed at once.
         seed: seed of the corruptions, and of a model that is random at inference.
         official: folder of the official files: ``labels.npy``, and for each corruption
@@ -218,7 +218,7 @@ def evaluate_corruptions(
     x, y = check_images(x, y)
     check_unit_range(model)
     chosen = tuple(CORRUPTIONS) if isinstance(names, str) and names == "all" else _names(names)
-    levels = tuple(severities)
+    levels = tuple(listed(severities))
     if not levels or any(isinstance(s, bool) or s not in SEVERITIES for s in levels):
         raise ValueError(f"`severities` must be some of {SEVERITIES}. Received: {levels}")
     batch_size, seed = integer("batch_size", batch_size), integer("seed", seed, least=0)

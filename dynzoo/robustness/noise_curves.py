@@ -179,7 +179,7 @@ def noise_curve(
     """
     x, y = check_images(x, y)
     check_unit_range(model)
-    chosen = _levels(tuple(listed(kinds)) if not isinstance(kinds, str) else (kinds,), levels)
+    chosen = _levels(tuple(listed(kinds)), levels)
     draws, seed = integer("draws", draws), integer("seed", seed, least=0)
     batch_size = integer("batch_size", batch_size)
     total = draws * sum(len(v) for v in chosen.values())

@@ -77,7 +77,9 @@ def float64(variable: Any) -> np.ndarray:
 
 
 def listed(values: Any) -> list[Any]:
-    """One value, or several, as a list; NumPy's numbers and arrays are fine."""
+    """One value, or several, as a list; NumPy's numbers and arrays are fine, text is one value."""
+    if isinstance(values, (str, bytes)):
+        return [values]
     if isinstance(values, np.ndarray):
         values = values.tolist()
     try:

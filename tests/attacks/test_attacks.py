@@ -9,7 +9,7 @@ from keras import ops
 from robustness_fixtures import centroids, held_out, ridge
 
 from dynzoo import backend
-from dynzoo.attacks import FGSM, PGD, Attack
+from dynzoo.attacks import DDN, FGSM, PGD, Attack
 from dynzoo.attacks.geometry import distances, enclose, random_points
 from dynzoo.attacks.losses import attack_loss
 from dynzoo.inference.passes import predict_logits
@@ -174,6 +174,15 @@ def test_indices_key_the_random_starts(nearest):
     whole = attack(nearest, x, y)
     part = attack(nearest, x[10:], y[10:], indices=np.arange(10, 30))
     np.testing.assert_allclose(whole[10:], part, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "indices", [np.arange(9), np.arange(10.0), -np.arange(10), np.zeros((10, 1), int), "0123456789"]
+)
+@pytest.mark.parametrize("ask", [FGSM(eps=0.1), DDN(steps=2), DDN(steps=2).minimum_norm])
+def test_wrong_indices(nearest, ask, indices):
+    with pytest.raises(ValueError, match="`indices` must be a non-negative integer for each"):
+        ask(nearest, *held_out(10), indices=indices)
 
 
 def test_wrong_images_are_returned_unchanged(nearest):

@@ -47,7 +47,7 @@ def test_the_model_sees_the_same_images_in_any_batches(monkeypatch):
     for batch_size in (4, 100):
         seen.clear()
         evaluate_corruptions(
-            brightest(), x, y, names="snow", severities=[2], batch_size=batch_size, seed=5
+            brightest(), x, y, names="snow", severities=2, batch_size=batch_size, seed=5
         )
         images = np.concatenate(seen)
         np.testing.assert_array_equal(images[:11], x)
@@ -80,6 +80,7 @@ def test_result_is_reported(tmp_path):
         ({"names": ["fog", "rain"]}, "`names` must be 'all' or some of"),
         ({"names": []}, "`names` must be 'all' or some of"),
         ({"severities": (0, 1)}, "`severities` must be some of"),
+        ({"severities": 6}, "`severities` must be some of"),
         ({"severities": ()}, "`severities` must be some of"),
         ({"batch_size": 0}, "`batch_size` must be"),
         ({"seed": -1}, "`seed` must be"),

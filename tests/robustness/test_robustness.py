@@ -186,6 +186,7 @@ def test_attacks_may_be_names_objects_or_factories(nearest):
         ({"norm": "l1"}, "`norm` must be one of"),
         ({"eps": ()}, "`eps` must hold at least one"),
         ({"eps": (0.1, -1)}, "`eps` must be in"),
+        ({"eps": "36/255"}, "`eps` must be in .*Received: eps='36/255'"),
         ({"attacks": "strong"}, "`attacks` must name one of"),
         ({"attack_certified": True}, "`attack_certified` must be"),
         ({"checks": "none"}, "`checks` must be"),
