@@ -37,9 +37,8 @@ def with_windows_cut_out(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def rewritten(*args: Any) -> Any:
         traced, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        if not _has_small_images(traced.jaxpr):
-            return function(*args)
-        results = _computed(traced.jaxpr, traced.consts, jax.tree_util.tree_leaves(args))
+        # `function` is not called again: of a large model that takes seconds
+        results = _computed(traced, jax.tree_util.tree_leaves(args))
         return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shapes), results)
 
     return rewritten
@@ -76,11 +75,14 @@ def _is_small(equation: Any) -> bool:
     return larger and math.prod(written) <= _MOST_WINDOWS
 
 
-def _computed(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+def _computed(program: Any, inputs: Sequence[Any]) -> Sequence[Any]:
     """What a program returns, with products in the place of such convolutions."""
     from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-    values = dict(zip(jaxpr.constvars, consts, strict=True))
+    jaxpr = program.jaxpr
+    if not _has_small_images(jaxpr):
+        return jaxpr_as_fun(program)(*inputs)
+    values = dict(zip(jaxpr.constvars, program.consts, strict=True))
     values |= dict(zip(jaxpr.invars, inputs, strict=True))
 
     def value_of(atom: Any) -> Any:
@@ -88,18 +90,17 @@ def _computed(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[
 
     for equation in jaxpr.eqns:
         operands = [value_of(atom) for atom in equation.invars]
-        inner = _inlined(equation)
         if _is_small(equation):
-            results = [_product(equation, *operands)]
-        elif inner and _has_small_images(inner.jaxpr):
-            results = _computed(inner.jaxpr, inner.consts, operands)
+            results: Sequence[Any] = [_product(equation, *operands)]
+        elif (inner := _inlined(equation)) and _has_small_images(inner.jaxpr):
+            results = _computed(inner, operands)
         else:
             # as a program of its own: how a primitive is called differs between releases of JAX
             names = [atom for atom in equation.invars if not isinstance(atom, Literal)]
-            program = jaxpr.replace(
+            alone = jaxpr.replace(
                 constvars=[], invars=names, outvars=equation.outvars, eqns=[equation]
             )
-            results = jaxpr_as_fun(ClosedJaxpr(program, ()))(*map(values.get, names))
+            results = jaxpr_as_fun(ClosedJaxpr(alone, ()))(*map(values.get, names))
         values |= dict(zip(equation.outvars, results, strict=True))
     return [value_of(atom) for atom in jaxpr.outvars]
 
