@@ -42,6 +42,8 @@ A dash: not known.
 """
 STUDIES = ("recipe", "base", "classes")
 RADII = ("36/255", "72/255", "108/255")
+# Kinds of a structured network without structure, which count as one system with ResNets.
+_FREE_FIELDS = ("unconstrained", "naive")
 
 
 def results_table(presets: list[dict]) -> str:
@@ -92,7 +94,9 @@ def _best(presets: list[dict]) -> list[dict]:
         if network is None:
             key: tuple = (i,)
         else:
-            key = (about.get("dataset"), network["name"], network.get("kind"))
+            kind = network.get("kind")
+            free = network["name"] == "resnet" or kind in _FREE_FIELDS
+            key = (about.get("dataset"), *(["free"] if free else [network["name"], kind]))
         best[key] = max(best.get(key, i), i, key=lambda j: ranks[j])
     return [presets[i] for i in sorted(best.values())]
 
