@@ -376,7 +376,7 @@ def hits(
 
 
 def _names(names: str | Iterable[str]) -> tuple[str, ...]:
-    given = (names,) if isinstance(names, str) else tuple(names)
+    given = tuple(listed(names))
     unknown = [name for name in given if name not in CORRUPTIONS]
     if unknown or not given:
         raise ValueError(
