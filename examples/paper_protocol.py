@@ -1,8 +1,8 @@
 """The CIFAR networks of the founding paper under its own attack and under a strong one.
 
     python examples/paper_protocol.py [--datasets cifar10 cifar100] [--margins 0.07 0.15 0.3]
-        [--data NAME|FILE.npz ...] [--runs FOLDER] [--scale small|published] [--epochs N]
-        [--only NAME ...]
+        [--data NAME|FILE.npz ...] [--runs FOLDER] [--scale small|shipped|published]
+        [--epochs N] [--only NAME ...]
 
 Five networks, each trained for three margins of the hinge loss on two data sets, at nine radii:
 the tables of robust accuracy of arXiv 2210.02373. Beside them stand those of the three dynamical
@@ -24,7 +24,8 @@ Beside them stands what `dynzoo.certify` proves of the same images, and what the
 for the five networks of one margin: half of the width, half of the convolutions, three epochs of
 smaller batches, a learning rate that ends at 0. Such networks do not reach the published
 accuracies, and are not meant to: what counts is the distance between the two attacks on one
-network.
+network. `--scale shipped` trains nothing: of the published form it measures those networks that
+ship with dynzoo, of the full width, after a few epochs.
 
 Writes `docs/results/paper_protocol.csv` (one row per network, protocol and radius; percentages, and
 areas under the curves), `docs/results/paper_protocol.png` and `paper_protocol_cifar100.png`. Rows
@@ -121,7 +122,16 @@ class Case(NamedTuple):
 
     @property
     def preset(self):
-        return f"{self.network.removesuffix('_certified')}_{self.dataset}"
+        return f"{self.network.split('_')[0]}_{self.dataset}"
+
+    @property
+    def ships(self):
+        """Whether the preset of that name is this network: its form, trained for its margin."""
+        if self.preset not in dynzoo.presets():
+            return False
+        recipe = dynzoo.presets()[self.preset]["recipe"]
+        form, margin = recipe["architecture"]["form"], recipe["training"]["loss"].get("margin")
+        return form == self.network.split("_")[1] and (not self.published or margin == self.margin)
 
 
 def cases(args):
@@ -134,7 +144,7 @@ def cases(args):
         if margin in (*args.margins, None)
         for name in NETWORKS
         if name in args.only and (margin is None) != name.endswith("_published")
-        if margin is not None or Case(dataset, margin, name).preset in dynzoo.presets()
+        if (margin is not None and args.scale != "shipped") or Case(dataset, margin, name).ships
     ]
 
 
@@ -201,18 +211,25 @@ def changes(recipe, case):
         found["schedule"] = "linear to 0"
     if starts_on_cifar10(case) and not recipe["training"]["start"]:
         found["start"] = "fresh weights"
-    return "; ".join(f"{key}: {value}" for key, value in found.items())
+    words = [f"preset {case.preset}"] if recipe["name"] == case.preset else []
+    return "; ".join([*words, *(f"{key}: {value}" for key, value in found.items())])
+
+
+def is_preset(case, args):
+    """Whether the network comes with dynzoo, in place of being trained here."""
+    return not case.published or args.scale == "shipped"
 
 
 def folder_of(case, args):
     """Where a network is trained, if it is, and what was measured of it is kept."""
-    name = f"{recipe_of(case)['name']}_{args.scale}" if case.published else case.preset
-    return args.runs / name
+    if is_preset(case, args):
+        return args.runs / case.preset
+    return args.runs / f"{recipe_of(case)['name']}_{args.scale}"
 
 
-def preset_of(case, folder):
+def preset_of(case, folder, args):
     """The folder of a trained network."""
-    return folder / "preset" if case.published else shipped.find(case.preset)
+    return shipped.find(case.preset) if is_preset(case, args) else folder / "preset"
 
 
 def finished(folder):
@@ -226,9 +243,10 @@ def trained(case, args):
     learning rate (a fifth: flexible). Folders of such trainings are kept, and count.
     """
     folder = folder_of(case, args)
-    if not case.published:
+    if is_preset(case, args):
         folder.mkdir(parents=True, exist_ok=True)
-    while case.published and not finished(folder):
+        return folder
+    while not finished(folder):
         diverged = len(list(args.runs.glob(f"{folder.name}_diverged_*")))
         recipe = scaled(recipe_of(case), args)
         factor = 5 if case.network.startswith("flexible") else 10
@@ -298,7 +316,7 @@ def measured(case, folder, args):
         rows = attacked(case, folder, args)
         file.write_text(json.dumps(rows), encoding="utf-8")
     rows = json.loads(file.read_text(encoding="utf-8"))
-    about = (preset_of(case, folder) / "metadata.json").read_text(encoding="utf-8")
+    about = (preset_of(case, folder, args) / "metadata.json").read_text(encoding="utf-8")
     recipe = json.loads(about)["recipe"]
     common_to_all = {
         "dataset": case.dataset,
@@ -312,7 +330,7 @@ def measured(case, folder, args):
 def attacked(case, folder, args):
     """Rows of one network under both attacks."""
     kind, form = case.network.split("_")
-    model = dynzoo.from_preset(preset_of(case, folder))
+    model = dynzoo.from_preset(preset_of(case, folder, args))
     _, (x, y) = data.load(args.data[case.dataset])
     x, y = x[:WEAK_IMAGES], y[:WEAK_IMAGES]
     certificate = dynzoo.certify(model)
@@ -525,7 +543,7 @@ def arguments(words=None):
         "--data", nargs="+", help="for each of --datasets, in this order, its name or an .npz file"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/paper_protocol"))
-    parser.add_argument("--scale", choices=("small", "published"), default="small")
+    parser.add_argument("--scale", choices=("small", "shipped", "published"), default="small")
     parser.add_argument("--epochs", type=int, help="epochs, in place of the scale's")
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME")
     parser.add_argument("--verbose", type=int, default=2, help="of the training, as in model.fit")

@@ -87,6 +87,24 @@ def test_networks_that_ship_stand_beside_them(script, tmp_path, monkeypatch):
     assert (tmp_path / "nonexpansive_cifar10" / "protocol.json").is_file()
 
 
+def test_networks_as_published_that_ship_are_measured_at_full_width(script, tmp_path, monkeypatch):
+    words = ["--datasets", "cifar10", "--margins", "0.07", "0.15", "--scale", "shipped"]
+    args = script.arguments([*words, "--runs", str(tmp_path)])
+    cases = [case for case in script.cases(args) if case.published]
+    assert {(case.margin, case.network) for case in cases} == {
+        (0.07, "unconstrained_published"), (0.07, "naive_published"),
+    }  # fmt: skip
+    # nonexpansive_cifar10 ships too, in the other form
+    assert not script.Case("cifar10", 0.07, "nonexpansive_published").ships
+    monkeypatch.setattr(script, "attacked", lambda *_: [{"network": "naive"}])
+    monkeypatch.setattr(script.training, "train", None)
+    case = script.Case("cifar10", 0.07, "naive_published")
+    (row,) = script.measured(case, script.trained(case, args), args)
+    assert row["epochs"] == dynzoo.presets()["naive_cifar10"]["training"]["epochs"]
+    assert row["changed"].startswith("preset naive_cifar10") and "widths" not in row["changed"]
+    assert (tmp_path / "naive_cifar10" / "protocol.json").is_file()
+
+
 def test_rows_of_other_networks_stay(script, monkeypatch, tmp_path):
     rows = script.read_rows()
     assert rows == []
