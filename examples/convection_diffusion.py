@@ -1,17 +1,21 @@
 """Trains a residual network with and without diffusion on CIFAR-10 and compares their robustness.
 
     python examples/convection_diffusion.py [--data FILE.npz] [--runs FOLDER] [--limit N]
+        [--seeds 0 1]
 
 Four recipes of one architecture: with and without Feynman-Kac noise after each step, with and
 without noise on the pixels in training. What is not trained yet is trained (`dynzoo train RECIPE`,
-resumable); then each network is measured: accuracy, accuracy under Gaussian noise, PGD in L2 and
-Linf, and the certified accuracy of randomised smoothing. A network with diffusion is measured
+resumable), once a seed; then each network is measured: accuracy, accuracy under Gaussian noise and
+under the fifteen common corruptions, PGD in L2 and Linf, and the certified accuracy of randomised
+smoothing. A network with diffusion is measured
 twice: with its noise off, and as the mean of eight noisy passes, attacked through that mean
 (expectation over transformation) and through the network without noise. Writes
-`docs/results/convection_diffusion.csv` and `.png`; results are kept beside the weights.
+`docs/results/convection_diffusion.csv` (a row a network and seed) and `.png`; results are kept
+beside the weights.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -25,6 +29,7 @@ from dynzoo.attacks import PGD
 from dynzoo.attacks.geometry import project, random_points, steepest
 from dynzoo.attacks.losses import margin
 from dynzoo.certificates import smooth
+from dynzoo.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from dynzoo.inference.passes import compiled, predict_logits
 from dynzoo.layers.feynman_kac import feynman_kac_mean
 from dynzoo.models.convection_diffusion import feynman_kac_model
@@ -49,11 +54,13 @@ ATTACKED = "attacked_images"  # column of their number
 SMOOTHING = {"sigma": 0.12, "samples": 500, "selection": 50, "alpha": 0.001, "seed": 0}
 
 
-def trained(name, data_file, folder):
-    """The weights of a recipe, from its run folder, after training if need be."""
-    if not (folder / name / "preset").is_dir():
-        training.train(name, data_file, folder / name, resume=True, verbose=2)
-    return dynzoo.from_preset(folder / name / "preset")
+def trained(name, seed, data_file, folder):
+    """The network of a recipe and a seed, from its run folder, after training if need be."""
+    if not (folder / "preset").is_dir():
+        recipe = recipes.load(name)
+        recipe["training"]["seed"] = seed
+        training.train(recipe, data_file, folder, resume=True, verbose=2)
+    return dynzoo.from_preset(folder / "preset")
 
 
 def variant(name, weights, inference):
@@ -128,6 +135,7 @@ def sizes(mean, limit):
     return {
         "clean_images": (8 if mean else 40) * limit,
         "noise_images": 4 * limit,
+        "corrupted_images": (1 if mean else 2) * limit,
         ATTACKED: limit,
         "smoothed_images": 0 if mean else limit,
     }
@@ -156,6 +164,10 @@ def measure(name, weights, mean, x, y, limit):
     noise = np.random.default_rng(0).standard_normal(some.shape, dtype=np.float32)
     for sigma in NOISE:
         row[f"noise {sigma:g}"] = percent(predict(some + np.float32(sigma) * noise) == labels)
+    some, labels = x[: count["corrupted_images"]], y[: count["corrupted_images"]]
+    row["corruptions"] = percent(
+        [predict(corrupt(some, c, s)) == labels for c in CORRUPTIONS for s in SEVERITIES]
+    )
     some, labels = x[: count[ATTACKED]], y[: count[ATTACKED]]
     row["clean (attacked images)"] = percent(predict(some) == labels)
     found = []
@@ -204,6 +216,7 @@ def main():
     parser.add_argument("--data", default="cifar10", help="cifar10, or an .npz file of it")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the trainings")
     parser.add_argument("--limit", type=int, default=250, help="test images to attack")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of the trainings")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--redraw", action="store_true", help="only the picture, from the CSV file")
     args = parser.parse_args()
@@ -214,14 +227,17 @@ def main():
     data_file = None if args.data == "cifar10" else args.data
     _, (x, y) = dynzoo.data.load(args.data)
     settings = json.loads(
-        json.dumps([PASSES, NOISE, L2, LINF, CERTIFIED, ATTACK, SMOOTHING, args.limit])
+        json.dumps(
+            [PASSES, NOISE, L2, LINF, CERTIFIED, ATTACK, SMOOTHING, list(CORRUPTIONS), args.limit]
+        )
     )
     rows = []
-    for name in args.networks:
-        weights = trained(name, data_file, args.runs).get_weights()
+    for name, seed in itertools.product(args.networks, args.seeds):
+        folder = args.runs / (f"{name}_seed_{seed}" if seed else name)
+        weights = trained(name, seed, data_file, folder).get_weights()
         architecture = recipes.load(name)["architecture"]
         for mean in (False, True) if architecture["diffusion"] else (False,):
-            path = args.runs / name / f"measured_{'mean' if mean else 'quiet'}.json"
+            path = folder / f"measured_{'mean' if mean else 'quiet'}.json"
             result = kept(
                 path,
                 settings,
@@ -229,6 +245,7 @@ def main():
             )
             about = {
                 "network": name,
+                "seed": seed,
                 "diffusion": architecture["diffusion"],
                 "pixel_noise": architecture.get("input_noise", 0.0),
                 "inference": f"mean of {PASSES} noisy passes" if mean else "one pass, no noise",
@@ -239,17 +256,34 @@ def main():
     rows = [{key: row.get(key, "") for key in columns} for row in rows]
     common.write_csv("convection_diffusion", rows)
     common.save_figure("convection_diffusion", figure(rows))
-    common.finish({row["network"] + ", " + row["inference"]: row["clean"] for row in rows})
+    common.finish(
+        {f"{row['network']}, seed {row['seed']}, {row['inference']}": row["clean"] for row in rows}
+    )
+
+
+def over_seeds(rows):
+    """The rows of one network and way of inference together, in the order of the first ones."""
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["network"], row["inference"]), []).append(row)
+    return list(groups.values())
 
 
 def figure(rows):
-    """Accuracy by noise, by radius of the attack, and by certified radius, with 95 % intervals."""
+    """Accuracy by noise, by radius of the attack, and by certified radius.
+
+    A line is the mean of the seeds, which are the small marks. A bar is the 95 % interval that the
+    mean has for so many images: the seeds share them, so that they do not count as more.
+    """
     result = plots.new_figure(11.6, 4.6)
     panels = result.subplots(1, 3, sharey=True)
     colors = dict(zip(NETWORKS, ("#5b6478", "#1f6feb", "#c2410c", "#1b7f5c"), strict=True))
-    for place, row in enumerate(rows):
+    groups = over_seeds(rows)
+    for place, group in enumerate(groups):
+        row = group[0]
         mean = bool(row["diffusion"]) and row["inference"].startswith("mean")
         label = NETWORKS[row["network"]] + (f", mean of {PASSES} passes" if mean else "")
+        color = colors[row["network"]]
         curves = (
             ((0, *NOISE), ["clean", *(f"noise {s:g}" for s in NOISE)], "noise_images"),
             ((0, *L2), ["clean (attacked images)", *(f"l2 {eps_text(e)}" for e in L2)], ATTACKED),
@@ -259,16 +293,19 @@ def figure(rows):
             if row[keys[-1]] == "":
                 continue
             images = [row["clean_images" if key == "clean" else count] for key in keys]
-            values = np.array([row[key] for key in keys])
+            seeds = np.array([[r[key] for key in keys] for r in group])
+            values = seeds.mean(axis=0)
             ends = [plots.wilson_interval(v / 100, n) for v, n in zip(values, images, strict=True)]
             lengths = np.abs(100 * np.array(ends).T - values)
             # side by side, so that intervals do not lie upon one another
-            shift = (place - (len(rows) - 1) / 2) * 0.012 * (places[-1] - places[0])
+            shift = (place - (len(groups) - 1) / 2) * 0.012 * (places[-1] - places[0])
+            x = np.array(places) + shift
             axes.errorbar(
-                np.array(places) + shift, values, yerr=lengths, label=label, marker="o",
-                markersize=4, color=colors[row["network"]], linestyle="--" if mean else "-",
+                x, values, yerr=lengths, label=label, color=color, linestyle="--" if mean else "-",
                 linewidth=1.4, elinewidth=0.8, capsize=2,
             )  # fmt: skip
+            for line in seeds:
+                axes.plot(x, line, "o", color=color, markersize=2.5)
     count = {key: f"{max(row[key] for row in rows):,}" for key in sizes(False, 1)}
     panels[0].set_title(f"{count['noise_images']} images (without noise up to 10,000)")
     panels[1].set_title(f"{count[ATTACKED]} images")
@@ -278,7 +315,8 @@ def figure(rows):
     panels[1].set_xticks((0, *L2), ["0", *(eps_text(e) for e in L2)])
     panels[2].set_xlabel(f"certified L2 radius (smoothing, noise {SMOOTHING['sigma']:g})")
     panels[2].set_xticks(CERTIFIED, [eps_text(e) if e else "0" for e in CERTIFIED])
-    panels[0].set_ylabel("accuracy in percent, 95 % intervals")
+    marks = "seeds and their mean, " if len(rows) > len(groups) else ""
+    panels[0].set_ylabel(f"accuracy in percent, {marks}95 % intervals")
     panels[0].set_ylim(0, None)
     for axes in panels:
         axes.title.set_fontsize(9)
