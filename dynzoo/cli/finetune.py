@@ -22,6 +22,7 @@ from dynzoo.cli.inputs import (
 from dynzoo.cli.options import DATASET, FILE, add_preset, positive, seed
 from dynzoo.data.sources import check_source
 from dynzoo.training.arguments import check_crop_padding, check_finetuning
+from dynzoo.utils.files import check_place
 
 NAME = "finetune"
 HELP = "fit a preset to other data and save it as a preset of its own"
@@ -78,6 +79,7 @@ def run(options: Namespace) -> None:
     output = Path(options.output or Path("runs") / f"{parent}_{label}")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists already: choose another folder with --output")
+    check_place(output, folder=True)
     wanted_classes(options.num_classes)
     check_finetuning(options.learning_rate)
     if len(about.get("input_shape") or []) == 3:

@@ -61,6 +61,7 @@ from dynzoo.robustness.shards import (
     ranges,
 )
 from dynzoo.utils.arguments import integer, one_of, positive_floats
+from dynzoo.utils.files import check_place
 from dynzoo.utils.jobs import checked_jobs, run_jobs
 
 __all__ = ["CertificateViolation", "evaluate"]
@@ -152,6 +153,7 @@ def evaluate(
     Raises:
         ValueError: if an argument is out of its range, the model gives NaN for every image, the
             checkpoint is of something else, or the certificate of another model.
+        OSError: if the checkpoint cannot be written.
         CertificateViolation: if an attack refutes the certificate; the counterexample is saved
             beside the checkpoint, or in the folder for temporary files.
 
@@ -356,6 +358,8 @@ def _divide(run: _Run, jobs: int | None, shards: int | None) -> None:
                 f"checkpoint={str(folder)!r}, a file"
             )
         folder.mkdir(parents=True, exist_ok=True)
+    elif run.checkpoint is not None:
+        check_place(run.checkpoint)  # before what is certified, which may take long
 
 
 def _check_wanted(run: _Run, certificate: Any) -> None:

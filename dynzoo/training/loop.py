@@ -34,6 +34,7 @@ from dynzoo.training.run import Run, session
 from dynzoo.training.validation import hold_out
 from dynzoo.utils import interruption
 from dynzoo.utils.allocator import keep_freed_memory
+from dynzoo.utils.files import check_place
 from dynzoo.utils.tensorflow_import import set_random_seed
 
 __all__ = ["TrainingDivergedError", "build_model", "train"]
@@ -154,6 +155,7 @@ def train(
         CheckpointError: if the run folder holds a run and ``resume`` is not set, or the
             checkpoint is damaged or belongs to another recipe.
         TrainingDivergedError: if the loss is not finite; the last good checkpoint is kept.
+        OSError: if nothing can be written into the run folder.
         DistributionError: if training cannot be spread over the devices or the processes.
         ProcessLostError: if another process of the same training is gone.
         ReplicasDivergedError: if the copies of the model are no longer the same after an epoch;
@@ -182,6 +184,8 @@ def train(
             raise checkpoints.CheckpointError(
                 f"{run.checkpoint} exists: pass --resume to go on, or choose another output folder"
             )
+        if pilot is None and replicas.writes:
+            check_place(run.output, folder=True)
         interruption.keeps(run.kept_so_far)
         if not isinstance(data_file, tuple):  # one that is in memory already
             log(f"{recipe['name']}: reading {data_file or recipe['data']['name']}")
