@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -325,13 +326,16 @@ def _evaluate(
 
 def _attack_part(options: Namespace, model: Any, x: Any, y: Any, norm: str, eps: Any) -> None:
     """One part of the attacks, as ``measure`` makes them of all images, into the folder."""
-    from dynzoo.certificates import certify
+    from dynzoo.certificates import UncertifiableLayerError, certify
     from dynzoo.robustness.evaluation import attack_part
     from dynzoo.robustness.shard_files import missing, save_plan
 
     number, shards = options.shard
     attacked = slice(options.attack_limit)
     save_plan(Path(options.checkpoint), plan_of(options, norm, list(eps)), shards)
+    certificate = None
+    with contextlib.suppress(UncertifiableLayerError):  # attacked all the same, as by `measure`
+        certificate = certify(model)
     attack_part(
         model,
         x[attacked],
@@ -340,7 +344,7 @@ def _attack_part(options: Namespace, model: Any, x: Any, y: Any, norm: str, eps:
         eps,
         _single(options.attacks),
         options.batch_size,
-        certify(model),
+        certificate,
         options.seed,
         1,
         options.checkpoint,
