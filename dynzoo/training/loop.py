@@ -308,6 +308,7 @@ def _restore(run: Run, twin: _Twin, log) -> None:
             run.state = checkpoints.read(run.checkpoint, twin.model, run.check, replicas.read)
         run.state["images"] = images
         run.check_kept(replicas.exists)
+        _check_best(run, twin)
         run.note_kept()
         log(f"resumed at epoch {run.state['epoch']}, batch {run.state['batch']}")
     elif start:
@@ -316,6 +317,24 @@ def _restore(run: Run, twin: _Twin, log) -> None:
         run.state["start"] = warm_start(twin.plain, start)
         twin.adopt()
         log(f"started from the weights of {run.state['start']['preset']}")
+
+
+def _check_best(run: Run, twin: _Twin) -> None:
+    """That the weights of the best epoch so far are in their file, or can be put there."""
+    replicas, best = twin.replicas, run.best_row()
+    if run.recipe["training"]["keep"] != "best" or best is None:
+        return
+    held = checkpoints.state_of(run.best, replicas.read) if replicas.exists(run.best) else None
+    if held is not None and held.get("epoch") == best["epoch"]:
+        return
+    if (run.state["epoch"], run.state["batch"]) != (best["epoch"], 0):
+        what = "is missing" if held is None else f"holds those after epoch {held.get('epoch')}"
+        raise checkpoints.CheckpointError(
+            f"`training.keep: best` keeps the weights after epoch {best['epoch']}, but {run.best} "
+            f"{what}: put the right file there, keep the last weights, or use another output folder"
+        )
+    if replicas.writes:  # killed between its two files, or moved without this one
+        checkpoints.write(run.best, twin.model, run.state)
 
 
 def _choose_weights(run: Run, twin: _Twin) -> None:
@@ -328,7 +347,7 @@ def _choose_weights(run: Run, twin: _Twin) -> None:
         if settings["average"]:
             kept = [run.kept(epoch) for epoch in settings["average"]]
             take_mean(twin.model, kept, run.check, load)
-        elif settings["keep"] == "best" and twin.replicas.exists(run.best):
+        elif settings["keep"] == "best" and run.best_row():
             checkpoints.read(run.best, twin.model, run.check, load)
         take_averages(twin.model)
 

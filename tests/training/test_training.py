@@ -210,6 +210,56 @@ def test_a_run_made_shorter_before_its_first_look_keeps_its_last_epoch(data, tmp
     assert metadata["training"]["chosen"] == "last epoch"
 
 
+def rewritten(source, path, change):
+    """A checkpoint with something changed in its state and its arrays, at another place."""
+    with np.load(source) as file:
+        arrays = dict(file)
+    state = json.loads(arrays["state"].tobytes())
+    change(state, arrays)
+    arrays["state"] = np.frombuffer(json.dumps(state).encode(), dtype=np.uint8)
+    np.savez(path, **arrays)
+    return arrays
+
+
+@pytest.mark.parametrize("there", [None, 1, 2])
+def test_the_weights_that_a_card_names_are_those_of_the_preset(whole, data, tmp_path, there):
+    """A finished run whose second epoch was the best, with no best weights or those of an epoch."""
+    output = Path(shutil.copytree(whole[0], tmp_path / "run"))
+
+    def second_is_best(state, arrays):
+        for row, figure in zip(state["history"], (10.0, 50.0, 20.0), strict=True):
+            row["val_certified"] = figure
+
+    def other_weights(state, arrays):
+        state["epoch"] = there
+        arrays["weight_0000"] = arrays["weight_0000"][..., ::-1]  # as orthonormal as before
+
+    rewritten(output / "checkpoint.npz", output / "checkpoint.npz", second_is_best)
+    (output / "best.npz").unlink()
+    if there:
+        kept = rewritten(whole[0] / "best.npz", output / "best.npz", other_weights)
+    before = {p.name: p.read_bytes() for p in output.glob("*.*")}
+    if there != 2:
+        what = "is missing" if there is None else "holds those after epoch 1"
+        with pytest.raises(CheckpointError, match=f"weights after epoch 2, but .*best.npz {what}"):
+            run(output, data, recipe(keep="best"), resume=True)
+        assert {p.name: p.read_bytes() for p in output.glob("*.*")} == before
+        return
+    weights, _ = run(output, data, recipe(keep="best"), resume=True)
+    assert_same_weights(weights, [kept[f"weight_{i:04}"] for i in range(len(weights))])
+    metadata = json.loads((output / "preset" / "metadata.json").read_text())
+    assert metadata["training"]["chosen"].startswith("epoch 2, best held-out")
+
+
+def test_a_run_killed_before_its_best_weights_are_written_makes_them_again(data, tmp_path):
+    config, output = recipe(keep="best", epochs=1), tmp_path / "run"
+    expected, _ = run(output, data, config)
+    (output / "best.npz").unlink()
+    weights, _ = run(output, data, config, resume=True)
+    assert_same_weights(weights, expected)
+    assert (output / "best.npz").exists()
+
+
 @slow_elsewhere
 def test_no_epoch_without_a_look_leaves_a_checkpoint(data, tmp_path, monkeypatch):
     written = []
@@ -222,9 +272,9 @@ def test_no_epoch_without_a_look_leaves_a_checkpoint(data, tmp_path, monkeypatch
     monkeypatch.setattr(training.checkpoints, "write", noted)
     _, messages = run(tmp_path / "run", data, recipe(validate_every=5, average=[1, 3]))
     # what is averaged is kept all the same, and the last epoch is always looked at
-    assert [name for name, _ in written] == ["epoch_1.npz", "epoch_3.npz", "best.npz"] + [
-        "checkpoint.npz"
-    ]
+    averaged = ["epoch_1.npz", "epoch_3.npz"]
+    # the checkpoint first: of a run that is killed after it the best weights can be had from it
+    assert [name for name, _ in written] == [*averaged, "checkpoint.npz", "best.npz"]
     said = [line for line in messages if line.startswith("epoch ")]
     assert ["held-out" in line for line in said] == [False, False, True]
 
