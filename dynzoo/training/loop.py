@@ -303,10 +303,11 @@ def _restore(run: Run, twin: _Twin, log) -> None:
     start = run.recipe["training"]["start"]
     replicas = twin.replicas
     if replicas.exists(run.checkpoint):
-        images = run.state["images"]
+        # which a run from before they were written down does not have
+        now = {key: run.state[key] for key in ("images", "judged", "optimizer")}
         with replicas.scope():
             run.state = checkpoints.read(run.checkpoint, twin.model, run.check, replicas.read)
-        run.state["images"] = images
+        run.state.update(now)
         run.check_kept(replicas.exists)
         _check_best(run, twin)
         run.note_kept()

@@ -329,9 +329,12 @@ def test_a_run_is_not_overwritten_or_mixed_up(stopped, data):
     ):
         with pytest.raises(CheckpointError, match="belongs to another recipe"):
             run(stopped, data, other, resume=True)
-    optimizer = recipe(optimizer={"name": "sgd", "learning_rate": 0.1})
+    optimizer = recipe(optimizer={"name": "adam", "learning_rate": 0.02, "amsgrad": True})
     with pytest.raises(CheckpointError, match="optimizer variables of another model or optimizer"):
         run(stopped, data, optimizer, resume=True)
+    alike = recipe(optimizer={"name": "adamw", "learning_rate": 0.02})
+    with pytest.raises(CheckpointError, match="trained with the optimizer 'adam', not 'adamw'"):
+        run(stopped, data, alike, resume=True)
     assert (stopped / "checkpoint.npz").read_bytes() == before
 
 
@@ -350,6 +353,18 @@ def test_a_run_goes_on_with_the_same_images_only(stopped, data, tmp_path):
     assert (output / "checkpoint.npz").read_bytes() == before
     shutil.copytree(output, tmp_path / "copy")
     run(tmp_path / "copy", tmp_path / "floats.npz", resume=True, max_seconds=1e-9)
+
+
+def test_held_out_images_are_judged_by_one_radius(stopped, data):
+    """Else epochs at one radius would be compared with epochs at another, and logged beside them."""
+    for evaluation in ({"eps": ["72/255"]}, {"norm": "linf"}):
+        with pytest.raises(CheckpointError, match=r"certified at 0.141176 in l2, the first of"):
+            run(stopped, data, RECIPE | {"evaluation": evaluation}, resume=True)
+    old = stopped / "checkpoint.npz"
+    rewritten(old, old, lambda state, arrays: state.pop("judged"))  # from before it was written
+    more = {"eps": ["36/255", "1/2"]}
+    run(stopped, data, RECIPE | {"evaluation": more}, resume=True, max_seconds=1e-9)
+    assert state_of(stopped)["judged"] == ["l2", 36 / 255]
 
 
 def test_the_bar_counts_the_epochs_of_the_run(stopped, data, tmp_path, capsys):
