@@ -356,7 +356,7 @@ def test_a_run_goes_on_with_the_same_images_only(stopped, data, tmp_path):
 
 
 def test_held_out_images_are_judged_by_one_radius(stopped, data):
-    """Else epochs at one radius would be compared with epochs at another, and logged beside them."""
+    """Else epochs at one radius would be compared with epochs at another, and logged as such."""
     for evaluation in ({"eps": ["72/255"]}, {"norm": "linf"}):
         with pytest.raises(CheckpointError, match=r"certified at 0.141176 in l2, the first of"):
             run(stopped, data, RECIPE | {"evaluation": evaluation}, resume=True)
