@@ -9,6 +9,7 @@ from dynzoo._startup import load_keras
 from dynzoo.cli.console import percent, say, table
 from dynzoo.cli.options import names
 from dynzoo.utils import extras
+from dynzoo.utils.files import check_place
 
 NAME = "compare"
 HELP = "put reports that `dynzoo evaluate --output` saved as JSON side by side"
@@ -35,6 +36,8 @@ def run(options: Namespace) -> None:
     if output and Path(output).suffix.lower() not in COMPARISONS:
         allowed = ", ".join(COMPARISONS)
         raise ValueError(f"--output must end in one of {allowed}. Received: {output}")
+    if output:
+        check_place(output)
     if output and Path(output).suffix.lower() == ".html":
         extras.check("plots")
     for file in files:

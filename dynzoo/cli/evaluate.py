@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from dynzoo.cli.inputs import check_fit, find_preset, first, load_data, matched_
 from dynzoo.cli.options import DATASET, FILE, add_preset, names, positive, radii, seed, shard
 from dynzoo.data.sources import check_source
 from dynzoo.utils import extras, interruption
+from dynzoo.utils.files import check_place
 from dynzoo.zoo import files as preset_files
 
 if TYPE_CHECKING:
@@ -172,6 +174,7 @@ def run(options: Namespace) -> None:
     planned = recipe.get("evaluation", {}) if recipe else {}
     norm = options.norm or planned.get("norm", "l2")
     _check_options(options, norm)
+    _check_places(options, folder)
     load_keras()
     _evaluate(options, folder, about, source, norm, planned.get("eps"))
 
@@ -210,8 +213,7 @@ def _check_options(options: Namespace, norm: str) -> None:
                              "--corruptions or --smoothing")  # fmt: skip
     if options.shard:
         _check_shard(options)
-    divided = options.jobs or options.shards or options.shard
-    if divided and options.checkpoint and Path(options.checkpoint).is_file():
+    if _divided(options) and options.checkpoint and Path(options.checkpoint).is_file():
         raise ValueError(
             f"--checkpoint must be a folder with --jobs, --shards or --shard. Received: a file, "
             f"{options.checkpoint}"
@@ -228,6 +230,21 @@ def _check_options(options: Namespace, norm: str) -> None:
         raise ValueError("--keep-attacks needs --update-card and --attacks none")
     if options.update_card and norm != "l2":
         raise ValueError("--update-card needs --norm l2, the norm of a model card")
+
+
+def _check_places(options: Namespace, folder: Path) -> None:
+    """That what comes of hours of work can be written."""
+    if options.output:
+        check_place(options.output)
+    if options.checkpoint:
+        check_place(options.checkpoint, folder=_divided(options))
+    if options.update_card:
+        check_place(folder, folder=True)
+
+
+def _divided(options: Namespace) -> bool:
+    """Whether the checkpoint is a folder, of a file for each part."""
+    return bool(options.jobs or options.shards or options.shard)
 
 
 def _check_shard(options: Namespace) -> None:
@@ -309,13 +326,16 @@ def _evaluate(
 
 def _attack_part(options: Namespace, model: Any, x: Any, y: Any, norm: str, eps: Any) -> None:
     """One part of the attacks, as ``measure`` makes them of all images, into the folder."""
-    from dynzoo.certificates import certify
+    from dynzoo.certificates import UncertifiableLayerError, certify
     from dynzoo.robustness.evaluation import attack_part
     from dynzoo.robustness.shard_files import missing, save_plan
 
     number, shards = options.shard
     attacked = slice(options.attack_limit)
     save_plan(Path(options.checkpoint), plan_of(options, norm, list(eps)), shards)
+    certificate = None
+    with contextlib.suppress(UncertifiableLayerError):  # attacked all the same, as by `measure`
+        certificate = certify(model)
     attack_part(
         model,
         x[attacked],
@@ -324,7 +344,7 @@ def _attack_part(options: Namespace, model: Any, x: Any, y: Any, norm: str, eps:
         eps,
         _single(options.attacks),
         options.batch_size,
-        certify(model),
+        certificate,
         options.seed,
         1,
         options.checkpoint,

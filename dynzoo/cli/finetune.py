@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynzoo._startup import load_keras
 from dynzoo.cli.console import percent, say
@@ -22,6 +22,12 @@ from dynzoo.cli.inputs import (
 from dynzoo.cli.options import DATASET, FILE, add_preset, positive, seed
 from dynzoo.data.sources import check_source
 from dynzoo.training.arguments import check_crop_padding, check_finetuning
+from dynzoo.utils.files import check_place
+
+if TYPE_CHECKING:
+    import keras
+
+    from dynzoo.zoo.measurement import Measurement
 
 NAME = "finetune"
 HELP = "fit a preset to other data and save it as a preset of its own"
@@ -78,6 +84,7 @@ def run(options: Namespace) -> None:
     output = Path(options.output or Path("runs") / f"{parent}_{label}")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists already: choose another folder with --output")
+    check_place(output, folder=True)
     wanted_classes(options.num_classes)
     check_finetuning(options.learning_rate)
     if len(about.get("input_shape") or []) == 3:
@@ -99,7 +106,7 @@ def _finetune(
     from dynzoo import backend
     from dynzoo.training.finetuning import finetune
     from dynzoo.training.run import hardware
-    from dynzoo.zoo.measurement import accuracy, measure, radius_text
+    from dynzoo.zoo.measurement import accuracy
     from dynzoo.zoo.preset_folder import class_names_of, from_preset, save_to_preset
 
     say(f"{parent}: reading {source}")
@@ -121,7 +128,7 @@ def _finetune(
     say(f"accuracy on {len(x_test)} test images before: {percent(before)}")
     settings = {name: getattr(options, name) for name in _SETTINGS}
     finetune(model, x, y, **settings)
-    measured = measure(model, x_test, y_test, attacks="none")
+    measured = _measured(model, x_test, y_test)
     show(measured, f"{parent} after fine-tuning on {label}")
     save_to_preset(
         model,
@@ -131,10 +138,7 @@ def _finetune(
             "dataset": label,
             **names,
             "accuracy": measured.clean,
-            "certified_accuracy": {
-                radius_text(eps): share for eps, share in measured.certified.items()
-            },
-            "lipschitz": measured.lipschitz,
+            **_proved(measured),
             "evaluation": {"split": "test", "images": measured.images},
             "training": {
                 "hardware": hardware(),
@@ -146,3 +150,25 @@ def _finetune(
         },
     )
     say(f"preset: {output.absolute()}")
+
+
+def _measured(model: keras.Model, x: Any, y: Any) -> Measurement:
+    """Accuracies on the test images; without a certificate the clean one, and why."""
+    from dynzoo.certificates import UncertifiableLayerError  # as above
+    from dynzoo.zoo.measurement import Measurement, accuracy, measure
+
+    try:
+        return measure(model, x, y, attacks="none")
+    except UncertifiableLayerError as error:  # what was trained is saved all the same
+        clean = accuracy(model, x, y)
+        return Measurement("l2", len(x), clean, {}, None, 0, None, uncertified=str(error))
+
+
+def _proved(measured: Measurement) -> dict[str, Any]:
+    """What a card says of the certificate, if there is one."""
+    from dynzoo.zoo.measurement import radius_text  # as above
+
+    if measured.lipschitz is None:
+        return {}
+    shares = {radius_text(eps): share for eps, share in measured.certified.items()}
+    return {"certified_accuracy": shares, "lipschitz": measured.lipschitz}

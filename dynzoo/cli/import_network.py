@@ -10,7 +10,7 @@ from dynzoo._startup import load_keras
 from dynzoo.cli.console import pairs, say
 from dynzoo.cli.options import DATASET
 from dynzoo.data.sources import check_source
-from dynzoo.utils.files import sha256
+from dynzoo.utils.files import check_place, sha256
 from dynzoo.zoo.files import check_target
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def run(options: Namespace) -> None:
     if not onnx and options.arch is None:
         raise ValueError("--arch is needed with weights of PyTorch, which do not hold the layers.")
     check_target(output, overwrite=False)
+    check_place(output, folder=True)
     if options.dataset is not None:
         check_source(options.dataset)
     load_keras()

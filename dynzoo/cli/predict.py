@@ -14,7 +14,7 @@ from dynzoo.cli.inputs import find_preset
 from dynzoo.cli.options import add_preset
 from dynzoo.inference.image_paths import image_paths
 from dynzoo.utils.csv_text import csv_text
-from dynzoo.utils.files import check_output
+from dynzoo.utils.files import check_output, check_place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     if options.output:
-        check_output(options.output)
+        check_place(check_output(options.output))
     folder, about = find_preset(options.preset)
     files = [file for entry in options.images for file in image_paths(entry)]
     pictures = _pictures(files, about) if options.certify_pixels else None

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from dynzoo.utils.files import check_place
+
 __all__ = ["FORMATS", "Format", "check_available", "check_writable"]
 
 
@@ -63,13 +65,13 @@ def check_writable(path: str | os.PathLike[str], format: str, backend: str, run:
     """The absolute path of an export, if there is nothing and the format can be written there.
 
     Raises:
-        ValueError, FileExistsError: naming the reason; see `check_available`.
+        ValueError, OSError: naming the reason; see `check_available`.
     """
     check_available(format, backend, run)
     target = Path(path).absolute()
     if os.path.lexists(target):
         raise FileExistsError(f"{target} exists already: choose another folder.")
-    return target
+    return check_place(target, folder=True)
 
 
 def check_available(format: str, backend: str, run: bool) -> None:

@@ -153,7 +153,7 @@ def compare(
 
     Raises:
         ValueError: if there is no report, a file holds none, or they are of other images, norms
-            or radii.
+            or radii, as far as the labels and the shape of the images tell.
 
     Example:
 
@@ -175,6 +175,7 @@ def compare(
             ("norm", first.norm, report.norm),
             ("eps", sorted(first.robust), sorted(report.robust)),
             ("images", first.images, report.images),
+            ("shape of images", _shape(first), _shape(report)),
         ):
             if a != b:
                 raise ValueError(f"`reports` must agree in their {what}. Received: {a} and {b}")
@@ -189,6 +190,13 @@ def compare(
         values = [_setting(report, key) for report in read]
         if any(value != values[0] for value in values):
             notes.append(f"The reports differ in their {key}: {_short(names, values)}.")
+    settings = [_attack_settings(report) for report in read]
+    # of attacks of other names that is said above
+    if all(each.keys() == settings[0].keys() for each in settings):
+        other = [k for k, v in settings[0].items() if any(each[k] != v for each in settings)]
+        values = [", ".join(f"{k} {each[k]}" for k in other) for each in settings]
+        if other:
+            notes.append(f"Their attacks differ in their settings: {_short(names, values)}.")
     return Comparison(list(names), read, notes)
 
 
@@ -204,6 +212,24 @@ def _robust(report: RobustnessReport | SavedReport, eps: float, attacked: bool) 
     proved = radii > eps * np.sqrt(np.prod(report.details["image_shape"]))
     own = report.per_image.get("linf_radii")
     return proved if own is None else proved | (own > eps)
+
+
+def _shape(report: RobustnessReport | SavedReport) -> list[int] | None:
+    shape = report.details.get("image_shape")
+    return None if shape is None else list(shape)
+
+
+def _attack_settings(report: RobustnessReport | SavedReport) -> dict[str, Any]:
+    """Steps, restarts and so on of each attack at the smallest radius, by attack and name."""
+    runs = report.details.get("runs") or []
+    found = {
+        f"{run['name']} {key}": value
+        for run in runs
+        if run["eps"] == runs[0]["eps"]
+        for key, value in run["config"].items()
+        if key not in ("eps", "seed", "batch_size")  # said above, or of no weight
+    }
+    return json.loads(json.dumps(found, default=str))  # as a file would give it
 
 
 def _setting(report: RobustnessReport | SavedReport, key: str) -> Any:

@@ -61,9 +61,10 @@ from dynzoo.robustness.shards import (
     ranges,
 )
 from dynzoo.utils.arguments import integer, one_of, positive_floats
+from dynzoo.utils.files import check_place
 from dynzoo.utils.jobs import checked_jobs, run_jobs
 
-__all__ = ["CertificateViolation", "evaluate"]
+__all__ = ["CertificateViolation", "evaluate", "radii_asked"]
 
 
 def evaluate(
@@ -152,6 +153,7 @@ def evaluate(
     Raises:
         ValueError: if an argument is out of its range, the model gives NaN for every image, the
             checkpoint is of something else, or the certificate of another model.
+        OSError: if the checkpoint cannot be written.
         CertificateViolation: if an attack refutes the certificate; the counterexample is saved
             beside the checkpoint, or in the folder for temporary files.
 
@@ -333,7 +335,8 @@ def _plan(
     x = given.astype(np.float32, copy=False)
     check_shape(x, model)
     check_unit_range(model)
-    asked = _radii_asked(eps, norm, x[0].size)
+    asked = radii_asked(eps, norm, x[0].size)
+    batch_size, seed = integer("batch_size", batch_size), integer("seed", seed, least=0)
     attacked = not isinstance(attacks, str) or attacks != "none"
     made = makers(attacks, norm, seed, batch_size) if attacked else []
     return _Run(model, given, x, y, norm, asked, batch_size, seed, attacked, made)
@@ -356,6 +359,8 @@ def _divide(run: _Run, jobs: int | None, shards: int | None) -> None:
                 f"checkpoint={str(folder)!r}, a file"
             )
         folder.mkdir(parents=True, exist_ok=True)
+    elif run.checkpoint is not None:
+        check_place(run.checkpoint)  # before what is certified, which may take long
 
 
 def _check_wanted(run: _Run, certificate: Any) -> None:
@@ -595,7 +600,24 @@ def _certificate_given(certificate: Any) -> Any:
     return {"class": type(certificate).__name__, **plain}
 
 
-def _radii_asked(eps: float | Iterable[float], norm: str, entries: int) -> list[float]:
+def radii_asked(eps: float | Iterable[float], norm: str, entries: int) -> list[float]:
+    """The radii in that norm, increasing, each once.
+
+    Args:
+        eps: radius or radii.
+        norm: ``"l2"`` or ``"linf"``.
+        entries: numbers of an image.
+
+    Raises:
+        ValueError: if the norm is another one, or a radius is none of images in [0, 1].
+
+    Example:
+
+    >>> radii_asked((0.2, 0.1, 0.2), "l2", 3072)
+    [0.1, 0.2]
+    """
+    # Also without attacks, which would refuse it: of any other norm nothing is converted.
+    one_of("norm", norm, ("l2", "linf"))
     values = sorted(set(positive_floats("eps", eps)))
     if not values:
         raise ValueError("`eps` must hold at least one radius. Received: an empty sequence")

@@ -14,7 +14,7 @@ from dynzoo.utils import strict_json
 from dynzoo.utils.files import write_atomically
 from dynzoo.utils.strict_json import short
 
-__all__ = ["CheckpointError", "NotFiniteError", "read", "write"]
+__all__ = ["CheckpointError", "NotFiniteError", "read", "state_of", "write"]
 
 # Counts changes of what a file holds; files without a number are of format 1.
 FORMAT = 1
@@ -67,28 +67,7 @@ def read(path, model, check=None, load=None) -> dict:
     Raises:
         CheckpointError: if the file is damaged or does not fit the model; nothing is changed then.
     """
-    # Read whole, so that a damaged archive leaves no open file behind.
-    try:
-        content = load(path) if load else Path(path).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({short(error)})") from None
-    try:
-        _check_sizes(content)
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-        written = int(arrays.pop("format", FORMAT))
-        state = strict_json.parse(arrays.pop("state").tobytes())
-        if not isinstance(state, dict):
-            raise ValueError("its state is not a mapping")
-    except Exception as error:  # zipfile and NumPy raise some ten kinds over a damaged archive
-        raise CheckpointError(
-            f"{path} is damaged or not a dynzoo checkpoint ({short(error)})"
-        ) from None
-    if not 1 <= written <= FORMAT:
-        raise CheckpointError(
-            f"{path} has format {written}, and this dynzoo reads formats up to {FORMAT}: "
-            "go on with the version that wrote it, or start in a new output folder"
-        )
+    arrays, state = _parsed(path, load)
     if check is not None:
         check(state)
     pairs = []
@@ -113,6 +92,46 @@ def read(path, model, check=None, load=None) -> dict:
     for variable, value in pairs:
         variable.assign(value)
     return state
+
+
+def state_of(path, load=None) -> dict:
+    """The state that a checkpoint holds, which says what its weights are of.
+
+    Args:
+        path: file written by ``write``.
+        load: gives the bytes of the file, in place of ``Path.read_bytes``.
+
+    Raises:
+        CheckpointError: if the file is damaged.
+    """
+    return _parsed(path, load)[1]
+
+
+def _parsed(path, load) -> tuple[dict, dict]:
+    """The arrays and the state of a checkpoint."""
+    # Read whole, so that a damaged archive leaves no open file behind.
+    try:
+        content = load(path) if load else Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({short(error)})") from None
+    try:
+        _check_sizes(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        written = int(arrays.pop("format", FORMAT))
+        state = strict_json.parse(arrays.pop("state").tobytes())
+        if not isinstance(state, dict):
+            raise ValueError("its state is not a mapping")
+    except Exception as error:  # zipfile and NumPy raise some ten kinds over a damaged archive
+        raise CheckpointError(
+            f"{path} is damaged or not a dynzoo checkpoint ({short(error)})"
+        ) from None
+    if not 1 <= written <= FORMAT:
+        raise CheckpointError(
+            f"{path} has format {written}, and this dynzoo reads formats up to {FORMAT}: "
+            "go on with the version that wrote it, or start in a new output folder"
+        )
+    return arrays, state
 
 
 def _check_sizes(content: bytes) -> None:

@@ -76,19 +76,20 @@ class TrainingLoop:
                 raise self._diverged()
             self.twin.replicas.check_equal(self.twin.model)
             state["batch"] += done.steps
-            look = False
+            look = best = False
             if state["batch"] >= self.batches:
                 state.update(epoch=epoch + 1, batch=0)
                 look = self._is_due(epoch + 1 == settings["epochs"])
                 row = self._row(done, look, quick=isinstance(self.engine, ResidentEpochs))
                 if epoch + 1 in settings["average"]:
                     self._write(run.kept(epoch + 1))
-                if look and run.best_row() is row:
-                    self._write(run.best)
+                best = look and run.best_row() is row
                 self.log(message(row, settings["epochs"]))
             late = self.twin.replicas.any(done.out_of_time or self._is_late())
             if look or late:
                 self._keep()
+            if best:  # after the checkpoint, from which a run that is killed here makes it again
+                self._write(run.best)
             self._log_rows()
             self._end_if_asked()
             if late and state["epoch"] < settings["epochs"]:

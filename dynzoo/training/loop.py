@@ -34,6 +34,7 @@ from dynzoo.training.run import Run, session
 from dynzoo.training.validation import hold_out
 from dynzoo.utils import interruption
 from dynzoo.utils.allocator import keep_freed_memory
+from dynzoo.utils.files import check_place
 from dynzoo.utils.tensorflow_import import set_random_seed
 
 __all__ = ["TrainingDivergedError", "build_model", "train"]
@@ -154,6 +155,7 @@ def train(
         CheckpointError: if the run folder holds a run and ``resume`` is not set, or the
             checkpoint is damaged or belongs to another recipe.
         TrainingDivergedError: if the loss is not finite; the last good checkpoint is kept.
+        OSError: if nothing can be written into the run folder.
         DistributionError: if training cannot be spread over the devices or the processes.
         ProcessLostError: if another process of the same training is gone.
         ReplicasDivergedError: if the copies of the model are no longer the same after an epoch;
@@ -182,6 +184,8 @@ def train(
             raise checkpoints.CheckpointError(
                 f"{run.checkpoint} exists: pass --resume to go on, or choose another output folder"
             )
+        if pilot is None and replicas.writes:
+            check_place(run.output, folder=True)
         interruption.keeps(run.kept_so_far)
         if not isinstance(data_file, tuple):  # one that is in memory already
             log(f"{recipe['name']}: reading {data_file or recipe['data']['name']}")
@@ -299,11 +303,13 @@ def _restore(run: Run, twin: _Twin, log) -> None:
     start = run.recipe["training"]["start"]
     replicas = twin.replicas
     if replicas.exists(run.checkpoint):
-        images = run.state["images"]
+        # which a run from before they were written down does not have
+        now = {key: run.state[key] for key in ("images", "judged", "optimizer")}
         with replicas.scope():
             run.state = checkpoints.read(run.checkpoint, twin.model, run.check, replicas.read)
-        run.state["images"] = images
+        run.state.update(now)
         run.check_kept(replicas.exists)
+        _check_best(run, twin)
         run.note_kept()
         log(f"resumed at epoch {run.state['epoch']}, batch {run.state['batch']}")
     elif start:
@@ -312,6 +318,24 @@ def _restore(run: Run, twin: _Twin, log) -> None:
         run.state["start"] = warm_start(twin.plain, start)
         twin.adopt()
         log(f"started from the weights of {run.state['start']['preset']}")
+
+
+def _check_best(run: Run, twin: _Twin) -> None:
+    """That the weights of the best epoch so far are in their file, or can be put there."""
+    replicas, best = twin.replicas, run.best_row()
+    if run.recipe["training"]["keep"] != "best" or best is None:
+        return
+    held = checkpoints.state_of(run.best, replicas.read) if replicas.exists(run.best) else None
+    if held is not None and held.get("epoch") == best["epoch"]:
+        return
+    if (run.state["epoch"], run.state["batch"]) != (best["epoch"], 0):
+        what = "is missing" if held is None else f"holds those after epoch {held.get('epoch')}"
+        raise checkpoints.CheckpointError(
+            f"`training.keep: best` keeps the weights after epoch {best['epoch']}, but {run.best} "
+            f"{what}: put the right file there, keep the last weights, or use another output folder"
+        )
+    if replicas.writes:  # killed between its two files, or moved without this one
+        checkpoints.write(run.best, twin.model, run.state)
 
 
 def _choose_weights(run: Run, twin: _Twin) -> None:
@@ -324,7 +348,7 @@ def _choose_weights(run: Run, twin: _Twin) -> None:
         if settings["average"]:
             kept = [run.kept(epoch) for epoch in settings["average"]]
             take_mean(twin.model, kept, run.check, load)
-        elif settings["keep"] == "best" and twin.replicas.exists(run.best):
+        elif settings["keep"] == "best" and run.best_row():
             checkpoints.read(run.best, twin.model, run.check, load)
         take_averages(twin.model)
 

@@ -82,11 +82,17 @@ class Run:
             "history": [],
             "sessions": [],
             "identity": self.identity(),
+            "optimizer": recipe["training"]["optimizer"]["name"],
+            "judged": [recipe["evaluation"]["norm"], recipe["evaluation"]["eps"][0]],
         }
         self._kept = ""
 
     def identity(self) -> str:
-        """What a resumed run must share: everything but the length and what is done with it."""
+        """What a resumed run must share: everything but the length and what is done with it.
+
+        Beside it are the optimizer and the radius of the held-out images, which have messages of
+        their own.
+        """
         data = self.recipe["data"]
         # Distortions of 0 are left out: runs from before these keys existed go on.
         data = {k: v for k, v in data.items() if v or k not in DISTORTIONS}
@@ -119,7 +125,20 @@ class Run:
                 f"{self.checkpoint} belongs to another recipe (architecture, data, seed, batch "
                 "size, loss or dtype differ); use another output folder"
             )
-        # runs from before it was written down go on
+        optimizer = self.state["optimizer"]
+        if state.get("optimizer", optimizer) != optimizer:  # of which some have variables alike
+            raise checkpoints.CheckpointError(
+                f"{self.checkpoint} was trained with the optimizer {state['optimizer']!r}, not "
+                f"{optimizer!r}: go on with the former, or use another output folder"
+            )
+        norm, eps = self.state["judged"]
+        before = state.get("judged", [norm, eps])  # runs from before it was written down go on
+        if before != [norm, eps]:  # epochs would be compared, and logged, by two measures
+            raise checkpoints.CheckpointError(
+                f"{self.checkpoint} has held-out images certified at {before[1]:g} in {before[0]}, "
+                f"the first of `evaluation.eps`, not at {eps:g} in {norm}: go on with the former, "
+                "or use another output folder"
+            )
         if state.get("images", self.state.get("images")) != self.state.get("images"):
             raise checkpoints.CheckpointError(
                 f"{self.checkpoint} was trained on other images than these; go on with the same "

@@ -12,7 +12,14 @@ from typing import Any
 
 from dynzoo.utils import interruption
 
-__all__ = ["check_output", "move_into_place", "sha256", "to_json", "write_atomically"]
+__all__ = [
+    "check_output",
+    "check_place",
+    "move_into_place",
+    "sha256",
+    "to_json",
+    "write_atomically",
+]
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -43,6 +50,32 @@ def check_output(path: str | os.PathLike[str], endings: Sequence[str] = (".csv",
     path = Path(path)
     if path.suffix not in endings:
         raise ValueError(f"The name must end in {' or '.join(endings)}. Received: {path}")
+    return path
+
+
+def check_place(path: str | os.PathLike[str], folder: bool = False) -> Path:
+    """The path, if a file can be written there; nothing is made.
+
+    Asked before long work, whose result would have no place at its end.
+
+    Args:
+        path: what is to be written, new or in the place of an old one.
+        folder: whether it is a folder, and files in it.
+
+    Raises:
+        OSError: naming the path and what is in the way.
+    """
+    path = Path(path)
+    if path.is_dir() and not folder:
+        raise IsADirectoryError(f"{path} is a folder: choose the name of a file")
+    if folder and path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file: choose another folder")
+    place = path if folder else path.parent
+    above = next(each for each in (place, *place.absolute().parents) if os.path.lexists(each))
+    if not above.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {above} is not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written: {above} may not be written to")
     return path
 
 

@@ -18,9 +18,8 @@ from dynzoo.inference.answers import answers
 from dynzoo.inference.image_checks import check_unit_range
 from dynzoo.inference.passes import predict_logits
 from dynzoo.inference.streamed_images import StreamedImages, chunks
-from dynzoo.robustness.evaluation import evaluate
+from dynzoo.robustness.evaluation import evaluate, radii_asked
 from dynzoo.robustness.report import RobustnessReport
-from dynzoo.utils.arguments import positive_floats
 from dynzoo.utils.files import write_atomically
 from dynzoo.utils.formatting import percent, radius_text
 from dynzoo.utils.jobs import checked_jobs
@@ -167,7 +166,7 @@ def measure(
     """
     x, y = check_images_or_stream(x, y)
     check_unit_range(model)
-    eps, jobs = positive_floats("eps", eps), checked_jobs(jobs)
+    eps, jobs = radii_asked(eps, norm, x[0].size), checked_jobs(jobs)
     _check_asked(norm, smoothing, jobs, attacks != "none" or local or audit or corruptions)
     needed = local or audit or prediction_sets or (attacks == "none" and smoothing is None)
     certificate, uncertified = _certificate(model, bool(needed))

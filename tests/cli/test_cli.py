@@ -479,6 +479,20 @@ def test_finetune(tiny, file, capsys):
     assert metadata["lipschitz"] == dynzoo.certify(model).lipschitz
 
 
+def test_finetune_keeps_a_network_without_a_certificate(tmp_path, file, capsys):
+    layers = [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.LayerNormalization()]
+    model = keras.Sequential([*layers, keras.layers.Dense(3)])
+    dynzoo.save_to_preset(model, tmp_path / "plain")
+    tuned = tmp_path / "tuned"
+    arguments = ["finetune", str(tmp_path / "plain"), "--data", file, "--epochs", "1"]
+    assert cli.main([*arguments, "--output", str(tuned)]) == 0
+    assert "no certificate: Layer 'layer_normalization" in capsys.readouterr().out
+    metadata = json.loads((tuned / "metadata.json").read_text())
+    assert not {"lipschitz", "certified_accuracy"} & set(metadata)
+    (_, _), (x, y) = dynzoo.data.load(file)
+    assert metadata["accuracy"] == measuring.accuracy(dynzoo.from_preset(tuned), x, y)
+
+
 def test_finetune_with_frozen_body(tiny, file):
     body = dynzoo.from_preset(tiny).get_weights()
     arguments = ["finetune", "tiny", "--data", file, "--epochs", "1", "--freeze-body", "--flip"]

@@ -56,6 +56,7 @@ REFUSED = {
     f"predict {PRESET} gone.png": "There is no file gone.png",
     f"predict {PRESET} pictures --certify-pixels": "--certify-pixels needs pictures of one size",
     f"predict {PRESET} gone.png --output table.txt": "must end in .csv or .json",
+    f"predict {PRESET} gone.png --output file/table.csv": "file is not a folder",
     "evaluate gone": "There is no preset 'gone'",
     f"evaluate {PRESET} --limit 0": "--limit: must be at least 1",
     f"evaluate {PRESET} --eps 36/0": "--eps: must be positive numbers",
@@ -65,6 +66,11 @@ REFUSED = {
     f"evaluate {PRESET} --data gone": "`name` must be one of",
     f"evaluate {PRESET} --dataset svhn": "`name` must be one of",
     f"evaluate {PRESET} --output report.pdf": "must end in one of .html",
+    f"evaluate {PRESET} --output file/report.html": "file is not a folder",
+    f"evaluate {PRESET} --output folder.json": "folder.json is a folder",
+    f"evaluate {PRESET} --checkpoint folder.json": "folder.json is a folder",
+    f"evaluate {PRESET} --checkpoint file/state.npz": "file is not a folder",
+    f"evaluate {PRESET} --shards 2 --checkpoint file/parts": "file is not a folder",
     f"evaluate {PRESET} --attacks none --checkpoint state.npz": "--checkpoint needs attacks",
     f"evaluate {PRESET} --norm linf --update-card": "--update-card needs --norm l2",
     f"evaluate {PRESET} --smoothing 0": "`smoothing` must be in",
@@ -73,10 +79,12 @@ REFUSED = {
     f"evaluate {PRESET} --keep-attacks": "--keep-attacks needs --update-card",
     "compare gone.json": "No such file or directory: 'gone.json'",
     "compare file --output table.txt": "must end in one of .html, .json, .csv",
+    "compare file --output folder.json": "folder.json is a folder",
     f"finetune {PRESET}": "one of the arguments --data --dataset is required",
     "finetune gone --dataset digits": "There is no preset 'gone'",
     f"finetune {PRESET} --data gone.npz": "There is no data file gone.npz",
     f"finetune {PRESET} --dataset digits --output pictures": "pictures exists already",
+    f"finetune {PRESET} --dataset digits --output file/new": "file is not a folder",
     f"finetune {PRESET} --dataset digits --num-classes 1": "--num-classes must be",
     f"finetune {PRESET} --dataset digits --learning-rate 0": "`learning_rate` must be positive",
     f"finetune {PRESET} --dataset digits --crop-padding 32": "integer in [0, 32)",
@@ -99,11 +107,13 @@ REFUSED = {
     "import file --arch file --network -1": "--network: must be at least 0",
     "import a.onnx --arch file": "--arch and --network go with weights of PyTorch",
     "import file --arch file --output file": "file exists and is not a preset",
+    "import file --arch file --output file/new": "file is not a folder",
     "import file --arch file --dataset svhn": "`name` must be one of",
     f"export {PRESET} --format tflite": "invalid choice: 'tflite'",
     "export gone --format onnx": "There is no preset 'gone'",
     f"export {PRESET} --format torch --data gone.npz": "There is no data file gone.npz",
     f"export {PRESET} --format torch --output pictures": "pictures exists already",
+    f"export {PRESET} --format torch --output file/new": "file is not a folder",
     f"export {PRESET} --format saved_model": "Format 'saved_model' cannot be written here",
 }
 SCRIPT = """
@@ -128,6 +138,7 @@ def answers(tmp_path_factory):
     (folder / "file").touch()
     (folder / "a.onnx").touch()
     (folder / "pictures").mkdir()
+    (folder / "folder.json").mkdir()
     for size in (5, 6):
         Image.fromarray(np.zeros((size, 5, 3), np.uint8)).save(folder / f"pictures/{size}.png")
     done = subprocess.run(

@@ -111,11 +111,13 @@ def test_files(both, tmp_path):
 def test_reports_that_cannot_be_compared_are_refused(reports):
     first, second = reports
     other = {**second.per_image, "labels": (second.per_image["labels"] + 1) % 10}
+    larger = {**second.details, "image_shape": [81]}
     for wrong, message in (
         ([], "at least one"),
         ([first, replace(second, norm="linf")], "agree in their norm"),
         ([first, replace(second, robust={0.1: 0.5})], "agree in their eps"),
         ([first, replace(second, per_image=other)], "of the same images"),
+        ([first, replace(second, details=larger)], r"shape of images. Received: \[64\] and \[81\]"),
     ):
         with pytest.raises(ValueError, match=message):
             compare(wrong)
@@ -124,6 +126,19 @@ def test_reports_that_cannot_be_compared_are_refused(reports):
     notes = compare([first, replace(second, details={**second.details, "seed": 9})]).notes
     assert len(notes) == 1 and "seed" in notes[0]
     assert len(set(compare([first, first]).names)) == 2
+
+
+def test_attacks_of_other_strength_are_told_apart(tmp_path):
+    x, y = held_out(10)
+    weak, strong = (
+        evaluate(ridge(), x, y, eps=EPS, attacks=[PGD(steps=steps)], checks="quick")
+        for steps in (1, 9)
+    )
+    saved = read_report(strong.save(tmp_path / "strong.json"))
+    for other in (strong, saved):
+        (note,) = compare([weak, other], ["a", "b"]).notes
+        assert note.endswith("settings: a: PGD-margin steps 1; b: PGD-margin steps 9.")
+        assert compare([strong, other], ["a", "b"]).notes == []
 
 
 # --- saved reports ---

@@ -26,6 +26,7 @@ from dynzoo.robustness.checks.warning import EvaluationWarning
 from dynzoo.robustness.comparison import compare
 from dynzoo.robustness.evaluation import CertificateViolation, evaluate
 from dynzoo.utils.formatting import percent
+from dynzoo.zoo.measurement import measure
 
 EPS = (0.1, 0.3, 0.5)
 
@@ -184,6 +185,9 @@ def test_attacks_may_be_names_objects_or_factories(nearest):
     ("arguments", "message"),
     [
         ({"norm": "l1"}, "`norm` must be one of"),
+        ({"norm": "Linf", "attacks": "none"}, "`norm` must be one of 'l2', 'linf'"),
+        ({"batch_size": 0, "attacks": "none"}, "`batch_size` must be a positive integer"),
+        ({"seed": -1, "attacks": "none"}, "`seed` must be a non-negative integer"),
         ({"eps": ()}, "`eps` must hold at least one"),
         ({"eps": (0.1, -1)}, "`eps` must be in"),
         ({"eps": "36/255"}, "`eps` must be in .*Received: eps='36/255'"),
@@ -203,6 +207,21 @@ def test_wrong_arguments(nearest, arguments, message):
     x, y = held_out(20)
     with pytest.raises(ValueError, match=message):
         evaluate(nearest, **{"x": x, "y": y, "certificate": False, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        # Of images that are right 0.1 from the answer in L2, none is proved at 0.1 in Linf.
+        ({"norm": "Linf"}, "`norm` must be one of 'l2', 'linf'"),
+        ({"norm": "l1"}, "`norm` must be one of 'l2', 'linf'"),
+        ({"eps": [0.1, 1e308]}, "`eps` must be at most 8, the size of all images"),
+        ({"norm": "linf", "eps": [2.0]}, "`eps` must be at most 1, the size of all images"),
+    ],
+)
+def test_what_is_certified_alone_has_a_norm_and_radii(nearest, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        measure(nearest, *held_out(4), **{"attacks": "none", "eps": [0.1], **arguments})
 
 
 def test_model_with_nan_weights_is_refused():

@@ -223,3 +223,18 @@ def test_parts_of_a_queue_make_the_report_of_one_command(tmp_path, capsys):
     assert main(["merge", parts, "--output", str(merged)]) == 0
     assert main([*given, "--shards", "3", "--output", str(whole)]) == 0
     assert merged.read_text() == whole.read_text()
+
+
+def test_parts_of_a_network_without_a_certificate(tmp_path, capsys):
+    x, y = np.random.default_rng(0).random((4, 3, 2, 1)).astype("float32"), np.arange(4) % 3
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    layers = [keras.Input((3, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(3)]
+    layers.append(keras.layers.LayerNormalization())
+    preset, parts = str(tmp_path / "preset"), str(tmp_path / "parts")
+    save_to_preset(keras.Sequential(layers), preset)
+    given = ["evaluate", preset, "--data", str(tmp_path / "d.npz"), "--attacks", "fgsm"]
+    given += ["--eps", "0.05", "--checkpoint", parts]
+    for number in (1, 2):
+        assert main([*given, "--shard", f"{number}/2"]) == 0
+    assert main(["merge", parts]) == 0
+    assert "no certificate: Layer 'layer_normalization" in capsys.readouterr().out

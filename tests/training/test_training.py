@@ -210,6 +210,56 @@ def test_a_run_made_shorter_before_its_first_look_keeps_its_last_epoch(data, tmp
     assert metadata["training"]["chosen"] == "last epoch"
 
 
+def rewritten(source, path, change):
+    """A checkpoint with something changed in its state and its arrays, at another place."""
+    with np.load(source) as file:
+        arrays = dict(file)
+    state = json.loads(arrays["state"].tobytes())
+    change(state, arrays)
+    arrays["state"] = np.frombuffer(json.dumps(state).encode(), dtype=np.uint8)
+    np.savez(path, **arrays)
+    return arrays
+
+
+@pytest.mark.parametrize("there", [None, 1, 2])
+def test_the_weights_that_a_card_names_are_those_of_the_preset(whole, data, tmp_path, there):
+    """A finished run whose second epoch was the best, with no best weights or those of an epoch."""
+    output = Path(shutil.copytree(whole[0], tmp_path / "run"))
+
+    def second_is_best(state, arrays):
+        for row, figure in zip(state["history"], (10.0, 50.0, 20.0), strict=True):
+            row["val_certified"] = figure
+
+    def other_weights(state, arrays):
+        state["epoch"] = there
+        arrays["weight_0000"] = arrays["weight_0000"][..., ::-1]  # as orthonormal as before
+
+    rewritten(output / "checkpoint.npz", output / "checkpoint.npz", second_is_best)
+    (output / "best.npz").unlink()
+    if there:
+        kept = rewritten(whole[0] / "best.npz", output / "best.npz", other_weights)
+    before = {p.name: p.read_bytes() for p in output.glob("*.*")}
+    if there != 2:
+        what = "is missing" if there is None else "holds those after epoch 1"
+        with pytest.raises(CheckpointError, match=f"weights after epoch 2, but .*best.npz {what}"):
+            run(output, data, recipe(keep="best"), resume=True)
+        assert {p.name: p.read_bytes() for p in output.glob("*.*")} == before
+        return
+    weights, _ = run(output, data, recipe(keep="best"), resume=True)
+    assert_same_weights(weights, [kept[f"weight_{i:04}"] for i in range(len(weights))])
+    metadata = json.loads((output / "preset" / "metadata.json").read_text())
+    assert metadata["training"]["chosen"].startswith("epoch 2, best held-out")
+
+
+def test_a_run_killed_before_its_best_weights_are_written_makes_them_again(data, tmp_path):
+    config, output = recipe(keep="best", epochs=1), tmp_path / "run"
+    expected, _ = run(output, data, config)
+    (output / "best.npz").unlink()
+    weights, _ = run(output, data, config, resume=True)
+    assert_same_weights(weights, expected)
+    assert (output / "best.npz").exists()
+
+
 @slow_elsewhere
 def test_no_epoch_without_a_look_leaves_a_checkpoint(data, tmp_path, monkeypatch):
     written = []
@@ -222,9 +272,9 @@ def test_no_epoch_without_a_look_leaves_a_checkpoint(data, tmp_path, monkeypatch
     monkeypatch.setattr(training.checkpoints, "write", noted)
     _, messages = run(tmp_path / "run", data, recipe(validate_every=5, average=[1, 3]))
     # what is averaged is kept all the same, and the last epoch is always looked at
-    assert [name for name, _ in written] == ["epoch_1.npz", "epoch_3.npz", "best.npz"] + [
-        "checkpoint.npz"
-    ]
+    averaged = ["epoch_1.npz", "epoch_3.npz"]
+    # the checkpoint first: of a run that is killed after it the best weights can be had from it
+    assert [name for name, _ in written] == [*averaged, "checkpoint.npz", "best.npz"]
     said = [line for line in messages if line.startswith("epoch ")]
     assert ["held-out" in line for line in said] == [False, False, True]
 
@@ -279,9 +329,12 @@ def test_a_run_is_not_overwritten_or_mixed_up(stopped, data):
     ):
         with pytest.raises(CheckpointError, match="belongs to another recipe"):
             run(stopped, data, other, resume=True)
-    optimizer = recipe(optimizer={"name": "sgd", "learning_rate": 0.1})
+    optimizer = recipe(optimizer={"name": "adam", "learning_rate": 0.02, "amsgrad": True})
     with pytest.raises(CheckpointError, match="optimizer variables of another model or optimizer"):
         run(stopped, data, optimizer, resume=True)
+    alike = recipe(optimizer={"name": "adamw", "learning_rate": 0.02})
+    with pytest.raises(CheckpointError, match="trained with the optimizer 'adam', not 'adamw'"):
+        run(stopped, data, alike, resume=True)
     assert (stopped / "checkpoint.npz").read_bytes() == before
 
 
@@ -300,6 +353,18 @@ def test_a_run_goes_on_with_the_same_images_only(stopped, data, tmp_path):
     assert (output / "checkpoint.npz").read_bytes() == before
     shutil.copytree(output, tmp_path / "copy")
     run(tmp_path / "copy", tmp_path / "floats.npz", resume=True, max_seconds=1e-9)
+
+
+def test_held_out_images_are_judged_by_one_radius(stopped, data):
+    """Else epochs at one radius would be compared with epochs at another, and logged as such."""
+    for evaluation in ({"eps": ["72/255"]}, {"norm": "linf"}):
+        with pytest.raises(CheckpointError, match=r"certified at 0.141176 in l2, the first of"):
+            run(stopped, data, RECIPE | {"evaluation": evaluation}, resume=True)
+    old = stopped / "checkpoint.npz"
+    rewritten(old, old, lambda state, arrays: state.pop("judged"))  # from before it was written
+    more = {"eps": ["36/255", "1/2"]}
+    run(stopped, data, RECIPE | {"evaluation": more}, resume=True, max_seconds=1e-9)
+    assert state_of(stopped)["judged"] == ["l2", 36 / 255]
 
 
 def test_the_bar_counts_the_epochs_of_the_run(stopped, data, tmp_path, capsys):
