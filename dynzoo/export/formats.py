@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from dynzoo.utils.files import folder_of
+
 __all__ = ["FORMATS", "Format", "check_available", "check_writable"]
 
 
@@ -66,7 +68,7 @@ def check_writable(path: str | os.PathLike[str], format: str, backend: str, run:
         ValueError, FileExistsError: naming the reason; see `check_available`.
     """
     check_available(format, backend, run)
-    target = Path(path).absolute()
+    target = folder_of(path)
     if os.path.lexists(target):
         raise FileExistsError(f"{target} exists already: choose another folder.")
     return target
@@ -83,7 +85,7 @@ def check_available(format: str, backend: str, run: bool) -> None:
     Raises:
         ValueError: naming the reason and the way around.
     """
-    if format not in FORMATS:
+    if not isinstance(format, str) or format not in FORMATS:
         raise ValueError(f"`format` must be one of {', '.join(FORMATS)}. Received: {format!r}")
     about = FORMATS[format]
     if backend not in about.packages:

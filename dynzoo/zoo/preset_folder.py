@@ -32,6 +32,7 @@ from dynzoo.data.datasets import DATASETS
 from dynzoo.inference import class_names as labels
 from dynzoo.inference.image_checks import declare_range, input_range
 from dynzoo.utils import interruption
+from dynzoo.utils.arguments import listed
 from dynzoo.utils.strict_json import short
 from dynzoo.utils.tensorflow_import import serialized
 
@@ -197,8 +198,15 @@ def save_to_preset(
     >>> dynzoo.from_preset("my_preset").output_shape
     (None, 3)
     """
-    target = Path(path).absolute()
+    target = files.folder_of(path)
     files.check_target(target, overwrite)
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a Keras model. Received: model={model!r}")
+    if not isinstance(metadata, Mapping | None):
+        raise ValueError(
+            f"`metadata` must be a mapping of names to values or None. Received: {metadata!r}"
+        )
+    metadata = json.loads(files.to_json(metadata or {}))  # plain values, as they are read again
     if weights_dtype not in ("float32", "float16"):
         raise ValueError(
             f"`weights_dtype` must be 'float32' or 'float16'. Received: {weights_dtype!r}"
@@ -221,20 +229,20 @@ def save_to_preset(
         version = _save_weights(bare, work, weights_dtype)
         about = {
             "name": target.name,
-            **(metadata or {}),
+            **metadata,
             "format": version,
             "input_shape": list(bare.input_shape[1:]),
             "num_classes": bare.output_shape[-1],
             "parameters": bare.count_params(),
-            **_known(model, metadata or {}),
+            **_known(model, metadata),
             "versions": _versions(),
             "saved": datetime.now(UTC).strftime("%Y-%m-%d"),
             "files": {file.name: files.sha256(file) for file in sorted(work.iterdir())},
         }
         text = files.to_json(about)
         (work / "metadata.json").write_text(text, encoding="utf-8")
+        _check_readable(bare, work, target)  # the card takes the metadata for what they must be
         (work / "README.md").write_text(model_card(json.loads(text)), encoding="utf-8")
-        _check_readable(bare, work, target)
         files.move_into_place(work, target)
 
 
@@ -324,10 +332,10 @@ def _known(model: keras.Model, metadata: Mapping[str, Any]) -> dict[str, Any]:
     if names is None and "dataset" not in metadata:
         names = labels.names_of(model)
     extent = metadata.get("input_range") or input_range(model)
-    known: dict[str, Any] = {"input_range": None if extent is None else list(extent)}
+    known: dict[str, Any] = {"input_range": None if extent is None else listed(extent)}
     # what the caller names is checked as it stands; what the model had may be of other classes
     if names and (metadata.get("class_names") or len(names) == classes):
-        known["class_names"] = list(names)
+        known["class_names"] = listed(names)
     if len(model.input_shape) == 4:
         known["resizing"] = RESIZING
     return {key: value for key, value in known.items() if value is not None}

@@ -501,6 +501,43 @@ def test_bad_metadata_leaves_nothing_behind(tmp_path, metadata):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (["dataset"], "`metadata` must be a mapping"),
+        ({"class_names": "abcd"}, "class_names must be a list of 4 texts"),
+        ({"class_names": [1, 2, 3, 4]}, "class_names must be a list of 4 texts"),
+        ({"input_range": 3}, "input_range must be two finite numbers"),
+        ({"input_range": "ab"}, "input_range must be two finite numbers"),
+    ],
+)
+def test_metadata_of_another_kind_are_named(metadata, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        preset_folder.save_to_preset(_model(), tmp_path / "no", metadata)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_of_names_and_ends_are_taken(tmp_path):
+    about = {"class_names": np.array(list("abcd")), "input_range": np.array([0.0, 2.0])}
+    preset_folder.save_to_preset(_model(), tmp_path / "new", about)
+    written = preset_files.read_metadata(tmp_path / "new")
+    assert written["class_names"] == list("abcd") and written["input_range"] == [0.0, 2.0]
+
+
+def test_what_is_saved_and_where_is_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("", ".", tmp_path, tmp_path.parent, None, 3, b"x"):
+        with pytest.raises(ValueError, match="`path` must be "):
+            preset_folder.save_to_preset(_model(), path)
+    assert tmp_path.samefile(".") and not list(tmp_path.iterdir())
+    for model in (None, "model", layers.Dense(3)):
+        with pytest.raises(ValueError, match="`model` must be a Keras model"):
+            preset_folder.save_to_preset(model, "new")
+    for name in (None, 3, b"a/b", ["a/b"]):
+        with pytest.raises(ValueError, match="`repository` must be 'owner/name'"):
+            preset_folder.push_to_hub(_model(), name)
+
+
 def test_numpy_numbers_become_plain_ones(tmp_path):
     metadata = {"accuracy": np.float32(0.5), "eps": np.array([1, 2])}
     preset_folder.save_to_preset(_model(), tmp_path / "yes", metadata)
