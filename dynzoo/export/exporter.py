@@ -107,6 +107,8 @@ def export_model(
     """
     target = check_target(path, format, check)
     _check_model(model)
+    if not isinstance(source, Mapping | None):
+        raise ValueError(f"`source` must be a mapping or None. Received: source={source!r}")
     certificate = certificate_of(model)
     graph = _graph(model, format)
     if radii:

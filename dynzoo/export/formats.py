@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from dynzoo.utils.files import check_place
+from dynzoo.utils.files import check_place, folder_of
 
 __all__ = ["FORMATS", "Format", "check_available", "check_writable"]
 
@@ -68,7 +68,7 @@ def check_writable(path: str | os.PathLike[str], format: str, backend: str, run:
         ValueError, OSError: naming the reason; see `check_available`.
     """
     check_available(format, backend, run)
-    target = Path(path).absolute()
+    target = folder_of(path)
     if os.path.lexists(target):
         raise FileExistsError(f"{target} exists already: choose another folder.")
     return check_place(target, folder=True)
@@ -85,7 +85,7 @@ def check_available(format: str, backend: str, run: bool) -> None:
     Raises:
         ValueError: naming the reason and the way around.
     """
-    if format not in FORMATS:
+    if not isinstance(format, str) or format not in FORMATS:
         raise ValueError(f"`format` must be one of {', '.join(FORMATS)}. Received: {format!r}")
     about = FORMATS[format]
     if backend not in about.packages:

@@ -15,6 +15,7 @@ from dynzoo.utils import interruption
 __all__ = [
     "check_output",
     "check_place",
+    "folder_of",
     "move_into_place",
     "sha256",
     "to_json",
@@ -102,6 +103,23 @@ def to_json(metadata: Mapping[str, Any]) -> str:
         return json.dumps(metadata, indent=2, default=plain, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ValueError(f"`metadata` must be what JSON can hold. Received: {error}") from error
+
+
+def folder_of(path: Any) -> Path:
+    """The absolute path of a folder to write, or a ValueError that names the argument.
+
+    The working directory is no such folder: what is moved into its place is another one, in which
+    the process, and the shell that began it, would no longer be.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise ValueError(f"`path` must be the path of a folder. Received: path={path!r}")
+    target = Path(path).absolute()
+    if target.is_dir() and any(target.samefile(p) for p in (Path.cwd(), *Path.cwd().parents)):
+        raise ValueError(
+            "`path` must be a folder that the working directory is not in: it is written anew. "
+            f"Received: path={str(path)!r}"
+        )
+    return target
 
 
 def move_into_place(work: Path, target: Path) -> None:

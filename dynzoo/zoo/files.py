@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dynzoo.utils import strict_json
+from dynzoo.utils.files import folder_of as folder_of
 from dynzoo.utils.files import move_into_place as move_into_place
 from dynzoo.utils.files import sha256 as sha256
 from dynzoo.utils.files import to_json as to_json

@@ -65,7 +65,8 @@ def to_hub(folder: Path, repository: str, private: bool = False) -> str:
 
 def checked_repository(repository: str) -> str:
     """``"owner/name"``, if it is that, with or without ``hf://`` before it."""
-    match = _ADDRESS.fullmatch(repository.removeprefix(PREFIX))
+    text = repository.removeprefix(PREFIX) if isinstance(repository, str) else ""
+    match = _ADDRESS.fullmatch(text)
     if match is None or match[3]:
         raise ValueError(f"`repository` must be 'owner/name'. Received: {repository!r}")
     return f"{match[1]}/{match[2]}"

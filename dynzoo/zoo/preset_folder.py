@@ -13,7 +13,6 @@ family of presets".
 
 import copy
 import json
-import numbers
 import os
 import tempfile
 import uuid
@@ -33,6 +32,7 @@ from dynzoo.data.datasets import DATASETS
 from dynzoo.inference import class_names as labels
 from dynzoo.inference.image_checks import declare_range, input_range
 from dynzoo.utils import interruption
+from dynzoo.utils.arguments import listed
 from dynzoo.utils.strict_json import short
 from dynzoo.utils.tensorflow_import import serialized
 
@@ -40,7 +40,7 @@ from dynzoo.utils.tensorflow_import import serialized
 from dynzoo.utils.version import version
 from dynzoo.zoo import downloads, files, hub, shipped, variants, weight_parts, weights_file
 from dynzoo.zoo.cards import model_card
-from dynzoo.zoo.declared_sizes import Declared, check_numbers, check_tensors, planned
+from dynzoo.zoo.declared_sizes import MAX_ENTRIES, Declared, check_numbers, check_tensors, planned
 from dynzoo.zoo.metadata_check import check_metadata
 from dynzoo.zoo.safe_config import check_config, without_compile_config
 from dynzoo.zoo.shipped import presets as presets
@@ -114,6 +114,11 @@ def from_preset(
         raise ValueError(
             "`features_only` leaves out the layer that `num_classes` is about. "
             f"Received: num_classes={num_classes}, features_only={features_only}"
+        )
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise ValueError(
+            "`name_or_path` must be the name of a preset or a path. "
+            f"Received: name_or_path={name_or_path!r}"
         )
     folder, metadata = _whole(os.fspath(name_or_path))
     model, config = _load(folder, metadata, load_weights)
@@ -193,8 +198,15 @@ def save_to_preset(
     >>> dynzoo.from_preset("my_preset").output_shape
     (None, 3)
     """
-    target = Path(path).absolute()
+    target = files.folder_of(path)
     files.check_target(target, overwrite)
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a Keras model. Received: model={model!r}")
+    if not isinstance(metadata, Mapping | None):
+        raise ValueError(
+            f"`metadata` must be a mapping of names to values or None. Received: {metadata!r}"
+        )
+    metadata = json.loads(files.to_json(metadata or {}))  # plain values, as they are read again
     if weights_dtype not in ("float32", "float16"):
         raise ValueError(
             f"`weights_dtype` must be 'float32' or 'float16'. Received: {weights_dtype!r}"
@@ -217,20 +229,20 @@ def save_to_preset(
         version = _save_weights(bare, work, weights_dtype)
         about = {
             "name": target.name,
-            **(metadata or {}),
+            **metadata,
             "format": version,
             "input_shape": list(bare.input_shape[1:]),
             "num_classes": bare.output_shape[-1],
             "parameters": bare.count_params(),
-            **_known(model, metadata or {}),
+            **_known(model, metadata),
             "versions": _versions(),
             "saved": datetime.now(UTC).strftime("%Y-%m-%d"),
             "files": {file.name: files.sha256(file) for file in sorted(work.iterdir())},
         }
         text = files.to_json(about)
         (work / "metadata.json").write_text(text, encoding="utf-8")
+        _check_readable(bare, work, target)  # the card takes the metadata for what they must be
         (work / "README.md").write_text(model_card(json.loads(text)), encoding="utf-8")
-        _check_readable(bare, work, target)
         files.move_into_place(work, target)
 
 
@@ -320,10 +332,10 @@ def _known(model: keras.Model, metadata: Mapping[str, Any]) -> dict[str, Any]:
     if names is None and "dataset" not in metadata:
         names = labels.names_of(model)
     extent = metadata.get("input_range") or input_range(model)
-    known: dict[str, Any] = {"input_range": None if extent is None else list(extent)}
+    known: dict[str, Any] = {"input_range": None if extent is None else listed(extent)}
     # what the caller names is checked as it stands; what the model had may be of other classes
     if names and (metadata.get("class_names") or len(names) == classes):
-        known["class_names"] = list(names)
+        known["class_names"] = listed(names)
     if len(model.input_shape) == 4:
         known["resizing"] = RESIZING
     return {key: value for key, value in known.items() if value is not None}
@@ -442,10 +454,13 @@ def _with_classes(
     model: keras.Model, config: dict[str, Any], num_classes: int, folder: Path
 ) -> keras.Model:
     head = model.layers[-1]
-    if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
-        raise ValueError(f"`num_classes` must be an integer >= 2. Received: {num_classes!r}")
+    if not variants.is_size(num_classes) or not 2 <= num_classes <= MAX_ENTRIES:
+        raise ValueError(
+            f"`num_classes` must be an integer >= 2 and <= {MAX_ENTRIES:,}. "
+            f"Received: {num_classes!r}"
+        )
     num_classes = int(num_classes)
-    if getattr(head, "units", None) == num_classes:
+    if getattr(head, "units", None) == num_classes == model.output_shape[-1]:
         return model
     layers = config["config"].get("layers", [])
     named = (layer for layer in layers if layer["config"].get("name") == head.name)
@@ -456,7 +471,17 @@ def _with_classes(
             f"Received: num_classes={num_classes}"
         )
     entry["config"]["units"] = num_classes
-    resized = _deserialize(config, folder)
+    reason = f"what {head.name!r} gives is a part of the logits alone."
+    resized = None
+    try:
+        resized = _deserialize(config, folder)
+    except ValueError as error:
+        reason = short(error.__cause__ or error)
+    if resized is None or resized.output_shape[-1] != num_classes:
+        raise ValueError(
+            f"`num_classes` cannot be changed in {model.name!r}: {reason} "
+            f"Received: num_classes={num_classes}"
+        )
     for old, new in zip(model.layers[:-1], resized.layers[:-1], strict=True):
         new.set_weights(old.get_weights())
     return resized
@@ -486,8 +511,10 @@ def _with_preprocessing(
     names = {layer.name for layer in model.layers}
     pixels, resize = (_free_name(name, names) for name in ("pixels", "resize"))
     x = keras.Input((*size, channels), name=pixels)
-    y = dynzoo.layers.Resize(height, width, value_range=(0.0, 255.0), name=resize)(x)
-    y = keras.layers.Rescaling(1 / 255, name=entrance)(y)
+    # pixels keep their digits, whatever policy Keras has
+    arguments = {"value_range": (0.0, 255.0), "name": resize, "dtype": "float32"}
+    y = dynzoo.layers.Resize(height, width, **arguments)(x)
+    y = keras.layers.Rescaling(1 / 255, name=entrance, dtype="float32")(y)
     before = serialized(keras.Model(x, y))["config"]["layers"]
     network["layers"][place : place + 1] = before
     network["input_layers"] = [pixels, 0, 0]
@@ -498,9 +525,14 @@ def _with_preprocessing(
 
 def _checked_size(image_size: tuple[int, int]) -> tuple[int, int]:
     size = tuple(image_size) if isinstance(image_size, (tuple, list)) else ()
-    if len(size) != 2 or not all(isinstance(n, numbers.Integral) and n > 0 for n in size):
+    if len(size) != 2 or not all(variants.is_size(n) for n in size):
         raise ValueError(
             "`image_size` must be (height, width), positive integers, or None. "
+            f"Received: image_size={image_size!r}"
+        )
+    if int(size[0]) * int(size[1]) > MAX_ENTRIES:
+        raise ValueError(
+            f"`image_size` must have at most {MAX_ENTRIES:,} pixels. "
             f"Received: image_size={image_size!r}"
         )
     return int(size[0]), int(size[1])

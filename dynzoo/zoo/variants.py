@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import warnings
 from typing import Any
@@ -10,8 +11,9 @@ import keras
 
 from dynzoo.utils.strict_json import short
 from dynzoo.utils.tensorflow_import import config_of
+from dynzoo.zoo.declared_sizes import MAX_ENTRIES
 
-__all__ = ["FreshWeightsWarning", "features", "note_policy", "rebuilt"]
+__all__ = ["FreshWeightsWarning", "features", "is_size", "note_policy", "rebuilt"]
 
 _POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -52,7 +54,7 @@ def rebuilt(model: keras.Model, input_shape: Any, dtype: Any) -> keras.Model:
     >>> rebuilt(keras.Sequential(layers), (12, 12, 1), None).input_shape
     (None, 12, 12, 1)
     """
-    shape = model.input_shape[1:] if input_shape is None else _checked(input_shape, model)
+    shape = model.input_shape[1:] if input_shape is None else _checked_shape(input_shape, model)
     if dtype is not None and _policy_name(dtype) not in _POLICIES:
         raise ValueError(
             f"`dtype` must be one of {', '.join(map(repr, _POLICIES))} or None. "
@@ -70,11 +72,13 @@ def rebuilt(model: keras.Model, input_shape: Any, dtype: Any) -> keras.Model:
         return copies[id(operation)]
 
     entrance = next(la for la in model._flatten_layers() if isinstance(la, keras.layers.InputLayer))
-    inputs = keras.Input(shape, name=entrance.name)
+    inputs = keras.Input(shape, name=entrance.name, dtype=entrance.dtype)
     channels = model.input_shape[-1]
     x = inputs
     if shape[-1:] != model.input_shape[-1:]:
-        x = keras.layers.Concatenate(name=f"{entrance.name}_repeated")([inputs] * channels)
+        # pixels stay as they come, whatever policy Keras has
+        name = f"{entrance.name}_repeated"
+        x = keras.layers.Concatenate(name=name, dtype="float32")([inputs] * channels)
     graph = keras.Model(model.inputs[0], model.outputs[0])  # of a Sequential, too
     try:
         # as `keras.models.clone_model` does it, whose input may not be what another layer gives
@@ -93,7 +97,7 @@ def features(model: keras.Model) -> keras.Model:
     """The model up to what its last layer takes.
 
     Raises:
-        ValueError: if that is not one tensor.
+        ValueError: if that is not one tensor, or the last layer alone does not give the output.
 
     Example:
 
@@ -103,13 +107,20 @@ def features(model: keras.Model) -> keras.Model:
     >>> features(keras.Sequential(layers)).output_shape
     (None, 4)
     """
-    before = model.layers[-1].input
-    if isinstance(before, (list, tuple)):
+    tensor = model.outputs[0]
+    while True:
+        operation, index, _ = tensor._keras_history
+        before = operation._inbound_nodes[index].input_tensors  # of this call, where it has several
+        if isinstance(operation, keras.layers.Layer) or len(before) != 1:
+            break
+        tensor = before[0]  # a bare operation on the logits
+    if len(before) != 1:
+        what = "layer" if isinstance(operation, keras.layers.Layer) else "operation"
         raise ValueError(
-            f"`features_only` needs a model whose last layer takes one tensor; "
-            f"{model.layers[-1].name!r} takes {len(before)}."
+            f"`features_only` needs a model whose last {what} takes one tensor; "
+            f"{operation.name!r} takes {len(before)}."
         )
-    return keras.Model(model.inputs, before, name=f"{model.name}_features")
+    return keras.Model(model.inputs[0], before[0], name=f"{model.name}_features")
 
 
 def note_policy(model: keras.Model) -> None:
@@ -166,16 +177,21 @@ def _policy_name(dtype: Any) -> str:
     return str(getattr(dtype, "name", dtype))
 
 
-def _checked(input_shape: Any, model: keras.Model) -> tuple[int, ...]:
+def _checked_shape(input_shape: Any, model: keras.Model) -> tuple[int, ...]:
     given = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else ()
     if len(model.input_shape) != 4:
         raise ValueError(
             f"`input_shape` needs a preset of images; {model.name!r} takes {model.input_shape}. "
             f"Received: input_shape={input_shape!r}"
         )
-    if len(given) != 3 or not all(isinstance(n, numbers.Integral) and int(n) > 0 for n in given):
+    if len(given) != 3 or not all(is_size(n) for n in given):
         raise ValueError(
             "`input_shape` must be (height, width, channels), positive integers, or None. "
+            f"Received: input_shape={input_shape!r}"
+        )
+    if math.prod(map(int, given)) > MAX_ENTRIES:
+        raise ValueError(
+            f"`input_shape` must have at most {MAX_ENTRIES:,} entries. "
             f"Received: input_shape={input_shape!r}"
         )
     channels = model.input_shape[-1]
@@ -185,3 +201,9 @@ def _checked(input_shape: Any, model: keras.Model) -> tuple[int, ...]:
             f"Received: input_shape={input_shape!r}"
         )
     return tuple(int(n) for n in given)
+
+
+def is_size(value: Any) -> bool:
+    """Whether it counts pixels or channels: a positive integer, and no truth value."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and int(value) > 0

@@ -248,6 +248,17 @@ def test_an_existing_path_is_left_alone(model, tmp_path):
     assert list((tmp_path / "exported").iterdir()) == []
 
 
+def test_arguments_of_another_kind_are_named(model, tmp_path):
+    for path in (None, 3, ""):
+        with pytest.raises(ValueError, match="`path` must be the path of a folder"):
+            export.export_model(model, path, WRITABLE[0], check=False)
+    with pytest.raises(ValueError, match="`format` must be one of"):
+        export.export_model(model, tmp_path / "new", [WRITABLE[0]], check=False)
+    for source in (3, "isometric"):
+        with pytest.raises(ValueError, match="`source` must be a mapping"):
+            export.export_model(model, tmp_path / "new", WRITABLE[0], check=False, source=source)
+
+
 def test_a_model_without_a_certificate_says_so(tmp_path, available):
     model = keras.Sequential(
         [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(3, "softmax")]

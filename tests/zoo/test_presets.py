@@ -143,7 +143,7 @@ def test_same_number_of_classes_keeps_the_head(saved):
     )
 
 
-@pytest.mark.parametrize("num_classes", [0, 1, -2, 2.0, "3", True])
+@pytest.mark.parametrize("num_classes", [0, 1, -2, 2.0, "3", True, 10**12])
 def test_bad_number_of_classes(saved, num_classes):
     with pytest.raises(ValueError, match="`num_classes` must be an integer >= 2"):
         preset_folder.from_preset(saved[1], num_classes=num_classes)
@@ -154,6 +154,46 @@ def test_new_classes_need_a_head_with_units(tmp_path):
     preset_folder.save_to_preset(model, tmp_path / "s")
     with pytest.raises(ValueError, match="last layer has `units`; 'flatten"):
         preset_folder.from_preset(tmp_path / "s", num_classes=3)
+
+
+@pytest.mark.parametrize("num_classes", [4, 3])
+@pytest.mark.parametrize("join", [ops.add, lambda a, b: ops.concatenate([a, b], axis=-1)])
+def test_new_classes_need_logits_of_the_last_layer_alone(join, num_classes, tmp_path):
+    x = keras.Input((4,))
+    model = keras.Model(x, join(layers.Dense(4, name="skip")(x), layers.Dense(4, name="last")(x)))
+    preset_folder.save_to_preset(model, tmp_path / "s")
+    if model.output_shape[-1] == num_classes:
+        same = preset_folder.from_preset(tmp_path / "s", num_classes=num_classes)
+        assert same.output_shape == model.output_shape
+        return
+    with pytest.raises(ValueError, match="`num_classes` cannot be changed in"):
+        preset_folder.from_preset(tmp_path / "s", num_classes=num_classes)
+
+
+def test_a_temperature_behind_the_last_layer_is_kept_with_new_classes(tmp_path):
+    x = keras.Input((4,))
+    model = keras.Model(x, layers.Dense(4)(layers.Dense(5)(x)) / 2.0)
+    preset_folder.save_to_preset(model, tmp_path / "s")
+    assert preset_folder.from_preset(tmp_path / "s", num_classes=3).output_shape == (None, 3)
+    body = preset_folder.from_preset(tmp_path / "s", features_only=True)
+    ones = np.ones((1, 4), "float32")
+    expected = model.layers[1](ones)
+    np.testing.assert_array_equal(backend.to_numpy(body(ones)), backend.to_numpy(expected))
+
+
+def test_features_are_what_the_last_call_takes(tmp_path):
+    x = keras.Input((4,))
+    twice = layers.Dense(4)
+    model = keras.Model(x, twice(twice(x)))
+    preset_folder.save_to_preset(model, tmp_path / "twice")
+    body = preset_folder.from_preset(tmp_path / "twice", features_only=True)
+    ones = np.ones((1, 4), "float32")
+    expected = backend.to_numpy(twice(ones))
+    np.testing.assert_array_equal(backend.to_numpy(body(ones)), expected)
+    model = keras.Model(x, ops.add(layers.Dense(4)(x), layers.Dense(4)(x)))
+    preset_folder.save_to_preset(model, tmp_path / "sum")
+    with pytest.raises(ValueError, match="`features_only` needs .* 'add.*' takes 2"):
+        preset_folder.from_preset(tmp_path / "sum", features_only=True)
 
 
 def test_without_weights_is_fresh(saved):
@@ -169,6 +209,11 @@ def test_unknown_name_lists_the_presets(monkeypatch, tmp_path):
         preset_folder.from_preset("three")
     with pytest.raises(ValueError, match="lacks metadata.json"):
         preset_folder.from_preset(tmp_path)
+    for name in (None, 3, ["one"], b"one"):
+        with pytest.raises(
+            ValueError, match="`name_or_path` must be the name of a preset or a path"
+        ):
+            preset_folder.from_preset(name)
 
 
 def test_names_of_classes_are_kept_for_the_same_classes_only(saved, tmp_path):
@@ -456,6 +501,43 @@ def test_bad_metadata_leaves_nothing_behind(tmp_path, metadata):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (["dataset"], "`metadata` must be a mapping"),
+        ({"class_names": "abcd"}, "class_names must be a list of 4 texts"),
+        ({"class_names": [1, 2, 3, 4]}, "class_names must be a list of 4 texts"),
+        ({"input_range": 3}, "input_range must be two finite numbers"),
+        ({"input_range": "ab"}, "input_range must be two finite numbers"),
+    ],
+)
+def test_metadata_of_another_kind_are_named(metadata, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        preset_folder.save_to_preset(_model(), tmp_path / "no", metadata)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_of_names_and_ends_are_taken(tmp_path):
+    about = {"class_names": np.array(list("abcd")), "input_range": np.array([0.0, 2.0])}
+    preset_folder.save_to_preset(_model(), tmp_path / "new", about)
+    written = preset_files.read_metadata(tmp_path / "new")
+    assert written["class_names"] == list("abcd") and written["input_range"] == [0.0, 2.0]
+
+
+def test_what_is_saved_and_where_is_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("", ".", tmp_path, tmp_path.parent, None, 3, b"x"):
+        with pytest.raises(ValueError, match="`path` must be "):
+            preset_folder.save_to_preset(_model(), path)
+    assert tmp_path.samefile(".") and not list(tmp_path.iterdir())
+    for model in (None, "model", layers.Dense(3)):
+        with pytest.raises(ValueError, match="`model` must be a Keras model"):
+            preset_folder.save_to_preset(model, "new")
+    for name in (None, 3, b"a/b", ["a/b"]):
+        with pytest.raises(ValueError, match="`repository` must be 'owner/name'"):
+            preset_folder.push_to_hub(_model(), name)
+
+
 def test_numpy_numbers_become_plain_ones(tmp_path):
     metadata = {"accuracy": np.float32(0.5), "eps": np.array([1, 2])}
     preset_folder.save_to_preset(_model(), tmp_path / "yes", metadata)
@@ -667,6 +749,10 @@ def test_other_sizes_channels_and_precisions(tmp_path):
         ({"input_shape": (8, 8)}, "`input_shape` must be (height, width, channels)"),
         ({"input_shape": (8, 8, 2)}, "`input_shape` must have 1 or 3 channels"),
         ({"input_shape": (9, 8, 3)}, "`input_shape` is none that"),
+        ({"input_shape": (8, True, 3)}, "`input_shape` must be (height, width, channels)"),
+        ({"input_shape": (10**6, 10**6, 3)}, "`input_shape` must have at most"),
+        ({"preprocess": True, "image_size": (True, 8)}, "`image_size` must be (height, width)"),
+        ({"preprocess": True, "image_size": (10**6, 10**6)}, "`image_size` must have at most"),
         ({"dtype": "int8"}, "`dtype` must be one of 'float32', 'mixed_bfloat16'"),
         ({"features_only": True, "num_classes": 4}, "leaves out the layer that `num_classes`"),
     ],
@@ -686,6 +772,27 @@ def test_a_policy_that_is_not_followed_is_said(tmp_path):
         preset_folder.from_preset(tmp_path / "own", dtype="float32")
     finally:
         keras.config.set_dtype_policy("float32")
+
+
+def test_pixels_keep_their_digits_whatever_policy_keras_has(tmp_path):
+    preset_folder.save_to_preset(tiny_network(), tmp_path / "own")
+    arguments = {"dtype": "float32", "input_shape": (8, 8, 1), "preprocess": True}
+    expected = preset_folder.from_preset(tmp_path / "own", **arguments)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = preset_folder.from_preset(tmp_path / "own", **arguments)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x = 255 * np.random.default_rng(0).random((3, 8, 8, 1)).astype("float32")
+    np.testing.assert_array_equal(backend.to_numpy(model(x)), backend.to_numpy(expected(x)))
+    assert dynzoo.certify(model).lipschitz == dynzoo.certify(expected).lipschitz
+
+
+def test_bytes_stay_bytes_in_another_precision(tmp_path):
+    parts = [keras.Input((4,), dtype="uint8"), layers.Rescaling(1 / 255), layers.Dense(3)]
+    preset_folder.save_to_preset(keras.Sequential(parts), tmp_path / "own")
+    half = preset_folder.from_preset(tmp_path / "own", dtype="mixed_bfloat16")
+    assert half.inputs[0].dtype == "uint8"
 
 
 def test_presets_by_pattern():
