@@ -7,6 +7,7 @@ with it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dynzoo.backend import to_numpy
+from dynzoo.certificates.smoothing_checkpoint import SmoothingCheckpoint
 from dynzoo.inference.answers import NO_ANSWER, answers
 from dynzoo.inference.batch_mixing import mixing_calls, training_calls
 from dynzoo.inference.companions import SAME, differs, find_difference, rounding_of
@@ -33,6 +35,8 @@ _SLACK = 1e-12
 _PART = 8  # images that go to a process at a time
 # A larger image or noise would leave float32.
 _LARGEST = 1e37
+# Is given positions, labels and radii.
+_Take = Callable[[Any, Any, Any], None]
 
 
 def lower_confidence_bound(successes: int, trials: int, alpha: float) -> float:
@@ -217,6 +221,7 @@ class SmoothedClassifier:
         batch_size: int | None = None,
         indices: Iterable[int] | None = None,
         jobs: int | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Label and certified L2 radius of each image; (-1, 0) where it abstains.
 
@@ -227,9 +232,16 @@ class SmoothedClassifier:
             jobs: number of processes that work on parts of the images side by side, one thread
                 each, or of another engine of joblib (see ``dynzoo.evaluate``); labels and radii are
                 those of one process with one thread. ``None`` for none.
+            checkpoint: JSON file of what is found, written every few seconds: killed and called
+                again, with the same model, images and settings, it goes on from there.
 
         Returns:
             (labels (n,) int64, radii (n,) float64 in the units of x).
+
+        Raises:
+            ValueError: if an argument is out of its range, the model's answers show that it mixes
+                examples, or the checkpoint is of something else.
+            OSError: if the checkpoint cannot be written.
 
         Example:
 
@@ -241,49 +253,76 @@ class SmoothedClassifier:
         >>> labels, radii = smooth(model, sigma=0.25, samples=100).radii(x)
         >>> certified_accuracy = np.mean((labels == y) & (radii > 0.25))
         """
+        given, rows = self._check(x, indices)
+        kept = SmoothingCheckpoint(checkpoint, self, given, rows)
+        left = kept.left
+        before = len(given) - len(left)
+
+        def take(places: Any, labels: Any, radii: Any) -> None:
+            kept.add(left[places], labels, radii)
+
+        try:
+            if jobs is not None and integer("jobs", jobs) > 1 and len(left) > 1:
+                self._find_in_parts(given[left], rows[left], batch_size, jobs, take, before)
+            else:
+                self._find(given[left], rows[left], batch_size, take, before)
+        except _RefusedModelError:  # none of whose answers hold
+            kept.remove()
+            raise
+        except BaseException:
+            kept.write()
+            raise
+        kept.write()
+        return kept.labels, kept.radii
+
+    def _find(
+        self, x: np.ndarray, rows: np.ndarray, batch_size: int | None, take: _Take, before: int
+    ) -> None:
+        """Hands over label and radius of one image after the other, of which some came before."""
         from scipy import stats
 
-        given, rows = self._check(x, indices)
-        if jobs is not None and integer("jobs", jobs) > 1 and len(given) > 1:
-            return self._radii_in_parts(given, rows, batch_size, jobs)
-        labels, radii = np.full(len(given), ABSTAIN, np.int64), np.zeros(len(given))
         count = self.selection + self.samples
-        for i, found in self._answers(given, rows, count, batch_size):
+        for i, found in self._answers(x, rows, count, batch_size, before):
             chosen, draws = _counts(found[: self.selection]), found[self.selection :]
-            if not chosen.any():
-                continue
-            label = int(chosen.argmax())
-            bound = lower_confidence_bound(int((draws == label).sum()), len(draws), self.alpha)
-            if bound > 0.5:
-                labels[i] = label
-                radii[i] = self.sigma * float(stats.norm.ppf(bound)) * (1 - _SLACK)
-        return labels, radii
+            label, radius = ABSTAIN, 0.0
+            if chosen.any():
+                most = int(chosen.argmax())
+                bound = lower_confidence_bound(int((draws == most).sum()), len(draws), self.alpha)
+                if bound > 0.5:
+                    label = most
+                    radius = self.sigma * float(stats.norm.ppf(bound)) * (1 - _SLACK)
+            take(i, label, radius)
 
-    def _radii_in_parts(
-        self, x: np.ndarray, rows: np.ndarray, batch_size: int | None, jobs: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """``radii`` of a few images at a time in processes of their own."""
+    def _find_in_parts(
+        self,
+        x: np.ndarray,
+        rows: np.ndarray,
+        batch_size: int | None,
+        jobs: int,
+        take: _Take,
+        before: int,
+    ) -> None:
+        """The same of a few images at a time in processes of their own."""
         names = ("sigma", "samples", "selection", "alpha", "seed", "batch_size")
         content = (self.model, {name: getattr(self, name) for name in names})
         packed = pack(content, [self.model])
         parts = [slice(k, k + _PART) for k in range(0, len(x), _PART)]
-        done = 0
+        done = before
 
         def finished(number: int, result: Any) -> None:
             nonlocal done
+            take(parts[number], *result)
             done += len(result[0])
             if self.progress is not None:
-                self.progress(done, len(x))
+                self.progress(done, before + len(x))
 
-        found = run_jobs(
+        run_jobs(
             _radii_packed,
             [partial(tuple, (packed, x[part], rows[part], batch_size)) for part in parts],
             jobs,
             finished=finished,
             environment={"KERAS_BACKEND": packed.backend},
         )
-        labels, radii = zip(*found, strict=True)
-        return np.concatenate(labels), np.concatenate(radii)
 
     def accuracy(
         self,
@@ -292,6 +331,7 @@ class SmoothedClassifier:
         eps: float | Iterable[float] = (),
         batch_size: int | None = None,
         jobs: int | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> dict[str, Any]:
         """How often the smoothed answer is right, and how often proved right; of g, not the model.
 
@@ -301,6 +341,7 @@ class SmoothedClassifier:
             eps: L2 radius or radii, at least 0, in the units of x.
             batch_size: noisy images per forward pass; the object's own by default.
             jobs: as in ``radii``.
+            checkpoint: as in ``radii``.
 
         Returns:
             ``"clean"`` (abstentions count as wrong), ``"abstained"``, ``"certified"`` with the
@@ -312,7 +353,7 @@ class SmoothedClassifier:
         """
         asked = [number("eps", e, closed="low") for e in listed(eps)]
         y = check_labels(y, len(x), getattr(self.model, "output_shape", (None,))[-1])
-        labels, radii = self.radii(x, batch_size=batch_size, jobs=jobs)
+        labels, radii = self.radii(x, batch_size=batch_size, jobs=jobs, checkpoint=checkpoint)
         right = labels == y
         return {
             "clean": float(right.mean()),
@@ -328,7 +369,12 @@ class SmoothedClassifier:
         return {"type": "randomised smoothing", **{name: getattr(self, name) for name in names}}
 
     def _answers(
-        self, x: np.ndarray, rows: np.ndarray, count: int, batch_size: int | None = None
+        self,
+        x: np.ndarray,
+        rows: np.ndarray,
+        count: int,
+        batch_size: int | None = None,
+        before: int = 0,
     ) -> Iterator[tuple[int, np.ndarray]]:
         """(position, the model's answers to ``count`` noisy copies) of each image in turn."""
         size = self.batch_size if batch_size is None else integer("batch_size", batch_size)
@@ -353,7 +399,7 @@ class SmoothedClassifier:
                 found.append(answers(logits))
             yield i, np.concatenate(found)
             if self.progress is not None:
-                self.progress(i + 1, len(x))
+                self.progress(before + i + 1, before + len(x))
         if first is not None:
             # What the model remembers of so many calls shows now.
             _compare(first[1], predict_logits(self.model, first[0], 1), SAME)
@@ -391,6 +437,10 @@ _MUST = "`model` must be a deterministic function of one example."
 _WHY = "so that draws of noise would not be independent."
 
 
+class _RefusedModelError(ValueError):
+    """Answers show that the model is no function of one example."""
+
+
 def _check_layers(model: Any) -> None:
     """A ValueError where the graph shows what answers would depend on."""
     for name in random_layers(model):
@@ -406,12 +456,12 @@ def _check_layers(model: Any) -> None:
 def _check_answers(model: Any, x: np.ndarray) -> None:
     """A ValueError where the answers show it."""
     if (found := find_difference(model, x)) is not None:
-        raise ValueError(f"{_MUST} It {found}, {_WHY}")
+        raise _RefusedModelError(f"{_MUST} It {found}, {_WHY}")
 
 
 def _compare(before: np.ndarray, after: np.ndarray, tolerance: float) -> None:
     if differs(before, after, tolerance):
-        raise ValueError(
+        raise _RefusedModelError(
             f"{_MUST} The logits of one noisy image change from {before[0]} to {after[0]} with its "
             f"batch, or with what was asked before, {_WHY}"
         )

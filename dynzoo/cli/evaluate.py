@@ -101,7 +101,7 @@ def _add_attacks(parser: ArgumentParser) -> None:
         "--checkpoint",
         metavar="FILE",
         help="an .npz file from which a stopped run goes on; with --jobs, --shards or --shard a "
-        "folder",
+        "folder; smoothing has a .json file beside it",
     )
     parser.add_argument(
         "--jobs",
@@ -203,8 +203,10 @@ def _check_options(options: Namespace, norm: str) -> None:
         name = "--audit" if options.audit else "--update-card"
         raise ValueError(f"{name} is of the Lipschitz bound: leave --local out")
     if options.attacks == ["none"]:
-        if options.checkpoint:
-            raise ValueError("--checkpoint needs attacks: it is they that go on from it")
+        if options.checkpoint and options.smoothing is None:
+            raise ValueError(
+                "--checkpoint needs attacks or --smoothing: it is they that go on from it"
+            )
         if options.shards or options.shard:
             raise ValueError("--shards and --shard need attacks: it is they that are divided")
         parts = (options.local, options.audit, options.corruptions, options.smoothing)
@@ -366,8 +368,13 @@ def plan_of(options: Namespace, norm: str, eps: list[float]) -> dict[str, Any]:
 
 
 def _kept(checkpoint: str | None) -> str:
-    if checkpoint and Path(checkpoint).exists():
-        return f"{checkpoint} has what was attacked so far, go on: {interruption.command()}"
+    from dynzoo.zoo.measurement import smoothing_file  # Keras is loaded by then
+
+    if checkpoint:
+        places = {Path(checkpoint): "attacked", smoothing_file(checkpoint): "smoothed"}
+        found = [f"{place} has what was {what}" for place, what in places.items() if place.exists()]
+        if found:
+            return f"{' and '.join(found)} so far, go on: {interruption.command()}"
     again = f"nothing new was kept, start again: {interruption.command()}"
     return again if checkpoint else f"{again} (with --checkpoint FILE it would go on)"
 

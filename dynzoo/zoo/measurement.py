@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from dynzoo.inference.streamed_images import StreamedImages, chunks
 from dynzoo.robustness.evaluation import evaluate, radii_asked
 from dynzoo.robustness.report import RobustnessReport
 from dynzoo.utils.files import write_atomically
-from dynzoo.utils.formatting import percent, radius_text
+from dynzoo.utils.formatting import clock, percent, radius_text
 from dynzoo.utils.jobs import checked_jobs
 from dynzoo.zoo import files as preset_files
 from dynzoo.zoo.cards import model_card
@@ -33,6 +34,7 @@ _CHUNK = 1024
 _AUDIT: dict[str, Any] = {"pairs": 16, "steps": 40, "restarts": 1}
 # With ten classes or fewer, the first five are too many to say something.
 _TOP5_CLASSES = 11
+_SMOOTHING_LINES = 5.0  # seconds between two of them
 # What of a preset's metadata an evaluation says, and replaces as a whole.
 _MEASURED = (
     "accuracy",
@@ -134,7 +136,8 @@ def measure(
         title: heading of the report.
         tick: called with the number of images that were certified since its last call; with
             `local`, by local bounds.
-        checkpoint: file of an attack that can be stopped and gone on with.
+        checkpoint: file of an attack that can be stopped and gone on with; smoothing goes on from
+            one beside it, `smoothing_file`.
         attack_certified: which attacks try images that are proved at a radius: `"first"`, `"all"`
             or `"none"`.
         audit: search for the steepest slope, which refutes the Lipschitz bound or says how tight
@@ -178,7 +181,8 @@ def measure(
     made, slope, smoothed = None, None, None
     if smoothing is not None:
         noisy = (x[:smoothing_limit], y[:smoothing_limit], eps)
-        smoothed = _smoothed(model, *noisy, smoothing, smoothing_samples, seed, verbose, jobs)
+        kept = None if checkpoint is None else smoothing_file(checkpoint)
+        smoothed = _smoothed(model, *noisy, smoothing, smoothing_samples, seed, verbose, jobs, kept)
     first = slice(len(x) if attacks == "none" else attack_limit)
     if attacks != "none" or report or audit or corruptions or prediction_sets or local:
         claim: Any = certificate
@@ -199,7 +203,7 @@ def measure(
             verbose=verbose,
             class_names=class_names,
             title=title,
-            checkpoint=checkpoint,
+            checkpoint=None if attacks == "none" else checkpoint,
             attack_certified=attack_certified,
             prediction_sets=prediction_sets,
             jobs=None if attacks == "none" and local is None else jobs,
@@ -297,6 +301,11 @@ def _places(
     return places, np.zeros((len(x), 0))
 
 
+def smoothing_file(checkpoint: str | os.PathLike[str]) -> Path:
+    """Where smoothing keeps what it has, beside the checkpoint of attacks."""
+    return Path(f"{Path(checkpoint)}.smoothing.json")
+
+
 def _smoothed(
     model: keras.Model,
     x: np.ndarray,
@@ -307,16 +316,27 @@ def _smoothed(
     seed: int,
     verbose: int,
     jobs: int | None,
+    checkpoint: Path | None,
 ) -> dict[str, Any]:
     """Accuracy of the smoothed classifier, and on how many images."""
     from dynzoo.certificates.smoothing import smooth
 
+    begin = last = time.monotonic()
+    first: int | None = None
+
     def said(done: int, total: int) -> None:
-        if verbose and (done == total or done * 10 // total > (done - 1) * 10 // total):
-            print(f"smoothing: {done} of {total} images", flush=True)
+        nonlocal first, last
+        now = time.monotonic()
+        first = done if first is None else first  # what a checkpoint had took no time
+        if verbose and (done == total or now - last >= _SMOOTHING_LINES):
+            last, each = now, (now - begin) / (done - first + 1)
+            left = f", left {clock(each * (total - done))}"
+            print(
+                f"smoothing: {done} of {total} images  after {clock(now - begin)}{left}", flush=True
+            )
 
     smoothed = smooth(model, sigma, samples=samples, seed=seed, progress=said)
-    return smoothed.accuracy(x, y, eps, jobs=jobs)
+    return smoothed.accuracy(x, y, eps, jobs=jobs, checkpoint=checkpoint)
 
 
 def _paced(tick: Callable[[int], Any], rounds: int) -> Callable[[int], None]:

@@ -1,5 +1,7 @@
 """Randomised smoothing against linear classifiers, where everything is known exactly."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from scipy import stats
 from dynzoo import backend, operators
 from dynzoo.certificates import smoothing
 from dynzoo.certificates.smoothing import lower_confidence_bound, smooth
+from dynzoo.certificates.smoothing_checkpoint import SmoothingCheckpoint
 from dynzoo.layers.convection_diffusion_flow import ConvectionDiffusionFlow
 from dynzoo.layers.graph_diffusion import GraphDiffusion
 
@@ -225,6 +228,91 @@ def test_progress_is_told():
     x = at_distance([0.5, 0.5])
     smooth(linear(W, B), 0.3, samples=10, selection=5, progress=lambda *a: told.append(a)).radii(x)
     assert told == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("jobs", [None, 2])
+def test_a_stopped_run_goes_on_and_ends_with_the_same_radii(jobs, tmp_path):
+    if jobs is not None:
+        pytest.importorskip("joblib")
+    path, x = tmp_path / "state.json", at_distance(np.linspace(-1, 1, 20), 3)
+    model, told = linear(W, B), []
+    settings = {"sigma": 0.5, "samples": 200, "seed": 5}
+    labels, radii = smooth(model, **settings).radii(x)
+    assert (labels == smoothing.ABSTAIN).any() and (radii > 0).any()
+
+    def stop(done, total):
+        told.append((done, total))
+        if done >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        smooth(model, **settings, progress=stop).radii(x, checkpoint=path)
+    kept = json.loads(path.read_text())["positions"]
+    assert 0 < len(kept) < len(x)
+    told.clear()
+    again = smooth(model, **settings, progress=lambda *now: told.append(now))
+    found = again.radii(x, jobs=jobs, checkpoint=path)
+    np.testing.assert_array_equal(found[0], labels)
+    np.testing.assert_array_equal(found[1], radii)
+    assert told[0][0] > len(kept) and told[-1] == (20, 20)
+    told.clear()
+    shares = again.accuracy(x, np.maximum(labels, 0), 0.1, checkpoint=path)
+    assert shares["certified"][0.1] == np.mean(radii > 0.1)
+    assert told == []  # all of it was there
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    path, x = tmp_path / "state.json", at_distance([-1, 1], 3)
+    model, settings = linear(W, B), {"sigma": 0.5, "samples": 100}
+    smooth(model, **settings).radii(x, checkpoint=path)
+    content = path.read_text()
+    for change, what in (
+        ({"model": linear(2 * W, B)}, "model's weights"),
+        ({"sigma": 0.25}, "settings"),
+        ({"seed": 1}, "settings"),
+        ({"x": x + np.float32(1e-6)}, "images"),
+        ({"indices": [1, 0]}, "images"),
+    ):
+        call = {"model": model, "x": x, "indices": None, **settings, **change}
+        images, indices = call.pop("x"), call.pop("indices")
+        with pytest.raises(ValueError, match=f"`checkpoint` must be of .* differs in its {what}"):
+            smooth(**call).radii(images, indices=indices, checkpoint=path)
+    assert path.read_text() == content
+    # more than so many draws can prove, another label, another place, another shape
+    for old, new in (("radii", 9.0), ("radii", -1.0), ("labels", -2), ("positions", 2)):
+        state = json.loads(content)
+        state[old][-1] = new
+        path.write_text(json.dumps(state))
+        with pytest.raises(ValueError, match="`checkpoint` must hold labels and radii"):
+            smooth(model, **settings).radii(x, checkpoint=path)
+    for text in ("", "[]", "{}", content[:-9], content.replace('"labels": [', '"labels": [0, ')):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="state.json is damaged or another file"):
+            smooth(model, **settings).radii(x, checkpoint=path)
+    with pytest.raises(IsADirectoryError):
+        smooth(model, **settings).radii(x, checkpoint=tmp_path)
+
+
+def test_answers_of_a_refused_model_are_not_kept(tmp_path, monkeypatch):
+    path, x = tmp_path / "state.json", at_distance([-1, 1, 2], 3)
+    smoothed, written = smooth(linear(W, B), sigma=0.5, samples=100), []
+
+    def add(self, *_):
+        self.write()
+        written.append(path.exists())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SmoothingCheckpoint, "add", add)
+        # what is compared at the end is another answer than at the beginning
+        patch.setattr(smoothing, "differs", lambda *_: len(written) == len(x))
+        with pytest.raises(ValueError, match="must be a deterministic function of one example"):
+            smoothed.radii(x, checkpoint=path)
+    assert written == [True] * len(x) and not path.exists()
+    # a call that is no good costs nothing
+    smoothed.radii(x[:1], checkpoint=path)
+    with pytest.raises(ValueError, match="`batch_size` must be"):
+        smoothed.radii(x[:1], batch_size=0, checkpoint=path)
+    assert path.exists()
 
 
 def test_noise_is_added_to_the_image_as_it_was_given(monkeypatch):

@@ -1,6 +1,7 @@
 """The smoothed classifier beside the network: measured, on the card, on the leaderboard."""
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ from helpers import normal
 
 import dynzoo
 from dynzoo import cli
-from dynzoo.certificates import UncertifiableLayerError, smooth
+from dynzoo.certificates import UncertifiableLayerError, smooth, smoothing
 from dynzoo.cli.evaluate import show
 from dynzoo.robustness.report import percent, render
 from dynzoo.zoo import leaderboard
@@ -91,6 +92,13 @@ def test_the_command_writes_all_of_it(network, tmp_path, monkeypatch, capsys):
         "--smoothing 0.1 --smoothing-samples 150 --smoothing-limit 5"
     )
     assert cli.main(command.split()) == 0
+    again = [*command.split(), "--checkpoint", "state.npz"]
+    assert cli.main(again) == 0
+    assert len(json.loads(Path("state.npz.smoothing.json").read_text())["radii"]) == 5
+    asked = []
+    monkeypatch.setattr(smoothing, "answers", asked.append)
+    assert cli.main(again) == 0  # all of it is there
+    assert not asked
     assert "under noise of 0.1, 5 images" in capsys.readouterr().out
     about = json.loads((tmp_path / "small" / "metadata.json").read_text())
     assert about["smoothing"]["samples"] == 150
