@@ -10,6 +10,7 @@ from dynzoo.cli.console import pairs, percent, say
 from dynzoo.cli.inputs import find_preset
 from dynzoo.cli.options import add_preset
 from dynzoo.zoo import downloads, shipped
+from dynzoo.zoo.cards import usage
 
 NAME = "info"
 HELP = "say what is known of a preset"
@@ -45,9 +46,8 @@ def run(options: Namespace) -> None:
         }
     )
     say("\nUse it:\n")
-    say("    import dynzoo")
-    say(f'    model = dynzoo.from_preset("{options.preset}")')
-    say("    labels, radii = dynzoo.certify(model).radii(images)  # images: (n, h, w, c) in [0, 1]")
+    for line in usage(options.preset, about):
+        say(f"    {line}" if line else "")
 
 
 def _elsewhere(folder: Path, about: dict[str, Any]) -> str:

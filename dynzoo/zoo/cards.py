@@ -74,7 +74,7 @@ def model_card(metadata: Mapping[str, Any]) -> str:
         str(metadata.get("description") or _what_it_is(metadata)),
         _section("Numbers", _numbers(metadata), _pairs(_evaluation(metadata))),
         _section("Model", _pairs(_model(metadata))),
-        _section("Use", _usage(name)),
+        _section("Use", _usage(name, metadata)),
         _section("Training", _pairs(metadata.get("training"))),
         _section("What the numbers mean, and what they do not", _limits(metadata)),
         _section("References", "\n".join(f"* {_text(r)}" for r in metadata.get("references", []))),
@@ -195,15 +195,41 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _usage(name: str) -> str:
-    return f'''```python
-import dynzoo
+def usage(name: str, metadata: Mapping[str, Any]) -> list[str]:
+    """Lines of Python that load a preset and ask it what can be asked of it.
 
-model = dynzoo.from_preset("{name}")
-labels, radii = dynzoo.certify(model).radii(images)  # images: (n, height, width, channels)
+    A network that `dynzoo.certify` refused has radii as a smoothed classifier, if it was measured
+    as one, and labels alone if not.
+
+    Args:
+        name: name or address of the preset.
+        metadata: its metadata.
+
+    Example:
+
+    >>> usage("mine", {"lipschitz": 1.2})[-1]
+    'labels, radii = dynzoo.certify(model).radii(images)  # images: (n, height, width, channels)'
+    """
+    evaluation = metadata.get("evaluation")
+    warnings = (evaluation.get("warnings") if isinstance(evaluation, Mapping) else None) or ()
+    smoothed, ask = metadata.get("smoothing"), "labels, radii = dynzoo.certify(model).radii(images)"
+    lines = ["import dynzoo", "", f'model = dynzoo.from_preset("{name}")']
+    if metadata.get("lipschitz") is None and "not-certified" in warnings:
+        ask = "labels = model.predict(images).argmax(axis=1)"
+        if isinstance(smoothed, Mapping) and {"sigma", "samples"} <= set(smoothed):
+            settings = f"sigma={smoothed['sigma']}, samples={smoothed['samples']}"
+            lines.append(f"smoothed = dynzoo.certificates.smooth(model, {settings})")
+            ask = "labels, radii = smoothed.radii(images)"
+    return [*lines, f"{ask}  # images: (n, height, width, channels)"]
+
+
+def _usage(name: str, metadata: Mapping[str, Any]) -> str:
+    lines = "\n".join(usage(name, metadata))
+    return f"""```python
+{lines}
 ```
 
-The model comes compiled: `model.fit` and `model.predict` work at once.'''
+The model comes compiled: `model.fit` and `model.predict` work at once."""
 
 
 def _limits(metadata: Mapping[str, Any]) -> str:

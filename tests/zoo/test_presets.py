@@ -693,6 +693,24 @@ def test_card_explains_the_head_and_its_warnings():
     assert "class 0, class 1, class 2, ... class 99; all of them in metadata.json" in many
 
 
+@pytest.mark.parametrize(
+    ("certified", "smoothing"),
+    [(True, None), (False, {"sigma": 0.1, "samples": 50}), (False, None)],
+)
+def test_the_lines_that_a_card_gives_run(certified, smoothing, tmp_path):
+    parts = [keras.Input((3, 3, 1)), layers.Flatten(), layers.Dense(3)]
+    parts += [] if certified else [layers.LayerNormalization()]
+    about = {"smoothing": smoothing, "evaluation": {"warnings": ["not-certified"]}}
+    about = {"lipschitz": 1.0} if certified else about
+    preset_folder.save_to_preset(keras.Sequential(parts), tmp_path / "own", about)
+    lines = cards.usage(str(tmp_path / "own"), about)
+    known = {"images": np.full((2, 3, 3, 1), 0.5, "float32")}
+    exec("\n".join(lines), known)
+    assert known["labels"].shape == (2,)
+    assert ("radii" in known) == (certified or smoothing is not None)
+    assert "\n".join(lines[3:]) in (tmp_path / "own" / "README.md").read_text()
+
+
 def test_card_invents_nothing():
     text = cards.model_card({"name": "bare"})
     for word in ("%", "## Numbers", "## Training", "## Files", "None", "certified radius", "nan"):
