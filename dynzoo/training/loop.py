@@ -180,12 +180,8 @@ def train(
     if not replicas.writes:  # one process speaks for all
         verbose, log = 0, _silent
     with replicas.guard():
-        if pilot is None and not resume and replicas.exists(run.checkpoint):
-            raise checkpoints.CheckpointError(
-                f"{run.checkpoint} exists: pass --resume to go on, or choose another output folder"
-            )
-        if pilot is None and replicas.writes:
-            check_place(run.output, folder=True)
+        if pilot is None:
+            _check_output(run, resume, replicas)
         interruption.keeps(run.kept_so_far)
         if not isinstance(data_file, tuple):  # one that is in memory already
             log(f"{recipe['name']}: reading {data_file or recipe['data']['name']}")
@@ -296,6 +292,16 @@ def _compiled(recipe, num_classes, shape, batches, replicas) -> tuple[_Twin, Los
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
     return _Twin(recipe, model, network, replicas), loss
+
+
+def _check_output(run: Run, resume: bool, replicas) -> None:
+    """That the run folder can be written into, and holds no run that is not to go on."""
+    if not resume and replicas.exists(run.checkpoint):
+        raise checkpoints.CheckpointError(
+            f"{run.checkpoint} exists: pass --resume to go on, or choose another output folder"
+        )
+    if replicas.writes:
+        check_place(run.output, folder=True)
 
 
 def _restore(run: Run, twin: _Twin, log) -> None:
